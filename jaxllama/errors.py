@@ -1,0 +1,28 @@
+"""Errors a user can act on: what failed, actual and expected, where, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class JaxLlamaError(Exception):
+    """Base of every error this project raises on purpose; command lines print it and exit 2."""
+
+
+class ConfigError(JaxLlamaError, ValueError):
+    """A model configuration is contradictory, incomplete or not understood."""
+
+
+class CheckpointError(JaxLlamaError, ValueError):
+    """A checkpoint cannot be read, or does not hold what its configuration promises."""
+
+
+class InputError(JaxLlamaError, ValueError):
+    """A prompt, mask, position, cache or option does not fit the model it is given to."""
+
+
+def join_problems(title: str, problems: Sequence[str]) -> str:
+    """Return one message for all `problems` of one thing: a single line when there is only one."""
+    if len(problems) == 1:
+        return f"{title}: {problems[0]}"
+    return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])

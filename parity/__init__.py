@@ -1,0 +1,1 @@
+"""Proof that a JAX Llama computes what PyTorch computes, tensor by tensor."""
