@@ -1,0 +1,168 @@
+"""Keys and values of past tokens: static shapes, one length per row, every slot accounted for.
+
+A row's tokens lie side by side from slot 0. Pads are never written, so a left-padded, a
+right-padded and an unpadded row of the same text leave the same cache.
+
+Shapes: L layers, B batch, T new tokens, S slots, K kv heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import DTypeLike
+
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from jaxllama.masks import Tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """The state of a conversation, as a pytree; every method returns a new one.
+
+    Attributes:
+        k: rotated keys, in the cache's own dtype.
+        v: values, likewise. Unwritten slots hold zeros: finite, so that a masked slot cannot
+            poison a sum.
+        positions: rotary position of each written slot, in tokens.
+        segments: document number of each written slot (all 0 unless packed).
+        lengths: number of written slots per row.
+        slots: where the tokens of the pending call go; `capacity` for tokens not to be kept.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+    lengths: Int[Array, " B"]
+    slots: Int[Array, "B T"]
+
+    @classmethod
+    def empty(cls, config: LlamaConfig, batch: int, capacity: int, dtype: DTypeLike) -> KVCache:
+        """Return a cache with room for `capacity` tokens in each of `batch` rows.
+
+        Raises:
+            InputError: `batch` or `capacity` is not positive.
+        """
+        if batch < 1 or capacity < 1:
+            raise InputError(
+                f"KVCache.empty: batch {batch}, capacity {capacity}: both must be at least 1"
+            )
+        shape = (
+            config.num_hidden_layers,
+            batch,
+            capacity,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        zeros = jnp.zeros((batch, capacity), jnp.int32)
+        return cls(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            positions=zeros,
+            segments=zeros,
+            lengths=jnp.zeros((batch,), jnp.int32),
+            slots=jnp.zeros((batch, 0), jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Slots per row, in tokens."""
+        return self.k.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values, in bytes."""
+        return self.k.nbytes + self.v.nbytes
+
+    def tokens(self) -> Tokens:
+        """Describe the slots to a mask: which are written, and what stands in them."""
+        slot = jnp.arange(self.capacity, dtype=jnp.int32)
+        return Tokens(
+            positions=self.positions,
+            valid=slot[None, :] < self.lengths[:, None],
+            segments=self.segments,
+        )
+
+    def extend(
+        self,
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+    ) -> KVCache:
+        """Reserve slots for new tokens; the next model call fills them.
+
+        Args:
+            positions: rotary positions of the new tokens.
+            valid: False for pads, which get no slot.
+            segments: document numbers, when several are packed in a row.
+
+        Raises:
+            InputError: shapes differ, or a row has no room. Inside `jit` nothing can be raised:
+                tokens past the end are dropped there, and no written slot is touched.
+        """
+        batch = len(self.lengths)
+        if positions.shape != valid.shape or len(positions) != batch:
+            raise InputError(
+                f"KVCache.extend: positions {positions.shape}, valid {valid.shape}: "
+                f"both must be (B, T) with the cache's B = {batch}"
+            )
+        wanted = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
+        if not isinstance(wanted, jax.core.Tracer) and int(wanted.max()) > self.capacity:
+            row = int(wanted.argmax())
+            raise InputError(
+                f"KVCache.extend: row {row} would hold {int(wanted[row])} tokens, "
+                f"the cache has {self.capacity} slots; make it with a larger capacity, or rewind it"
+            )
+        slots = self.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        slots = jnp.where(valid & (slots < self.capacity), slots, self.capacity)
+        rows = jnp.arange(batch)[:, None]
+        if segments is None:
+            segments = jnp.zeros_like(positions)
+        return dataclasses.replace(
+            self,
+            positions=self.positions.at[rows, slots].set(positions, mode="drop"),
+            segments=self.segments.at[rows, slots].set(segments, mode="drop"),
+            lengths=jnp.minimum(wanted, self.capacity),
+            slots=slots,
+        )
+
+    def rewind(self, lengths: Int[Array, " B"]) -> KVCache:
+        """Forget everything after the first `lengths` tokens of each row.
+
+        Raises:
+            InputError: a length is negative or more than the row holds (outside `jit`).
+        """
+        bad = (lengths < 0) | (lengths > self.lengths)
+        if not isinstance(bad, jax.core.Tracer) and bool(bad.any()):
+            row = int(bad.argmax())
+            raise InputError(
+                f"KVCache.rewind: row {row} holds {int(self.lengths[row])} tokens, "
+                f"cannot rewind it to {int(lengths[row])}"
+            )
+        lengths = jnp.clip(lengths, 0, self.lengths).astype(jnp.int32)
+        return dataclasses.replace(self, lengths=lengths, slots=self.slots[:, :0])
+
+    def write(
+        self,
+        layer: Int[Array, ""] | int,
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+    ) -> KVCache:
+        """Store one layer's keys and values in the reserved slots, rounded to the cache's dtype.
+
+        The scatter drops what lies past the end, where a dynamic-update-slice would clamp its
+        index and overwrite the last valid slot without a word.
+        """
+        rows = jnp.arange(len(self.lengths))[:, None]
+        return dataclasses.replace(
+            self,
+            k=self.k.at[layer, rows, self.slots].set(k.astype(self.k.dtype), mode="drop"),
+            v=self.v.at[layer, rows, self.slots].set(v.astype(self.v.dtype), mode="drop"),
+        )

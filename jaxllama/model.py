@@ -1,0 +1,296 @@
+"""Llama 3, top-down: RMSNorm, attention, MLP, decoder layer, model.
+
+Shapes, here and throughout: B batch, T query tokens, S key slots, N query heads, K kv heads,
+H head dim, D model dim, F mlp dim, V vocabulary, L layers.
+
+Attributes carry the names of Hugging Face checkpoints and weights their orientation [out, in],
+so that loading is a stack over layers and nothing else. Arithmetic happens in `dtype`; norms,
+rotations, softmax and logits in at least float32 - and in float64 when that is the dtype.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import DTypeLike
+
+from jaxllama.attention import Backend, attend
+from jaxllama.cache import KVCache
+from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import widened
+from jaxllama.errors import InputError
+from jaxllama.masks import BoundMask
+from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
+from jaxllama.taps import Tap, untapped
+
+if TYPE_CHECKING:
+    from jaxllama.checkpoint import Checkpoint
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param[Array]:
+    # 1/sqrt(fan_in): keeps activations at unit scale, so that attention is not uniform.
+    return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * shape[-1] ** -0.5)
+
+
+class Linear(nnx.Module):
+    """A product with a weight held as [out, in], without bias."""
+
+    def __init__(self, size_in: int, size_out: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.weight = _normal(rngs, (size_out, size_in), param_dtype)
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+
+
+class Embedding(nnx.Module):
+    """A table of vectors [V, D], one per token id."""
+
+    def __init__(self, vocab: int, size: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.weight = _normal(rngs, (vocab, size), param_dtype)
+
+    def __call__(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
+        return self.weight[tokens].astype(dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x), in at least float32, then rounded to x's dtype and scaled by a weight.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
+    """
+
+    def __init__(self, size: int, eps: float, *, param_dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones((size,), param_dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        wide = x.astype(widened(x.dtype))
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+        return normed * self.weight[...].astype(x.dtype)[None, None, :]
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        D, H = config.hidden_size, config.head_dim
+        N, K = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = Linear(D, N * H, param_dtype=param_dtype, rngs=rngs)
+        self.k_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
+        self.v_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
+        self.o_proj = Linear(N * H, D, param_dtype=param_dtype, rngs=rngs)
+        self.head_dim = H
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos_sin: tuple[Array, Array],
+        mask: Bool[Array, "B T S"] | BoundMask,
+        cache: KVCache | None,
+        index: Int[Array, ""] | int,
+        backend: Backend,
+        tap: Tap,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        B, T, _ = x.shape
+        q = tap("q_proj", self.q_proj(x).reshape(B, T, -1, self.head_dim))
+        k = tap("k_proj", self.k_proj(x).reshape(B, T, -1, self.head_dim))
+        v = tap("v_proj", self.v_proj(x).reshape(B, T, -1, self.head_dim))
+        q = tap("q_rope", apply_rope(q, *cos_sin))
+        k = tap("k_rope", apply_rope(k, *cos_sin))
+        if cache is not None:
+            cache = cache.write(index, k, v)
+            k, v = cache.k[index].astype(q.dtype), cache.v[index].astype(q.dtype)
+        scale = self.head_dim**-0.5
+        context = attend(q, k, v, mask, scale=scale, backend=backend, tap=tap)
+        return tap("o_proj", self.o_proj(context.reshape(B, T, -1))), cache
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). Source: Shazeer 2020 (arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
+        self.up_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
+        self.down_proj = Linear(F, D, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
+        gate = tap("gate_proj", self.gate_proj(x))
+        up = tap("up_proj", self.up_proj(x))
+        # In bfloat16 x * sigmoid(x) would round twice where PyTorch's silu rounds once.
+        wide = gate.astype(widened(x.dtype))
+        hidden = tap("mlp_act", jax.nn.silu(wide).astype(x.dtype) * up)
+        return tap("down_proj", self.down_proj(hidden))
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(D, eps, param_dtype=param_dtype)
+        self.self_attn = Attention(config, param_dtype=param_dtype, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(D, eps, param_dtype=param_dtype)
+        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos_sin: tuple[Array, Array],
+        mask: Bool[Array, "B T S"] | BoundMask,
+        cache: KVCache | None = None,
+        index: Int[Array, ""] | int = 0,
+        backend: Backend = "xla",
+        tap: Tap = untapped,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        x = tap("input", x)
+        normed = tap("input_layernorm", self.input_layernorm(x))
+        attended, cache = self.self_attn(normed, cos_sin, mask, cache, index, backend, tap)
+        x = tap("post_attention", x + attended)
+        normed = tap("post_attention_layernorm", self.post_attention_layernorm(x))
+        return tap("output", x + self.mlp(normed, tap)), cache
+
+
+class Llama(nnx.Module):
+    """A Llama 3 text model.
+
+    `layers` is one `DecoderLayer` whose weights carry a leading layer axis: the forward pass
+    scans over it, so compile time does not grow with depth; `layer(i)` cuts one out.
+
+    Args:
+        config: the checkpoint's numbers.
+        dtype: of activations and of the arithmetic.
+        param_dtype: of the stored weights; `dtype` if not given.
+        backend: the attention implementation, see `jaxllama.attention`.
+        rngs: source of random weights. `load_model` fills in a checkpoint's instead.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike | None = None,
+        backend: Backend = "xla",
+        rngs: nnx.Rngs,
+    ):
+        param_dtype = jnp.dtype(dtype if param_dtype is None else param_dtype)
+        V, D = config.vocab_size, config.hidden_size
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.backend: Backend = backend
+        self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
+
+        @nnx.split_rngs(splits=config.num_hidden_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, param_dtype=param_dtype, rngs=rngs)
+
+        self.layers = stacked(rngs)
+        self.norm = RMSNorm(D, config.rms_norm_eps, param_dtype=param_dtype)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(D, V, param_dtype=param_dtype, rngs=rngs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path | Checkpoint,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
+        backend: Backend = "xla",
+    ) -> Llama:
+        """Load a checkpoint of any format known to `jaxllama.checkpoint`.
+
+        Raises:
+            CheckpointError: it cannot be read, or its tensors contradict its configuration.
+        """
+        from jaxllama.checkpoint import load_model
+
+        model = load_model(checkpoint, dtype=dtype, param_dtype=param_dtype)
+        model.backend = backend
+        return model
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"] | BoundMask,
+        cache: KVCache | None = None,
+        tap: Tap = untapped,
+    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+        """Run the model on tokens, and on what a cache remembers.
+
+        Args:
+            tokens: token ids.
+            positions: rotary positions in tokens; a left-padded row counts from its first real
+                token.
+            mask: what each token may see, S = T without a cache and its capacity with one.
+            cache: extended for these tokens by `KVCache.extend`.
+            tap: see `jaxllama.taps`.
+
+        Returns:
+            Logits in at least float32, and the filled cache (None if none was given).
+
+        Raises:
+            InputError: shapes that do not fit together.
+        """
+        if tokens.shape != positions.shape:
+            raise InputError(
+                f"tokens {tokens.shape} and positions {positions.shape} differ; both are (B, T)"
+            )
+        x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
+        graph, weights = nnx.split(self.layers)
+
+        def one_layer(
+            carry: tuple[Array, KVCache | None], scanned: tuple[nnx.State, Array, dict[str, Array]]
+        ) -> tuple[tuple[Array, KVCache | None], dict[str, Array]]:
+            (x, cache), (weights, index, forced) = carry, scanned
+            layer = nnx.merge(graph, weights)
+            layer_tap = tap.inner(forced)
+            x, cache = layer(x, cos_sin, mask, cache, index, self.backend, layer_tap)
+            return (x, cache), layer_tap.recorded()
+
+        indices = jnp.arange(self.config.num_hidden_layers)
+        (x, cache), values = jax.lax.scan(
+            one_layer, (x, cache), (weights, indices, tap.forced_layers())
+        )
+        tap.add_layers(values)
+        return self.head(x, tap=tap), cache
+
+    def embed(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"] | BoundMask,
+        *,
+        tap: Tap = untapped,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Bool[Array, "B T S"] | BoundMask]:
+        """Return what the first layer needs: embeddings, cos and sin of the positions, the mask."""
+        wide = widened(self.dtype)
+        frequencies = tap("rope.inv_freq", jnp.asarray(inv_freq(self.config), wide))
+        positions = tap("positions", positions)
+        if tap is not untapped:
+            mask = tap("mask", mask.to_bool() if isinstance(mask, BoundMask) else mask)
+        x = tap("embed", self.embed_tokens(tokens, self.dtype))
+        return x, rope_cos_sin(frequencies, positions, self.dtype), mask
+
+    def layer(self, index: int) -> DecoderLayer:
+        """Return layer `index` (from 0) as a module of its own."""
+        graph, weights = nnx.split(self.layers)
+        return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
+
+    def head(self, x: Float[Array, "B T D"], *, tap: Tap = untapped) -> Float[Array, "B T V"]:
+        """Return the logits of a residual stream: final norm, then (tied) output projection."""
+        x = tap("norm", self.norm(x))
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        wide = widened(self.dtype)
+        weight = head.weight[...].astype(self.dtype)
+        logits = jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide)
+        return tap("logits", logits)

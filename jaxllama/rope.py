@@ -1,0 +1,84 @@
+"""Rotary position embedding, half-split: feature i turns together with feature i + H/2.
+
+Shapes: B batch, T tokens, N heads, H head dim, R = H / 2 rotated pairs.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy.typing import DTypeLike
+
+from jaxllama.config import LlamaConfig, RopeScaling
+from jaxllama.dtypes import widened
+
+
+def inv_freq(config: LlamaConfig) -> Float[np.ndarray, " R"]:
+    """Return the angle each feature pair turns per token, in radians, as float64.
+
+    It is computed on the host in float64, because an error of one part in 2^24 grows with the
+    position: at token 8192 it is already 5e-4 rad.
+
+    Args:
+        config: gives `rope_theta`, `head_dim` and `rope_scaling`.
+
+    Returns:
+        Frequencies in radians per token, fastest first.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), equation 15; scaling as in `scale_inv_freq`.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    return scale_inv_freq(config.rope_theta**-exponents, config.rope_scaling)
+
+
+def scale_inv_freq(
+    frequencies: Float[np.ndarray, " R"], scaling: RopeScaling | None
+) -> Float[np.ndarray, " R"]:
+    """Stretch plain frequencies as `scaling` says; `None` leaves them alone.
+
+    `linear` divides all of them. `llama3` divides only waves longer than the original context
+    over `low_freq_factor`, keeps those shorter than it over `high_freq_factor`, and blends the
+    ones in between.
+
+    Source: Meta's Llama 3.1 reference model (`apply_scaling`).
+    """
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    assert scaling.original_max_position_embeddings is not None
+    assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
+    turns_in_context = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
+    kept = (turns_in_context - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    kept = np.clip(kept, 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+
+
+def rope_cos_sin(
+    frequencies: Float[Array, " R"], positions: Int[Array, "B T"], dtype: DTypeLike
+) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
+    """Return cos and sin of every position's angles, at least in float32 whatever `dtype` is.
+
+    In bfloat16 a position above 256 no longer has a value of its own (257 becomes 256).
+
+    Args:
+        frequencies: radians per token.
+        positions: in tokens, 0 for a row's first real token.
+        dtype: the model's compute dtype.
+    """
+    wide = widened(dtype)
+    angles = positions.astype(wide)[..., None] * frequencies.astype(wide)[None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
+) -> Float[Array, "B T N H"]:
+    """Rotate each head's feature pairs (i, i + H/2) by their position's angles, rounding once."""
+    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
