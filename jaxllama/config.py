@@ -1,17 +1,50 @@
-"""The numbers that define a Llama model. None has a default: they come from the checkpoint."""
+"""The numbers that define a Llama model. None has a default: they come from the checkpoint.
+
+Readers and writers of the published metadata formats live in `jaxllama.config_formats`, the
+published models' own numbers in `jaxllama.presets`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
+import numpy as np
+from jaxtyping import Float
 
+from jaxllama.errors import ConfigError, join_problems
+
+_LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_DIMENSIONS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the context they were trained on."""
+    """How rotary frequencies are stretched beyond the context they were trained on.
+
+    Args:
+        kind: "linear" divides every frequency by `factor`; "llama3" divides the slow ones by it,
+            keeps the fast ones, and blends in between.
+        factor: the stretch, at least 1.
+        low_freq_factor: llama3 alone; a frequency that turns fewer times than this within the
+            original context is divided by `factor`.
+        high_freq_factor: llama3 alone; one that turns more often than this is kept.
+        original_max_position_embeddings: llama3 alone; the original context, in tokens.
+
+    Raises:
+        ConfigError: a field is missing, does not belong to `kind`, or contradicts another.
+    """
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -19,10 +52,64 @@ class RopeScaling:
     high_freq_factor: float | None = None
     original_max_position_embeddings: int | None = None
 
+    def __post_init__(self) -> None:
+        if problems := scaling_problems(vars(self)):
+            raise ConfigError(join_problems("rope_scaling", problems))
+        _as_float(self, "factor", "low_freq_factor", "high_freq_factor")
+
+    def frequency_factors(self, inv_freq: Float[np.ndarray, "half"]) -> Float[np.ndarray, "half"]:
+        """Return what each unscaled frequency is divided by.
+
+        Args:
+            inv_freq: unscaled frequencies in radians a token, [H/2].
+
+        Returns:
+            Divisors [H/2] in the dtype of `inv_freq`; 1 where a frequency is kept.
+
+        Source: `apply_scaling` in Meta's llama-models `llama3/model.py`. The same divisors are what
+        a GGUF file stores as `rope_freqs.weight`.
+        """
+        if self.kind == "linear":
+            return np.full_like(inv_freq, self.factor)
+        low, high, context = self.low_freq_factor, self.high_freq_factor, self.original_context
+        assert low is not None and high is not None
+        turns = context * inv_freq / (2 * math.pi)
+        # Clipping joins the three published cases: 0 below the band, 1 above it, a ramp inside.
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return (1 / ((1 - keep) / self.factor + keep)).astype(inv_freq.dtype)
+
+    @property
+    def original_context(self) -> int:
+        """The context in tokens that the model had before llama3 scaling."""
+        assert self.original_max_position_embeddings is not None
+        return self.original_max_position_embeddings
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Everything that decides the numerics of a Llama 3 text model, under Hugging Face's names."""
+    """Everything that decides the numerics of a Llama 3 text model, under Hugging Face's names.
+
+    Args:
+        vocab_size: V, rows of the embedding.
+        hidden_size: D, width of the residual stream.
+        intermediate_size: F, width inside the MLP.
+        num_hidden_layers: L.
+        num_attention_heads: N, query heads.
+        num_key_value_heads: K, key and value heads; divides N.
+        head_dim: H, width of one head; even, and not always D / N.
+        rms_norm_eps: added to the mean square in every norm.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: how these are stretched; None leaves them as they are.
+        tie_word_embeddings: whether the head's weight is the embedding's.
+        max_position_embeddings: the context in tokens that the publisher states. Informative: no
+            number depends on it.
+        bos_token_id: first token of a prompt, if the model has one.
+        eos_token_ids: tokens that end a generation.
+        pad_token_id: the tokenizer's padding token, if it has one. No mask is derived from it.
+
+    Raises:
+        ConfigError: every field that is out of range or contradicts another, in one message.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +127,158 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
 
+    def __post_init__(self) -> None:
+        if problems := config_problems(vars(self)):
+            raise ConfigError(join_problems("model config", problems))
+        _as_float(self, "rms_norm_eps", "rope_theta")
+        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
+
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, source: str = "config.json") -> LlamaConfig:
+        """Read the dict of a Hugging Face config.json; see `jaxllama.config_formats.hf.read_hf`."""
+        from jaxllama.config_formats.hf import read_hf
+
+        return read_hf(config, source=source)
+
+    @classmethod
+    def from_meta(cls, params: Mapping[str, Any], **from_weights: Any) -> LlamaConfig:
+        """Read the dict of Meta's params.json; see `jaxllama.config_formats.meta.read_meta`."""
+        from jaxllama.config_formats.meta import read_meta
+
+        return read_meta(params, **from_weights)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object], **from_weights: Any) -> LlamaConfig:
+        """Read a GGUF file's metadata; see `jaxllama.config_formats.gguf.read_gguf`."""
+        from jaxllama.config_formats.gguf import read_gguf
+
+        return read_gguf(metadata, **from_weights)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the dict of a Hugging Face config.json; `from_hf` reads back an equal config."""
+        from jaxllama.config_formats.hf import write_hf
+
+        return write_hf(self)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the dict of a params.json; see `jaxllama.config_formats.meta.write_meta`."""
+        from jaxllama.config_formats.meta import write_meta
+
+        return write_meta(self)
+
+    def to_gguf(self) -> dict[str, Any]:
+        """Return GGUF metadata; see `jaxllama.config_formats.gguf.write_gguf`."""
+        from jaxllama.config_formats.gguf import write_gguf
+
+        return write_gguf(self)
+
+
+def scaling_problems(fields: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the fields of a `RopeScaling`; empty when nothing is."""
+    kind = fields.get("kind")
+    if kind not in ("linear", "llama3"):
+        return [f"kind {kind!r}, expected 'linear' or 'llama3'; no other scaling is implemented"]
+    problems = _number_problem("factor", fields.get("factor"), at_least=1)
+    if kind == "linear":
+        return problems + [
+            f"{name} {fields[name]!r} given, but linear scaling has a factor alone; remove it"
+            for name in _LLAMA3_FIELDS
+            if fields.get(name) is not None
+        ]
+    low: Any = fields.get("low_freq_factor")
+    high: Any = fields.get("high_freq_factor")
+    context = fields.get("original_max_position_embeddings")
+    bad_factors = _number_problem("low_freq_factor", low) + _number_problem(
+        "high_freq_factor", high
+    )
+    if not bad_factors and low >= high:
+        bad_factors = [f"low_freq_factor {low} is not below high_freq_factor {high}"]
+    return problems + bad_factors + _count_problem("original_max_position_embeddings", context)
+
+
+def config_problems(fields: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the fields of a `LlamaConfig`; empty when nothing is.
+
+    Args:
+        fields: values by field name. A required field that is absent or None is a problem.
+    """
+    problems = [p for name in _DIMENSIONS for p in _count_problem(name, fields.get(name))]
+    heads, kv_heads, head_dim = (fields.get(name) for name in _DIMENSIONS[-3:])
+    if _is_count(heads) and _is_count(kv_heads) and heads % kv_heads:
+        problems.append(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    if _is_count(head_dim) and head_dim % 2:
+        problems.append(f"head_dim {head_dim} is odd; rotary embedding pairs elements")
+    problems += _number_problem("rms_norm_eps", fields.get("rms_norm_eps"))
+    problems += _number_problem("rope_theta", fields.get("rope_theta"))
+    scaling = fields.get("rope_scaling")
+    if not (scaling is None or isinstance(scaling, RopeScaling)):
+        problems.append(f"rope_scaling {scaling!r}, expected a RopeScaling or None")
+    if not isinstance(fields.get("tie_word_embeddings"), bool):
+        problems.append(_missing_or("tie_word_embeddings", fields, "true or false"))
+    if fields.get("max_position_embeddings") is not None:
+        context = fields["max_position_embeddings"]
+        problems += _count_problem("max_position_embeddings", context)
+    return problems + _token_problems(fields)
+
+
+def _token_problems(fields: Mapping[str, Any]) -> list[str]:
+    ids = [(name, fields.get(name)) for name in ("bos_token_id", "pad_token_id")]
+    eos = fields.get("eos_token_ids", ())
+    if not isinstance(eos, tuple | list):
+        return [f"eos_token_ids {eos!r}, expected a tuple of token ids"]
+    ids += [("eos_token_ids", token) for token in eos]
+    vocab = fields.get("vocab_size")
+    if not _is_int(vocab):
+        return []  # said already
+    return [
+        f"{name} {token!r}, expected a token id in 0..{vocab - 1}; check vocab_size"
+        for name, token in ids
+        if not (token is None and name != "eos_token_ids" or _is_int(token) and 0 <= token < vocab)
+    ]
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) or _is_int(value)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return _is_int(value) and value >= 1
+
+
+def _missing_or(name: str, fields: Mapping[str, Any], expected: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        return f"{name} is missing; it has no default, state it"
+    return f"{name} {value!r}, expected {expected}"
+
+
+def _count_problem(name: str, value: object) -> list[str]:
+    """A list of at most one problem: `value` is not an integer of at least 1."""
+    if _is_count(value):
+        return []
+    return [_missing_or(name, {name: value}, "an integer of at least 1")]
+
+
+def _number_problem(name: str, value: object, at_least: float = 0) -> list[str]:
+    """A list of at most one problem: `value` is not finite, positive and at least `at_least`."""
+    if _is_number(value) and math.isfinite(value) and value > 0 and value >= at_least:
+        return []
+    expected = f"a finite number of at least {at_least}" if at_least else "a finite number above 0"
+    return [_missing_or(name, {name: value}, expected)]
+
+
+def _as_float(instance: object, *names: str) -> None:
+    """Turn integers into floats in place, so that 500000 and 500000.0 make equal configs."""
+    for name in names:
+        if getattr(instance, name) is not None:
+            object.__setattr__(instance, name, float(getattr(instance, name)))

@@ -1,0 +1,1 @@
+"""The published spellings of one model config, one file a format: HF, Meta, GGUF."""
