@@ -1,0 +1,187 @@
+"""A mask rule applied to actual tokens, and lowered once to what an attention takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from numpy.typing import DTypeLike
+
+from jaxllama.errors import InputError, join_problems
+from jaxllama.masks import draw, kernel
+from jaxllama.masks.algebra import Mask
+from jaxllama.masks.tokens import Cells, Tokens
+
+EmptyRow = Literal["zero", "error", "self"]
+
+# The empty-row check and the drawing of a mask never hold more cells than this at once (16 MB).
+BLOCK_CELLS = 1 << 24
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class BoundMask:
+    """A rule, its queries and its keys. Made by `Mask.bind`; a pytree whose leaves are tokens.
+
+    `print(mask)` draws it; `mask.explain(q, k)` says which part shows or hides a cell.
+    """
+
+    spec: Mask
+    q: Tokens
+    k: Tokens
+    empty_row: EmptyRow
+    same_tokens: bool  # the queries are the keys: "self" is then the same index
+    structure: kernel.Structure | None
+
+    def to_bool(self) -> Bool[Array, "B T S"]:
+        """Return the dense mask, True = seen, with the empty-row policy applied."""
+        return self.block()
+
+    def to_bias(self, dtype: DTypeLike) -> Float[Array, "B T S"]:
+        """Return what to add to the scores: 0 where seen, half the lowest number where hidden.
+
+        Half, so that adding a score cannot overflow to -inf: float16's lowest, -65504, minus a
+        score of 16 does. A row that is all hidden comes out uniform from a softmax: zero it by
+        `live()`, as `jaxllama.attention` does.
+
+        Args:
+            dtype: a floating type, that of the scores: float32 would promote bfloat16 scores.
+        Raises:
+            InputError: not a floating type.
+        """
+        wanted = np.dtype(dtype)
+        if not jnp.issubdtype(wanted, jnp.floating):
+            raise InputError(
+                f"to_bias({wanted}): expected the floating type of the scores; for bool, to_bool()"
+            )
+        hidden = jnp.asarray(float(jnp.finfo(wanted).min) / 2, wanted)
+        return jnp.where(self.to_bool(), jnp.zeros((), wanted), hidden)
+
+    def live(self) -> Bool[Array, "B T"]:
+        """Return the queries that see any key at all; the others' output is exactly zero."""
+        if self.structure is not None:
+            live = self.kernel_arguments().live
+            assert live is not None, "a structured mask always knows its live rows"
+            return live
+        return self.to_bool().any(axis=-1)
+
+    def kernel_arguments(self) -> kernel.KernelArguments:
+        """Return arguments of `jax.nn.dot_product_attention` that say exactly the same.
+
+        Causality, window and lengths are given by name where rule and tokens are proved to be no
+        more than that, and then nothing of size [T, S] is made; otherwise the dense mask is given.
+        """
+        return kernel.arguments(self)
+
+    def explain(self, q: int, k: int, row: int = 0) -> str:
+        """Return in words which parts of the rule show or hide key `k` to query `q`.
+
+        Args:
+            q: index of the query in its row.
+            k: index of the key in its row.
+            row: which row of the batch.
+        Raises:
+            InputError: no such cell.
+        """
+        return draw.explain(self, q, k, row)
+
+    def __str__(self) -> str:
+        return draw.draw(self)
+
+    def __repr__(self) -> str:
+        (batch, t), s = self.q.shape, self.k.shape[1]
+        return f"BoundMask({self.spec}, B={batch}, T={t}, S={s}, empty_row={self.empty_row!r})"
+
+    def block(self, queries: Any = None, keys: Any = None) -> Bool[Array, "B T S"]:
+        """Return the dense mask of some queries and keys (1-D arrays of indices), or all."""
+        cells = Cells.of(self.q, self.k, queries, keys)
+        seen = jnp.broadcast_to(self.spec.cells(cells), cells.shape)
+        if self.empty_row != "self":
+            return seen
+        rows = seen if keys is None else self.block(queries)
+        return seen | (~rows.any(axis=-1, keepdims=True) & self._own(cells))
+
+    def _own(self, cells: Cells) -> Any:
+        """Return each query's own key: the same index, or the first of its position and segment."""
+        if self.same_tokens:
+            return cells.q_index == cells.k_index
+        all_keys = Cells.of(self.q, self.k, cells.q_index[0, :, 0])
+        match = all_keys.q_position == all_keys.k_position
+        match = match & (all_keys.q_valid == all_keys.k_valid) & all_keys.comparable()
+        first = jnp.argmax(match, axis=-1, keepdims=True).astype(cells.k_index.dtype)
+        return match.any(axis=-1, keepdims=True) & (cells.k_index == first)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first query, dense mask [B, t, S]) over blocks of queries, on the host."""
+        (batch, t), s = self.q.shape, self.k.shape[1]
+        step = max(1, BLOCK_CELLS // max(1, batch * s))
+        for start in range(0, t, step):
+            yield start, np.asarray(self.block(np.arange(start, min(t, start + step))))
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        """Return rule and tokens as children; policy and structure are static."""
+        key = jax.tree_util.GetAttrKey
+        children = tuple((key(n), getattr(self, n)) for n in ("spec", "q", "k"))
+        return children, (self.empty_row, self.same_tokens, self.structure)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> BoundMask:
+        """Rebuild without checks."""
+        bound = object.__new__(cls)
+        bound.spec, bound.q, bound.k = children
+        bound.empty_row, bound.same_tokens, bound.structure = aux
+        return bound
+
+
+def bind(spec: Mask, q: Tokens, k: Tokens, empty_row: EmptyRow) -> BoundMask:
+    """Check that rule and tokens fit each other and put them together; see `Mask.bind`."""
+    problems = []
+    if empty_row not in get_args(EmptyRow):
+        problems.append(f"empty_row={empty_row!r}: expected one of {', '.join(get_args(EmptyRow))}")
+    if q.shape[0] != k.shape[0]:
+        problems.append(
+            f"batch: {q.shape[0]} rows of queries, {k.shape[0]} of keys; expected as many"
+        )
+    problems += _check(spec, q, k)
+    if problems:
+        raise InputError(join_problems(f"bind {spec}", list(dict.fromkeys(problems))))
+    structure = kernel.structure(spec, q, k, empty_row)
+    bound = BoundMask.tree_unflatten((empty_row, q is k, structure), (spec, q, k))
+    if empty_row == "error":
+        _refuse_empty_rows(bound)
+    return bound
+
+
+def _check(spec: Mask, q: Tokens, k: Tokens) -> list[str]:
+    return [
+        *spec.check(q, k),
+        *(problem for part in spec.parts() for problem in _check(part, q, k)),
+    ]
+
+
+def _refuse_empty_rows(bound: BoundMask) -> None:
+    """Raise for every real query that sees nothing; padding's own rows are nobody's concern."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(bound)):
+        raise InputError(
+            f'bind {bound.spec}: empty_row="error" looks at values, which do not exist yet under'
+            ' jit; bind outside of it, or choose empty_row="zero" or "self"'
+        )
+    if bound.structure is not None:
+        empty = np.argwhere(~np.asarray(bound.live()) & np.asarray(bound.q.valid))
+    else:
+        valid = np.asarray(bound.q.valid)
+        found = [
+            np.argwhere(~seen.any(-1) & valid[:, i : i + seen.shape[1]]) + np.array([0, i])
+            for i, seen in bound.blocks()
+        ]
+        empty = np.concatenate(found)
+    if len(empty):
+        named = ", ".join(f"(row {b}, query {i})" for b, i in empty[:8])
+        named += ", ..." if len(empty) > 8 else ""
+        raise InputError(
+            f"bind {bound.spec}: {len(empty)} real queries see no key, expected none: {named}; let"
+            ' each see itself (empty_row="self") or declare their output zero (empty_row="zero")'
+        )
