@@ -98,11 +98,15 @@ class BoundMask:
     def block(self, queries: Any = None, keys: Any = None) -> Bool[Array, "B T S"]:
         """Return the dense mask of some queries and keys (1-D arrays of indices), or all."""
         cells = Cells.of(self.q, self.k, queries, keys)
-        seen = jnp.broadcast_to(self.spec.cells(cells), cells.shape)
+        seen = self._by_rule(cells)
         if self.empty_row != "self":
             return seen
-        rows = seen if keys is None else self.block(queries)
+        rows = seen if keys is None else self._by_rule(Cells.of(self.q, self.k, queries))
         return seen | (~rows.any(axis=-1, keepdims=True) & self._own(cells))
+
+    def _by_rule(self, cells: Cells) -> Bool[Array, "B T S"]:
+        """Return what the rule alone says, before the empty-row policy."""
+        return jnp.broadcast_to(self.spec.cells(cells), cells.shape)
 
     def _own(self, cells: Cells) -> Any:
         """Return each query's own key: the same index, or the first of its position and segment."""

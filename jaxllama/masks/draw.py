@@ -2,17 +2,171 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxllama.errors import InputError
+from jaxllama.masks.algebra import And, Mask, Not, Or
+from jaxllama.masks.tokens import Cells
 
 if TYPE_CHECKING:
     from jaxllama.masks.bound import BoundMask
 
+SEEN, PARTLY, HIDDEN, EMPTY = "#", "+", ".", "!"
+_WIDTH, _HEIGHT = 64, 32  # characters of one picture
+_ROWS = 4  # rows of the batch that are drawn
+# Up to here every cell is looked at (0.3 s on two cores); beyond, five queries and keys of a block.
+_EXACT_CELLS = 1 << 24
+_LEGEND = f"{SEEN} seen  {PARTLY} partly  {HIDDEN} hidden  {EMPTY} a query that sees nothing"
+
 
 def draw(bound: BoundMask) -> str:
-    """Return the mask drawn in text."""
-    return repr(bound)
+    """Return the mask drawn in text: queries down, keys across.
+
+    A mask wider than 64 keys or higher than 32 queries is drawn in blocks; a block is `+` where
+    only some of its cells are seen, so no lone cell is averaged away.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(bound)):
+        return f"{bound!r} (being traced: no values to draw)"
+    (batch, t), s = bound.q.shape, bound.k.shape[1]
+    queries, keys = _blocks(t, _HEIGHT), _blocks(s, _WIDTH)
+    exact = batch * t * s <= _EXACT_CELLS
+    lines = [
+        f"{bound.spec}   {batch} x {t} queries x {s} keys   empty row: {bound.empty_row}",
+        _LEGEND,
+    ]
+    if len(queries) < t or len(keys) < s:
+        how = "every cell" if exact else "5 x 5 cells of each"
+        height, width = _largest(queries), _largest(keys)
+        lines.append(f"blocks of up to {height} queries x {width} keys; {how} looked at")
+    asked_q = queries if exact else [_sampled(block) for block in queries]
+    asked_k = keys if exact else [_sampled(block) for block in keys]
+    some, every, live = _summaries(bound, asked_q, asked_k)
+    for row in range(min(batch, _ROWS)):
+        lines += ["", *_picture(bound, row, queries, keys, some[row], every[row], live[row])]
+    if batch > _ROWS:
+        lines += ["", f"({batch - _ROWS} more rows)"]
+    return "\n".join(lines)
+
+
+def _blocks(size: int, most: int) -> list[np.ndarray]:
+    return list(np.array_split(np.arange(size), min(most, max(size, 1))))
+
+
+def _largest(blocks: list[np.ndarray]) -> int:
+    return max(len(block) for block in blocks)
+
+
+def _sampled(block: np.ndarray) -> np.ndarray:
+    return np.unique(block[np.linspace(0, len(block) - 1, 5).astype(int)])
+
+
+def _summaries(
+    bound: BoundMask, queries: list[np.ndarray], keys: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return per block whether any cell is seen, whether all are, and whether all queries live."""
+    all_keys = np.concatenate(keys)
+    key_starts = np.cumsum([0] + [len(block) for block in keys[:-1]])
+    complete = len(all_keys) == bound.k.shape[1]
+    some, every, live = [], [], []
+    for block in queries:
+        seen = np.asarray(bound.block(block, all_keys))
+        some.append(np.logical_or.reduceat(seen.any(1), key_starts, axis=-1))
+        every.append(np.logical_and.reduceat(seen.all(1), key_starts, axis=-1))
+        rows = seen if complete else np.asarray(bound.block(block))
+        live.append(rows.any(-1).all(-1))
+    return np.stack(some, 1), np.stack(every, 1), np.stack(live, 1)
+
+
+def _picture(
+    bound: BoundMask,
+    row: int,
+    queries: list[np.ndarray],
+    keys: list[np.ndarray],
+    some: np.ndarray,
+    every: np.ndarray,
+    live: np.ndarray,
+) -> list[str]:
+    label = max(len(f"q {bound.q.shape[1] - 1}"), len("valid"))
+    q_valid, k_valid = np.asarray(bound.q.valid)[row], np.asarray(bound.k.valid)[row]
+    lines = [f"row {row}"]
+    if len(keys) == bound.k.shape[1]:
+        lines.append(" " * (label + 2) + "".join(str(block[0] % 10) for block in keys))
+    if not k_valid.all():
+        marks = ("v" if k_valid[block].any() else "-" for block in keys)
+        lines.append("valid".rjust(label) + "  " + "".join(marks))
+    for i, block in enumerate(queries):
+        cells = [
+            SEEN if a else PARTLY if b else HIDDEN for a, b in zip(every[i], some[i], strict=True)
+        ]
+        if not live[i]:
+            cells = [EMPTY if cell == HIDDEN else cell for cell in cells]
+        note = "" if q_valid[block].any() else "  not valid"
+        lines.append(f"q {block[0]}".rjust(label) + "  " + "".join(cells) + note)
+    return lines
 
 
 def explain(bound: BoundMask, q: int, k: int, row: int) -> str:
-    """Return in words which parts of the rule show or hide one cell."""
-    raise NotImplementedError
+    """Return in words which parts of the rule show or hide one cell; see `BoundMask.explain`."""
+    (batch, t), s = bound.q.shape, bound.k.shape[1]
+    problems = [
+        f"{name} {value}: expected 0 to {size - 1}"
+        for name, value, size in (("row", row, batch), ("query", q, t), ("key", k, s))
+        if not 0 <= value < size
+    ]
+    if problems:
+        raise InputError(f"explain: no such cell: {'; '.join(problems)}")
+    cell = Cells.of(bound.q, bound.k, np.array([q]), np.array([k])).row(row)
+    shown = bool(np.asarray(bound.block(np.array([q]), np.array([k])))[row, 0, 0])
+    by_rule = _value(bound.spec, cell)
+    if shown != by_rule:
+        reason = 'empty_row="self": the rule shows this query nothing, so it sees its own key'
+    else:
+        decisive = list(dict.fromkeys(map(str, _decisive(bound.spec, cell))))
+        reason = ("shown" if shown else "hidden") + f" by {', '.join(decisive)}"
+    head = f"row {row}, query {q} ({_side(cell, 'q')}), key {k} ({_side(cell, 'k')}): {reason}"
+    return "\n".join([head, *_tree(bound.spec, cell, 1)])
+
+
+def _value(spec: Mask, cell: Cells) -> bool:
+    return bool(np.asarray(spec.cells(cell)).reshape(-1)[0])
+
+
+def _decisive(spec: Mask, cell: Cells) -> list[Mask]:
+    """Return the rules without parts that make the cell what it is."""
+    value, parts = _value(spec, cell), spec.parts()
+    if not parts:
+        return [spec]
+    if isinstance(spec, Not):
+        return _decisive(parts[0], cell)
+    # One hidden part hides an AND and one shown part shows an OR; else all of them had to agree.
+    one_decides = (isinstance(spec, And) and not value) or (isinstance(spec, Or) and value)
+    chosen = [p for p in parts if _value(p, cell) == value] if one_decides else parts
+    return [rule for part in chosen for rule in _decisive(part, cell)]
+
+
+def _tree(spec: Mask, cell: Cells, depth: int) -> list[str]:
+    line = f"{'  ' * depth}{spec}: {'shows' if _value(spec, cell) else 'hides'}"
+    parts = _chain(spec, type(spec)) if spec.parts() and not isinstance(spec, Not) else spec.parts()
+    return [line, *(text for part in parts for text in _tree(part, cell, depth + 1))]
+
+
+def _chain(spec: Mask, kind: type[Mask]) -> list[Mask]:
+    """Return a & b & c as three parts, not as two of which one has two."""
+    if not isinstance(spec, kind):
+        return [spec]
+    return [rule for part in spec.parts() for rule in _chain(part, kind)]
+
+
+def _side(cell: Cells, side: str) -> str:
+    def value(name: str) -> Any:
+        array = getattr(cell, f"{side}_{name}")
+        return None if array is None else np.asarray(array).item()
+
+    segment = value("segment")
+    facts = [f"position {value('position')}"]
+    facts += [] if segment is None else [f"segment {segment}"]
+    facts += [] if value("valid") else ["not valid"]
+    return ", ".join(facts)

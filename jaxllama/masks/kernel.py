@@ -63,7 +63,7 @@ class KernelArguments:
         return self.mask is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the keyword arguments; the mask as [B, 1, T, S], since [B, T, S] means [N, T, S]."""
+        """Return the keyword arguments; a [B, T, S] mask would be read as [N, T, S]."""
         return {
             "mask": None if self.mask is None else self.mask[:, None],
             "is_causal": self.is_causal,

@@ -5,7 +5,7 @@ Shape letters: B batch, T query length, S key length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -135,8 +135,16 @@ class Cells:
     @classmethod
     def of(cls, q: Tokens, k: Tokens, queries: Any = None, keys: Any = None) -> Cells:
         """Return the cells of all pairs, or of the given query and key indices (1-D) alone."""
-        qi = jnp.arange(q.shape[1], dtype=jnp.int32) if queries is None else jnp.asarray(queries)
-        ki = jnp.arange(k.shape[1], dtype=jnp.int32) if keys is None else jnp.asarray(keys)
+        qi = (
+            jnp.arange(q.shape[1], dtype=jnp.int32)
+            if queries is None
+            else jnp.asarray(queries).astype(jnp.int32)
+        )
+        ki = (
+            jnp.arange(k.shape[1], dtype=jnp.int32)
+            if keys is None
+            else jnp.asarray(keys).astype(jnp.int32)
+        )
 
         def take(array: Any, chosen: Any) -> Any:
             array = jnp.asarray(array)
@@ -167,6 +175,16 @@ class Cells:
     def shape(self) -> tuple[int, int, int]:
         """B, T, S of these cells."""
         return self.q_position.shape[0], self.q_position.shape[1], self.k_position.shape[2]
+
+    def row(self, index: int) -> Cells:
+        """Return the cells of one row of the batch."""
+        names = ("q_position", "k_position", "q_valid", "k_valid", "q_segment", "k_segment")
+        whole = {name: getattr(self, name) for name in names}
+        cut: dict[str, Any] = {
+            name: None if array is None else array[index : index + 1]
+            for name, array in whole.items()
+        }
+        return replace(self, **cut)
 
     def comparable(self) -> Any:
         """Return where positions can be compared: within one segment, since each restarts at 0."""
