@@ -1,0 +1,40 @@
+# Every target sets up .venv by itself, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup parity test lint types clean
+
+help:
+	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
+	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
+	@echo 'make lint     check style and formatting'
+	@echo 'make types    check types'
+	@echo 'make clean    remove .venv and caches'
+
+setup: $(READY)
+
+parity: $(READY)
+	$(BIN)/python scripts/fetch_smollm2.py
+	$(BIN)/parity run smollm2 --reference all
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(READY)
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; say PYTHON=python3.12 or another to make")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,meta,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
