@@ -15,17 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxllama.dtypes import widened
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, join_problems
+from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tap, untapped
 
 Backend = Literal["xla", "dot_product", "cudnn"]
+
+# What cuDNN's flash attention takes; its own limit is 128 before Hopper.
+_CUDNN_DTYPES = ("bfloat16", "float16")
+_CUDNN_MAX_HEAD_DIM = 256
 
 
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
+    mask: Bool[Array, "B T S"] | BoundMask,
     *,
     scale: float,
     backend: Backend = "xla",
@@ -35,34 +40,43 @@ def attend(
 
     Args:
         q: rotated queries.
-        k: rotated keys.
-        v: values.
-        mask: True where the query may see the key.
+        k: rotated keys, in q's dtype.
+        v: values, in q's dtype.
+        mask: True where the query may see the key. A `BoundMask` tells `dot_product` and `cudnn`
+            causality, window and lengths by name where it can, and nothing of size [T, S] is made.
         scale: factor on the scores.
         backend: `xla` is the reference and alone can show scores and probabilities to `tap`;
-            `dot_product` is `jax.nn.dot_product_attention`; `cudnn` the same on cuDNN's kernel.
+            `dot_product` is `jax.nn.dot_product_attention`, whose softmax is float32 whatever its
+            inputs are; `cudnn` the same function on cuDNN's kernel.
         tap: sees `attn_scores`, `attn_probs` (both [B, N, T, S]) and `attn_context`.
 
     Returns:
         The weighted values of each head, in q's dtype.
 
     Raises:
-        InputError: an unknown backend, or shapes that do not fit together.
+        InputError: shapes that do not fit together, or a backend that cannot do this here.
     """
-    _check(q, k, v, mask, backend)
+    check_backend(backend, q.dtype, q.shape[-1])
+    _check_shapes(q, k, v, mask)
     if backend == "xla":
-        context = _attend_reference(q, k, v, mask, scale, tap)
+        dense = mask.to_bool() if isinstance(mask, BoundMask) else mask
+        return tap("attn_context", _attend_reference(q, k, v, dense, scale, tap))
+    if isinstance(mask, BoundMask):
+        arguments = mask.kernel_arguments()
     else:
+        arguments = KernelArguments(mask=mask, key_value_seq_lengths=None, live=mask.any(axis=-1))
+    # Its own code compares int64 indices with int32 lengths: not under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
         context = jax.nn.dot_product_attention(
             q,
-            k,
-            v,
-            mask=mask[:, None, :, :],
+            k[:, : arguments.keys],
+            v[:, : arguments.keys],
             scale=scale,
             implementation="cudnn" if backend == "cudnn" else "xla",
+            **arguments.as_dict(),
         )
-        sees_any = mask.any(axis=-1)
-        context = jnp.where(sees_any[:, :, None, None], context, jnp.zeros_like(context))
+    if arguments.live is not None:
+        context = jnp.where(arguments.live[:, :, None, None], context, jnp.zeros_like(context))
     return tap("attn_context", context)
 
 
@@ -90,18 +104,63 @@ def _attend_reference(
     return context.reshape(B, T, N, H).astype(q.dtype)
 
 
-def _check(q: Array, k: Array, v: Array, mask: Array, backend: str) -> None:
-    B, T, N, H = q.shape
-    S, K = k.shape[1], k.shape[2]
+def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:
+    """Refuse a backend that cannot serve this dtype and head dim on this machine.
+
+    Raises:
+        InputError: says what stands in the way and what to choose instead.
+    """
     if backend not in get_args(Backend):
         raise InputError(f"attention backend {backend!r}: expected one of {get_args(Backend)}")
+    name = jnp.dtype(dtype).name
+    problems = []
+    if backend == "dot_product" and name == "float64":
+        problems.append(
+            "dtype float64: jax.nn.dot_product_attention computes its softmax in float32; use "
+            "backend 'xla' for float64"
+        )
+    platform = jax.default_backend()
+    if backend == "dot_product" and name == "float16" and platform == "cpu":
+        problems.append(
+            "dtype float16: jax.nn.dot_product_attention does not support it on cpu; use backend "
+            "'xla'"
+        )
+    if backend == "cudnn":
+        if platform != "gpu":
+            problems.append(f"JAX runs on {platform}, expected gpu; use backend 'xla'")
+        if name not in _CUDNN_DTYPES:
+            problems.append(
+                f"dtype {name}, expected one of {', '.join(_CUDNN_DTYPES)}; load the model with "
+                "dtype=bfloat16, or use backend 'xla'"
+            )
+        if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:
+            problems.append(
+                f"head_dim {head_dim}, expected a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}; use "
+                "backend 'xla'"
+            )
+    if problems:
+        raise InputError(join_problems(f"attention backend {backend!r}", problems))
+
+
+def _check_shapes(q: Array, k: Array, v: Array, mask: Array | BoundMask) -> None:
+    B, T, N, H = q.shape
+    S, K = k.shape[1], k.shape[2]
     if k.shape != v.shape or k.shape[0] != B or k.shape[3] != H or N % K:
         raise InputError(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape}: expected q (B, T, N, H) and "
             "k, v (B, S, K, H) with K dividing N"
         )
-    if mask.shape != (B, T, S) or mask.dtype != jnp.bool_:
+    if not q.dtype == k.dtype == v.dtype:
         raise InputError(
-            f"attention mask: {mask.dtype} {mask.shape}, expected bool {(B, T, S)} = (B, T, S), "
+            f"attention: q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one dtype; cast k and v "
+            "to that of q"
+        )
+    if isinstance(mask, BoundMask):
+        shape, dtype = (*mask.q.shape, mask.k.shape[1]), jnp.dtype(bool)
+    else:
+        shape, dtype = mask.shape, mask.dtype
+    if shape != (B, T, S) or dtype != jnp.bool_:
+        raise InputError(
+            f"attention mask: {dtype} {shape}, expected bool {(B, T, S)} = (B, T, S), "
             "True where a query may see a key; build it with jaxllama.masks"
         )

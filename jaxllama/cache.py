@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
+from jaxllama.dtypes import checked_float
+from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Tokens
 
 
@@ -33,7 +34,8 @@ class KVCache:
         positions: rotary position of each written slot, in tokens.
         segments: document number of each written slot (all 0 unless packed).
         lengths: number of written slots per row.
-        slots: where the tokens of the pending call go; `capacity` for tokens not to be kept.
+        slots: where the tokens of the pending call go; `capacity` for tokens not to be kept. T is
+            0 when no call is pending.
     """
 
     k: Float[Array, "L B S K H"]
@@ -47,9 +49,16 @@ class KVCache:
     def empty(cls, config: LlamaConfig, batch: int, capacity: int, dtype: DTypeLike) -> KVCache:
         """Return a cache with room for `capacity` tokens in each of `batch` rows.
 
+        Args:
+            config: gives the number of layers, kv heads and the head dim.
+            batch: B, rows.
+            capacity: S, slots a row, in tokens.
+            dtype: of the stored keys and values; need not be the model's.
+
         Raises:
-            InputError: `batch` or `capacity` is not positive.
+            InputError: `batch` or `capacity` is not positive, or no such floating type.
         """
+        dtype = checked_float(dtype, "KVCache.empty: dtype")
         if batch < 1 or capacity < 1:
             raise InputError(
                 f"KVCache.empty: batch {batch}, capacity {capacity}: both must be at least 1"
@@ -61,12 +70,12 @@ class KVCache:
             config.num_key_value_heads,
             config.head_dim,
         )
-        zeros = jnp.zeros((batch, capacity), jnp.int32)
         return cls(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),
-            positions=zeros,
-            segments=zeros,
+            # Two arrays, not one twice: a buffer cannot be donated twice.
+            positions=jnp.zeros((batch, capacity), jnp.int32),
+            segments=jnp.zeros((batch, capacity), jnp.int32),
             lengths=jnp.zeros((batch,), jnp.int32),
             slots=jnp.zeros((batch, 0), jnp.int32),
         )
@@ -104,14 +113,17 @@ class KVCache:
             segments: document numbers, when several are packed in a row.
 
         Raises:
-            InputError: shapes differ, or a row has no room. Inside `jit` nothing can be raised:
-                tokens past the end are dropped there, and no written slot is touched.
+            InputError: shapes differ, or a row has no room. Inside `jit` the latter cannot be
+                raised: tokens past the end are dropped there, and no written slot is touched.
         """
         batch = len(self.lengths)
-        if positions.shape != valid.shape or len(positions) != batch:
+        if segments is None:
+            segments = jnp.zeros(positions.shape, jnp.int32)
+        shapes = {"positions": positions.shape, "valid": valid.shape, "segments": segments.shape}
+        if any(shape != (batch, *positions.shape[1:2]) for shape in shapes.values()):
             raise InputError(
-                f"KVCache.extend: positions {positions.shape}, valid {valid.shape}: "
-                f"both must be (B, T) with the cache's B = {batch}"
+                f"KVCache.extend: {', '.join(f'{k} {v}' for k, v in shapes.items())}: "
+                f"each must be (B, T) with the cache's B = {batch}"
             )
         wanted = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
         if not isinstance(wanted, jax.core.Tracer) and int(wanted.max()) > self.capacity:
@@ -122,23 +134,30 @@ class KVCache:
             )
         slots = self.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         slots = jnp.where(valid & (slots < self.capacity), slots, self.capacity)
-        rows = jnp.arange(batch)[:, None]
-        if segments is None:
-            segments = jnp.zeros_like(positions)
+        rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
+        new_positions, new_segments = positions.astype(jnp.int32), segments.astype(jnp.int32)
         return dataclasses.replace(
             self,
-            positions=self.positions.at[rows, slots].set(positions, mode="drop"),
-            segments=self.segments.at[rows, slots].set(segments, mode="drop"),
+            positions=self.positions.at[rows, slots].set(new_positions, mode="drop"),
+            segments=self.segments.at[rows, slots].set(new_segments, mode="drop"),
             lengths=jnp.minimum(wanted, self.capacity),
             slots=slots,
         )
 
     def rewind(self, lengths: Int[Array, " B"]) -> KVCache:
-        """Forget everything after the first `lengths` tokens of each row.
+        """Forget everything after the first `lengths` tokens of each row, pending tokens too.
+
+        Args:
+            lengths: tokens to keep of each row.
 
         Raises:
-            InputError: a length is negative or more than the row holds (outside `jit`).
+            InputError: not one length a row, or one that is negative or more than the row holds
+                (inside `jit` it is clipped instead).
         """
+        if lengths.shape != self.lengths.shape:
+            raise InputError(
+                f"KVCache.rewind: lengths {lengths.shape}, expected {self.lengths.shape}, one a row"
+            )
         bad = (lengths < 0) | (lengths > self.lengths)
         if not isinstance(bad, jax.core.Tracer) and bool(bad.any()):
             row = int(bad.argmax())
@@ -146,8 +165,8 @@ class KVCache:
                 f"KVCache.rewind: row {row} holds {int(self.lengths[row])} tokens, "
                 f"cannot rewind it to {int(lengths[row])}"
             )
-        lengths = jnp.clip(lengths, 0, self.lengths).astype(jnp.int32)
-        return dataclasses.replace(self, lengths=lengths, slots=self.slots[:, :0])
+        kept = jnp.clip(lengths.astype(jnp.int32), 0, self.lengths)
+        return dataclasses.replace(self, lengths=kept, slots=self.slots[:, :0])
 
     def write(
         self,
@@ -157,12 +176,47 @@ class KVCache:
     ) -> KVCache:
         """Store one layer's keys and values in the reserved slots, rounded to the cache's dtype.
 
+        Args:
+            layer: which layer's slots.
+            k: rotated keys of the tokens given to `extend`.
+            v: values of the same tokens.
+
         The scatter drops what lies past the end, where a dynamic-update-slice would clamp its
         index and overwrite the last valid slot without a word.
         """
-        rows = jnp.arange(len(self.lengths))[:, None]
+        rows = jnp.arange(len(self.lengths), dtype=jnp.int32)[:, None]
         return dataclasses.replace(
             self,
             k=self.k.at[layer, rows, self.slots].set(k.astype(self.k.dtype), mode="drop"),
             v=self.v.at[layer, rows, self.slots].set(v.astype(self.v.dtype), mode="drop"),
         )
+
+    def settle(self) -> KVCache:
+        """Return the cache with no call pending, so that its slots cannot be written twice."""
+        return dataclasses.replace(self, slots=self.slots[:, :0])
+
+    def check_fits(self, config: LlamaConfig, tokens_shape: tuple[int, ...]) -> None:
+        """Check that this cache was made for the model and extended for a call's tokens.
+
+        Args:
+            config: of the model about to run.
+            tokens_shape: (B, T) of the call.
+
+        Raises:
+            InputError: all that does not fit.
+        """
+        problems = []
+        made_for = (self.k.shape[0], *self.k.shape[3:])
+        wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        if made_for != wanted:
+            problems.append(
+                f"(layers, kv heads, head dim) {made_for}, the model's are {wanted}; make it with "
+                "KVCache.empty(model.config, ...)"
+            )
+        if self.slots.shape != tokens_shape:
+            problems.append(
+                f"slots reserved for tokens {self.slots.shape}, called with {tokens_shape}; call "
+                "cache = cache.extend(positions, valid) for exactly these tokens first"
+            )
+        if problems:
+            raise InputError(join_problems("cache", problems))

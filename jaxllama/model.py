@@ -19,11 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import DTypeLike
 
-from jaxllama.attention import Backend, attend
+from jaxllama.attention import Backend, attend, check_backend
 from jaxllama.cache import KVCache
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import widened
-from jaxllama.errors import InputError
+from jaxllama.dtypes import checked_float, widened
+from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
 from jaxllama.taps import Tap, untapped
@@ -54,7 +54,10 @@ class Embedding(nnx.Module):
         self.weight = _normal(rngs, (vocab, size), param_dtype)
 
     def __call__(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
-        return self.weight[tokens].astype(dtype)
+        # An id outside the table would otherwise be clamped to its last row: here it shows as NaN.
+        rows = self.weight[...].at[tokens]
+        found = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return found.astype(dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -104,7 +107,8 @@ class Attention(nnx.Module):
         k = tap("k_rope", apply_rope(k, *cos_sin))
         if cache is not None:
             cache = cache.write(index, k, v)
-            k, v = cache.k[index].astype(q.dtype), cache.v[index].astype(q.dtype)
+            k = tap("cache.k", cache.k[index]).astype(q.dtype)
+            v = tap("cache.v", cache.v[index]).astype(q.dtype)
         scale = self.head_dim**-0.5
         context = attend(q, k, v, mask, scale=scale, backend=backend, tap=tap)
         return tap("o_proj", self.o_proj(context.reshape(B, T, -1))), cache
@@ -168,6 +172,10 @@ class Llama(nnx.Module):
         param_dtype: of the stored weights; `dtype` if not given.
         backend: the attention implementation, see `jaxllama.attention`.
         rngs: source of random weights. `load_model` fills in a checkpoint's instead.
+
+    Raises:
+        InputError: a dtype that is no float or that JAX is not set to, or a backend that cannot
+            serve it on this machine.
     """
 
     def __init__(
@@ -179,10 +187,11 @@ class Llama(nnx.Module):
         backend: Backend = "xla",
         rngs: nnx.Rngs,
     ):
-        param_dtype = jnp.dtype(dtype if param_dtype is None else param_dtype)
+        self.dtype = checked_float(dtype)
+        param_dtype = checked_float(dtype if param_dtype is None else param_dtype, "param_dtype")
+        check_backend(backend, self.dtype, config.head_dim)
         V, D = config.vocab_size, config.hidden_size
         self.config = config
-        self.dtype = jnp.dtype(dtype)
         self.backend: Backend = backend
         self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
 
@@ -236,15 +245,31 @@ class Llama(nnx.Module):
             tap: see `jaxllama.taps`.
 
         Returns:
-            Logits in at least float32, and the filled cache (None if none was given).
+            Logits in at least float32, and the filled cache (None if none was given), ready to be
+            extended for the next call.
 
         Raises:
-            InputError: shapes that do not fit together.
+            InputError: shapes that do not fit together, or a token id outside the vocabulary
+                (inside `jit`, where nothing can be raised, its row's logits are NaN).
         """
-        if tokens.shape != positions.shape:
-            raise InputError(
-                f"tokens {tokens.shape} and positions {positions.shape} differ; both are (B, T)"
-            )
+        x, cache = self.hidden(tokens, positions=positions, mask=mask, cache=cache, tap=tap)
+        return self.head(x, tap=tap), cache
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"] | BoundMask,
+        cache: KVCache | None = None,
+        tap: Tap = untapped,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Return the residual stream after the last layer, which `head` turns into logits.
+
+        Generation wants the logits of one token per row: those of a whole prompt of 8192 tokens
+        would take 4 GB a row with Llama 3's vocabulary. Arguments and errors as for a call.
+        """
+        self._check(tokens, positions, cache)
         x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
         graph, weights = nnx.split(self.layers)
 
@@ -262,7 +287,23 @@ class Llama(nnx.Module):
             one_layer, (x, cache), (weights, indices, tap.forced_layers())
         )
         tap.add_layers(values)
-        return self.head(x, tap=tap), cache
+        return x, None if cache is None else cache.settle()
+
+    def _check(self, tokens: Array, positions: Array, cache: KVCache | None) -> None:
+        problems = []
+        if tokens.shape != positions.shape:
+            problems.append(f"tokens {tokens.shape}, positions {positions.shape}: both are (B, T)")
+        if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+            low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
+            if low < 0 or high > last:
+                problems.append(
+                    f"token ids {low} to {high}: the vocabulary is 0 to {last}; use the "
+                    "checkpoint's own tokenizer"
+                )
+        if problems:
+            raise InputError(join_problems("model inputs", problems))
+        if cache is not None:
+            cache.check_fits(self.config, tokens.shape)
 
     def embed(
         self,
@@ -277,12 +318,22 @@ class Llama(nnx.Module):
         frequencies = tap("rope.inv_freq", jnp.asarray(inv_freq(self.config), wide))
         positions = tap("positions", positions)
         if tap is not untapped:
-            mask = tap("mask", mask.to_bool() if isinstance(mask, BoundMask) else mask)
+            dense = mask.to_bool() if isinstance(mask, BoundMask) else mask
+            # Recording must not change what runs: only a forced mask takes the bound one's place.
+            if (seen := tap("mask", dense)) is not dense:
+                mask = seen
         x = tap("embed", self.embed_tokens(tokens, self.dtype))
         return x, rope_cos_sin(frequencies, positions, self.dtype), mask
 
-    def layer(self, index: int) -> DecoderLayer:
-        """Return layer `index` (from 0) as a module of its own."""
+    def layer(self, index: Int[Array, ""] | int) -> DecoderLayer:
+        """Return layer `index` (from 0) as a module of its own.
+
+        Raises:
+            InputError: no such layer: indexing an array past its end would give the last one.
+        """
+        last = self.config.num_hidden_layers - 1
+        if not isinstance(index, jax.core.Tracer) and not 0 <= index <= last:
+            raise InputError(f"layer {index}: expected 0 to {last}")
         graph, weights = nnx.split(self.layers)
         return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import DTypeLike
 
-from jaxllama.config import LlamaConfig, RopeScaling
+from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import widened
 
 
@@ -26,35 +26,14 @@ def inv_freq(config: LlamaConfig) -> Float[np.ndarray, " R"]:
     Returns:
         Frequencies in radians per token, fastest first.
 
-    Source: Su et al. 2021 (arXiv 2104.09864), equation 15; scaling as in `scale_inv_freq`.
+    Source: Su et al. 2021 (arXiv 2104.09864), equation 15; `RopeScaling.frequency_factors` for
+        the stretch.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    return scale_inv_freq(config.rope_theta**-exponents, config.rope_scaling)
-
-
-def scale_inv_freq(
-    frequencies: Float[np.ndarray, " R"], scaling: RopeScaling | None
-) -> Float[np.ndarray, " R"]:
-    """Stretch plain frequencies as `scaling` says; `None` leaves them alone.
-
-    `linear` divides all of them. `llama3` divides only waves longer than the original context
-    over `low_freq_factor`, keeps those shorter than it over `high_freq_factor`, and blends the
-    ones in between.
-
-    Source: Meta's Llama 3.1 reference model (`apply_scaling`).
-    """
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    assert scaling.original_max_position_embeddings is not None
-    assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
-    turns_in_context = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
-    kept = (turns_in_context - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    kept = np.clip(kept, 0.0, 1.0)
-    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+    plain = config.rope_theta**-exponents
+    if config.rope_scaling is None:
+        return plain
+    return plain / config.rope_scaling.frequency_factors(plain)
 
 
 def rope_cos_sin(
@@ -68,6 +47,9 @@ def rope_cos_sin(
         frequencies: radians per token.
         positions: in tokens, 0 for a row's first real token.
         dtype: the model's compute dtype.
+
+    Returns:
+        cos and sin, each [B, T, R].
     """
     wide = widened(dtype)
     angles = positions.astype(wide)[..., None] * frequencies.astype(wide)[None, None, :]
@@ -77,7 +59,19 @@ def rope_cos_sin(
 def apply_rope(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
-    """Rotate each head's feature pairs (i, i + H/2) by their position's angles, rounding once."""
+    """Rotate each head's feature pairs (i, i + H/2) by their position's angles, rounding once.
+
+    Args:
+        x: queries or keys of every head.
+        cos: of the angles of each token's position, see `rope_cos_sin`.
+        sin: likewise.
+
+    Returns:
+        The rotated heads, in x's dtype.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), equation 34, with pairs laid out as GPT-NeoX and
+        Hugging Face do.
+    """
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

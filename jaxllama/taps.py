@@ -7,12 +7,41 @@ the compiled program.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
+import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from jaxllama.errors import InputError, join_problems
+
 Values = dict[str, Shaped[Array, "..."]]
+
+MODEL_TAPS = ("rope.inv_freq", "positions", "mask", "embed", "norm", "logits")
+LAYER_TAPS = (
+    "input",
+    "input_layernorm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q_rope",
+    "k_rope",
+    "attn_scores",
+    "attn_probs",
+    "attn_context",
+    "o_proj",
+    "post_attention",
+    "post_attention_layernorm",
+    "gate_proj",
+    "up_proj",
+    "mlp_act",
+    "down_proj",
+    "output",
+)
+CACHE_TAPS = ("cache.k", "cache.v")
+
+_NUMBERED = re.compile(r"(layers|cache)\.(\d+)\.(.+)")
 
 
 class Tap(Protocol):
@@ -70,19 +99,59 @@ class Taps:
     A `Taps` must be made, used and read within one trace: return `recorded()` from the jitted
     function.
 
+    A model records `layers.{i}.<name>` and, with a cache, what it attends to after the new tokens
+    were written, `cache.{i}.k` and `cache.{i}.v`, in the cache's own dtype. A layer run by itself
+    uses the short names: `q_proj`, `cache.k`.
+
     Args:
-        forced: replacements by full name (`embed`, `logits`); for layers, by `layers.<name>` with
-            a leading layer axis. Cast to the dtype of the value they replace.
+        forced: replacements by the names `recorded()` gives, so that one run's record can be
+            forced on another. The layers run as one scan: a name is forced in all of them or in
+            none. For a whole model `layers.<name>` with a leading layer axis does the same. Cast
+            to the dtype of the value they replace.
+
+    Raises:
+        InputError: names that no model records, or given for some layers only: they would be
+            ignored in silence otherwise.
     """
 
     def __init__(self, forced: Mapping[str, Array] | None = None) -> None:
-        self._forced = dict(forced or {})
+        self._forced: dict[str, Array] = {}
+        stacks: dict[str, dict[int, Array]] = {}
+        problems: list[str] = []
+        for name, value in (forced or {}).items():
+            numbered = _NUMBERED.fullmatch(name)
+            if numbered:
+                group, index, rest = numbered.groups()
+                short = rest if group == "layers" else f"cache.{rest}"
+                stacks.setdefault(f"layers.{short}", {})[int(index)] = value
+            else:
+                self._forced[name] = value
+        for name, by_index in stacks.items():
+            if sorted(by_index) != list(range(len(by_index))):
+                problems.append(
+                    f"{name} for layers {sorted(by_index)} only: force all or none, or run one "
+                    "layer by itself (model.layer)"
+                )
+                continue
+            self._forced[name] = jnp.stack([by_index[i] for i in range(len(by_index))])
+        known = {*MODEL_TAPS, *LAYER_TAPS, *CACHE_TAPS}
+        known |= {f"layers.{name}" for name in (*LAYER_TAPS, *CACHE_TAPS)}
+        problems += [f"{name}: no such tap" for name in self._forced if name not in known]
+        if problems:
+            raise InputError(join_problems("forced taps", problems))
         self._values: Values = {}
 
     def __call__(self, name: str, value: Array) -> Array:
         self._values[name] = value
         replacement = self._forced.get(name)
-        return value if replacement is None else replacement.astype(value.dtype)
+        if replacement is None:
+            return value
+        if replacement.shape != value.shape:
+            raise InputError(
+                f"forced tap {name}: shape {replacement.shape}, expected {value.shape}, that of "
+                "the value it replaces"
+            )
+        return replacement.astype(value.dtype)
 
     def inner(self, forced: Mapping[str, Array]) -> Taps:
         return Taps(forced)
@@ -98,4 +167,5 @@ class Taps:
         count = next((len(v) for v in stacked.values()), 0)
         for i in range(count):
             for name, value in stacked.items():
-                self._values[f"layers.{i}.{name}"] = value[i]
+                full = f"cache.{i}.{name[6:]}" if name in CACHE_TAPS else f"layers.{i}.{name}"
+                self._values[full] = value[i]
