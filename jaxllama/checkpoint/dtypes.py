@@ -1,0 +1,88 @@
+"""Dtypes of stored tensors, and casts that round once."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+
+from jaxllama.errors import InputError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS: dict[str, np.dtype] = {
+    "bfloat16": BFLOAT16,
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+_SHORT = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+
+# Names in safetensors headers. Those not floating-point are known so that a file that holds them
+# can be described; no weight may have them.
+SAFETENSORS: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+TO_SAFETENSORS = {dtype: name for name, dtype in SAFETENSORS.items()}
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether weights may be stored so: 16, 32 or 64-bit floating-point."""
+    return dtype in FLOATS.values()
+
+
+def parse(name: DTypeLike) -> np.dtype:
+    """Return the floating-point dtype of a name such as `bf16` or `float32`.
+
+    Raises:
+        InputError: not a floating-point dtype that weights are stored in.
+    """
+    text = name if isinstance(name, str) else np.dtype(name).name
+    dtype = FLOATS.get(_SHORT.get(text.lower(), text.lower()))
+    if dtype is None:
+        raise InputError(f"dtype {text!r} is none of {', '.join((*FLOATS, *_SHORT))}")
+    return dtype
+
+
+def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round values to a dtype, once and to nearest, ties to even; no copy if nothing changes.
+
+    A library may convert float64 to bfloat16 by way of float32, which rounds twice and so lands
+    on the wrong side of a tie; rounding to odd on the way keeps what the second rounding needs.
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.dtype == np.float64 and dtype == BFLOAT16:
+            values = _round_to_odd(values)
+        return values.astype(dtype)
+
+
+def _round_to_odd(values: np.ndarray) -> np.ndarray:
+    near = values.astype(np.float32)
+    exact = (near == values) | np.isnan(values)
+    bits = near.view(np.uint32)
+    # Sign and magnitude: one less is one step towards zero, for either sign.
+    truncated = np.where(np.abs(near.astype(np.float64)) > np.abs(values), bits - 1, bits)
+    return np.where(exact, bits, truncated | 1).astype(np.uint32).view(np.float32)
+
+
+def lost(values: np.ndarray, rounded: np.ndarray) -> tuple[int, float]:
+    """Return how many elements a cast changed, and the largest absolute change."""
+    with np.errstate(invalid="ignore"):
+        change = np.abs(rounded.astype(np.float64) - values.astype(np.float64))
+    changed = change > 0
+    return int(changed.sum()), float(change.max(initial=0.0, where=changed))
