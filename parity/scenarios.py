@@ -1,0 +1,289 @@
+"""What is run: token batches with explicit positions, validity and masks.
+
+Masks are built here from first principles in plain numpy, on purpose apart from
+`jaxllama.masks`: they are what the masks under test are compared with.
+
+Shapes: B batch, T tokens; the mask's last axis counts keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from parity.texts import prose
+
+SCENARIOS = (
+    "causal",
+    "long_positions",
+    "right_padded",
+    "left_padded",
+    "packed",
+    "windowed",
+    "mixed_lengths",
+)
+DEFAULT_SCENARIOS = SCENARIOS[:4]
+
+# Prime, so that they equal no batch, head or window size, and no block size divides them. The
+# first is long because wrong rotations hide in short prompts: 0.004 rad at token 4 is 0.5 at 512.
+DEFAULT_LENGTHS = {
+    "causal": 521,
+    "long_positions": 67,
+    "right_padded": 61,
+    "left_padded": 59,
+    "packed": 83,
+    "windowed": 73,
+    "mixed_lengths": 53,
+}
+# Past the 8192 tokens that Llama 3 was first trained on, where scaled frequencies matter most.
+LONG_POSITION_STARTS = (8209, 12301)
+
+Tokenizer = Callable[[str], Sequence[int]] | Any
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One batch, and what each of its tokens must see.
+
+    Attributes:
+        name: the scenario's.
+        tokens: ids [B T], int32.
+        positions: rotary positions [B T] in tokens, int32; 0 on pads.
+        valid: False on pads [B T].
+        mask: True where the query (axis 1) must see the key (axis 2) [B T T]; rows of pads are
+            empty.
+        segments: document number of each token [B T], int32; None when a row is one document.
+        window: number of keys a query sees at most, itself included; None for all.
+        notes: remarks the report must carry.
+    """
+
+    name: str
+    tokens: Int[np.ndarray, "B T"]
+    positions: Int[np.ndarray, "B T"]
+    valid: Bool[np.ndarray, "B T"]
+    mask: Bool[np.ndarray, "B T T"]
+    segments: Int[np.ndarray, "B T"] | None = None
+    window: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return a SHA-256 of everything a model is given, in hexadecimal."""
+        sha = hashlib.sha256()
+        for array in (self.tokens, self.positions, self.valid, self.mask):
+            sha.update(repr((array.shape, array.dtype.str)).encode())
+            sha.update(np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
+
+
+def scenario(
+    name: str,
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    *,
+    length: int | None = None,
+    prompt: Prompt | None = None,
+) -> Inputs:
+    """Build a scenario's inputs.
+
+    `causal` is one row of running text. `long_positions` starts its rows past position 8192.
+    `right_padded` and `left_padded` are ragged batches, positions counted from each row's first
+    real token. `packed` puts several documents in a row, positions starting anew in each, and
+    pads at one row's end. `windowed` limits how far back a token sees. `mixed_lengths` pads
+    prompts on the right and then goes on with real tokens in every row, as batched decoding
+    does.
+
+    Args:
+        name: one of `SCENARIOS`.
+        tokenizer: a function from text to ids, or an object with such an `encode`; unused when
+            the prompt is given as ids.
+        config: the model's; its vocabulary bounds the ids, its pad token fills pads.
+        length: T; by default the scenario's own, or the prompt's length.
+        prompt: text or ids to use in place of the built-in text.
+
+    Raises:
+        InputError: an unknown scenario, a length below 1, an empty prompt, or an id outside the
+            vocabulary.
+    """
+    if name not in SCENARIOS:
+        raise InputError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}")
+    if length is not None and length < 1:
+        raise InputError(f"scenario {name}: length {length}, expected at least 1 token")
+    ids = _ids(prose() if prompt is None else prompt, tokenizer, config)
+    if length is None:
+        length = DEFAULT_LENGTHS[name] if prompt is None else len(ids)
+    return _BUILDERS[name](name, _Source(ids, length, config))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where rows take their tokens from."""
+
+    ids: Int[np.ndarray, " n"]
+    length: int
+    config: LlamaConfig
+
+    def rows(self, count: int) -> Int[np.ndarray, "B T"]:
+        """Return `count` stretches of the text, each starting elsewhere; it repeats at its end."""
+        starts = np.arange(count) * (len(self.ids) // count)
+        columns = starts[:, None] + np.arange(self.length)
+        return self.ids[columns % len(self.ids)]
+
+    def ragged(self, count: int) -> list[int]:
+        """Return `count` lengths, falling from T by equal steps, at least 1."""
+        return [max(1, self.length * (count - i) // count) for i in range(count)]
+
+
+def _causal(name: str, source: _Source) -> Inputs:
+    return _assemble(name, source, source.rows(1))
+
+
+def _long_positions(name: str, source: _Source) -> Inputs:
+    tokens = source.rows(len(LONG_POSITION_STARTS))
+    positions = np.array(LONG_POSITION_STARTS)[:, None] + np.arange(source.length)
+    return _assemble(name, source, tokens, positions=positions)
+
+
+def _right_padded(name: str, source: _Source) -> Inputs:
+    valid = np.arange(source.length) < np.array(source.ragged(3))[:, None]
+    return _assemble(name, source, source.rows(3), valid=valid)
+
+
+def _left_padded(name: str, source: _Source) -> Inputs:
+    valid = np.arange(source.length)[::-1] < np.array(source.ragged(3))[:, None]
+    return _assemble(name, source, source.rows(3), valid=valid)
+
+
+def _packed(name: str, source: _Source) -> Inputs:
+    T = source.length
+    columns = np.arange(T)
+    two = (columns >= 2 * T // 5).astype(int)
+    three = (columns >= T // 4).astype(int) + (columns >= 7 * T // 10)
+    valid = np.stack([columns < T, columns < max(1, T - T // 8)])
+    return _assemble(name, source, source.rows(2), valid=valid, segments=np.stack([two, three]))
+
+
+def _windowed(name: str, source: _Source) -> Inputs:
+    window = max(2, source.length // 3)
+    while source.length % window == 0:  # a window that divides the length hides block faults
+        window += 1
+    return _assemble(name, source, source.rows(2), window=window)
+
+
+def _mixed_lengths(name: str, source: _Source) -> Inputs:
+    columns, prompt = np.arange(source.length), prompt_columns(source.length)
+    lengths = [max(1, prompt * (3 - i) // 3) for i in range(3)]
+    valid = (columns < np.array(lengths)[:, None]) | (columns >= prompt)
+    return _assemble(name, source, source.rows(3), valid=valid)
+
+
+_BUILDERS = {
+    "causal": _causal,
+    "long_positions": _long_positions,
+    "right_padded": _right_padded,
+    "left_padded": _left_padded,
+    "packed": _packed,
+    "windowed": _windowed,
+    "mixed_lengths": _mixed_lengths,
+}
+
+
+def prompt_columns(length: int) -> int:
+    """Return how many of a scenario's columns are the prompt when it is decoded: two thirds."""
+    return max(1, 2 * length // 3)
+
+
+def visible(
+    valid: Bool[np.ndarray, "B T"],
+    segments: Int[np.ndarray, "B T"] | None = None,
+    window: int | None = None,
+) -> Bool[np.ndarray, "B T T"]:
+    """Return which key each query must see.
+
+    A key is seen when it does not come later in the row than the query, neither is a pad, both
+    belong to the same document, and it is among the last `window` columns, the query's included.
+    """
+    columns = np.arange(valid.shape[1])
+    distance = columns[:, None] - columns[None, :]  # from key to query
+    seen = (distance >= 0) & valid[:, :, None] & valid[:, None, :]
+    if segments is not None:
+        seen &= segments[:, :, None] == segments[:, None, :]
+    if window is not None:
+        seen &= distance < window
+    return seen
+
+
+def _assemble(
+    name: str,
+    source: _Source,
+    tokens: np.ndarray,
+    *,
+    positions: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
+    segments: np.ndarray | None = None,
+    window: int | None = None,
+) -> Inputs:
+    if valid is None:
+        valid = np.ones(tokens.shape, bool)
+    if positions is None:
+        positions = _count_within(valid, segments)
+    pad = source.config.pad_token_id
+    tokens = np.where(valid, tokens, 0 if pad is None else pad)
+    return Inputs(
+        name=name,
+        tokens=tokens.astype(np.int32),
+        positions=np.where(valid, positions, 0).astype(np.int32),
+        valid=valid,
+        mask=visible(valid, segments, window),
+        segments=None if segments is None else segments.astype(np.int32),
+        window=window,
+        notes=_notes(int(positions.max()), source.config),
+    )
+
+
+def _count_within(valid: np.ndarray, segments: np.ndarray | None) -> np.ndarray:
+    """Return each token's number among the real tokens of its row, or of its document."""
+    if segments is None:
+        return valid.cumsum(axis=1) - 1
+    columns = np.arange(valid.shape[1])
+    earlier = (segments[:, :, None] == segments[:, None, :]) & valid[:, None, :]
+    return (earlier & (columns[None, :] < columns[:, None])).sum(axis=2)
+
+
+def _notes(last_position: int, config: LlamaConfig) -> tuple[str, ...]:
+    stated = config.max_position_embeddings
+    if stated is None or last_position < stated:
+        return ()
+    return (
+        f"positions reach {last_position}, past the stated context of {stated} tokens "
+        "(max_position_embeddings)",
+    )
+
+
+def _ids(prompt: Prompt, tokenizer: Tokenizer, config: LlamaConfig) -> Int[np.ndarray, " n"]:
+    """Return a prompt's token ids, checked against the vocabulary."""
+    if isinstance(prompt, str):
+        encoded = getattr(tokenizer, "encode", tokenizer)(prompt)
+        ids = np.asarray(getattr(encoded, "ids", encoded))
+    else:
+        ids = np.asarray(prompt)
+    if ids.size == 0:
+        raise InputError("the prompt is empty: give at least one token of text or one id")
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"prompt ids: {ids.dtype} {ids.shape}, expected one row of integers")
+    outside = np.flatnonzero((ids < 0) | (ids >= config.vocab_size))
+    if outside.size:
+        first = int(outside[0])
+        raise InputError(
+            f"token id {ids[first]} at index {first} of the prompt is outside the vocabulary of "
+            f"{config.vocab_size} ids (0 to {config.vocab_size - 1}); {outside.size} such ids in "
+            "all. Use the checkpoint's own tokenizer"
+        )
+    return ids.astype(np.int64)

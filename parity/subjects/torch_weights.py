@@ -1,0 +1,65 @@
+"""A checkpoint's weights as torch tensors, read when asked for and never kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from jaxllama.errors import CheckpointError
+from parity.subjects.base import CheckpointLike
+from parity.subjects.torch_arrays import to_torch
+
+
+class TorchWeights:
+    """Tensors by canonical name, in the dtype the checkpoint stores.
+
+    A Hugging Face directory is read through safetensors' own torch binding, so that a fault in
+    jaxllama's reader shows as a difference instead of being shared. Other formats come through
+    jaxllama.
+
+    Args:
+        checkpoint: where the weights come from.
+    """
+
+    def __init__(self, checkpoint: CheckpointLike) -> None:
+        self._checkpoint = checkpoint
+        self._files: dict[str, Path] = {}
+        path = checkpoint.path
+        if checkpoint.format == "hf" and path is not None:
+            directory = path if path.is_dir() else path.parent
+            self._files = {name: file for file in _shards(directory) for name in _names(file)}
+
+    def __contains__(self, name: str) -> bool:
+        names = self._files or self._checkpoint.tensors
+        return name in names or name.removeprefix("model.") in names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if not self._files:
+            return to_torch(self._checkpoint.read(name))
+        # Checkpoints saved from the bare model, without its head, lack the prefix.
+        stored = name if name in self._files else name.removeprefix("model.")
+        if stored not in self._files:
+            raise CheckpointError(
+                f"{self._checkpoint.path}: no tensor {name}; found {len(self._files)} others. "
+                "Check that every shard was copied."
+            )
+        with safe_open(self._files[stored], framework="pt") as shard:
+            return shard.get_tensor(stored)
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        # Names alone: an index must not lead out of its directory.
+        return sorted({directory / Path(file).name for file in weight_map.values()})
+    single = directory / "model.safetensors"
+    return [single] if single.exists() else sorted(directory.glob("*.safetensors"))
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as shard:
+        return list(shard.keys())
