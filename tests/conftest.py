@@ -1,0 +1,56 @@
+"""Strict flags for every test: float64 on, no silent promotion or broadcasting, typed shapes.
+
+The shape annotations of `jaxllama` and `parity` are checked at run time here, and here alone, by
+the `--jaxtyping-packages` option in pyproject.toml and `support/shape_check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Derandomised: a red run is red for everybody, again. No deadline: compilation is in the first example.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let a test marked `ill_typed` through to the checks that users of the package meet."""
+    ill_typed = request.node.get_closest_marker("ill_typed") is not None
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", before or ill_typed)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def _why_no_gpu() -> str | None:
+    """Return why tests marked `gpu` cannot run here, None if they can."""
+    try:
+        jax.devices("gpu")
+    except RuntimeError as error:
+        return f"JAX finds no GPU: {error}"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none, and say why."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    reason = _why_no_gpu() if marked else None
+    for item in marked:
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
