@@ -1,0 +1,295 @@
+"""Writing text: prefill and decode loop as one compiled program.
+
+The program runs until every row is finished, or for a given number of tokens. Streaming and stop
+strings use the second: the host calls the *same* program again for the next few tokens, looks at
+them in between, and may mark rows as finished. (A callback from inside the loop would save the
+re-entry, 0.2 ms, but it turns an exception or Ctrl-C in the host's code into a crash of the
+device program, and several backends cannot do it.)
+
+Prompts are right-padded to a power of two and never longer than needed; pads leave nothing in
+the cache. Lengths, limits, seeds and sampling values are arguments of the program, so that only
+a new bucket, batch size, or set of active sampling settings compiles anew.
+
+Shapes: B batch, T prompt bucket, M bucket of new tokens, S cache slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+from numpy.typing import DTypeLike
+
+from jaxllama.cache import KVCache
+from jaxllama.dtypes import widened
+from jaxllama.errors import InputError
+from jaxllama.masks import Tokens, causal, padding
+from jaxllama.model import Llama
+from jaxllama.request import Request, bucket, check_request
+from jaxllama.sampling import GREEDY, Sampling, choose
+
+FinishReason = Literal["eos", "stop", "length"]
+Prompts = Sequence[Sequence[int]] | Int[np.ndarray, "B T"] | Int[Array, "B T"]
+Watcher = Callable[[list[list[int]]], Mapping[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was written for each row.
+
+    Attributes:
+        tokens: new tokens, a closing eos included; -1 past a row's end.
+        lengths: number of new tokens per row.
+        logprobs: natural log-probability of each token under the model itself, before penalty,
+            temperature and filters; 0 past a row's end, so that a row sums to that of its text.
+        finish_reasons: "eos", "stop" (the watcher's decision) or "length", per row.
+        cache: prompt and new tokens but each row's last, which nothing has read yet: start the
+            next turn's prompt with it.
+    """
+
+    tokens: Int[np.ndarray, "B M"]
+    lengths: Int[np.ndarray, " B"]
+    logprobs: Float[np.ndarray, "B M"]
+    finish_reasons: tuple[FinishReason, ...]
+    cache: KVCache
+
+    def rows(self) -> list[list[int]]:
+        """Return each row's new tokens as a list of its own length."""
+        return _rows(self.tokens, self.lengths)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _State:
+    """What one call of the program hands to the next; donated, so updated in place."""
+
+    cache: KVCache
+    step: Int[Array, ""]  # tokens written so far in unfinished rows; 0: prefill is to come
+    last: Int[Array, " B"]
+    done: Bool[Array, " B"]
+    tokens: Int[Array, "B M"]
+    logprobs: Float[Array, "B M"]
+    lengths: Int[Array, " B"]
+    seen: Bool[Array, "B V"] | None  # only with a repetition penalty
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Inputs:
+    """What stays the same throughout."""
+
+    prompt: Int[Array, "B T"]
+    prompt_lengths: Int[Array, " B"]
+    keys: Key[Array, " B"]
+    sampling: dict[str, Array]
+    eos: Int[Array, " E"]
+
+
+def generate(
+    model: Llama,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    eos_ids: Sequence[int] | None = None,
+    seed: int | Sequence[int] = 0,
+    cache: KVCache | None = None,
+    cache_dtype: DTypeLike | None = None,
+    watch: Watcher | None = None,
+    every: int = 1,
+) -> Generation:
+    """Continue each prompt until an end-of-sequence token or `max_new_tokens`.
+
+    Args:
+        model: the model.
+        prompts: token ids, one sequence per row, of any lengths; or an array [B, T] without pads.
+        max_new_tokens: most tokens to write per row.
+        sampling: how a token is chosen; greedy if not given.
+        eos_ids: tokens that end a row; the checkpoint's own if None, () for none.
+        seed: row i draws from `seed + i` or, given a sequence, from `seed[i]`, whatever the other
+            rows are: a row alone with its seed draws the same.
+        cache: continue after what this cache holds (it is consumed; go on with the result's);
+            None starts afresh with one of the right size.
+        cache_dtype: of keys and values in the cache; the model's dtype if None.
+        watch: called with the rows so far after each `every` tokens; returns {row: length} for
+            rows to be ended and cut to that many tokens.
+        every: tokens between two calls of `watch`.
+
+    Raises:
+        InputError: prompts, limits, seeds, ids or cache that do not fit the model or each other,
+            all named at once; or a model whose logits are not finite.
+    """
+    request = check_request(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids,
+        seed=seed,
+        cache=cache,
+        cache_dtype=cache_dtype,
+        every=every,
+    )
+    sampling = GREEDY if sampling is None else sampling
+    graph, weights = nnx.split(model)
+    state = _begin(model, request, sampling, cache)
+    held = np.array(state.cache.lengths)
+    inputs = _inputs(request, sampling)
+    cuts: dict[int, int] = {}
+    written = 0
+    while written < max_new_tokens:
+        written = max_new_tokens if watch is None else min(written + every, max_new_tokens)
+        state = _advance(graph, weights, state, inputs, jnp.int32(written))
+        done = np.array(state.done)
+        if watch is not None:
+            new_cuts = watch(_rows(np.array(state.tokens), np.array(state.lengths)))
+            cuts = {**new_cuts, **cuts}
+            done[list(new_cuts)] = True
+            state = dataclasses.replace(state, done=jnp.asarray(done))
+        if done.all():
+            break
+    return _finish(state, request, held, cuts)
+
+
+def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | None) -> _State:
+    B, M = len(request.prompts), bucket(request.max_new_tokens)
+    if cache is None:
+        capacity = bucket(request.longest) + M
+        cache = KVCache.empty(model.config, B, capacity, request.cache_dtype)
+    return _State(
+        cache=cache.settle(),
+        step=jnp.int32(0),
+        last=jnp.zeros((B,), jnp.int32),
+        done=jnp.zeros((B,), jnp.bool_),
+        tokens=jnp.full((B, M), -1, jnp.int32),
+        logprobs=jnp.zeros((B, M), widened(model.dtype)),
+        lengths=jnp.zeros((B,), jnp.int32),
+        seen=jnp.zeros((B, model.config.vocab_size), jnp.bool_) if sampling.penalises else None,
+    )
+
+
+def _inputs(request: Request, sampling: Sampling) -> _Inputs:
+    prompt = np.zeros((len(request.prompts), bucket(request.longest)), np.int32)
+    for row, ids in enumerate(request.prompts):
+        prompt[row, : len(ids)] = ids
+    eos = np.full(bucket(len(request.eos_ids), least=8), -1, np.int32)
+    eos[: len(request.eos_ids)] = request.eos_ids
+    return _Inputs(
+        prompt=jnp.asarray(prompt),
+        prompt_lengths=jnp.asarray([len(ids) for ids in request.prompts], jnp.int32),
+        keys=jax.vmap(jax.random.key)(jnp.asarray(request.seeds, jnp.uint32)),
+        sampling=sampling.values(),
+        eos=jnp.asarray(eos),
+    )
+
+
+@partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
+def _advance(
+    graph: nnx.GraphDef[Llama],
+    weights: nnx.State[Any, Any],
+    state: _State,
+    inputs: _Inputs,
+    until: Int[Array, ""],
+) -> _State:
+    """Prefill if that has not happened yet, then decode until `until` tokens or all rows done."""
+    model = nnx.merge(graph, weights)
+
+    def prefill(s: _State) -> _State:
+        T = inputs.prompt.shape[1]
+        valid = jnp.arange(T)[None, :] < inputs.prompt_lengths[:, None]
+        seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
+        logits, cache = _feed(model, s.cache, inputs.prompt, valid)
+        return _write(dataclasses.replace(s, cache=cache, seen=seen), logits, inputs)
+
+    def decode(s: _State) -> _State:
+        logits, cache = _feed(model, s.cache, s.last[:, None], ~s.done[:, None])
+        return _write(dataclasses.replace(s, cache=cache), logits, inputs)
+
+    # A loop that runs at most once, where a `cond` would copy the whole cache when it does not.
+    state = jax.lax.while_loop(lambda s: s.step == 0, prefill, state)
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), decode, state)
+
+
+def _feed(
+    model: Llama, cache: KVCache, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Run valid tokens (none after an invalid one), each row's at its next places in the cache.
+
+    Returns:
+        Logits after each row's last valid token, and the filled cache.
+    """
+    B, T = tokens.shape
+    rows, end = jnp.arange(B), jnp.maximum(cache.lengths - 1, 0)
+    first = jnp.where(cache.lengths > 0, cache.positions[rows, end] + 1, 0)
+    positions = first[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    segments = jnp.broadcast_to(cache.segments[rows, end][:, None], (B, T))
+    cache = cache.extend(positions, valid, segments)
+    mask = (causal() & padding()).bind(Tokens(positions, valid, segments), cache.tokens())
+    x, filled = model.hidden(tokens, positions=positions, mask=mask, cache=cache)
+    assert filled is not None
+    last = jnp.maximum(valid.sum(axis=1, dtype=jnp.int32) - 1, 0)
+    return model.head(x[rows, last][:, None, :])[:, 0, :], filled
+
+
+def _write(s: _State, logits: Float[Array, "B V"], inputs: _Inputs) -> _State:
+    """Choose the next token of every unfinished row and take note of it."""
+    live = ~s.done
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(inputs.keys, s.step)
+    token = choose(logits, keys, inputs.sampling, s.seen)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    logprob = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    return dataclasses.replace(
+        s,
+        step=s.step + 1,
+        last=token,
+        done=s.done | (token[:, None] == inputs.eos[None, :]).any(axis=-1),
+        tokens=s.tokens.at[:, s.step].set(jnp.where(live, token, -1)),
+        logprobs=s.logprobs.at[:, s.step].set(jnp.where(live, logprob, 0)),
+        lengths=s.lengths + live.astype(jnp.int32),
+        seen=None if s.seen is None else _mark(s.seen, token[:, None], live[:, None]),
+    )
+
+
+def _mark(
+    seen: Bool[Array, "B V"], tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]
+) -> Bool[Array, "B V"]:
+    rows = jnp.arange(len(tokens))[:, None]
+    return seen.at[rows, jnp.where(valid, tokens, seen.shape[1])].set(True, mode="drop")
+
+
+def _finish(
+    state: _State, request: Request, held: Int[np.ndarray, " B"], cuts: Mapping[int, int]
+) -> Generation:
+    tokens, logprobs = np.array(state.tokens), np.array(state.logprobs)
+    lengths = np.array(state.lengths)
+    for row, length in cuts.items():
+        lengths[row] = min(length, lengths[row])
+    width = int(lengths.max())
+    past_end = np.arange(width)[None, :] >= lengths[:, None]
+    tokens = np.where(past_end, np.int32(-1), tokens[:, :width])
+    logprobs = np.where(past_end, 0, logprobs[:, :width])
+    if not np.isfinite(logprobs).all():
+        row, token = np.argwhere(~np.isfinite(logprobs))[0]
+        raise InputError(
+            f"generate: row {row}, new token {token}: the model's logits are not finite; check the "
+            "checkpoint with `jaxllama verify`, or load the model with dtype float32"
+        )
+    reasons: list[FinishReason] = []
+    for row, length in enumerate(lengths):
+        ended = length > 0 and tokens[row, length - 1] in request.eos_ids
+        reasons.append("stop" if row in cuts else "eos" if ended else "length")
+    prompt_lengths = np.array([len(ids) for ids in request.prompts])
+    kept = np.minimum(held + prompt_lengths + np.maximum(lengths - 1, 0), state.cache.lengths)
+    cache = state.cache.rewind(jnp.asarray(kept, jnp.int32)) if cuts else state.cache
+    return Generation(tokens, lengths, logprobs, tuple(reasons), cache)
+
+
+def _rows(tokens: Int[np.ndarray, "B M"], lengths: Int[np.ndarray, " B"]) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]

@@ -1,0 +1,181 @@
+"""What is asked of `generate`, checked as a whole before anything runs on a device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import DTypeLike
+
+from jaxllama.cache import KVCache
+from jaxllama.errors import InputError, join_problems
+from jaxllama.model import Llama
+
+LEAST_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that fits its model and cache.
+
+    Attributes:
+        prompts: token ids of each row.
+        max_new_tokens: most tokens to write per row.
+        eos_ids: tokens that end a row.
+        seeds: one per row, each in [0, 2**32).
+        cache_dtype: of the cache's keys and values.
+    """
+
+    prompts: list[Int[np.ndarray, " T"]]
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    seeds: list[int]
+    cache_dtype: np.dtype[Any]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(ids) for ids in self.prompts)
+
+
+def bucket(size: int, least: int = LEAST_BUCKET) -> int:
+    """Return the shape that `size` is padded to: the next power of two, and no less than `least`.
+
+    >>> [bucket(n) for n in (1, 16, 17, 33)]
+    [16, 16, 32, 64]
+    """
+    return max(least, 1 << max(0, size - 1).bit_length())
+
+
+def check_request(
+    model: Llama,
+    prompts: Any,
+    *,
+    max_new_tokens: Any,
+    eos_ids: Any,
+    seed: Any,
+    cache: KVCache | None,
+    cache_dtype: DTypeLike | None,
+    every: Any,
+) -> Request:
+    """Return the request in plain types, or say everything that is wrong with it.
+
+    Raises:
+        InputError: see `jaxllama.generate.generate`.
+    """
+    V = model.config.vocab_size
+    rows, problems = _prompts(prompts, V)
+    for name, value in (("max_new_tokens", max_new_tokens), ("every", every)):
+        if not _whole(value) or value < 1:
+            problems.append(f"{name} {value!r}: expected an integer of at least 1")
+    ids = model.config.eos_token_ids if eos_ids is None else eos_ids
+    unknown = [i for i in ids if not _whole(i) or not 0 <= i < V]
+    if unknown:
+        problems.append(
+            f"eos_ids {unknown}: no such tokens, the vocabulary has ids 0 to {V - 1}; give ids of "
+            "this model's tokenizer, or () to write until max_new_tokens"
+        )
+    seeds, seed_problems = _seeds(seed, len(rows))
+    problems += seed_problems
+    dtype = np.dtype(jnp.dtype(model.dtype if cache_dtype is None else cache_dtype))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        problems.append(f"cache_dtype {dtype}: expected a floating type, such as {model.dtype}")
+    elif cache is not None:
+        problems += _cache_dtypes(cache, dtype)
+    if not problems:
+        problems += _room(model, rows, max_new_tokens, cache)
+    if problems:
+        raise InputError(join_problems("generate", problems))
+    return Request(rows, int(max_new_tokens), tuple(int(i) for i in ids), seeds, dtype)
+
+
+def _prompts(prompts: Any, vocabulary: int) -> tuple[list[Int[np.ndarray, " T"]], list[str]]:
+    if isinstance(prompts, str) or len(prompts) and isinstance(prompts[0], str):
+        text = "prompts: text, expected token ids; use generate_text, or encode with a tokenizer"
+        return [], [text]
+    if len(prompts) and np.ndim(prompts[0]) == 0:
+        return [], ["prompts: one sequence of ids, expected one per row; write [ids]"]
+    if not len(prompts):
+        return [], ["prompts: none given, expected at least one"]
+    rows, problems = [], []
+    for row, given in enumerate(prompts):
+        ids = np.asarray(given)
+        if ids.size == 0:
+            problems.append(
+                f"prompt {row} is empty, expected at least one token; start with the bos token"
+            )
+        elif ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            problems.append(
+                f"prompt {row}: {ids.dtype} {ids.shape}, expected integer token ids (T,)"
+            )
+        elif bad := [int(i) for i in ids if not 0 <= i < vocabulary]:
+            problems.append(
+                f"prompt {row}: token ids {bad[:5]} outside the vocabulary of {vocabulary} "
+                f"(0 to {vocabulary - 1}); was it encoded by another model's tokenizer, or padded?"
+            )
+        rows.append(ids)
+    return rows, problems
+
+
+def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
+    seeds = [seed + row for row in range(rows)] if _whole(seed) else seed
+    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str):
+        return [], [f"seed {seed!r}: expected an integer, or one per row"]
+    if len(seeds) != rows:
+        return [], [f"seed: {len(seeds)} seeds for {rows} prompts, expected one for each"]
+    bad = [s for s in seeds if not _whole(s) or not 0 <= s < 2**32]
+    if bad:
+        return [], [f"seed {bad[0]!r}: expected integers from 0 to 2**32 - 1"]
+    return [int(s) for s in seeds], []
+
+
+def _cache_dtypes(cache: KVCache, expected: np.dtype[Any]) -> list[str]:
+    found = {str(cache.k.dtype), str(cache.v.dtype)}
+    if found == {str(expected)}:
+        return []
+    return [
+        f"cache: keys in {cache.k.dtype} and values in {cache.v.dtype}, expected {expected}; make "
+        f"it by KVCache.empty(..., {expected}), or give its dtype as cache_dtype to round on "
+        "purpose"
+    ]
+
+
+def _room(
+    model: Llama, rows: list[Int[np.ndarray, " T"]], new_tokens: int, cache: KVCache | None
+) -> list[str]:
+    """Return what does not fit the cache; warn of what exceeds the context stated by the model."""
+    prompt_lengths = np.array([len(ids) for ids in rows])
+    held = np.zeros_like(prompt_lengths)
+    if cache is not None:
+        if len(cache.lengths) != len(rows):
+            return [f"cache: {len(cache.lengths)} rows, expected {len(rows)}, one for each prompt"]
+        held = np.array(cache.lengths)
+    needed = held + prompt_lengths + new_tokens
+    row = int(needed.argmax())
+    said = f"{prompt_lengths[row]} prompt tokens + {new_tokens} new ones"
+    if held[row]:
+        said = f"{held[row]} tokens held + {said}"
+    if cache is not None and needed[row] > cache.capacity:
+        return [
+            f"cache too small: row {row} needs {said} = {needed[row]} slots, the cache has "
+            f"{cache.capacity}; make it with capacity {needed[row]} or more, lower "
+            f"max_new_tokens to {max(0, new_tokens - int(needed[row]) + cache.capacity)}, or "
+            "shorten the prompt"
+        ]
+    stated = model.config.max_position_embeddings
+    if stated is not None and needed[row] > stated:
+        warnings.warn(
+            f"row {row}: {said} = {needed[row]} tokens, beyond the {stated} the checkpoint states "
+            "as its context; going on, but the text may degrade",
+            stacklevel=4,
+        )
+    return []
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
