@@ -1,0 +1,102 @@
+"""The `parity` command: `run` and its companions. Exit codes: 0 equal, 1 divergent, 2 bad, 3 open."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jaxllama.errors import JaxLlamaError
+
+app = typer.Typer(
+    name="parity",
+    help="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep the verbs as subcommands, however few there are."""
+
+
+@app.command("run")
+def run_command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
+    ] = "tiny",
+    reference: Annotated[
+        str, typer.Option(help="Witnesses: torch, hf, meta, several with commas, or all.")
+    ] = "torch",
+    dtype: Annotated[
+        str, typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all.")
+    ] = "all",
+    mode: Annotated[
+        str, typer.Option(help="free, isolated, decode, several with commas, or all.")
+    ] = "free,isolated",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Scenario to run; repeatable, commas allowed, or all."),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text in place of the built-in one.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole result here.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show the grid of layers even if equal.")] = False,
+) -> None:
+    """Run the same weights through JAX and PyTorch and compare every tensor."""
+    from parity.report import json_file, terminal
+    from parity.run import DEFAULT_SCENARIOS, run
+
+    if json_path is not None:
+        json_file.check_writable(json_path)
+    errors = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        result = run(
+            checkpoint,
+            reference=reference,
+            dtypes=dtype,
+            modes=mode,
+            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+            overrides=override or (),
+            prompt=prompt,
+            length=length,
+            progress=progress,
+        )
+    if json_path is not None:
+        json_file.write(result, json_path)
+    terminal.show(result, Console(), verbose=verbose)
+    raise typer.Exit(result.exit_code)
+
+
+def main() -> None:
+    """Run the command line; every error a user can mend is one message and exit code 2."""
+    try:
+        app()
+    except JaxLlamaError as error:
+        print(f"parity: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,44 @@
+"""Where a run took place: versions, devices, and the precision that matmuls really have."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from parity.precision import effective_matmul_precision
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "llama_models", "safetensors")
+
+
+def describe() -> dict[str, Any]:
+    """Return what a reader needs to know to compare a run with another, as plain data."""
+    device = jax.devices()[0]
+    default = effective_matmul_precision()
+    with jax.default_matmul_precision("highest"):
+        highest = effective_matmul_precision()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "x64": bool(jax.config.jax_enable_x64),
+        "matmul_precision": {
+            "in_force": "highest",
+            "float32_at_highest": highest,
+            "float32_at_default": default,
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,50 @@
+"""Where a difference begins: the first failing tap in data-flow order, and what kind of start it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parity.result import Divergence, TapRow
+from parity.taps import SETUP_TAPS, flow_key
+
+
+def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
+    """Return where the difference begins, or None when every row passed.
+
+    Lanes and scenarios are searched in the order they were run, which puts float64 first: it
+    tells a difference of meaning, where the narrower dtypes can only add rounding. Within one of
+    them the subject's own run is read in data-flow order; setup taps (angle table, positions,
+    mask) are flagged beside the first activation they spoil, and named themselves only when they
+    spoil none.
+    """
+    for lane, scenario in dict.fromkeys((row.lane, row.scenario) for row in rows):
+        here = [row for row in rows if (row.lane, row.scenario) == (lane, scenario)]
+        failed = sorted((row for row in here if not row.passed), key=_place)
+        if failed:
+            return _classify(failed, lane)
+    return None
+
+
+def _place(row: TapRow) -> tuple[int, tuple[int, int, int]]:
+    return row.step, flow_key(row.tap)
+
+
+def _classify(failed: list[TapRow], lane: str) -> Divergence:
+    setup = [row for row in failed if row.tap in SETUP_TAPS]
+    flagged = tuple(dict.fromkeys(row.tap for row in setup))
+    isolated = [row for row in failed if row.mode == "isolated" and row.tap not in SETUP_TAPS]
+    running = [row for row in failed if row.mode != "isolated" and row.tap not in SETUP_TAPS]
+    if not running and not isolated:
+        return Divergence(setup[0], "setup", flagged)
+    if not running:
+        return Divergence(isolated[0], "operator", flagged)
+    first = running[0]
+    wrong_operators = {row.tap for row in isolated}
+    if first.tap in wrong_operators:
+        return Divergence(first, "operator", flagged)
+    if flagged:
+        return Divergence(first, "upstream", flagged)
+    if isolated and lane != "f64":
+        # Rounding accumulates until it shows somewhere; the operator that rounds badly is named.
+        return Divergence(isolated[0], "operator", flagged)
+    return Divergence(first, "drift" if lane != "f64" else "upstream", flagged)

@@ -1,0 +1,293 @@
+"""Several implementations walked through one forward pass together, a stage at a time.
+
+Only one stage's arrays are alive at once, so memory does not grow with depth: a stage is
+computed by all, compared with the gold, judged and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.compare import Difference, difference, relative_gap, total_variation
+from parity.result import TapRow, WitnessRow
+from parity.scenarios import Inputs
+from parity.subjects.base import Run, Subject
+from parity.taps import AXES, split_name
+from parity.tolerance import LIMITS, UNIT_ROUNDOFF, Limits, noise_floor
+
+Arrays = Mapping[str, np.ndarray]
+Progress = Callable[[], None]
+
+
+@dataclass
+class Party:
+    """One implementation on its way through a pass.
+
+    Attributes:
+        subject: the implementation.
+        role: `subject` is judged; so is `production`, the same model without taps; a `variant`
+            is an honest run whose error is the noise; a `witness` must agree with the gold;
+            `interior` is the noise of what computes in float32 whatever it is given.
+        mode: `free`, `isolated` or `decode`.
+    """
+
+    subject: Subject
+    role: str
+    mode: str
+    run: Run
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """What has been seen of one witness so far."""
+
+    compared: set[str] = field(default_factory=set)
+    unmatched: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    worst_tap: str = ""
+    rho: float = 0.0
+    error: float = 0.0
+    subject_gap: float = 0.0
+
+
+@dataclass
+class PassRecord:
+    """Everything learnt from one pass of one lane over one scenario."""
+
+    rows: list[TapRow] = field(default_factory=list)
+    witnesses: list[WitnessRow] = field(default_factory=list)
+    unmatched: set[str] = field(default_factory=set)
+
+
+def walk(
+    lane: str,
+    inputs: Inputs,
+    gold: Subject,
+    parties: Sequence[tuple[Subject, str]],
+    modes: Sequence[str],
+    layers: int,
+    *,
+    chunks: Sequence[int] | None = None,
+    progress: Progress = lambda: None,
+) -> PassRecord:
+    """Run all parties over one scenario in step with the gold and judge the subject.
+
+    Args:
+        lane: dtype under judgement.
+        inputs: the scenario.
+        gold: the float64 reference.
+        parties: subjects with their roles, see `Party`.
+        modes: `free`, `isolated`; or `decode` alone, with `chunks`.
+        layers: L.
+        chunks: columns per call of a decode run.
+        progress: called after every stage.
+    """
+    walkers = [
+        Party(subject, role, mode, _start(subject, inputs, chunks))
+        for mode in modes
+        for subject, role in parties
+        if _takes_part(subject, role, mode)
+    ]
+    gold_run = _start(gold, inputs, chunks)
+    tallies: dict[str, Tally] = {p.subject.name: Tally() for p in walkers if p.role == "witness"}
+    record = PassRecord()
+    for step, valid, mask in _chunk_views(inputs, chunks):
+        for _ in range(layers + 2):
+            truth = gold_run.step()
+            arrays = {}
+            for party in walkers:
+                taps = party.run.step(truth if party.mode == "isolated" else None)
+                party.differences = {
+                    name: difference(name, value, truth[name], valid, mask)
+                    for name, value in taps.items()
+                    if name in truth
+                }
+                if party.role == "subject":
+                    record.unmatched |= _unmatched(taps, truth, party.subject)
+                    if party.mode != "isolated":
+                        arrays = taps
+                    _bound_probabilities(party, taps, truth, mask)
+                elif party.role == "witness":
+                    tally = tallies[party.subject.name]
+                    tally.unmatched |= _unmatched(taps, truth, party.subject)
+                    _note_gap(tally, taps, arrays, valid, mask)
+            record.rows += _judge(lane, inputs.name, step, walkers, LIMITS[lane])
+            _judge_witnesses(lane, walkers, tallies, LIMITS[lane])
+            progress()
+    mode = "decode" if "decode" in modes else "free"
+    for party in walkers:
+        if party.role == "witness":
+            tally = tallies[party.subject.name]
+            record.witnesses.append(
+                _witness_row(party.subject, lane, inputs.name, mode, tally, LIMITS[lane])
+            )
+    return record
+
+
+def _takes_part(subject: Subject, role: str, mode: str) -> bool:
+    if mode == "isolated":
+        return role in ("subject", "variant") and subject.can_force
+    return mode == "free" or role != "production"
+
+
+def _start(subject: Subject, inputs: Inputs, chunks: Sequence[int] | None) -> Run:
+    if chunks is None:
+        return subject.start(inputs)
+    return subject.start_decode(inputs, chunks)  # type: ignore[attr-defined]
+
+
+def _chunk_views(
+    inputs: Inputs, chunks: Sequence[int] | None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each chunk's number, its valid [B, t], and its mask [B, t, C] over the C columns fed."""
+    if chunks is None:
+        yield 0, inputs.valid, inputs.mask
+        return
+    stop = 0
+    for step, size in enumerate(chunks):
+        start, stop = stop, stop + size
+        yield step, inputs.valid[:, start:stop], inputs.mask[:, start:stop, :stop]
+
+
+def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
+    """Return taps on one side only that have not been declared absent."""
+    missing = {n for n in truth if n not in taps and split_name(n)[0] not in subject.absent}
+    return missing | {name for name in taps if name not in truth}
+
+
+def _bound_probabilities(party: Party, taps: Arrays, truth: Arrays, mask: np.ndarray) -> None:
+    """Require of the probabilities no more change than the change in scores accounts for."""
+    for name, result in party.differences.items():
+        scores = name.replace("attn_probs", "attn_scores")
+        if name == scores or scores not in taps or result.problems or party.mode == "isolated":
+            continue
+        moved, allowed = total_variation(
+            taps[scores], truth[scores], taps[name], truth[name], mask, result.live
+        )
+        result.facts["total_variation"] = moved
+        if moved > allowed:
+            result.problems.append(
+                f"total variation {moved:.3g}, but the scores explain {allowed:.3g} at most: "
+                "mask or softmax differs"
+            )
+
+
+def _floors(
+    walkers: Sequence[Party], role: str, mode: str, name: str, minimum: float, like: Difference
+) -> tuple[np.ndarray, np.ndarray]:
+    honest = [
+        p.differences[name]
+        for p in walkers
+        if p.role == role and p.mode == mode and name in p.differences
+    ]
+    honest = [d for d in honest if d.relative.shape == like.relative.shape]
+    relative = noise_floor([d.relative for d in honest], like.live, minimum)
+    return relative, noise_floor([d.peak for d in honest], like.live, minimum)
+
+
+def _judge(
+    lane: str, scenario: str, step: int, walkers: Sequence[Party], limits: Limits
+) -> list[TapRow]:
+    rows = []
+    minimum = limits.floor * UNIT_ROUNDOFF[lane]
+    for party in walkers:
+        if party.role not in ("subject", "production"):
+            continue
+        for name, found in party.differences.items():
+            floor, peak_floor = _floors(walkers, "variant", party.mode, name, minimum, found)
+            rho = np.where(found.live, found.relative / floor, 0.0)
+            if name == "logits":
+                _explain_flips(found, walkers, party.mode, limits)
+            at = np.unravel_index(int(np.argmax(rho)), rho.shape)
+            rows.append(
+                TapRow(
+                    tap=name,
+                    lane=lane,
+                    scenario=scenario,
+                    mode="production" if party.role == "production" else party.mode,
+                    step=step,
+                    error=float(found.relative.max()),
+                    noise=float(floor[at]),
+                    rho=float(rho[at]),
+                    limit=limits.rho,
+                    peak_rho=float(np.where(found.live, found.peak / peak_floor, 0.0).max()),
+                    peak_limit=limits.peak,
+                    worst=found.worst,
+                    problems=tuple(found.problems),
+                    facts=found.facts,
+                )
+            )
+    return rows
+
+
+def _explain_flips(
+    found: Difference, walkers: Sequence[Party], mode: str, limits: Limits
+) -> None:
+    """A changed top-1 is explained where the gold's margin is within the range noise can move."""
+    ranges = [
+        p.differences["logits"].facts["range"]
+        for p in walkers
+        if p.role == "variant" and p.mode == mode and "range" in p.differences["logits"].facts
+    ]
+    allowed = limits.rho * max(ranges, default=0.0)
+    found.facts["explained_margin"] = allowed
+    if found.facts.get("top1_flips") and found.facts["flip_margin"] > allowed:
+        found.problems.append(
+            f"{found.facts['top1_flips']:.0f} top-1 predictions differ where the reference's "
+            f"margin is {found.facts['flip_margin']:.3g}; rounding explains {allowed:.3g}"
+        )
+
+
+def _judge_witnesses(
+    lane: str, walkers: Sequence[Party], tallies: Mapping[str, Tally], limits: Limits
+) -> None:
+    for party in walkers:
+        if party.role != "witness":
+            continue
+        inner = getattr(party.subject, "internal_dtype", lane)
+        effective = max(lane, inner, key=lambda dtype: UNIT_ROUNDOFF[dtype])
+        role = "variant" if effective == lane else "interior"
+        tally = tallies[party.subject.name]
+        minimum = LIMITS[effective].floor * UNIT_ROUNDOFF[effective]
+        for name, found in party.differences.items():
+            floor, _ = _floors(walkers, role, party.mode, name, minimum, found)
+            rho = float(np.where(found.live, found.relative / floor, 0.0).max())
+            tally.compared.add(name)
+            tally.problems += [f"{name}: {problem}" for problem in found.problems]
+            if AXES[split_name(name)[0]] != "R":
+                tally.error = max(tally.error, float(found.relative.max()))
+            if rho > tally.rho or not tally.worst_tap:
+                tally.worst_tap, tally.rho = name, rho
+
+
+def _note_gap(
+    tally: Tally, taps: Arrays, subject: Arrays, valid: np.ndarray, mask: np.ndarray
+) -> None:
+    for name, value in taps.items():
+        if name in subject and subject[name].shape == value.shape:
+            gap = relative_gap(name, subject[name], value, valid, mask)
+            tally.subject_gap = max(tally.subject_gap, gap)
+
+
+def _witness_row(
+    witness: Subject, lane: str, scenario: str, mode: str, tally: Tally, limits: Limits
+) -> WitnessRow:
+    return WitnessRow(
+        witness=witness.name,
+        lane=lane,
+        scenario=scenario,
+        mode=mode,
+        compared=len(tally.compared),
+        absent=tuple(sorted(witness.absent)),
+        unmatched=tuple(sorted(tally.unmatched)),
+        worst_tap=tally.worst_tap,
+        rho=tally.rho,
+        limit=limits.witness,
+        error=tally.error,
+        subject_gap=tally.subject_gap,
+        problems=tuple(tally.problems[:8]),
+    )

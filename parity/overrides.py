@@ -1,0 +1,64 @@
+"""`--override FIELD=VALUE`: the subject's configuration, changed on purpose."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+
+
+def overridden(config: LlamaConfig, assignments: Sequence[str]) -> LlamaConfig:
+    """Return `config` with some fields changed.
+
+    Args:
+        config: the checkpoint's own.
+        assignments: `rope_theta=1e6`, `rope_scaling.factor=32`, `rope_scaling=None`.
+
+    Raises:
+        InputError: not of that form, no such field, or a value of the wrong type.
+        ConfigError: the changed configuration contradicts itself.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path or not text:
+            raise InputError(f"--override {assignment!r}: expected FIELD=VALUE, as rope_theta=1e6")
+        config = _replaced(config, path.strip().split("."), text.strip(), assignment)
+    return config
+
+
+def _replaced(owner: Any, path: Sequence[str], text: str, assignment: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(owner)}
+    name, rest = path[0], path[1:]
+    if name not in fields:
+        raise InputError(
+            f"--override {assignment!r}: {type(owner).__name__} has no field {name!r}; "
+            f"its fields are {', '.join(fields)}"
+        )
+    current = getattr(owner, name)
+    if not rest:
+        return dataclasses.replace(owner, **{name: _value(current, text, assignment)})
+    if not dataclasses.is_dataclass(current):
+        raise InputError(f"--override {assignment!r}: {name} is {current!r}, it has no fields")
+    return dataclasses.replace(owner, **{name: _replaced(current, rest, text, assignment)})
+
+
+def _value(current: Any, text: str, assignment: str) -> Any:
+    literal = {"true": "True", "false": "False", "none": "None", "null": "None"}
+    try:
+        value = ast.literal_eval(literal.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    if value is None or current is None:
+        return value
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(current):
+        raise InputError(
+            f"--override {assignment!r}: {text!r} is no {type(current).__name__}; "
+            f"the field is {current!r} now"
+        )
+    return value

@@ -1,0 +1,232 @@
+"""The result on a terminal: the verdict first, then where, what, and how to see it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parity.result import Divergence, Result, TapRow, WitnessRow
+from parity.taps import LAYER_TAPS, split_name
+
+STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold yellow"}
+# A grid of layers by operators stays readable up to this many layers; more are folded.
+MOST_LAYERS = 40
+
+
+def show(result: Result, console: Console, *, verbose: bool = False) -> None:
+    """Print a result; the first line is the verdict."""
+    console.print(_headline(result), soft_wrap=True)
+    if result.first_divergence is not None:
+        for line in divergence_lines(result.first_divergence):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for line in _cause_lines(result):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for line in _inconclusive_lines(result):
+        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    console.print(_lane_table(result))
+    if result.witnesses:
+        console.print(_witness_table(result.witnesses))
+    if verbose or result.first_divergence is not None:
+        console.print(_grid(result))
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)
+    console.print(_environment_line(result), soft_wrap=True, highlight=False, markup=False)
+    console.print(f"again: {result.command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _headline(result: Result) -> Text:
+    lanes = list(dict.fromkeys(row.lane for row in result.rows))
+    witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
+    text = Text(result.verdict, style=STYLES[result.verdict])
+    against = f" against {', '.join(witnesses)}" if witnesses else ""
+    text.append(f": {result.compared} taps in {', '.join(lanes)}{against}", style="default")
+    if result.first_divergence is not None:
+        text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
+    return text
+
+
+KINDS = {
+    "operator": "the operator itself: on the reference's inputs it is wrong too",
+    "upstream": "what it was given: on the reference's inputs it is right",
+    "drift": "accumulated rounding: on the reference's inputs every operator is right",
+    "setup": "the setup of the run: no activation has moved yet",
+}
+
+
+def divergence_lines(first: Divergence) -> Iterable[str]:
+    """Yield the first divergence in words: where, how much, and what kind of start it is."""
+    row = first.row
+    where = f"{row.lane}, scenario {row.scenario}, {row.mode}"
+    if row.mode == "decode":
+        where += f" step {row.step}"
+    yield f"first divergence: {row.tap} ({where})"
+    yield (
+        f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
+        f"limit {row.limit:g}"
+    )
+    if row.worst is not None:
+        yield f"  worst at {place(row)}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
+    for problem in row.problems:
+        yield f"  {problem}"
+    yield f"  origin: {KINDS[first.kind]}"
+    if first.flagged:
+        yield f"  flagged: {', '.join(first.flagged)}"
+
+
+AXIS_WORDS = {
+    "B": "row",
+    "T": "token",
+    "S": "key",
+    "N": "head",
+    "K": "kv head",
+    "H": "feature",
+    "R": "frequency",
+    "D": "feature",
+    "F": "feature",
+    "V": "vocabulary entry",
+}
+
+
+def place(row: TapRow) -> str:
+    """Name the worst element's place in words."""
+    assert row.worst is not None
+    return ", ".join(f"{AXIS_WORDS[axis]} {i}" for axis, i in row.worst.index.items())
+
+
+def _cause_lines(result: Result) -> Iterable[str]:
+    if result.cause is None:
+        return
+    yield f"cause: {result.cause['summary']}"
+    for line in result.cause.get("evidence", []):
+        yield f"  {line}"
+
+
+def _inconclusive_lines(result: Result) -> Iterable[str]:
+    for row in result.disagreeing:
+        yield (
+            f"witnesses disagree: {row.witness} ({row.lane}, {row.scenario}) is {row.rho:.3g} "
+            f"times the noise from the float64 reference at {row.worst_tap}, limit {row.limit:g}"
+        )
+        for problem in row.problems[:3]:
+            yield f"  {problem}"
+    if result.unmatched:
+        yield f"unmatched taps of the subject: {_few(result.unmatched)}"
+    for row in result.witnesses:
+        if row.unmatched:
+            yield f"unmatched taps of {row.witness}: {_few(row.unmatched)}"
+
+
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+def _lane_table(result: Result) -> Table:
+    table = Table(title="subject against the float64 reference", title_justify="left")
+    columns = ("dtype", "scenario", "mode", "worst error", "at", "rho would pass", "limit")
+    for column in (*columns, "KL max", "top-1 flips"):
+        table.add_column(column, justify="left" if column in columns[:3] else "right")
+    groups: dict[tuple[str, str, str], list[TapRow]] = {}
+    for row in result.rows:
+        groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
+    for (lane, scenario, mode), rows in groups.items():
+        worst = max(rows, key=lambda r: (r.rho / r.limit, r.error))
+        logits = [r for r in rows if r.tap == "logits"]
+        failed = any(not r.passed for r in rows)
+        table.add_row(
+            lane,
+            scenario,
+            mode,
+            f"{max(r.error for r in rows):.1e}",
+            worst.tap,
+            f"{worst.rho:.3g}",
+            f"{worst.limit:g}",
+            f"{max(r.facts.get('kl_max', 0.0) for r in logits):.1e}" if logits else "-",
+            f"{sum(r.facts.get('top1_flips', 0.0) for r in logits):.0f}" if logits else "-",
+            style="red" if failed else None,
+        )
+    return table
+
+
+def _witness_table(witnesses: list[WitnessRow]) -> Table:
+    table = Table(title="witnesses", title_justify="left")
+    for column in ("witness", "dtype", "scenario", "taps", "error", "rho", "limit", "to subject"):
+        table.add_column(column, justify="left" if column in ("witness", "dtype") else "right")
+    for row in witnesses:
+        table.add_row(
+            row.witness,
+            row.lane,
+            f"{row.scenario}{' decode' if row.mode == 'decode' else ''}",
+            str(row.compared),
+            f"{row.error:.1e}",
+            f"{row.rho:.3g}",
+            f"{row.limit:g}",
+            f"{row.subject_gap:.1e}",
+            style=None if row.agrees else "yellow",
+        )
+    return table
+
+
+def _grid(result: Result) -> Table:
+    """Draw layers by operators; a cell is log10 of the worst rho of the subject's own run."""
+    worst: dict[tuple[int, str], float] = {}
+    failed: set[tuple[int, str]] = set()
+    for row in result.rows:
+        kind, layer = split_name(row.tap)
+        if layer is None or row.mode == "isolated" or not kind.startswith("layers."):
+            continue
+        key = layer, kind.removeprefix("layers.")
+        worst[key] = max(worst.get(key, 0.0), row.rho)
+        if not row.passed:
+            failed.add(key)
+    table = Table(title="log10 rho, layers by operators (free running)", title_justify="left")
+    table.add_column("layer", justify="right")
+    for name in LAYER_TAPS:
+        table.add_column(_short(name), justify="right", no_wrap=True)
+    layers = sorted({layer for layer, _ in worst})
+    for layer in layers[:MOST_LAYERS]:
+        cells = []
+        for name in LAYER_TAPS:
+            rho = worst.get((layer, name))
+            text = "" if rho is None else f"{math.log10(max(rho, 1e-9)):.0f}"
+            cells.append(Text(text, style="bold red" if (layer, name) in failed else "green"))
+        table.add_row(str(layer), *cells)
+    return table
+
+
+def _short(name: str) -> str:
+    """Shorten a tap's name to a column heading."""
+    words = {
+        "input_layernorm": "ln1",
+        "post_attention_layernorm": "ln2",
+        "post_attention": "res",
+        "attn_scores": "scr",
+        "attn_probs": "prb",
+        "attn_context": "ctx",
+        "mlp_act": "act",
+        "input": "in",
+        "output": "out",
+    }
+    return words.get(name, name.removesuffix("_proj").replace("_rope", "~"))
+
+
+def _coverage_line(result: Result) -> str:
+    absent = f", declared absent: {', '.join(result.absent)}" if result.absent else ""
+    unmatched = f", unmatched {len(result.unmatched)}" if result.unmatched else ", none unmatched"
+    return f"coverage: {result.compared} of {result.expected} taps compared{unmatched}{absent}"
+
+
+def _environment_line(result: Result) -> str:
+    env = result.environment
+    precision = env["matmul_precision"]
+    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items() if v)
+    return (
+        f"environment: {env['backend']} ({env['device']}), float32 matmuls "
+        f"{precision['float32_at_highest']} as run, {precision['float32_at_default']} by default; "
+        f"{versions}"
+    )

@@ -1,0 +1,192 @@
+"""What a parity run found, as plain data: the terminal, JSON and HTML reports only print it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from parity.compare import Worst
+
+# 1.0: first published.
+SCHEMA_VERSION = "1.0"
+
+Verdict = Literal["equal", "divergent", "inconclusive"]
+EXIT_CODES: dict[Verdict, int] = {"equal": 0, "divergent": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class TapRow:
+    """One tap of the subject, judged.
+
+    Attributes:
+        tap: canonical name.
+        lane: dtype of the run: `f64`, `f32`, `bf16`.
+        scenario: which inputs.
+        mode: `free` (the subject's own values run on), `isolated` (each operator works on the
+            gold's values) or `decode` (through the cache).
+        step: which chunk of a decode run; 0 otherwise.
+        error: largest per-token relative error.
+        noise: noise floor of the token with the largest rho.
+        rho: largest per-token error over its noise floor: the smallest limit that would pass.
+        limit: the limit on rho in force.
+        peak_rho: as rho, for the largest single element.
+        peak_limit: the limit on `peak_rho` in force.
+        worst: the element that differs most.
+        problems: differences that no tolerance excuses.
+        facts: further figures (logits: KL, shift, flips; attention: row sums, total variation).
+    """
+
+    tap: str
+    lane: str
+    scenario: str
+    mode: str
+    step: int
+    error: float
+    noise: float
+    rho: float
+    limit: float
+    peak_rho: float
+    peak_limit: float
+    worst: Worst | None
+    problems: tuple[str, ...] = ()
+    facts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tap is equal to within noise."""
+        return not self.problems and self.rho <= self.limit and self.peak_rho <= self.peak_limit
+
+
+@dataclass(frozen=True)
+class WitnessRow:
+    """How one PyTorch implementation compares, over all taps of one lane and scenario.
+
+    Attributes:
+        witness: its name.
+        lane, scenario, mode: as in `TapRow`.
+        compared: how many taps it was compared on.
+        absent: tap kinds it declares it cannot show.
+        unmatched: taps it neither showed nor declared absent, or showed under no known name.
+        worst_tap: where it is farthest from the gold, in units of noise.
+        rho: how far that is; above `limit` the witnesses disagree.
+        error: the largest relative error against the gold, over all taps.
+        subject_gap: the largest relative difference between it and the subject, over all taps.
+    """
+
+    witness: str
+    lane: str
+    scenario: str
+    mode: str
+    compared: int
+    absent: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    worst_tap: str
+    rho: float
+    limit: float
+    error: float
+    subject_gap: float
+    problems: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it computes what the gold computes."""
+        return not self.problems and self.rho <= self.limit
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a difference begins.
+
+    `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
+    such as the angle table or the mask is wrong), `drift` (accumulated rounding) or `setup`.
+    """
+
+    row: TapRow
+    kind: Literal["operator", "upstream", "drift", "setup"]
+    flagged: tuple[str, ...]
+
+
+@dataclass
+class Result:
+    """Everything a run found; `verdict` and `first_divergence` first."""
+
+    rows: list[TapRow]
+    witnesses: list[WitnessRow]
+    expected: int
+    absent: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    first_divergence: Divergence | None
+    inputs: list[dict[str, Any]]
+    tolerance: dict[str, Any]
+    environment: dict[str, Any]
+    checkpoint: dict[str, Any]
+    command: str
+    notes: list[str] = field(default_factory=list)
+    cause: dict[str, Any] | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def disagreeing(self) -> list[WitnessRow]:
+        """Witnesses that do not compute what the gold computes."""
+        return [row for row in self.witnesses if not row.agrees]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return `inconclusive` before anything else: without agreeing witnesses nothing is shown."""
+        incomplete = self.unmatched or any(row.unmatched for row in self.witnesses)
+        if self.disagreeing or incomplete:
+            return "inconclusive"
+        return "equal" if self.first_divergence is None else "divergent"
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 equal, 1 divergent, 3 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def compared(self) -> int:
+        """Return how many different taps of the subject were compared."""
+        return len({row.tap for row in self.rows})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the versioned JSON document."""
+        first = self.first_divergence
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": self.verdict,
+            "first_divergence": None if first is None else _first(first),
+            "cause": self.cause,
+            "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
+            "witnesses": [{**dataclasses.asdict(w), "agrees": w.agrees} for w in self.witnesses],
+            "coverage": {
+                "expected": self.expected,
+                "compared": self.compared,
+                "absent": list(self.absent),
+                "unmatched": list(self.unmatched),
+            },
+            "tolerance": self.tolerance,
+            "environment": self.environment,
+            "inputs": self.inputs,
+            "checkpoint": self.checkpoint,
+            "command": self.command,
+            "notes": self.notes,
+            "timing": self.timing,
+        }
+        return _plain(document)
+
+
+def _first(first: Divergence) -> dict[str, Any]:
+    return {**dataclasses.asdict(first.row), "kind": first.kind, "flagged": list(first.flagged)}
+
+
+def _plain(value: Any) -> Any:
+    """Make a document strict JSON: no NaN or infinity (they become strings), no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

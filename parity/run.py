@@ -1,0 +1,293 @@
+"""`parity.run`: the same weights through JAX and PyTorch, compared tap by tap."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
+from jaxllama.errors import InputError
+from jaxllama.model import Llama
+from parity import environment
+from parity.locate import first_divergence
+from parity.lockstep import PassRecord, walk
+from parity.overrides import overridden
+from parity.result import Result
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
+from parity.subjects.base import Subject
+from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.torch_reference import TorchReference
+from parity.taps import expected_names
+from parity.tolerance import LIMITS, NOISE_QUANTILE, UNIT_ROUNDOFF
+
+REFERENCES = ("torch", "hf", "meta")
+LANES = ("f64", "f32", "bf16")
+MODES = ("free", "isolated", "decode")
+# Single tokens fed at the end of a decode run, after a prompt fed in two pieces.
+DECODE_STEPS = 6
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, checked."""
+
+    reference: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    scenarios: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def run(
+    checkpoint: str | Path | Checkpoint = "tiny",
+    *,
+    reference: str | Sequence[str] = "torch",
+    dtypes: str | Sequence[str] = LANES,
+    modes: str | Sequence[str] = ("free", "isolated"),
+    scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
+    overrides: Sequence[str] = (),
+    prompt: Prompt | None = None,
+    length: int | None = None,
+    progress: Progress | None = None,
+    subject: Callable[[Llama, str], Subject] = JaxLlama,
+) -> Result:
+    """Judge the JAX model against PyTorch on one checkpoint.
+
+    Args:
+        checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
+        reference: `torch` (our eager reference), `hf`, `meta`, several of them, or `all`. The
+            float64 gold and the noise are our reference's in any case.
+        dtypes: of `f64`, `f32`, `bf16`. float64 decides meaning, the others rounding.
+        modes: `free`, `isolated` (each operator on the gold's inputs), `decode` (through caches).
+        scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
+        overrides: changes to the subject's configuration alone, `FIELD=VALUE`.
+        prompt: text or token ids in place of the built-in text.
+        length: tokens per row in place of each scenario's own.
+        progress: called with what is under way, stages done and stages in all.
+        subject: makes the implementation under judgement from the loaded model and a dtype.
+
+    Returns:
+        The result; `.verdict`, `.first_divergence`, `.exit_code`.
+
+    Raises:
+        JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
+    """
+    plan = _plan(reference, dtypes, modes, scenarios, overrides)
+    began = time.perf_counter()
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        config = overridden(opened.config, plan.overrides)
+        inputs = [_scenario(name, opened, prompt, length) for name in plan.scenarios]
+        # Weights stay as stored: widening them is exact, and all lanes share one copy.
+        model = load_model(replace(opened, config=config), dtype="float32", param_dtype=None)
+        records, seconds = _lanes(plan, opened, model, inputs, subject, progress)
+        facts = environment.describe()
+    rows = [row for record in records for row in record.rows]
+    sample = subject(model, plan.dtypes[0])
+    result = Result(
+        rows=rows,
+        witnesses=[row for record in records for row in record.witnesses],
+        expected=len(expected_names(config.num_hidden_layers)),
+        absent=tuple(sorted(sample.absent)),
+        unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
+        first_divergence=first_divergence(rows),
+        inputs=[_inputs_facts(i) for i in inputs],
+        tolerance=_tolerance_facts(plan),
+        environment=facts,
+        checkpoint=_checkpoint_facts(opened, config, plan),
+        command=_command(checkpoint, plan),
+        notes=[f"{i.name}: {note}" for i in inputs for note in i.notes] + list(opened.notes),
+        timing={**seconds, "total_s": time.perf_counter() - began},
+    )
+    if not result.rows:
+        raise InputError("no tap was compared: the subject produced none under a canonical name")
+    return result
+
+
+def _plan(
+    reference: str | Sequence[str],
+    dtypes: str | Sequence[str],
+    modes: str | Sequence[str],
+    scenarios: str | Sequence[str],
+    overrides: Sequence[str],
+) -> Plan:
+    return Plan(
+        reference=_chosen("--reference", reference, REFERENCES),
+        dtypes=_chosen("--dtype", dtypes, LANES),
+        modes=_chosen("--mode", modes, MODES),
+        scenarios=_chosen("--scenario", scenarios, SCENARIOS),
+        overrides=tuple(overrides),
+    )
+
+
+def _chosen(
+    option: str, given: str | Sequence[str], known: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
+    words = given.split(",") if isinstance(given, str) else list(given)
+    wanted = set(known) if "all" in words else {word.strip() for word in words}
+    unknown = sorted(wanted - set(known))
+    if unknown or not wanted:
+        raise InputError(
+            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
+            f"{', '.join(known)}, separated by commas, or all"
+        )
+    return tuple(word for word in known if word in wanted)
+
+
+def _scenario(
+    name: str, checkpoint: Checkpoint, prompt: Prompt | None, length: int | None
+) -> Inputs:
+    def encode(text: str) -> Sequence[int]:
+        return checkpoint.tokenizer().encode(text)
+
+    return scenario(name, encode, checkpoint.config, prompt=prompt, length=length)
+
+
+def _lanes(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: Llama,
+    inputs: Sequence[Inputs],
+    make_subject: Callable[[Llama, str], Subject],
+    progress: Progress | None,
+) -> tuple[list[PassRecord], dict[str, float]]:
+    layers = checkpoint.config.num_hidden_layers
+    passes = _passes(plan)
+    total = sum(
+        (layers + 2) * (1 if chunks is None else len(chunks(i)))
+        for _, chunks in passes
+        for i in inputs
+    ) * len(plan.dtypes)
+    done = 0
+    gold = TorchReference(checkpoint, dtype="f64")
+    records: list[PassRecord] = []
+    seconds: dict[str, float] = {}
+    for lane in plan.dtypes:
+        began = time.perf_counter()
+        subject = make_subject(model, lane)
+        parties = [(subject, "subject"), *_honest(plan, checkpoint, lane)]
+        if hasattr(subject, "production"):
+            parties.append((subject.production(), "production"))
+        for one in inputs:
+            for modes, chunks in passes:
+
+                def tick(lane: str = lane, name: str = one.name, what: str = modes[-1]) -> None:
+                    nonlocal done
+                    done += 1
+                    if progress is not None:
+                        progress(f"{lane} {name} {what}", done, total)
+
+                record = walk(
+                    lane,
+                    one,
+                    gold,
+                    parties,
+                    modes,
+                    layers,
+                    chunks=None if chunks is None else chunks(one),
+                    progress=tick,
+                )
+                records.append(record)
+        seconds[f"{lane}_s"] = time.perf_counter() - began
+        del parties
+        gc.collect()
+    return records, seconds
+
+
+def _passes(
+    plan: Plan,
+) -> list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]]:
+    """Return the walks one scenario takes: free and isolated together, decode by itself."""
+    whole = tuple(mode for mode in plan.modes if mode in ("free", "isolated"))
+    walks: list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]] = []
+    if whole:
+        walks.append((whole, None))
+    if "decode" in plan.modes:
+        walks.append((("decode",), decode_chunks))
+    return walks
+
+
+def decode_chunks(inputs: Inputs) -> list[int]:
+    """Split a scenario's columns: a prompt in two unequal pieces, then one token at a time."""
+    columns = inputs.tokens.shape[1]
+    singles = min(DECODE_STEPS, max(columns - 2, 0))
+    prompt = columns - singles
+    first = max(1, prompt * 2 // 3)
+    return [size for size in (first, prompt - first, *[1] * singles) if size]
+
+
+def _honest(plan: Plan, checkpoint: Checkpoint, lane: str) -> list[tuple[Subject, str]]:
+    """Return the implementations that give noise and testimony at one dtype."""
+    parties: list[tuple[Subject, str]] = [
+        (TorchReference(checkpoint, dtype=lane, variant="reordered"), "variant")
+    ]
+    if lane != "f64":
+        parties.append((TorchReference(checkpoint, dtype=lane), "variant"))
+    if "torch" in plan.reference:
+        parties.append((TorchReference(checkpoint, dtype=lane), "witness"))
+    if "hf" in plan.reference:
+        from parity.subjects.hf import HfReference
+
+        parties.append((HfReference(checkpoint, dtype=lane), "witness"))
+    if "meta" in plan.reference:
+        from parity.subjects.meta import MetaReference
+
+        parties.append((MetaReference(checkpoint, dtype=lane), "witness"))
+    if lane == "f64" and {"hf", "meta"} & set(plan.reference):
+        parties.append((TorchReference(checkpoint, dtype="f32"), "interior"))
+    return parties
+
+
+def _inputs_facts(inputs: Inputs) -> dict[str, Any]:
+    batch, columns = inputs.tokens.shape
+    return {
+        "scenario": inputs.name,
+        "batch": batch,
+        "tokens": columns,
+        "real_tokens": int(inputs.valid.sum()),
+        "positions": [int(inputs.positions.min()), int(inputs.positions.max())],
+        "sha256": inputs.digest(),
+    }
+
+
+def _tolerance_facts(plan: Plan) -> dict[str, Any]:
+    return {
+        "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
+        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
+        "lanes": {
+            lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]}
+            for lane in plan.dtypes
+        },
+    }
+
+
+def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path) if checkpoint.path else None,
+        "format": checkpoint.format,
+        "bytes": checkpoint.nbytes,
+        "dtypes": sorted({info.dtype.name for info in checkpoint.tensors.values()}),
+        "config": asdict(checkpoint.config),
+        "overrides": list(plan.overrides),
+        "subject_config": asdict(config),
+    }
+
+
+def _command(checkpoint: str | Path | Checkpoint, plan: Plan) -> str:
+    name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
+    words = ["parity", "run", name]
+    words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
+    words += ["--mode", ",".join(plan.modes), "--scenario", ",".join(plan.scenarios)]
+    for assignment in plan.overrides:
+        words += ["--override", assignment]
+    return shlex.join(words)

@@ -1,0 +1,223 @@
+"""The JAX model of this project as a subject: one jitted stage at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import DTypeLike
+
+from jaxllama import masks
+from jaxllama.attention import Backend
+from jaxllama.cache import KVCache
+from jaxllama.masks import Mask, Tokens
+from jaxllama.model import Llama
+from jaxllama.taps import Taps
+from parity.scenarios import Inputs
+from parity.subjects.base import Arrays, chunk_ranges, in_stage_order
+from parity.taps import AXES
+
+DTYPES: dict[str, DTypeLike] = {"f64": jnp.float64, "f32": jnp.float32, "bf16": jnp.bfloat16}
+# The keys of a forward pass that shows no weights: judged by attention's output alone.
+WEIGHTLESS = frozenset({"layers.attn_scores", "layers.attn_probs"})
+
+
+class JaxLlama:
+    """`jaxllama.Llama` at one dtype; see `parity.subjects.base.Subject`.
+
+    Args:
+        model: the loaded model; its weights are shared, not copied.
+        dtype: `f64`, `f32` or `bf16`: what it computes in, whatever its weights are stored as.
+        backend: attention implementation; the fused ones show no scores and probabilities.
+        name: how reports call it.
+    """
+
+    can_force = True
+
+    def __init__(
+        self, model: Llama, dtype: str, *, backend: Backend = "xla", name: str = "jaxllama"
+    ) -> None:
+        self.model = nnx.merge(*nnx.split(model))
+        self.model.dtype = jnp.dtype(DTYPES[dtype])
+        self.model.backend = backend
+        self.dtype = dtype
+        self.name = name
+        self.absent = frozenset() if backend == "xla" else WEIGHTLESS
+
+    def start(self, inputs: Inputs) -> JaxRun:
+        return JaxRun(self.model, inputs, None)
+
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> JaxRun:
+        return JaxRun(self.model, inputs, chunks)
+
+    def production(self) -> Production:
+        """Return the same model as users run it: scanned, compiled whole, without taps."""
+        return Production(self)
+
+
+class Production:
+    """The scanned and jitted model, which shows its logits alone.
+
+    A run that is watched must not differ from one that is not: compilers fuse other operations
+    when nobody asks for what lies between them.
+    """
+
+    can_force = False
+    absent = frozenset(AXES) - {"logits"}
+
+    def __init__(self, watched: JaxLlama) -> None:
+        self.model = watched.model
+        self.dtype = watched.dtype
+        self.name = f"{watched.name}-production"
+
+    def start(self, inputs: Inputs) -> ProductionRun:
+        return ProductionRun(self.model, inputs)
+
+
+class ProductionRun:
+    """Stages without taps, then the logits of the whole forward pass."""
+
+    def __init__(self, model: Llama, inputs: Inputs) -> None:
+        self._model, self._inputs = model, inputs
+        self._stages_left = model.config.num_hidden_layers + 2
+
+    def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
+        self._stages_left -= 1
+        if self._stages_left:
+            return {}
+        tokens = _tokens(self._inputs, slice(None))
+        mask = mask_spec(self._inputs).bind(tokens, tokens, empty_row="zero")
+        ids = jnp.asarray(self._inputs.tokens)
+        return {"logits": np.asarray(_forward(self._model, ids, mask, tokens.positions))}
+
+
+class JaxRun:
+    """One pass, stage by stage; see `parity.subjects.base.Run`."""
+
+    def __init__(self, model: Llama, inputs: Inputs, chunks: Sequence[int] | None) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._layers = model.config.num_hidden_layers
+        batch, columns = inputs.tokens.shape
+        self._ranges = [(0, columns)] if chunks is None else chunk_ranges(inputs, chunks)
+        self._cache: KVCache | None = None
+        if chunks is not None:
+            self._cache = KVCache.empty(model.config, batch, columns, model.dtype)
+        # Where each column's key stands: its slot in the cache, or itself without one.
+        slots = np.maximum(np.cumsum(inputs.valid, axis=1) - 1, 0)
+        self._slots = slots if chunks is not None else None
+        self._chunk = self._stage = 0
+
+    def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
+        if self._chunk == len(self._ranges):
+            raise RuntimeError("every stage of this run has been handed over")
+        stage, forced = self._stage, dict(force or {})
+        if stage == 0:
+            taps = self._embed(forced)
+        elif stage <= self._layers:
+            taps = self._layer(stage - 1, forced)
+        else:
+            taps = _head(self._model, self._x, forced)
+        self._stage = stage + 1
+        columns = self._ranges[self._chunk][1]
+        if self._stage == self._layers + 2:
+            self._chunk, self._stage = self._chunk + 1, 0
+        return in_stage_order(self._by_column(taps, columns), stage, self._layers)
+
+    def _embed(self, forced: Arrays) -> dict[str, jax.Array]:
+        start, stop = self._ranges[self._chunk]
+        queries = keys = _tokens(self._inputs, slice(start, stop))
+        if self._cache is not None:
+            assert queries.segments is not None
+            self._cache = self._cache.extend(queries.positions, queries.valid, queries.segments)
+            keys = self._cache.tokens()
+        mask = mask_spec(self._inputs).bind(queries, keys, empty_row="zero")
+        tokens = jnp.asarray(self._inputs.tokens[:, start:stop])
+        forced = {name: value for name, value in forced.items() if name in FORCED_SETUP}
+        (self._x, self._cos_sin, self._mask), taps = _embed(
+            self._model, tokens, queries.positions, mask, forced
+        )
+        return taps
+
+    def _layer(self, index: int, forced: Arrays) -> dict[str, jax.Array]:
+        prefix = f"layers.{index}."
+        own = {k.removeprefix(prefix): v for k, v in forced.items() if k.startswith(prefix)}
+        self._x, self._cache, taps = _layer(
+            self._model, index, self._x, self._cos_sin, self._mask, self._cache, own
+        )
+        return {
+            f"{name.split('.')[0]}.{index}.{name.split('.')[1]}"
+            if name.startswith("cache.")
+            else prefix + name: value
+            for name, value in taps.items()
+        }
+
+    def _by_column(self, taps: dict[str, jax.Array], columns: int) -> Arrays:
+        """Bring keys from cache slots to the columns of the inputs."""
+        arrays = {name: np.asarray(value) for name, value in taps.items()}
+        if self._slots is None:
+            return arrays
+        slots, valid = self._slots[:, :columns], self._inputs.valid[:, :columns]
+        for name, value in arrays.items():
+            if name.endswith(("attn_scores", "attn_probs")):
+                value = np.take_along_axis(value, slots[:, None, None, :], axis=3)
+                arrays[name] = value * valid[:, None, None, :].astype(value.dtype)
+            elif name == "mask":
+                arrays[name] = np.take_along_axis(value, slots[:, None, :], 2) & valid[:, None, :]
+            elif name.startswith("cache."):
+                arrays[name] = np.take_along_axis(value, slots[:, :, None, None], axis=1)
+        return arrays
+
+
+# A mask or an angle table given from outside replaces the run's own; positions likewise.
+FORCED_SETUP = ("rope.inv_freq", "positions", "mask", "embed")
+
+
+def mask_spec(inputs: Inputs) -> Mask:
+    """Return the mask a scenario asks for, as a specification of `jaxllama.masks`."""
+    spec = masks.causal() & masks.padding()
+    if inputs.segments is not None:
+        spec = spec & masks.segments()
+    if inputs.window is not None:
+        spec = spec & masks.window(inputs.window)
+    return spec
+
+
+def _tokens(inputs: Inputs, columns: slice) -> Tokens:
+    segments = np.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
+    return Tokens(
+        positions=jnp.asarray(inputs.positions[:, columns], jnp.int32),
+        valid=jnp.asarray(inputs.valid[:, columns]),
+        segments=jnp.asarray(segments[:, columns], jnp.int32),
+    )
+
+
+@jax.jit
+def _forward(model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array):
+    return model(tokens, positions=positions, mask=mask)[0]
+
+
+@jax.jit
+def _embed(model: Llama, tokens: jax.Array, positions: jax.Array, mask: masks.BoundMask, forced):
+    taps = Taps(forced)
+    return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
+
+
+# The old cache is dead once its successor exists; keeping it would hold it twice.
+@partial(jax.jit, donate_argnames=("cache",))
+def _layer(model: Llama, index: int, x: jax.Array, cos_sin, mask, cache, forced):
+    taps = Taps(forced)
+    layer = model.layer(index)
+    x, cache = layer(x, cos_sin, mask, cache, index, model.backend, taps)
+    return x, cache, taps.recorded()
+
+
+@jax.jit
+def _head(model: Llama, x: jax.Array, forced):
+    taps = Taps(forced)
+    model.head(x, tap=taps)
+    return taps.recorded()

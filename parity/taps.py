@@ -1,0 +1,84 @@
+"""The canonical names of a Llama's intermediates: what is compared, in which layout and order.
+
+The names are the contract between implementations. A subject may lack some; it may not rename,
+transpose or reshape any.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Letters: B batch, T query, S key, N query heads, K kv heads, H head dim, R = H / 2 rotated pairs,
+# D model dim, F mlp dim, V vocabulary. Order is data flow: what stands further down is computed
+# from what stands above, so the first one that differs is where a difference begins.
+SETUP_TAPS = {"rope.inv_freq": "R", "positions": "BT", "mask": "BTS"}
+LAYER_TAPS = {
+    "input": "BTD",
+    "input_layernorm": "BTD",
+    "q_proj": "BTNH",
+    "k_proj": "BTKH",
+    "v_proj": "BTKH",
+    "q_rope": "BTNH",
+    "k_rope": "BTKH",
+    "attn_scores": "BNTS",
+    "attn_probs": "BNTS",
+    "attn_context": "BTNH",
+    "o_proj": "BTD",
+    "post_attention": "BTD",
+    "post_attention_layernorm": "BTD",
+    "gate_proj": "BTF",
+    "up_proj": "BTF",
+    "mlp_act": "BTF",
+    "down_proj": "BTD",
+    "output": "BTD",
+}
+HEAD_TAPS = {"norm": "BTD", "logits": "BTV"}
+CACHE_TAPS = {"cache.k": "BSKH", "cache.v": "BSKH"}
+
+# By kind: a tap's name without its layer number.
+AXES = {
+    **SETUP_TAPS,
+    "embed": "BTD",
+    **{f"layers.{name}": axes for name, axes in LAYER_TAPS.items()},
+    **HEAD_TAPS,
+    **CACHE_TAPS,
+}
+_ORDER = {kind: place for place, kind in enumerate(AXES)}
+_INDEXED = re.compile(r"^(layers|cache)\.(\d+)\.(.+)$")
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """Return a tap's kind and layer: `layers.3.q_proj` -> (`layers.q_proj`, 3).
+
+    >>> split_name("layers.3.q_proj")
+    ('layers.q_proj', 3)
+    >>> split_name("logits")
+    ('logits', None)
+    """
+    match = _INDEXED.match(name)
+    if match is None:
+        return name, None
+    return f"{match[1]}.{match[3]}", int(match[2])
+
+
+def flow_key(name: str) -> tuple[int, int, int]:
+    """Sort key that puts tap names in data-flow order; unknown names come last."""
+    kind, layer = split_name(name)
+    stage = 0 if kind in SETUP_TAPS or kind == "embed" else 1 if layer is not None else 2
+    return stage, layer or 0, _ORDER.get(kind, len(_ORDER))
+
+
+def in_flow_order(names: Iterable[str]) -> list[str]:
+    """Return the names sorted so that none depends on a later one."""
+    return sorted(names, key=flow_key)
+
+
+def expected_names(layers: int) -> list[str]:
+    """Return every tap of a forward pass through `layers` layers, in data-flow order."""
+    return [
+        *SETUP_TAPS,
+        "embed",
+        *(f"layers.{i}.{name}" for i in range(layers) for name in LAYER_TAPS),
+        *HEAD_TAPS,
+    ]
