@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 
@@ -18,6 +18,7 @@ class Mask:
     """A rule of who sees whom. Combine with `&`, `|`, `~`; never with `and`, `or`, `not`."""
 
     _arrays: ClassVar[tuple[str, ...]] = ()  # fields that are pytree leaves; the others are static
+    __array_ufunc__ = None  # array & mask is an error here, not an array of objects in NumPy
 
     def cells(self, cells: Cells) -> Any:
         """Return a bool array that broadcasts to [B, T, S]; True = seen."""
@@ -58,16 +59,16 @@ class Mask:
     def __or__(self, other: Mask) -> Mask:
         return Or(self, _operand(other, "|"))
 
-    def __rand__(self, other: object) -> NoReturn:
-        _operand(other, "&")
-        raise AssertionError("unreachable: a Mask has its own __and__")
+    def __rand__(self, other: Mask) -> Mask:
+        return _operand(other, "&") & self
 
-    __ror__ = __rand__
+    def __ror__(self, other: Mask) -> Mask:
+        return _operand(other, "|") | self
 
     def __invert__(self) -> Mask:
         return Not(self)
 
-    def __bool__(self) -> NoReturn:
+    def __bool__(self) -> bool:
         raise TypeError(
             f"bool({self}): a mask spec is neither true nor false, so `and`, `or`, `not` would drop"
             " a part of it silently; combine with &, | and ~"

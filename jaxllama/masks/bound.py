@@ -95,27 +95,30 @@ class BoundMask:
         (batch, t), s = self.q.shape, self.k.shape[1]
         return f"BoundMask({self.spec}, B={batch}, T={t}, S={s}, empty_row={self.empty_row!r})"
 
-    def block(self, queries: Any = None, keys: Any = None) -> Bool[Array, "B T S"]:
-        """Return the dense mask of some queries and keys (1-D arrays of indices), or all."""
-        cells = Cells.of(self.q, self.k, queries, keys)
+    def block(self, queries: Any = None, keys: Any = None, *, xp: Any = jnp) -> Any:
+        """Return the dense mask of some queries and keys (1-D arrays of indices), or all.
+
+        With `xp=numpy` it is computed on the host, without compiling anything.
+        """
+        cells = Cells.of(self.q, self.k, queries, keys, xp=xp)
         seen = self._by_rule(cells)
         if self.empty_row != "self":
             return seen
-        rows = seen if keys is None else self._by_rule(Cells.of(self.q, self.k, queries))
+        rows = seen if keys is None else self._by_rule(Cells.of(self.q, self.k, queries, xp=xp))
         return seen | (~rows.any(axis=-1, keepdims=True) & self._own(cells))
 
-    def _by_rule(self, cells: Cells) -> Bool[Array, "B T S"]:
+    def _by_rule(self, cells: Cells) -> Any:
         """Return what the rule alone says, before the empty-row policy."""
-        return jnp.broadcast_to(self.spec.cells(cells), cells.shape)
+        return cells.xp.broadcast_to(self.spec.cells(cells), cells.shape)
 
     def _own(self, cells: Cells) -> Any:
         """Return each query's own key: the same index, or the first of its position and segment."""
         if self.same_tokens:
             return cells.q_index == cells.k_index
-        all_keys = Cells.of(self.q, self.k, cells.q_index[0, :, 0])
+        all_keys = Cells.of(self.q, self.k, cells.q_index[0, :, 0], xp=cells.xp)
         match = all_keys.q_position == all_keys.k_position
         match = match & (all_keys.q_valid == all_keys.k_valid) & all_keys.comparable()
-        first = jnp.argmax(match, axis=-1, keepdims=True).astype(cells.k_index.dtype)
+        first = match.argmax(axis=-1, keepdims=True).astype(np.int32)
         return match.any(axis=-1, keepdims=True) & (cells.k_index == first)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -123,7 +126,7 @@ class BoundMask:
         (batch, t), s = self.q.shape, self.k.shape[1]
         step = max(1, BLOCK_CELLS // max(1, batch * s))
         for start in range(0, t, step):
-            yield start, np.asarray(self.block(np.arange(start, min(t, start + step))))
+            yield start, self.block(np.arange(start, min(t, start + step)), xp=np)
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
         """Return rule and tokens as children; policy and structure are static."""

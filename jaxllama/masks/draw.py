@@ -72,10 +72,10 @@ def _summaries(
     complete = len(all_keys) == bound.k.shape[1]
     some, every, live = [], [], []
     for block in queries:
-        seen = np.asarray(bound.block(block, all_keys))
+        seen = bound.block(block, all_keys, xp=np)
         some.append(np.logical_or.reduceat(seen.any(1), key_starts, axis=-1))
         every.append(np.logical_and.reduceat(seen.all(1), key_starts, axis=-1))
-        rows = seen if complete else np.asarray(bound.block(block))
+        rows = seen if complete else bound.block(block, xp=np)
         live.append(rows.any(-1).all(-1))
     return np.stack(some, 1), np.stack(every, 1), np.stack(live, 1)
 
@@ -118,8 +118,8 @@ def explain(bound: BoundMask, q: int, k: int, row: int) -> str:
     ]
     if problems:
         raise InputError(f"explain: no such cell: {'; '.join(problems)}")
-    cell = Cells.of(bound.q, bound.k, np.array([q]), np.array([k])).row(row)
-    shown = bool(np.asarray(bound.block(np.array([q]), np.array([k])))[row, 0, 0])
+    cell = Cells.of(bound.q, bound.k, [q], [k], xp=np).row(row)
+    shown = bool(bound.block([q], [k], xp=np)[row, 0, 0])
     by_rule = _value(bound.spec, cell)
     if shown != by_rule:
         reason = 'empty_row="self": the rule shows this query nothing, so it sees its own key'

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -119,7 +118,7 @@ class Index(Mask):
     keys: tuple[int, ...]
 
     def cells(self, cells: Cells) -> Any:
-        seen = jnp.zeros_like(cells.k_index, dtype=bool)
+        seen = cells.k_index < 0
         for key in self.keys:
             seen = seen | (cells.k_index == key)
         return seen
@@ -141,7 +140,7 @@ class Explicit(Mask):
     _arrays = ("array",)
 
     def cells(self, cells: Cells) -> Any:
-        array = jnp.asarray(self.array)
+        array = cells.xp.asarray(self.array)
         array = array if array.ndim == 3 else array[None]
         if cells.shape[1:] == (cells.q_size, cells.k_size):
             return array
@@ -167,7 +166,7 @@ class Predicate(Mask):
     fn: Callable[[Cells], Any]
 
     def cells(self, cells: Cells) -> Any:
-        seen = jnp.asarray(self.fn(cells))
+        seen = cells.xp.asarray(self.fn(cells))
         if seen.dtype != np.bool_ or seen.ndim != 3:
             raise InputError(
                 f"{self}: returned {seen.dtype} of rank {seen.ndim}, expected bool of rank 3 that"
@@ -286,7 +285,7 @@ def predicate(fn: Callable[[Cells], Any]) -> Mask:
     return Predicate(fn)
 
 
-def _at_least(what: str, value: int, least: int, why: str) -> int:
+def _at_least(what: str, value: object, least: int, why: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{what}={value!r}): expected an integer of at least {least}; {why}")
     return int(value)

@@ -11,13 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxllama.errors import InputError, join_problems
 
 IntB = Int[Array, " B"] | Int[np.ndarray, " B"]
-IntBT = Int[Array, "B T"] | Int[np.ndarray, "B T"]
-BoolBT = Bool[Array, "B T"] | Bool[np.ndarray, "B T"]
 
 
 _FIELDS = ("positions", "valid", "segments")
@@ -41,9 +39,10 @@ class Tokens:
         InputError: ranks, shapes or dtypes do not fit; every problem is listed.
     """
 
-    positions: IntBT
-    valid: BoolBT
-    segments: IntBT | None = None
+    # Not typed with shapes: what does not fit is refused below, all of it in one error.
+    positions: Array | np.ndarray
+    valid: Array | np.ndarray
+    segments: Array | np.ndarray | None = None
     # Positions are 0, 1, 2, ... and padding is on the right. A promise that survives tracing:
     # `contiguous` alone makes it, and dataclasses.replace drops it.
     from_zero: bool = field(default=False, init=False)
@@ -129,28 +128,23 @@ class Cells:
     k_segment: Any | None
     q_index: Any  # [1, T, 1] place in the array, which is not the position
     k_index: Any  # [1, 1, S]
+    xp: Any  # the arrays' module: jax.numpy, or numpy for looking at values on the host
     q_size: int  # T and S of the whole mask, of which these cells may be a part
     k_size: int
 
     @classmethod
-    def of(cls, q: Tokens, k: Tokens, queries: Any = None, keys: Any = None) -> Cells:
+    def of(
+        cls, q: Tokens, k: Tokens, queries: Any = None, keys: Any = None, *, xp: Any = jnp
+    ) -> Cells:
         """Return the cells of all pairs, or of the given query and key indices (1-D) alone."""
-        qi = (
-            jnp.arange(q.shape[1], dtype=jnp.int32)
-            if queries is None
-            else jnp.asarray(queries).astype(jnp.int32)
-        )
-        ki = (
-            jnp.arange(k.shape[1], dtype=jnp.int32)
-            if keys is None
-            else jnp.asarray(keys).astype(jnp.int32)
-        )
+        qi = xp.arange(q.shape[1]) if queries is None else xp.asarray(queries)
+        ki = xp.arange(k.shape[1]) if keys is None else xp.asarray(keys)
 
         def take(array: Any, chosen: Any) -> Any:
-            array = jnp.asarray(array)
+            array = xp.asarray(array)
             if array.dtype != np.bool_:  # one integer type, whatever the two sides came in
-                array = array.astype(jnp.int32)
-            return array if chosen is None else array[:, jnp.asarray(chosen)]
+                array = array.astype(np.int32)
+            return array if chosen is None else array[:, xp.asarray(chosen)]
 
         def of_query(array: Any) -> Any:
             return None if array is None else take(array, queries)[:, :, None]
@@ -165,8 +159,9 @@ class Cells:
             k_valid=of_key(k.valid),
             q_segment=of_query(segments_of(q, k)),
             k_segment=of_key(segments_of(k, q)),
-            q_index=qi[None, :, None],
-            k_index=ki[None, None, :],
+            q_index=qi.astype(np.int32)[None, :, None],
+            k_index=ki.astype(np.int32)[None, None, :],
+            xp=xp,
             q_size=q.shape[1],
             k_size=k.shape[1],
         )
@@ -189,7 +184,7 @@ class Cells:
     def comparable(self) -> Any:
         """Return where positions can be compared: within one segment, since each restarts at 0."""
         if self.q_segment is None or self.k_segment is None:
-            return jnp.ones((1, 1, 1), dtype=bool)
+            return self.xp.ones((1, 1, 1), dtype=bool)
         return self.q_segment == self.k_segment
 
 
