@@ -18,6 +18,7 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from jaxllama import files
 from jaxllama.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -101,8 +102,6 @@ class Tokenizer:
         Raises:
             CheckpointError: there is neither, or it cannot be read.
         """
-        from jaxllama.checkpoint import files
-
         path = Path(path)
         names = (
             "tokenizer.json",
@@ -291,9 +290,7 @@ def _from_json(
 
 
 def _object(found: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
-    from jaxllama.checkpoint.files import parse_object
-
-    return parse_object(found[name], f"{source}: {name}") if name in found else {}
+    return files.parse_object(found[name], f"{source}: {name}") if name in found else {}
 
 
 class _TiktokenBackend:

@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxllama.checkpoint import files
+from jaxllama import files
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.safetensors_file import read_raw
 from jaxllama.errors import CheckpointError, join_problems

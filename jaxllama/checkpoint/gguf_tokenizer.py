@@ -43,6 +43,7 @@ class _PreTokenizer:
 
 
 def _known(name: str) -> _PreTokenizer | None:
+    steps: tuple[pre_tokenizers.PreTokenizer, ...]
     if name in ("smollm", "refact", "command-r", "starcoder"):
         steps = (
             pre_tokenizers.Digits(individual_digits=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxllama.checkpoint import files
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.names import HEAD, canonical_names
 from jaxllama.checkpoint.safetensors_file import Slot, read_header, read_tensor
@@ -120,7 +120,7 @@ def _read_sharded(path: Path) -> Stored:
 
 def companions(path: Path) -> dict[str, Callable[[], bytes]]:
     """Return readers of the files to carry along with the weights."""
-    found = {}
+    found: dict[str, Callable[[], bytes]] = {}
     for name in COMPANIONS:
         if (path / name).exists():
             file = files.inside(path, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from flax import nnx
@@ -140,7 +142,7 @@ def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint | str, *, dtype: DTypeLike, param_dtype: DTypeLike | None = None
+    checkpoint: Checkpoint | Path | str, *, dtype: DTypeLike, param_dtype: DTypeLike | None = None
 ) -> Llama:
     """Build the model of a checkpoint.
 
@@ -168,7 +170,7 @@ def load_model(
         raise_problems(checkpoint, problems + _all_value_problems(checkpoint))
 
     def build() -> Llama:
-        return Llama(checkpoint.config, dtype=dtype, param_dtype=target, rngs=nnx.Rngs(0))
+        return Llama(checkpoint.config, dtype=np.dtype(dtype), param_dtype=target, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))

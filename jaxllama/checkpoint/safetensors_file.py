@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama.checkpoint import files
+from jaxllama import files
 from jaxllama.checkpoint.dtypes import SAFETENSORS, TO_SAFETENSORS
 from jaxllama.errors import CheckpointError, join_problems
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ TINY = LlamaConfig(
     eos_token_ids=(257,),
     pad_token_id=258,
 )
-_TINY_SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|pad|>") + tuple(
-    f"<|reserved_{i}|>" for i in range(5)
+_TINY_SPECIALS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|pad|>",
+    *(f"<|reserved_{i}|>" for i in range(5)),
 )
 _TINY_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}"
@@ -142,7 +146,7 @@ def in_memory(
         tensors={name: TensorInfo(w.shape, w.dtype, None) for name, w in weights.items()},
         reader=lambda name: weights[name],
         config_source="its config",
-        companions={name: (lambda content=content: content) for name, content in found.items()},
+        companions={name: partial(found.__getitem__, name) for name in found},
         tokenizer_loader=tokenizer if "tokenizer.json" in found else None,
     )
 

@@ -73,7 +73,7 @@ def write_tensor(layout: Layout, directory: Path, name: str, values: np.ndarray)
         stored = np.ascontiguousarray(piece.transform(values, piece.dtype))
         with (directory / piece.file).open("r+b") as file:
             file.seek(piece.offset)
-            file.write(memoryview(stored.reshape(-1).view(np.uint8)))
+            stored.tofile(file)
 
 
 def write_checkpoint(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:
