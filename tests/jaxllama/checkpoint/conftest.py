@@ -18,7 +18,9 @@ def _written(tmp_path_factory) -> Path:
     checkpoint = tiny(num_hidden_layers=3)
     dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
     write_checkpoint(checkpoint, lay_out_hf(checkpoint, dtypes), root / "single")
-    write_checkpoint(checkpoint, lay_out_hf(checkpoint, dtypes, shard_bytes=150_000), root / "sharded")
+    write_checkpoint(
+        checkpoint, lay_out_hf(checkpoint, dtypes, shard_bytes=150_000), root / "sharded"
+    )
     return root
 
 

@@ -51,7 +51,9 @@ def test_reads_back_what_was_written(single, sharded):
 def test_the_library_reads_what_was_written(single):
     with safetensors.safe_open(single / WEIGHTS, "numpy") as file:
         for name in file.keys():  # noqa: SIM118
-            np.testing.assert_array_equal(file.get_tensor(name), tiny(num_hidden_layers=3).read(name))
+            np.testing.assert_array_equal(
+                file.get_tensor(name), tiny(num_hidden_layers=3).read(name)
+            )
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
@@ -85,7 +87,7 @@ def test_logits_equal_transformers(kind, request):
 
 
 def test_wrong_permutation_moves_the_logits(single):
-    """The negative control of the test above: q and k in interleaved order load without complaint."""
+    """The negative control of the test above: interleaved q and k load without complaint."""
     import jax.numpy as jnp
 
     from jaxllama.checkpoint.names import interleave
@@ -95,7 +97,9 @@ def test_wrong_permutation_moves_the_logits(single):
     weights = {name: right.read(name) for name in right.tensors}
     heads = {"q_proj": 6, "k_proj": 2}
     wrong = {
-        name: interleave(w, heads[name.split(".")[-2]]) if "q_proj" in name or "k_proj" in name else w
+        name: interleave(w, heads[name.split(".")[-2]])
+        if "q_proj" in name or "k_proj" in name
+        else w
         for name, w in weights.items()
     }
     tokens = np.arange(40)[None]
@@ -103,9 +107,7 @@ def test_wrong_permutation_moves_the_logits(single):
     for checkpoint in (right, in_memory(right.config, wrong)):
         model = load_model(checkpoint, dtype=np.float32)
         mask = jnp.tril(jnp.ones((1, 40, 40), bool))
-        logits.append(
-            model(jnp.asarray(tokens), positions=jnp.asarray(tokens), mask=mask)[0]
-        )
+        logits.append(model(jnp.asarray(tokens), positions=jnp.asarray(tokens), mask=mask)[0])
     assert np.abs(np.asarray(logits[0] - logits[1])).max() > 0.1
 
 
