@@ -5,9 +5,7 @@ Shapes: B batch, T queries, S keys, N query heads, K kv heads, H head dim.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,17 @@ from transformers.utils import logging
 from jaxllama.errors import CheckpointError, join_problems
 from parity.scenarios import Inputs, visible
 from parity.subjects.base import CheckpointLike, chunk_ranges
-from parity.subjects.observe import LayerWatch, heads_inside, merge_heads, split_heads
+from parity.subjects.observe import (
+    HEADS_INSIDE,
+    LayerWatch,
+    Present,
+    Views,
+    hook_layer,
+    hook_output,
+)
 from parity.subjects.staged import StagedRun, Stages
 from parity.subjects.torch_arrays import to_numpy, to_torch, torch_dtype
+from parity.taps import LAYER_TAPS
 
 
 class HFLlama:
@@ -49,8 +55,7 @@ class HFLlama:
         self.dtype = dtype
         self.config = checkpoint.config
         self.model = load(checkpoint, torch_dtype(dtype))
-        # Hooks belong to the model, runs to threads: each run sees its own calls alone.
-        self._present = threading.local()
+        self._present = Present()
         self._hook()
 
     def start(self, inputs: Inputs) -> StagedRun:
@@ -82,63 +87,48 @@ class HFLlama:
         return StagedRun(forward, self.config.num_hidden_layers, len(ranges))
 
     def _hook(self) -> None:
-        model, split = self.model.model, partial(split_heads, size=self.config.head_dim)
-        self._record(model.embed_tokens, "embed")
+        present, model = self._present, self.model.model
+        split: Views = (
+            lambda x: x.unflatten(-1, (-1, self.config.head_dim)),
+            lambda x: x.flatten(-2),
+        )
+        hook_output(present, model.embed_tokens, "embed")
         model.rotary_emb.register_forward_pre_hook(self._on_rotary, with_kwargs=True)
         for index, layer in enumerate(model.layers):
-            layer.register_forward_pre_hook(self._on_layer(index), with_kwargs=True)
-            attention, mlp = layer.self_attn, layer.mlp
-            for name in ("q_proj", "k_proj", "v_proj"):
-                self._record(getattr(attention, name), name, split, merge_heads)
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                self._record(getattr(layer, name), name)
-            attention.o_proj.register_forward_hook(self._on_attended)
-            mlp.down_proj.register_forward_pre_hook(self._on_mlp_act)
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                self._record(getattr(mlp, name), name)
-            layer.register_forward_hook(self._on_output)
-        model.norm.register_forward_pre_hook(lambda *_: self._present.stages.turn())
-        self._record(model.norm, "norm")
-        self._record(self.model.lm_head, "logits")
-
-    def _record(self, module: nn.Module, name: str, *views: Any) -> None:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            watch: LayerWatch = self._present.watch
-            full = name if watch.layer is None else watch.full(name)
-            return self._present.stages.tap(full, output, *views)
-
-        module.register_forward_hook(hook)
+            layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True)
+            parts = {
+                name: getattr(owner, name)
+                for owner in (layer, layer.self_attn, layer.mlp)
+                for name in LAYER_TAPS
+                if hasattr(owner, name)
+            }
+            hook_layer(
+                present, index, layer, parts, dict.fromkeys(("q_proj", "k_proj", "v_proj"), split)
+            )
+        model.norm.register_forward_pre_hook(self._before_norm)
+        hook_output(present, model.norm, "norm")
+        hook_output(present, self.model.lm_head, "logits")
 
     def _on_rotary(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        values = self._present.stages.tap.values
-        assert isinstance(module.inv_freq, Tensor)
-        values["rope.inv_freq"] = to_numpy(module.inv_freq)
-        values["positions"] = to_numpy(kwargs["position_ids"].to(torch.int32))
+        if self._present.stages is not None:
+            values = self._present.stages.tap.values
+            assert isinstance(module.inv_freq, Tensor)
+            values["rope.inv_freq"] = to_numpy(module.inv_freq)
+            values["positions"] = to_numpy(kwargs["position_ids"].to(torch.int32))
 
-    def _on_layer(self, index: int) -> Any:
-        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            stages: Stages = self._present.stages
-            if index == 0:
-                stages.tap.values["mask"] = seen(kwargs["attention_mask"], len(args[0]))
-            stages.turn()
-            self._present.watch.enter_layer(index)
-            return (self._present.watch.tap("input", args[0]), *args[1:]), kwargs
+    def _before_layer(self, index: int) -> Any:
+        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            stages = self._present.stages
+            if stages is not None:
+                if index == 0:
+                    stages.tap.values["mask"] = seen(kwargs["attention_mask"], len(args[0]))
+                stages.turn()
 
         return hook
 
-    def _on_attended(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        watch: LayerWatch = self._present.watch
-        watch.attended = watch.tap("o_proj", output)
-        return watch.attended
-
-    def _on_mlp_act(self, module: nn.Module, args: Any) -> Any:
-        return (self._present.watch.tap("mlp_act", args[0]),)
-
-    def _on_output(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-        watch: LayerWatch = self._present.watch
-        output = watch.tap("output", output)
-        watch.leave_layer()
-        return output
+    def _before_norm(self, module: nn.Module, args: Any) -> None:
+        if self._present.stages is not None:
+            self._present.stages.turn()
 
 
 class WatchedCache(DynamicCache):
@@ -159,13 +149,12 @@ class WatchedCache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         tap = self._stages.tap
-        views = heads_inside, heads_inside
-        keys = tap(f"layers.{layer_idx}.k_rope", key_states, *views)
+        keys = tap(f"layers.{layer_idx}.k_rope", key_states, *HEADS_INSIDE)
         if not self._keep:
             return keys, value_states
         held = super().update(keys, value_states, layer_idx, *args, **kwargs)
         for name, states in zip("kv", held, strict=True):
-            tap(f"cache.{layer_idx}.{name}", states, *views)
+            tap(f"cache.{layer_idx}.{name}", states, *HEADS_INSIDE)
         return held
 
 
