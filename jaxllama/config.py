@@ -29,6 +29,10 @@ _DIMENSIONS = (
 )
 
 
+# Token ids, positions and sizes are int32 on the device.
+_LARGEST = 2**31 - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the context they were trained on.
@@ -208,11 +212,11 @@ def config_problems(fields: Mapping[str, Any]) -> list[str]:
     """
     problems = [p for name in _DIMENSIONS for p in _count_problem(name, fields.get(name))]
     heads, kv_heads, head_dim = (fields.get(name) for name in _DIMENSIONS[-3:])
-    if _is_count(heads) and _is_count(kv_heads) and heads % kv_heads:
+    if is_count(heads) and is_count(kv_heads) and heads % kv_heads:
         problems.append(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
-    if _is_count(head_dim) and head_dim % 2:
+    if is_count(head_dim) and head_dim % 2:
         problems.append(f"head_dim {head_dim} is odd; rotary embedding pairs elements")
     problems += _number_problem("rms_norm_eps", fields.get("rms_norm_eps"))
     problems += _number_problem("rope_theta", fields.get("rope_theta"))
@@ -234,7 +238,7 @@ def _token_problems(fields: Mapping[str, Any]) -> list[str]:
         return [f"eos_token_ids {eos!r}, expected a tuple of token ids"]
     ids += [("eos_token_ids", token) for token in eos]
     vocab = fields.get("vocab_size")
-    if not _is_int(vocab):
+    if not is_count(vocab):
         return []  # said already
     return [
         f"{name} {token!r}, expected a token id in 0..{vocab - 1}; check vocab_size"
@@ -247,12 +251,14 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, float) or _is_int(value)
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a float or an integer of 32 bits, and no bool."""
+    return isinstance(value, float) or _is_int(value) and abs(value) <= _LARGEST
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    return _is_int(value) and value >= 1
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether `value` can be a size: an integer above 0, of 32 bits."""
+    return _is_int(value) and 1 <= value <= _LARGEST
 
 
 def _missing_or(name: str, fields: Mapping[str, Any], expected: str) -> str:
@@ -263,15 +269,15 @@ def _missing_or(name: str, fields: Mapping[str, Any], expected: str) -> str:
 
 
 def _count_problem(name: str, value: object) -> list[str]:
-    """A list of at most one problem: `value` is not an integer of at least 1."""
-    if _is_count(value):
+    """A list of at most one problem: `value` is not an integer above 0, of 32 bits."""
+    if is_count(value):
         return []
-    return [_missing_or(name, {name: value}, "an integer of at least 1")]
+    return [_missing_or(name, {name: value}, f"an integer in 1..{_LARGEST}")]
 
 
 def _number_problem(name: str, value: object, at_least: float = 0) -> list[str]:
     """A list of at most one problem: `value` is not finite, positive and at least `at_least`."""
-    if _is_number(value) and math.isfinite(value) and value > 0 and value >= at_least:
+    if is_number(value) and math.isfinite(value) and value > 0 and value >= at_least:
         return []
     expected = f"a finite number of at least {at_least}" if at_least else "a finite number above 0"
     return [_missing_or(name, {name: value}, expected)]

@@ -13,7 +13,7 @@ from jaxllama.config import LlamaConfig, RopeScaling
 from jaxllama.errors import ConfigError
 
 _BASE_EOS = (128_001,)
-# Instruction-tuned models also stop at <|eom_id|> and <|eot_id|>. 3.3 was published in that form only.
+# Instruction-tuned models also stop at <|eom_id|> and <|eot_id|>; 3.3 has no other form.
 _INSTRUCT_EOS = (128_001, 128_008, 128_009)
 
 

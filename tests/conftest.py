@@ -17,7 +17,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Derandomised: a red run is red for everybody, again. No deadline: compilation is in the first example.
+# Derandomised: a red run is red again, for everybody. No deadline: the first example compiles.
 settings.register_profile(
     "repeatable",
     derandomize=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama.config import LlamaConfig, RopeScaling, config_problems, scaling_problems
+from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, scaling_problems
 from jaxllama.errors import ConfigError, join_problems
 
 _FIELDS = {
@@ -64,7 +64,8 @@ def shortest_float(value: Any) -> float:
     >>> shortest_float(9.999999747378752e-06)
     1e-05
     """
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # beyond float32 is inf, and refused as such
+        return float(str(np.float32(value)))
 
 
 def read_gguf(
@@ -77,8 +78,8 @@ def read_gguf(
 ) -> LlamaConfig:
     """Read a GGUF file's metadata.
 
-    Its floats are float32; each is read as the shortest decimal that gives the same float32, so that
-    9.999999747378752e-06 is 1e-05 again.
+    Its floats are float32; each is read as the shortest decimal that gives the same float32, so
+    that 9.999999747378752e-06 is 1e-05 again.
 
     Args:
         metadata: values by key; numpy scalars and arrays are accepted.
@@ -162,13 +163,14 @@ def _plain(value: object) -> Any:
 def _head_dim(values: Mapping[str, Any], problems: list[str]) -> Any:
     """Return the head dimension: stated by up to three keys that must agree, else D / N."""
     stated = {key: values[key] for key in _HEAD_DIM_KEYS if key in values}
-    if len(set(stated.values())) > 1:
+    first = next(iter(stated.values()), None)
+    if any(value != first for value in stated.values()):
         said = ", ".join(f"{key} {value!r}" for key, value in stated.items())
         problems.append(f"{said} differ; only one head dimension, rotated whole, is supported")
     if stated:
-        return next(iter(stated.values()))
+        return first
     dim, heads = values.get("llama.embedding_length"), values.get("llama.attention.head_count")
-    if isinstance(dim, int) and isinstance(heads, int) and heads > 0 and dim % heads == 0:
+    if is_count(dim) and is_count(heads) and dim % heads == 0:
         return dim // heads
     return None
 
@@ -179,10 +181,16 @@ def _vocab_size(stated: Any, given: int | None, problems: list[str]) -> Any:
     return given if stated is None else stated
 
 
-def _eos(values: Mapping[str, Any]) -> tuple[Any, ...]:
+def _eos(values: Mapping[str, Any]) -> Any:
+    """Return the end tokens: our own list, else what the format's keys name, each once."""
     if _EOS_LIST in values:
-        return tuple(values[_EOS_LIST])
-    return tuple(dict.fromkeys(values[key] for key in _EOS_KEYS if key in values))
+        listed = values[_EOS_LIST]
+        return tuple(listed) if isinstance(listed, list) else listed
+    ids: list[Any] = []
+    for key in _EOS_KEYS:
+        if key in values and values[key] not in ids:
+            ids.append(values[key])
+    return tuple(ids)
 
 
 def _scaling(
@@ -194,7 +202,7 @@ def _scaling(
     """Return the scaling: linear from the metadata, llama3 from the tensor of divisors."""
     # llama.cpp takes a factor without a type for linear scaling.
     factor = values.get(_FACTOR, values.get(_LEGACY_FACTOR, 0.0))
-    kind = values.get(_TYPE, "linear" if factor not in (0.0, 1.0) else "none")
+    kind = values.get(_TYPE, "none" if factor in (0, 1) else "linear")
     if kind not in ("none", "linear"):
         problems.append(f"{_TYPE} {kind!r} is not supported; 'none' and 'linear' are")
         return None
@@ -219,8 +227,8 @@ def _solve_llama3(
     divisors = np.asarray(rope_freqs, np.float64)
     if divisors.shape != (half,) or not (np.isfinite(divisors).all() and (divisors > 0).all()):
         problems.append(
-            f"rope_freqs.weight has shape {divisors.shape} and values {divisors.min():g} to "
-            f"{divisors.max():g}, expected ({half},) = (head_dim / 2,), finite and above 0"
+            f"rope_freqs.weight has shape {divisors.shape} and values {divisors}, "
+            f"expected ({half},) = (head_dim / 2,), finite and above 0"
         )
         return None
     if (divisors == 1).all():
@@ -234,13 +242,15 @@ def _solve_llama3(
     turns = context * inv_freq[-1] / (2 * np.pi)
     keep = min(1.0, max(0.0, (turns - low) / (high - low)))
     exact = (1 - keep) / (1 / divisors[-1] - keep) if keep < 1 / divisors[-1] else np.inf
-    for factor in (shortest_float(exact), round(exact, 4) if np.isfinite(exact) else exact):
+    # Undoing the blend loses digits, so the roundest factor that reproduces the tensor is taken.
+    rounded = [round(exact, digits) for digits in range(5)] if keep > 0 and exact < 1e9 else []
+    for factor in (*rounded, shortest_float(exact)):
         scaling = {"kind": "llama3", "factor": factor, "low_freq_factor": low}
         scaling |= {"high_freq_factor": high, "original_max_position_embeddings": context}
         if scaling_problems(scaling):
             continue
         solved = RopeScaling(**scaling)
-        # Two float32 roundings apart at most: the tensor's own, and the writer's arithmetic.
+        # Writers compute in float32: an error of 1e-7 in a frequency is up to 4e-6 in a divisor.
         if np.allclose(solved.frequency_factors(inv_freq), divisors, rtol=1e-5, atol=0):
             return solved
     problems.append(

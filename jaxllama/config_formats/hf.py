@@ -1,11 +1,11 @@
-"""Hugging Face config.json, as transformers 4 (`rope_scaling`) and 5 (`rope_parameters`) write it."""
+"""Hugging Face config.json, with `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxllama.config import LlamaConfig, RopeScaling, config_problems, scaling_problems
+from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, scaling_problems
 from jaxllama.errors import ConfigError, join_problems
 
 _SAME_NAME = (
@@ -93,6 +93,8 @@ def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaC
 
     Source: `LlamaConfig` and `modeling_rope_utils.py` in Hugging Face transformers.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{source}: {type(config).__name__}, expected an object")
     problems: list[str] = []
     for name, (allowed, meaning) in _ONLY.items():
         required = name in ("model_type", "hidden_act")
@@ -153,7 +155,7 @@ def _head_dim(config: Mapping[str, Any]) -> Any:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if config.get("head_dim") is not None:
         return config["head_dim"]
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads == 0:
+    if is_count(hidden) and is_count(heads) and hidden % heads == 0:
         return hidden // heads
     return None
 
@@ -174,14 +176,11 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScal
     thetas = {"rope_theta": config.get("rope_theta")}
     thetas |= {f"{name}.rope_theta": rope.get("rope_theta") for name, rope, _ in found}
     given = {name: theta for name, theta in thetas.items() if theta is not None}
-    if len(set(map(repr, map(_number, given.values())))) > 1:
+    first = next(iter(given.values()), None)
+    if any(theta != first for theta in given.values()):
         said = ", ".join(f"{name} {theta!r}" for name, theta in given.items())
         problems.append(f"{said} contradict each other; keep one of them")
-    return next(iter(given.values()), None), found[0][2] if found else None
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return first, found[0][2] if found else None
 
 
 def _read_scaling(name: str, rope: Mapping[str, Any], problems: list[str]) -> RopeScaling | None:
@@ -196,7 +195,7 @@ def _read_scaling(name: str, rope: Mapping[str, Any], problems: list[str]) -> Ro
         )
         return None
     kind = kinds[0]
-    if kind != "default" and kind not in _SCALING_KEYS:
+    if not isinstance(kind, str) or kind not in ("default", *_SCALING_KEYS):
         problems.append(
             f"{name}.rope_type {kind!r} is not supported; 'default', 'linear' and 'llama3' are"
         )

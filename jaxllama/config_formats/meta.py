@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
-from jaxllama.config import LlamaConfig, RopeScaling, config_problems
+from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, is_number
 from jaxllama.errors import ConfigError, join_problems
 from jaxllama.presets import PRESETS
 
@@ -75,6 +75,8 @@ def read_meta(
 
     Source: `ModelArgs` in Meta's llama-models `llama3/args.py`.
     """
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"{source}: {type(params).__name__}, expected an object")
     problems = [
         f"{name} {value!r} is not a known field and could change the numbers; "
         "remove it if it is certain not to"
@@ -154,21 +156,16 @@ def _vocab_size(stated: Any, given: int | None, problems: list[str]) -> Any:
     return stated
 
 
-def _is_positive_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _intermediate_size(params: Mapping[str, Any], problems: list[str]) -> int:
     """Return Meta's width of the MLP, or a harmless 1 once the reason is among `problems`."""
     multiple_of, multiplier = params.get("multiple_of"), params.get("ffn_dim_multiplier")
     wrong = []
-    if not _is_positive_int(multiple_of):
-        wrong.append(f"multiple_of {multiple_of!r}, expected an integer of at least 1")
-    is_number = isinstance(multiplier, int | float) and not isinstance(multiplier, bool)
-    if multiplier is not None and not (is_number and 0 < multiplier < 1e6):
+    if not is_count(multiple_of):
+        wrong.append(f"multiple_of {multiple_of!r}, expected an integer above 0")
+    if multiplier is not None and not (is_number(multiplier) and 0 < multiplier < 1e6):
         wrong.append(f"ffn_dim_multiplier {multiplier!r}, expected a number above 0")
     problems += wrong
-    if wrong or not _is_positive_int(params.get("dim")):
+    if wrong or not is_count(params.get("dim")):
         return 1
     return feed_forward_size(params["dim"], params["multiple_of"], multiplier)
 
@@ -177,7 +174,7 @@ def _head_dim(params: Mapping[str, Any], problems: list[str]) -> int:
     """Return dim / n_heads, or a harmless 2 once the reason is said."""
     dim: Any = params.get("dim")
     heads: Any = params.get("n_heads")
-    if not (_is_positive_int(dim) and _is_positive_int(heads)):
+    if not (is_count(dim) and is_count(heads)):
         return 2
     if dim % heads:
         problems.append(f"dim {dim} is not a multiple of n_heads {heads}")
