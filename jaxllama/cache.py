@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-from numpy.typing import DTypeLike
 
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import checked_float

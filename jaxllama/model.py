@@ -10,14 +10,15 @@ rotations, softmax and logits in at least float32 - and in float64 when that is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-from numpy.typing import DTypeLike
 
 from jaxllama.attention import Backend, attend, check_backend
 from jaxllama.cache import KVCache
@@ -30,6 +31,8 @@ from jaxllama.taps import Tap, untapped
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
+    from jaxllama.generate import Generation, Prompts
+    from jaxllama.sampling import Sampling
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param[Array]:
@@ -288,6 +291,31 @@ class Llama(nnx.Module):
         )
         tap.add_layers(values)
         return x, None if cache is None else cache.settle()
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        eos_ids: Sequence[int] | None = None,
+        seed: int | Sequence[int] = 0,
+        cache: KVCache | None = None,
+        cache_dtype: DTypeLike | None = None,
+    ) -> Generation:
+        """Continue each prompt of token ids, greedily by default; see `jaxllama.generate`."""
+        from jaxllama.generate import generate
+
+        return generate(
+            self,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            eos_ids=eos_ids,
+            seed=seed,
+            cache=cache,
+            cache_dtype=cache_dtype,
+        )
 
     def _check(self, tokens: Array, positions: Array, cache: KVCache | None) -> None:
         problems = []

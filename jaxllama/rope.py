@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
-from numpy.typing import DTypeLike
 
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import widened

@@ -164,8 +164,11 @@ class Taps:
         return dict(self._values)
 
     def add_layers(self, stacked: Values) -> None:
-        count = next((len(v) for v in stacked.values()), 0)
+        # A scan hands its results back sorted by name; the record is in the order of data flow.
+        order = {name: place for place, name in enumerate((*LAYER_TAPS, *CACHE_TAPS))}
+        names = sorted(stacked, key=lambda name: order.get(name, len(order)))
+        count = len(stacked[names[0]]) if names else 0
         for i in range(count):
-            for name, value in stacked.items():
+            for name in names:
                 full = f"cache.{i}.{name[6:]}" if name in CACHE_TAPS else f"layers.{i}.{name}"
-                self._values[full] = value[i]
+                self._values[full] = stacked[name][i]
