@@ -28,14 +28,14 @@ class Party:
 
     Attributes:
         subject: the implementation.
-        role: `subject` is judged; so is `production`, the same model without taps; a `variant`
+        roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
             is an honest run whose error is the noise; a `witness` must agree with the gold;
             `interior` is the noise of what computes in float32 whatever it is given.
         mode: `free`, `isolated` or `decode`.
     """
 
     subject: Subject
-    role: str
+    roles: frozenset[str]
     mode: str
     run: Run
     differences: dict[str, Difference] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def walk(
     lane: str,
     inputs: Inputs,
     gold: Subject,
-    parties: Sequence[tuple[Subject, str]],
+    parties: Sequence[tuple[Subject, frozenset[str]]],
     modes: Sequence[str],
     layers: int,
     *,
@@ -86,32 +86,32 @@ def walk(
         chunks: columns per call of a decode run.
         progress: called after every stage.
     """
-    walkers = [
-        Party(subject, role, mode, _start(subject, inputs, chunks))
-        for mode in modes
-        for subject, role in parties
-        if _takes_part(subject, role, mode)
-    ]
     gold_run = _start(gold, inputs, chunks)
-    tallies: dict[str, Tally] = {p.subject.name: Tally() for p in walkers if p.role == "witness"}
+    walkers = [
+        Party(subject, roles, mode, gold_run if subject is gold else _start(subject, inputs, chunks))
+        for mode in modes
+        for subject, roles in parties
+        if _takes_part(subject, roles, mode)
+    ]
+    tallies: dict[str, Tally] = {p.subject.name: Tally() for p in walkers if "witness" in p.roles}
     record = PassRecord()
     for step, valid, mask in _chunk_views(inputs, chunks):
         for _ in range(layers + 2):
             truth = gold_run.step()
             arrays = {}
             for party in walkers:
-                taps = party.run.step(truth if party.mode == "isolated" else None)
+                taps = truth if party.run is gold_run else party.run.step(_force(party, truth))
                 party.differences = {
                     name: difference(name, value, truth[name], valid, mask)
                     for name, value in taps.items()
                     if name in truth
                 }
-                if party.role == "subject":
+                if "subject" in party.roles:
                     record.unmatched |= _unmatched(taps, truth, party.subject)
                     if party.mode != "isolated":
                         arrays = taps
                     _bound_probabilities(party, taps, truth, mask)
-                elif party.role == "witness":
+                if "witness" in party.roles and party.mode != "isolated":
                     tally = tallies[party.subject.name]
                     tally.unmatched |= _unmatched(taps, truth, party.subject)
                     _note_gap(tally, taps, arrays, valid, mask)
@@ -120,7 +120,7 @@ def walk(
             progress()
     mode = "decode" if "decode" in modes else "free"
     for party in walkers:
-        if party.role == "witness":
+        if "witness" in party.roles and party.mode != "isolated":
             tally = tallies[party.subject.name]
             record.witnesses.append(
                 _witness_row(party.subject, lane, inputs.name, mode, tally, LIMITS[lane])
@@ -128,16 +128,20 @@ def walk(
     return record
 
 
-def _takes_part(subject: Subject, role: str, mode: str) -> bool:
+def _takes_part(subject: Subject, roles: frozenset[str], mode: str) -> bool:
     if mode == "isolated":
-        return role in ("subject", "variant") and subject.can_force
-    return mode == "free" or role != "production"
+        return bool(roles & {"subject", "variant"}) and subject.can_force
+    return mode == "free" or "production" not in roles
 
 
 def _start(subject: Subject, inputs: Inputs, chunks: Sequence[int] | None) -> Run:
     if chunks is None:
         return subject.start(inputs)
     return subject.start_decode(inputs, chunks)  # type: ignore[attr-defined]
+
+
+def _force(party: Party, truth: Arrays) -> Arrays | None:
+    return truth if party.mode == "isolated" else None
 
 
 def _chunk_views(
@@ -177,12 +181,14 @@ def _bound_probabilities(party: Party, taps: Arrays, truth: Arrays, mask: np.nda
 
 
 def _floors(
-    walkers: Sequence[Party], role: str, mode: str, name: str, minimum: float, like: Difference
+    walkers: Sequence[Party], role: str, judged: Party, name: str, minimum: float
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the floors of `judged` on one tap, from the parties of `role` other than itself."""
+    like = judged.differences[name]
     honest = [
         p.differences[name]
         for p in walkers
-        if p.role == role and p.mode == mode and name in p.differences
+        if role in p.roles and p.mode == judged.mode and p is not judged and name in p.differences
     ]
     honest = [d for d in honest if d.relative.shape == like.relative.shape]
     relative = noise_floor([d.relative for d in honest], like.live, minimum)
@@ -195,10 +201,10 @@ def _judge(
     rows = []
     minimum = limits.floor * UNIT_ROUNDOFF[lane]
     for party in walkers:
-        if party.role not in ("subject", "production"):
+        if not party.roles & {"subject", "production"}:
             continue
         for name, found in party.differences.items():
-            floor, peak_floor = _floors(walkers, "variant", party.mode, name, minimum, found)
+            floor, peak_floor = _floors(walkers, "variant", party, name, minimum)
             rho = np.where(found.live, found.relative / floor, 0.0)
             if name == "logits":
                 _explain_flips(found, walkers, party.mode, limits)
@@ -208,12 +214,12 @@ def _judge(
                     tap=name,
                     lane=lane,
                     scenario=scenario,
-                    mode="production" if party.role == "production" else party.mode,
+                    mode="production" if "production" in party.roles else party.mode,
                     step=step,
                     error=float(found.relative.max()),
                     noise=float(floor[at]),
                     rho=float(rho[at]),
-                    limit=limits.rho,
+                    limit=limits.rho(party.mode),
                     peak_rho=float(np.where(found.live, found.peak / peak_floor, 0.0).max()),
                     peak_limit=limits.peak,
                     worst=found.worst,
@@ -231,9 +237,9 @@ def _explain_flips(
     ranges = [
         p.differences["logits"].facts["range"]
         for p in walkers
-        if p.role == "variant" and p.mode == mode and "range" in p.differences["logits"].facts
+        if "variant" in p.roles and p.mode == mode and "range" in p.differences["logits"].facts
     ]
-    allowed = limits.rho * max(ranges, default=0.0)
+    allowed = limits.rho(mode) * max(ranges, default=0.0)
     found.facts["explained_margin"] = allowed
     if found.facts.get("top1_flips") and found.facts["flip_margin"] > allowed:
         found.problems.append(
@@ -246,7 +252,7 @@ def _judge_witnesses(
     lane: str, walkers: Sequence[Party], tallies: Mapping[str, Tally], limits: Limits
 ) -> None:
     for party in walkers:
-        if party.role != "witness":
+        if "witness" not in party.roles or party.mode == "isolated":
             continue
         inner = getattr(party.subject, "internal_dtype", lane)
         effective = max(lane, inner, key=lambda dtype: UNIT_ROUNDOFF[dtype])
@@ -254,7 +260,7 @@ def _judge_witnesses(
         tally = tallies[party.subject.name]
         minimum = LIMITS[effective].floor * UNIT_ROUNDOFF[effective]
         for name, found in party.differences.items():
-            floor, _ = _floors(walkers, role, party.mode, name, minimum, found)
+            floor, _ = _floors(walkers, role, party, name, minimum)
             rho = float(np.where(found.live, found.relative / floor, 0.0).max())
             tally.compared.add(name)
             tally.problems += [f"{name}: {problem}" for problem in found.problems]

@@ -175,9 +175,9 @@ def _lanes(
     for lane in plan.dtypes:
         began = time.perf_counter()
         subject = make_subject(model, lane)
-        parties = [(subject, "subject"), *_honest(plan, checkpoint, lane)]
+        parties = [(subject, frozenset({"subject"})), *_honest(plan, checkpoint, gold, lane)]
         if hasattr(subject, "production"):
-            parties.append((subject.production(), "production"))
+            parties.append((subject.production(), frozenset({"production"})))
         for one in inputs:
             for modes, chunks in passes:
 
@@ -226,26 +226,27 @@ def decode_chunks(inputs: Inputs) -> list[int]:
     return [size for size in (first, prompt - first, *[1] * singles) if size]
 
 
-def _honest(plan: Plan, checkpoint: Checkpoint, lane: str) -> list[tuple[Subject, str]]:
+def _honest(
+    plan: Plan, checkpoint: Checkpoint, gold: Subject, lane: str
+) -> list[tuple[Subject, frozenset[str]]]:
     """Return the implementations that give noise and testimony at one dtype."""
-    parties: list[tuple[Subject, str]] = [
-        (TorchReference(checkpoint, dtype=lane, variant="reordered"), "variant")
-    ]
+    reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
+    eager = gold if lane == "f64" else TorchReference(checkpoint, dtype=lane)
+    roles = {"witness"} if "torch" in plan.reference else set()
     if lane != "f64":
-        parties.append((TorchReference(checkpoint, dtype=lane), "variant"))
-    if "torch" in plan.reference:
-        parties.append((TorchReference(checkpoint, dtype=lane), "witness"))
+        roles |= {"variant"}
+    parties = [(reordered, frozenset({"variant"})), (eager, frozenset(roles))]
     if "hf" in plan.reference:
-        from parity.subjects.hf import HfReference
+        from parity.subjects.hf import HFLlama
 
-        parties.append((HfReference(checkpoint, dtype=lane), "witness"))
+        parties.append((HFLlama(checkpoint, dtype=lane), frozenset({"witness"})))
     if "meta" in plan.reference:
-        from parity.subjects.meta import MetaReference
+        from parity.subjects.meta import MetaLlama
 
-        parties.append((MetaReference(checkpoint, dtype=lane), "witness"))
+        parties.append((MetaLlama(checkpoint, dtype=lane), frozenset({"witness"})))
     if lane == "f64" and {"hf", "meta"} & set(plan.reference):
-        parties.append((TorchReference(checkpoint, dtype="f32"), "interior"))
-    return parties
+        parties.append((TorchReference(checkpoint, dtype="f32"), frozenset({"interior"})))
+    return [(subject, roles) for subject, roles in parties if roles]
 
 
 def _inputs_facts(inputs: Inputs) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class JaxRun:
         tokens = jnp.asarray(self._inputs.tokens[:, start:stop])
         forced = {name: value for name, value in forced.items() if name in FORCED_SETUP}
         (self._x, self._cos_sin, self._mask), taps = _embed(
-            self._model, tokens, queries.positions, mask, forced
+            self._model, tokens, queries.positions, mask.to_bool(), forced
         )
         return taps
 
@@ -202,7 +202,7 @@ def _forward(model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: 
 
 
 @jax.jit
-def _embed(model: Llama, tokens: jax.Array, positions: jax.Array, mask: masks.BoundMask, forced):
+def _embed(model: Llama, tokens: jax.Array, positions: jax.Array, mask: jax.Array, forced):
     taps = Taps(forced)
     return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
 

@@ -124,7 +124,11 @@ class TorchReference:
         """
         c, scaling = self.config, self.config.rope_scaling
         pair = torch.arange(c.head_dim // 2, dtype=torch.float64)
-        freq = torch.exp(-math.log(c.rope_theta) * 2 * pair / c.head_dim)
+        if self.variant == "reordered":
+            # One rounding of a frequency turns into thousands at position 8192 and beyond.
+            freq = torch.exp(-math.log(c.rope_theta) * 2 * pair / c.head_dim)
+        else:
+            freq = c.rope_theta ** (-2 * pair / c.head_dim)
         if scaling is None:
             return freq
         if scaling.kind == "linear":
