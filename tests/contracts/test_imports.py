@@ -1,0 +1,127 @@
+"""The import rules: checked by import-linter on the sources, and by what an import really loads."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WITNESSES = {"torch", "transformers", "llama_models", "fairscale"}
+
+
+def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the contracts of a pyproject.toml on the packages beside it."""
+    code = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command"
+    return subprocess.run(
+        [sys.executable, "-c", f"{code}; lint_imports_command(['--no-cache'])"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_contracts_hold():
+    outcome = lint_imports(ROOT)
+    assert outcome.returncode == 0, outcome.stdout
+    assert "0 broken" in outcome.stdout
+
+
+def test_planted_imports_break_each_contract(tmp_path: Path):
+    for package in ("jaxllama", "parity"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = {
+        "jaxllama/rope.py": "def _planted() -> None:\n    import torch\n",
+        "jaxllama/cache.py": "from jaxllama import attention\n",
+        "parity/compare.py": "from parity.taps import jax\n",
+        "parity/taps.py": "import jax\n",
+        "jaxllama/unplaced.py": "",
+    }
+    for name, line in planted.items():
+        with (tmp_path / name).open("a") as file:
+            file.write("\n" + line)
+    outcome = lint_imports(tmp_path)
+    assert outcome.returncode == 1, outcome.stdout + outcome.stderr
+    assert "0 kept, 3 broken" in outcome.stdout
+    for said in (
+        "jaxllama.rope -> torch",
+        "jaxllama.cache -> jaxllama.attention",
+        "parity.taps -> jax",
+        "unplaced",
+    ):
+        assert said in outcome.stdout, outcome.stdout
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the top-level modules in sys.modules of a new interpreter after running `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", f"{code}\n{report}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    )
+
+
+def test_no_module_of_jaxllama_loads_torch():
+    every_module = """
+import importlib, pkgutil, jaxllama
+for module in pkgutil.walk_packages(jaxllama.__path__, "jaxllama."):
+    importlib.import_module(module.name)
+"""
+    loaded = loaded_by(every_module)
+    assert {"jaxllama", "flax"} <= loaded
+    assert not loaded & (WITNESSES | {"parity"})
+
+
+def test_the_core_of_parity_loads_numpy_alone():
+    loaded = loaded_by("import parity.taps, parity.compare, parity.tolerance, parity.locate")
+    assert {"parity", "numpy"} <= loaded
+    assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
+
+
+def test_a_module_that_loads_torch_is_seen():
+    assert "torch" in loaded_by("import parity.subjects.torch_reference")
+
+
+# Distributions whose import name is not theirs.
+DISTRIBUTIONS = {"PIL": "pillow", "llama_models": "llama-models", "orbax": "orbax-checkpoint"}
+
+
+def imported_distributions(package: Path) -> set[str]:
+    """Return the third-party distributions that the sources below `package` import anywhere."""
+    names = set()
+    for source in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.partition(".")[0])
+    ours = {"jaxllama", "parity", *sys.stdlib_module_names}
+    return {DISTRIBUTIONS.get(name, name) for name in names - ours}
+
+
+def declared(*extras: str) -> set[str]:
+    requirements = list(PROJECT["dependencies"])
+    for extra in extras:
+        requirements += PROJECT["optional-dependencies"][extra]
+    return {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
+
+
+def test_every_import_is_a_declared_dependency(tmp_path: Path):
+    assert imported_distributions(ROOT / "jaxllama") <= declared() | {"torch"}
+    assert imported_distributions(ROOT / "parity") <= declared("parity", "meta")
+    (tmp_path / "extra.py").write_text("def late():\n    from pandas.core import frame\n")
+    assert imported_distributions(tmp_path) == {"pandas"}
