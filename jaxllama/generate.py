@@ -2,9 +2,9 @@
 
 The program runs until every row is finished, or for a given number of tokens. Streaming and stop
 strings use the second: the host calls the *same* program again for the next few tokens, looks at
-them in between, and may mark rows as finished. (A callback from inside the loop would save the
-re-entry, 0.2 ms, but it turns an exception or Ctrl-C in the host's code into a crash of the
-device program, and several backends cannot do it.)
+them in between, and may mark rows as finished. A callback from inside the loop would save the
+re-entry, half a millisecond; but an exception or Ctrl-C in the host's code would then break the
+device program, and not every backend can call back.
 
 Prompts are right-padded to a power of two and never longer than needed; pads leave nothing in
 the cache. Lengths, limits, seeds and sampling values are arguments of the program, so that only
@@ -37,7 +37,11 @@ from jaxllama.request import Request, bucket, check_request
 from jaxllama.sampling import GREEDY, Sampling, choose
 
 FinishReason = Literal["eos", "stop", "length"]
-Prompts = Sequence[Sequence[int]] | Int[np.ndarray, "B T"] | Int[Array, "B T"]
+Prompts = (
+    Sequence[Sequence[int] | Int[np.ndarray, " _"] | Int[Array, " _"]]
+    | Int[np.ndarray, "B T"]
+    | Int[Array, "B T"]
+)
 Watcher = Callable[[list[list[int]]], Mapping[int, int]]
 
 
@@ -152,7 +156,7 @@ def generate(
             new_cuts = watch(_rows(np.array(state.tokens), np.array(state.lengths)))
             cuts = {**new_cuts, **cuts}
             done[list(new_cuts)] = True
-            state = dataclasses.replace(state, done=jnp.asarray(done))
+            state = dataclasses.replace(state, done=jax.device_put(done))
         if done.all():
             break
     return _finish(state, request, held, cuts)
@@ -203,7 +207,7 @@ def _advance(
 
     def prefill(s: _State) -> _State:
         T = inputs.prompt.shape[1]
-        valid = jnp.arange(T)[None, :] < inputs.prompt_lengths[:, None]
+        valid = jnp.arange(T, dtype=jnp.int32)[None, :] < inputs.prompt_lengths[:, None]
         seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
         logits, cache = _feed(model, s.cache, inputs.prompt, valid)
         return _write(dataclasses.replace(s, cache=cache, seen=seen), logits, inputs)
@@ -226,7 +230,7 @@ def _feed(
         Logits after each row's last valid token, and the filled cache.
     """
     B, T = tokens.shape
-    rows, end = jnp.arange(B), jnp.maximum(cache.lengths - 1, 0)
+    rows, end = jnp.arange(B, dtype=jnp.int32), jnp.maximum(cache.lengths - 1, 0)
     first = jnp.where(cache.lengths > 0, cache.positions[rows, end] + 1, 0)
     positions = first[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     segments = jnp.broadcast_to(cache.segments[rows, end][:, None], (B, T))
@@ -260,7 +264,7 @@ def _write(s: _State, logits: Float[Array, "B V"], inputs: _Inputs) -> _State:
 def _mark(
     seen: Bool[Array, "B V"], tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]
 ) -> Bool[Array, "B V"]:
-    rows = jnp.arange(len(tokens))[:, None]
+    rows = jnp.arange(len(tokens), dtype=jnp.int32)[:, None]
     return seen.at[rows, jnp.where(valid, tokens, seen.shape[1])].set(True, mode="drop")
 
 
@@ -285,9 +289,11 @@ def _finish(
     for row, length in enumerate(lengths):
         ended = length > 0 and tokens[row, length - 1] in request.eos_ids
         reasons.append("stop" if row in cuts else "eos" if ended else "length")
-    prompt_lengths = np.array([len(ids) for ids in request.prompts])
-    kept = np.minimum(held + prompt_lengths + np.maximum(lengths - 1, 0), state.cache.lengths)
-    cache = state.cache.rewind(jnp.asarray(kept, jnp.int32)) if cuts else state.cache
+    cache = state.cache
+    if cuts:  # forget what was read past a cut
+        prompt_lengths = np.array([len(ids) for ids in request.prompts])
+        kept = np.minimum(held + prompt_lengths + np.maximum(lengths - 1, 0), cache.lengths)
+        cache = dataclasses.replace(cache, lengths=jnp.asarray(kept, jnp.int32))
     return Generation(tokens, lengths, logprobs, tuple(reasons), cache)
 
 

@@ -31,7 +31,7 @@ class Request:
         cache_dtype: of the cache's keys and values.
     """
 
-    prompts: list[Int[np.ndarray, " T"]]
+    prompts: list[Int[np.ndarray, " _"]]
     max_new_tokens: int
     eos_ids: tuple[int, ...]
     seeds: list[int]
@@ -86,7 +86,7 @@ def check_request(
     if not jnp.issubdtype(dtype, jnp.floating):
         problems.append(f"cache_dtype {dtype}: expected a floating type, such as {model.dtype}")
     elif cache is not None:
-        problems += _cache_dtypes(cache, dtype)
+        problems += _cache_problems(cache, model, dtype)
     if not problems:
         problems += _room(model, rows, max_new_tokens, cache)
     if problems:
@@ -94,7 +94,7 @@ def check_request(
     return Request(rows, int(max_new_tokens), tuple(int(i) for i in ids), seeds, dtype)
 
 
-def _prompts(prompts: Any, vocabulary: int) -> tuple[list[Int[np.ndarray, " T"]], list[str]]:
+def _prompts(prompts: Any, vocabulary: int) -> tuple[list[Int[np.ndarray, " _"]], list[str]]:
     if isinstance(prompts, str) or len(prompts) and isinstance(prompts[0], str):
         text = "prompts: text, expected token ids; use generate_text, or encode with a tokenizer"
         return [], [text]
@@ -134,19 +134,32 @@ def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
     return [int(s) for s in seeds], []
 
 
-def _cache_dtypes(cache: KVCache, expected: np.dtype[Any]) -> list[str]:
-    found = {str(cache.k.dtype), str(cache.v.dtype)}
-    if found == {str(expected)}:
-        return []
-    return [
-        f"cache: keys in {cache.k.dtype} and values in {cache.v.dtype}, expected {expected}; make "
-        f"it by KVCache.empty(..., {expected}), or give its dtype as cache_dtype to round on "
-        "purpose"
-    ]
+def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> list[str]:
+    if cache.k.is_deleted():
+        return [
+            "cache: an earlier generate has consumed it; go on with that result's `cache`, or "
+            "make another by KVCache.empty"
+        ]
+    problems = []
+    made_for = (cache.k.shape[0], *cache.k.shape[3:])
+    config = model.config
+    wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    if made_for != wanted:
+        problems.append(
+            f"cache: (layers, kv heads, head dim) {made_for}, the model's are {wanted}; make it "
+            "by KVCache.empty(model.config, ...)"
+        )
+    if {str(cache.k.dtype), str(cache.v.dtype)} != {str(expected)}:
+        problems.append(
+            f"cache: keys in {cache.k.dtype} and values in {cache.v.dtype}, expected {expected}; "
+            f"make it by KVCache.empty(..., {expected}), or give its dtype as cache_dtype to round "
+            "on purpose"
+        )
+    return problems
 
 
 def _room(
-    model: Llama, rows: list[Int[np.ndarray, " T"]], new_tokens: int, cache: KVCache | None
+    model: Llama, rows: list[Int[np.ndarray, " _"]], new_tokens: int, cache: KVCache | None
 ) -> list[str]:
     """Return what does not fit the cache; warn of what exceeds the context stated by the model."""
     prompt_lengths = np.array([len(ids) for ids in rows])
