@@ -155,6 +155,7 @@ def _check_shapes(q: Array, k: Array, v: Array, mask: Array | BoundMask) -> None
             f"attention: q {q.dtype}, k {k.dtype}, v {v.dtype}: expected one dtype; cast k and v "
             "to that of q"
         )
+    shape: tuple[int, ...]
     if isinstance(mask, BoundMask):
         shape, dtype = (*mask.q.shape, mask.k.shape[1]), jnp.dtype(bool)
     else:

@@ -33,7 +33,8 @@ class KVCache:
             poison a sum.
         positions: rotary position of each written slot, in tokens.
         segments: document number of each written slot (all 0 unless packed).
-        lengths: number of written slots per row.
+        lengths: tokens of each row, and so its written slots; above `capacity` only once tokens
+            were dropped on the device, see `overflowed`.
         slots: where the tokens of the pending call go; `capacity` for tokens not to be kept. T is
             0 when no call is pending.
     """
@@ -90,6 +91,11 @@ class KVCache:
         """Memory of keys and values, in bytes."""
         return self.k.nbytes + self.v.nbytes
 
+    @property
+    def overflowed(self) -> Bool[Array, " B"]:
+        """Rows that lost tokens to a call inside `jit` that they had no room for."""
+        return self.lengths > self.capacity
+
     def tokens(self) -> Tokens:
         """Describe the slots to a mask: which are written, and what stands in them."""
         slot = jnp.arange(self.capacity, dtype=jnp.int32)
@@ -113,9 +119,16 @@ class KVCache:
             segments: document numbers, when several are packed in a row.
 
         Raises:
-            InputError: shapes differ, or a row has no room. Inside `jit` the latter cannot be
-                raised: tokens past the end are dropped there, and no written slot is touched.
+            InputError: shapes differ, an earlier call is still pending, so that its slots hold
+                nothing yet, or a row has no room. Inside `jit` the latter cannot be raised: tokens
+                past the end are dropped there, no written slot is touched, and `overflowed` tells
+                afterwards.
         """
+        if self.slots.shape[1]:
+            raise InputError(
+                f"KVCache.extend: a call with {self.slots.shape[1]} tokens a row is still pending; "
+                "run the model on it first, rewind it, or settle it if its layers were run singly"
+            )
         batch = len(self.lengths)
         if segments is None:
             segments = jnp.zeros(positions.shape, jnp.int32)
@@ -140,7 +153,7 @@ class KVCache:
             self,
             positions=self.positions.at[rows, slots].set(new_positions, mode="drop"),
             segments=self.segments.at[rows, slots].set(new_segments, mode="drop"),
-            lengths=jnp.minimum(wanted, self.capacity),
+            lengths=wanted,
             slots=slots,
         )
 
@@ -158,15 +171,18 @@ class KVCache:
             raise InputError(
                 f"KVCache.rewind: lengths {lengths.shape}, expected {self.lengths.shape}, one a row"
             )
-        bad = (lengths < 0) | (lengths > self.lengths)
+        lengths = lengths.astype(jnp.int32)
+        held = jnp.minimum(self.lengths, self.capacity)
+        bad = (lengths < 0) | (lengths > held)
         if not isinstance(bad, jax.core.Tracer) and bool(bad.any()):
             row = int(bad.argmax())
             raise InputError(
-                f"KVCache.rewind: row {row} holds {int(self.lengths[row])} tokens, "
+                f"KVCache.rewind: row {row} holds {int(held[row])} tokens, "
                 f"cannot rewind it to {int(lengths[row])}"
             )
-        kept = jnp.clip(lengths.astype(jnp.int32), 0, self.lengths)
-        return dataclasses.replace(self, lengths=kept, slots=self.slots[:, :0])
+        return dataclasses.replace(
+            self, lengths=jnp.clip(lengths, 0, held), slots=self.slots[:, :0]
+        )
 
     def write(
         self,
@@ -192,7 +208,10 @@ class KVCache:
         )
 
     def settle(self) -> KVCache:
-        """Return the cache with no call pending, so that its slots cannot be written twice."""
+        """Return the cache with no call pending, so that its slots cannot be written twice.
+
+        The model does so itself; it is for those who run layers singly.
+        """
         return dataclasses.replace(self, slots=self.slots[:, :0])
 
     def check_fits(self, config: LlamaConfig, tokens_shape: tuple[int, ...]) -> None:

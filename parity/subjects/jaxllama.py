@@ -133,7 +133,9 @@ class JaxRun:
         queries = keys = _tokens(self._inputs, slice(start, stop))
         if self._cache is not None:
             assert queries.segments is not None
-            self._cache = self._cache.extend(queries.positions, queries.valid, queries.segments)
+            self._cache = self._cache.settle().extend(
+                queries.positions, queries.valid, queries.segments
+            )
             keys = self._cache.tokens()
         mask = mask_spec(self._inputs).bind(queries, keys, empty_row="zero")
         tokens = jnp.asarray(self._inputs.tokens[:, start:stop])
