@@ -1,1 +1,76 @@
-"""Llama 3 in Flax NNX, with numerics that come from the checkpoint and nothing else."""
+"""Llama 3 in Flax NNX, with numerics that come from the checkpoint and nothing else.
+
+The names below are the public interface; each is imported from its module when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxllama.cache import KVCache
+    from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
+    from jaxllama.config import LlamaConfig, RopeScaling
+    from jaxllama.errors import CheckpointError, ConfigError, InputError, JaxLlamaError
+    from jaxllama.generate import Generation
+    from jaxllama.model import Llama
+    from jaxllama.presets import PRESETS, preset
+    from jaxllama.sampling import Sampling
+    from jaxllama.taps import Taps
+    from jaxllama.text import TextGeneration, generate_text
+    from jaxllama.tokenizer import Tokenizer
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "Generation": "generate",
+    "InputError": "errors",
+    "JaxLlamaError": "errors",
+    "KVCache": "cache",
+    "Llama": "model",
+    "LlamaConfig": "config",
+    "PRESETS": "presets",
+    "RopeScaling": "config",
+    "Sampling": "sampling",
+    "Taps": "taps",
+    "TextGeneration": "text",
+    "Tokenizer": "tokenizer",
+    "generate_text": "text",
+    "load_model": "checkpoint",
+    "open_checkpoint": "checkpoint",
+    "preset": "presets",
+}
+
+__all__ = [
+    "PRESETS",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "Generation",
+    "InputError",
+    "JaxLlamaError",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "RopeScaling",
+    "Sampling",
+    "Taps",
+    "TextGeneration",
+    "Tokenizer",
+    "generate_text",
+    "load_model",
+    "open_checkpoint",
+    "preset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxllama' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxllama.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

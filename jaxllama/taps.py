@@ -68,7 +68,7 @@ class Tap(Protocol):
         ...
 
 
-class Untapped:
+class Untapped(Tap):
     """Records nothing and changes nothing."""
 
     def __call__(self, name: str, value: Array) -> Array:
@@ -90,7 +90,7 @@ class Untapped:
 untapped: Tap = Untapped()
 
 
-class Taps:
+class Taps(Tap):
     """Records every named value, and continues with a given one where it has been told to.
 
     Replacing each value after recording it makes every operator work on inputs of the caller's

@@ -1,0 +1,122 @@
+"""What users may lean on: the exported names, their types and docstrings, the two commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jaxllama
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+# To change this set is to change the interface: say so in CHANGELOG.md.
+JAXLLAMA = {
+    "PRESETS",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "Generation",
+    "InputError",
+    "JaxLlamaError",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "RopeScaling",
+    "Sampling",
+    "Taps",
+    "TextGeneration",
+    "Tokenizer",
+    "generate_text",
+    "load_model",
+    "open_checkpoint",
+    "preset",
+}
+
+
+def test_exported_names():
+    assert set(jaxllama.__all__) == JAXLLAMA
+    for name in JAXLLAMA:
+        assert name in dir(jaxllama)
+        assert getattr(jaxllama, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = jaxllama.nonsense
+
+
+def test_type_checkers_see_the_names_that_are_exported():
+    tree = ast.parse(Path(jaxllama.__file__).read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == {name: f"jaxllama.{home}" for name, home in jaxllama._HOME.items()}
+    assert set(imported) == JAXLLAMA
+
+
+def faults_of(owner: ModuleType | type, names: list[str]) -> Iterator[str]:
+    """Yield what is missing on the functions and classes that `owner` offers under `names`."""
+    for name in names:
+        member = getattr(owner, name)
+        if not (inspect.isfunction(member) or inspect.isclass(member)):
+            continue
+        if not inspect.getdoc(member):
+            yield f"{name}: no docstring"
+        if not inspect.isfunction(member):
+            continue
+        for parameter in inspect.signature(member).parameters.values():
+            if parameter.annotation is parameter.empty and parameter.name not in ("self", "cls"):
+                yield f"{name}: no type for {parameter.name}"
+        if inspect.signature(member).return_annotation is inspect.Signature.empty:
+            yield f"{name}: no return type"
+
+
+def test_the_interface_is_typed_and_documented():
+    assert list(faults_of(jaxllama, sorted(JAXLLAMA))) == []
+    for name in sorted(JAXLLAMA):
+        member = getattr(jaxllama, name)
+        if inspect.isclass(member) and not issubclass(member, Exception):
+            methods = [
+                key
+                for key, value in vars(member).items()
+                if inspect.isfunction(value) and not key.startswith("_")
+            ]
+            assert list(faults_of(member, methods)) == [], name
+
+
+def test_an_undocumented_function_is_noticed():
+    module = ModuleType("planted")
+
+    def bare(x):
+        return x
+
+    module.bare = bare  # type: ignore[attr-defined]
+    assert list(faults_of(module, ["bare"])) == [
+        "bare: no docstring",
+        "bare: no type for x",
+        "bare: no return type",
+    ]
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_commands_are_there_and_explain_themselves(command: str):
+    module, _, function = SCRIPTS[command].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    code = f"import sys; sys.argv = [{command!r}, '--help']; from {module} import main; main()"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Usage" in outcome.stdout
+    assert outcome.stderr == ""
