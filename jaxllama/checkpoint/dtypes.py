@@ -15,6 +15,8 @@ FLOATS: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
+# Elements looked at together, so that temporaries in float64 stay small.
+_BLOCK = 1 << 20
 _SHORT = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
 
 # Names in safetensors headers. Those not floating-point are known so that a file that holds them
@@ -82,7 +84,12 @@ def _round_to_odd(values: np.ndarray) -> np.ndarray:
 
 def lost(values: np.ndarray, rounded: np.ndarray) -> tuple[int, float]:
     """Return how many elements a cast changed, and the largest absolute change."""
-    with np.errstate(invalid="ignore"):
-        change = np.abs(rounded.astype(np.float64) - values.astype(np.float64))
-    changed = change > 0
-    return int(changed.sum()), float(change.max(initial=0.0, where=changed))
+    count, largest = 0, 0.0
+    flat, other = values.reshape(-1), rounded.reshape(-1)
+    for i in range(0, flat.size, _BLOCK):
+        block = slice(i, i + _BLOCK)
+        with np.errstate(invalid="ignore"):
+            change = np.abs(other[block].astype(np.float64) - flat[block].astype(np.float64))
+        count += int(np.count_nonzero(change > 0))
+        largest = max(largest, float(change.max(initial=0.0, where=change > 0)))
+    return count, largest

@@ -21,10 +21,12 @@ from tokenizers import (
     processors,
 )
 
+from jaxllama import files
+from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.errors import CheckpointError
 from jaxllama.tokenizer import LLAMA3_SPLIT
 
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -151,3 +153,60 @@ def _build(metadata: Mapping[str, Any], kind: _PreTokenizer, bos: str | None) ->
             [processors.ByteLevel(trim_offsets=False), template]
         )
     return tokenizer
+
+
+def tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return GGUF metadata of a checkpoint's tokenizer; empty where it is of no kind GGUF knows.
+
+    Readers take the vocabulary's size from the list of tokens, so that it is filled up to the
+    embedding's rows.
+
+    Raises:
+        CheckpointError: the tokenizer's files are damaged.
+    """
+    if "tokenizer.json" not in checkpoint.companions:
+        return {}
+    content = files.parse_object(checkpoint.companions["tokenizer.json"](), "tokenizer.json")
+    model, pre = content.get("model") or {}, _pre_name(content)
+    if model.get("type") != "BPE" or pre is None:
+        return {}
+    rows = checkpoint.config.vocab_size
+    added = {t["id"]: t for t in content.get("added_tokens", [])}
+    texts = {i: text for text, i in model["vocab"].items()}
+    texts |= {i: token["content"] for i, token in added.items()}
+    if max(texts, default=0) >= rows:
+        raise CheckpointError(
+            f"{checkpoint.label}: its tokenizer has token id {max(texts)}, the embedding {rows} "
+            "rows; resize one of them"
+        )
+    kinds = {i: _CONTROL if token.get("special") else _USER_DEFINED for i, token in added.items()}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    tokenizer = checkpoint.tokenizer()
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [texts.get(i, f"[PAD{i}]") for i in range(rows)],
+        "tokenizer.ggml.token_type": [
+            kinds.get(i, _NORMAL if i in texts else _UNUSED) for i in range(rows)
+        ],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+    }
+    roles = {"bos": tokenizer.bos_id, "padding": tokenizer.pad_id}
+    roles["eos"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
+    metadata |= {f"tokenizer.ggml.{r}_token_id": i for r, i in roles.items() if i is not None}
+    if tokenizer.chat_template:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _pre_name(content: Mapping[str, Any]) -> str | None:
+    """Return GGUF's name of a tokenizer.json's pre-tokenizer, None if it has none."""
+    pre = content.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[0].get("pattern") == {"Regex": LLAMA3_SPLIT}:
+        return "llama-bpe"
+    return "gpt-2" if kinds == ["ByteLevel"] else None

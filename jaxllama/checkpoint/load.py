@@ -158,7 +158,7 @@ def load_model(
         CheckpointError: everything that does not fit, in one message; no model is built then.
         InputError: float64 was asked for and JAX has 64-bit types switched off.
     """
-    from jaxllama.checkpoint import open_checkpoint
+    from jaxllama.checkpoint.opening import open_checkpoint
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)

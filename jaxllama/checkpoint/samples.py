@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from jaxllama.checkpoint.gguf import open_gguf
 from jaxllama.checkpoint.hf import open_hf
 from jaxllama.checkpoint.hf_write import lay_out_hf
 from jaxllama.checkpoint.names import expected_tensors
-from jaxllama.checkpoint.staging import write_checkpoint
+from jaxllama.checkpoint.write import write_small
 from jaxllama.config import LlamaConfig, RopeScaling
 from jaxllama.errors import CheckpointError
 from jaxllama.tokenizer import Tokenizer, byte_tokenizer_json
@@ -170,19 +171,23 @@ def fetch_smollm2() -> Path:
             cannot be written.
     """
     directory = cache_directory() / SMOLLM2_DIRECTORY
-    if (directory / "config.json").is_file():
-        return directory
-    with tempfile.TemporaryDirectory(prefix="jaxllama-") as work:
-        gguf_file = _extract(_download(Path(work)), Path(work))
-        checkpoint = open_gguf(gguf_file)
-        dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
+    if not (directory / "config.json").is_file():
         try:
-            write_checkpoint(checkpoint, lay_out_hf(checkpoint, dtypes), directory)
-        except CheckpointError:
-            # Another process may have been first.
-            if not (directory / "config.json").is_file():
-                raise
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with (directory.parent / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes one fetches, the other waits
+                if not (directory / "config.json").is_file():
+                    _make_smollm2(directory)
+        except OSError as error:
+            raise CheckpointError(f"{directory}: cannot be written: {error.strerror}") from error
     return directory
+
+
+def _make_smollm2(directory: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="jaxllama-") as work:
+        checkpoint = open_gguf(_extract(_download(Path(work)), Path(work)))
+        dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
+        write_small(checkpoint, lay_out_hf(checkpoint, dtypes, shards=1), directory)
 
 
 def _download(work: Path) -> Path:

@@ -1,49 +1,124 @@
-"""Write files beside their target and rename them at the end: all of a target, or nothing."""
+"""Write files beside their target and rename them at the end: all of a target, or nothing.
+
+A staging directory `.NAME.partial` holds the files and a journal of the tensors already in them.
+A tensor is entered after its bytes are on the disk, so that an interrupted run can go on.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
-import numpy as np
-
-from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.layout import Layout
 from jaxllama.errors import CheckpointError
 
 
-@contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
-    """Yield a directory that becomes `target` when the block ends, and vanishes if it fails.
+class Staging:
+    """The staging directory of one target.
+
+    Args:
+        target: file or directory that is to appear.
+        plan: what is being written, in full: an interrupted run is resumed by an equal one only.
+        overwrite: whether a target that exists is replaced.
 
     Raises:
-        CheckpointError: the target exists, or cannot be written (disk full, permission).
+        CheckpointError: the target exists, another process is writing it, or it cannot be
+            written.
+
+    Attributes:
+        files: directory that the files are written to.
+        done: entries of the journal, of tensors that need not be written again.
     """
-    staging: Path | None = None
+
+    def __init__(self, target: Path, plan: dict[str, Any], *, overwrite: bool):
+        self.target, self.overwrite = target, overwrite
+        self.root = target.parent / f".{target.name}.partial"
+        self.files = self.root / "files"
+        if _occupied(target) and not overwrite:
+            raise CheckpointError(f"{target}: exists already; remove it or ask to overwrite it")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._journal: IO[str] = (self.root / "journal.jsonl").open("a+", encoding="utf-8")
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{target}: another process is writing it") from None
+        except OSError as error:
+            raise self.unwritable(error) from error
+        self.done = self._resume(plan)
+
+    def _resume(self, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        self._journal.seek(0)
+        first, *lines = self._journal.read().split("\n") or [""]
+        if first == json.dumps(plan):
+            # A line cut off by a crash does not end in a newline; it is the last.
+            return {entry["name"]: entry for entry in map(json.loads, lines[:-1])}
+        try:
+            shutil.rmtree(self.files, ignore_errors=True)
+            self.files.mkdir()
+            self._journal.truncate(0)
+        except OSError as error:
+            raise self.unwritable(error) from error
+        return {}
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Open the journal, once the files are there at full length."""
+        self._append([plan])
+
+    def record(self, entries: list[dict[str, Any]]) -> None:
+        """Enter tensors whose bytes are on the disk."""
+        self._append(entries)
+
+    def _append(self, entries: list[dict[str, Any]]) -> None:
+        self._journal.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def commit(self, renames: dict[str, Path]) -> None:
+        """Rename finished files to their places, in order, and remove the staging directory.
+
+        Args:
+            renames: place of each entry of `files`; "." stands for the whole directory.
+        """
+        sync(self.files)
+        for name, place in renames.items():
+            staged = self.files if name == "." else self.files / name
+            old = self.root / f"old-{place.name}"
+            if self.overwrite and place.exists():
+                os.rename(place, old)
+            os.rename(staged, place)
+        sync(self.target.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the staging directory and all in it."""
+        self._journal.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def close(self) -> None:
+        """Leave the staging directory for a later run to resume."""
+        self._journal.close()
+
+    def unwritable(self, error: OSError) -> CheckpointError:
+        """Return the error for a target that cannot be written, and remove what there is of it."""
+        if hasattr(self, "_journal"):
+            self.discard()
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+        reason = error.strerror or str(error)
+        return CheckpointError(f"{self.target}: cannot be written: {reason}; nothing is left of it")
+
+
+def _occupied(target: Path) -> bool:
+    """Whether something is there that a renaming would destroy; an empty directory is not."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        staging.chmod(0o755)
-        yield staging
-        sync(staging)
-        rename(staging, target)
+        return target.exists() and not (target.is_dir() and not any(target.iterdir()))
     except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written: {error.strerror or error}; nothing was left behind"
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def rename(staging: Path, target: Path) -> None:
-    """Rename a finished file or directory to its target, and make the renaming durable."""
-    os.rename(staging, target)
-    sync(target.parent)
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{target}: cannot be written: {reason}") from error
 
 
 def sync(directory: Path) -> None:
@@ -54,35 +129,3 @@ def sync(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def create_files(layout: Layout, directory: Path) -> None:
-    """Create a layout's files: small ones whole, large ones with their heads at full length."""
-    for name, content in layout.small.items():
-        (directory / name).write_bytes(content)
-    for name, head in layout.heads.items():
-        with (directory / name).open("wb") as file:
-            file.write(head)
-            # Takes the space now, so that a full disk is known before hours of work.
-            os.posix_fallocate(file.fileno(), 0, max(1, layout.lengths[name]))
-
-
-def write_tensor(layout: Layout, directory: Path, name: str, values: np.ndarray) -> None:
-    """Write one canonical tensor to all its places."""
-    for piece in layout.pieces[name]:
-        stored = np.ascontiguousarray(piece.transform(values, piece.dtype))
-        with (directory / piece.file).open("r+b") as file:
-            file.seek(piece.offset)
-            stored.tofile(file)
-
-
-def write_checkpoint(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:
-    """Write a small checkpoint at once; `jaxllama.convert` is for large ones.
-
-    Raises:
-        CheckpointError: the target exists or cannot be written, or a tensor cannot be read.
-    """
-    with staged_directory(target) as staging:
-        create_files(layout, staging)
-        for name in layout.pieces:
-            write_tensor(layout, staging, name, checkpoint.read(name))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxllama.checkpoint.hf_write import lay_out_hf
 from jaxllama.checkpoint.samples import tiny
-from jaxllama.checkpoint.staging import write_checkpoint
+from jaxllama.checkpoint.write import write_small
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +17,9 @@ def _written(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("written")
     checkpoint = tiny(num_hidden_layers=3)
     dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
-    write_checkpoint(checkpoint, lay_out_hf(checkpoint, dtypes), root / "single")
-    write_checkpoint(
-        checkpoint, lay_out_hf(checkpoint, dtypes, shard_bytes=150_000), root / "sharded"
+    write_small(checkpoint, lay_out_hf(checkpoint, dtypes), root / "single")
+    write_small(
+        checkpoint, lay_out_hf(checkpoint, dtypes, shards=4), root / "sharded"
     )
     return root
 

@@ -195,7 +195,7 @@ def test_unexpected_tensor_is_refused_on_validation(tmp_path, small):
 
 def _llama_bpe(writer):
     spelled = json.loads(tiny().companions["tokenizer.json"]())["model"]["vocab"]
-    tokens = sorted(spelled, key=lambda token: spelled[token]) + ["th", "the", "12"]
+    tokens = [*sorted(spelled, key=lambda token: spelled[token]), "th", "the", "12"]
     tokens += ["<|begin|>", "<|end|>", "<|tool|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")

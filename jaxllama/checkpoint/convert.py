@@ -1,0 +1,192 @@
+"""Convert a checkpoint of any format to any other: lossless, in bounded memory, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.digests import MANIFEST
+from jaxllama.checkpoint.dtypes import parse
+from jaxllama.checkpoint.gguf_write import FILE, lay_out_gguf
+from jaxllama.checkpoint.hf_write import lay_out_hf
+from jaxllama.checkpoint.load import head_problems, raise_problems, structure_problems
+from jaxllama.checkpoint.lora import merge_lora
+from jaxllama.checkpoint.meta_format import lay_out_meta
+from jaxllama.checkpoint.opening import open_checkpoint
+from jaxllama.checkpoint.orbax import OrbaxSink
+from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
+from jaxllama.errors import CheckpointError, InputError
+
+Format = Literal["hf", "meta", "orbax", "gguf"]
+FORMATS: tuple[Format, ...] = ("hf", "meta", "orbax", "gguf")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        target: what was written.
+        format: of the target.
+        nbytes: size of the weights in bytes, as written.
+        seconds: it took.
+        digests: of every tensor as written, by canonical name.
+        losses: for each tensor that a cast changed: elements changed, of how many, and the
+            largest absolute change.
+        resumed: tensors that an interrupted run had already written.
+        notes: oddities of the source.
+    """
+
+    target: Path
+    format: Format
+    nbytes: int
+    seconds: float
+    digests: Mapping[str, str]
+    losses: Mapping[str, tuple[int, int, float]]
+    resumed: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: str | os.PathLike[str] | Checkpoint,
+    target: str | os.PathLike[str],
+    *,
+    to: str,
+    dtype: str | None = None,
+    shards: int | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Conversion:
+    """Convert a checkpoint to another format.
+
+    Nothing appears at the target until all of it is written. A conversion that was killed goes on
+    where it was when it is started again in the same way.
+
+    Args:
+        source: a checkpoint of any format, see `open_checkpoint`.
+        target: directory to write; for GGUF also a file whose name ends in `.gguf`.
+        to: `hf`, `meta`, `orbax` or `gguf`.
+        dtype: to cast the weights to; every tensor keeps its own if not given.
+        shards: number of weights files (hf), or model-parallel degree (meta).
+        lora: directory of a PEFT LoRA adapter to merge into the weights.
+        overwrite: whether a target that exists is replaced.
+        progress: called with a tensor's name, its bytes, and the bytes of all tensors.
+
+    Raises:
+        CheckpointError: the source does not fit its configuration, a weight is NaN or infinite,
+            or the target cannot be written. Then nothing is left of it.
+        ConfigError, InputError: the format cannot express the model, or no such option.
+    """
+    if to not in FORMATS:
+        raise InputError(f"format {to!r} is none of {', '.join(FORMATS)}")
+    form: Format = to
+    if shards is not None and (form not in ("hf", "meta") or not 1 <= shards <= 99):
+        raise InputError(f"shards {shards}: from 1 to 99, and for hf and meta alone")
+    checkpoint = open_checkpoint(source)
+    if lora is not None:
+        checkpoint = merge_lora(checkpoint, Path(lora))
+    raise_problems(checkpoint, structure_problems(checkpoint) or head_problems(checkpoint))
+    dtypes = {
+        name: parse(dtype) if dtype else checkpoint.tensors[name].dtype
+        for name in checkpoint.tensors
+    }
+    place = Path(target)
+    plan = _plan(checkpoint, form, dtypes, shards, lora)
+    total = sum(
+        i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()
+    )
+    report: Progress = _ignore if progress is None else lambda n, size: progress(n, size, total)
+    started = time.monotonic()
+    written = run(
+        checkpoint,
+        dtypes,
+        _sink_maker(checkpoint, form, dtypes, shards),
+        place,
+        plan,
+        _renames(form, place),
+        overwrite=overwrite,
+        progress=report,
+        hf_config=checkpoint.config.to_hf(),
+    )
+    return _result(written, form, time.monotonic() - started, checkpoint.notes)
+
+
+def _ignore(name: str, nbytes: int) -> None:
+    """Report nothing."""
+
+
+def _result(written: Written, form: Format, seconds: float, notes: tuple[str, ...]) -> Conversion:
+    return Conversion(
+        target=written.target,
+        format=form,
+        nbytes=written.nbytes,
+        seconds=seconds,
+        digests=written.digests,
+        losses=written.losses,
+        resumed=written.resumed,
+        notes=notes,
+    )
+
+
+def _sink_maker(
+    checkpoint: Checkpoint, form: Format, dtypes: Mapping[str, np.dtype], shards: int | None
+) -> Callable[[Path], Sink]:
+    """Plan the target's files; what the format cannot express is refused here."""
+    if form == "orbax":
+        return lambda directory: OrbaxSink(checkpoint, dtypes, directory)
+    if form == "gguf":
+        layout = lay_out_gguf(checkpoint, dtypes)
+    elif form == "meta":
+        layout = lay_out_meta(checkpoint, dtypes, shards=shards)
+    else:
+        layout = lay_out_hf(checkpoint, dtypes, shards=shards)
+    return lambda directory: FileSink(layout, directory)
+
+
+def _renames(form: Format, target: Path) -> dict[str, Path]:
+    """Return where staged files go; what makes the target loadable goes last."""
+    if form != "gguf" or target.suffix != ".gguf":
+        return {".": target}
+    if target.is_dir():
+        raise CheckpointError(f"{target}: is a directory, expected a file to write")
+    manifest = f"{target.name}.{MANIFEST}"
+    return {manifest: target.with_name(manifest), FILE: target}
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    form: Format,
+    dtypes: Mapping[str, np.dtype],
+    shards: int | None,
+    lora: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
+    """Describe a conversion such that an equal description gives an equal target."""
+    return {
+        "source": [_state(file) for file in _source_files(checkpoint)],
+        "to": form,
+        "dtypes": {name: dtype.name for name, dtype in dtypes.items()},
+        "shards": shards,
+        "lora": [_state(file) for file in sorted(Path(lora).iterdir())] if lora else None,
+        "config": checkpoint.config.to_hf(),
+    }
+
+
+def _source_files(checkpoint: Checkpoint) -> list[Path]:
+    if checkpoint.path is None:
+        return []
+    if checkpoint.path.is_file():
+        return [checkpoint.path]
+    return sorted(file for file in checkpoint.path.rglob("*") if file.is_file())
+
+
+def _state(file: Path) -> list[Any]:
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]

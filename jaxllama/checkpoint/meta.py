@@ -1,0 +1,172 @@
+"""Meta's consolidated.NN.pth: files of PyTorch's.
+
+The only module that imports PyTorch, and inside the functions that need it. Files are read with
+`weights_only`, which refuses code, and mapped instead of loaded; they are written by planning the
+file without its tensors, which are then put in their places like those of any other format.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxllama import files
+from jaxllama.checkpoint.dtypes import BFLOAT16
+from jaxllama.checkpoint.layout import byte_size
+from jaxllama.errors import CheckpointError, join_problems
+
+if TYPE_CHECKING:
+    import torch
+
+_PICKLE_LIMIT = 64 << 20
+# Mapped pages count as this process's memory until the map is dropped.
+_MAPPED_LIMIT = 256 << 20
+
+
+class Shard:
+    """One file, mapped only while it is read."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._mapped: dict[str, torch.Tensor] | None = None
+        self._touched = 0
+        _check_archive(file)
+        self.shapes = {
+            name: (tuple(tensor.shape), _numpy_dtype(tensor, f"{file}: {name}"))
+            for name, tensor in self._tensors().items()
+        }
+        self._mapped = None
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        if self._mapped is None:
+            try:
+                found = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+            except pickle.UnpicklingError as error:
+                refused = str(error).split(":")[0].splitlines()[0]
+                raise CheckpointError(
+                    f"{self.file}: holds more than tensors and is not read, since unpickling it "
+                    f"could run code ({refused})"
+                ) from None
+            except Exception as error:  # PyTorch raises many kinds on a damaged file
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                raise CheckpointError(f"{self.file}: damaged: {reason}") from None
+            self._mapped = _checked_state(found, self.file)
+            self._touched = 0
+        return self._mapped
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a view of one mapped tensor, valid until the next call."""
+        if self._touched > _MAPPED_LIMIT:
+            self._mapped = None
+        tensor = self._tensors()[name]
+        self._touched += tensor.numel() * tensor.element_size()
+        import torch
+
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.uint16).numpy().view(BFLOAT16)
+        return tensor.numpy()
+
+
+def _check_archive(file: Path) -> None:
+    """Check the zip directory: PyTorch would believe any size that it states."""
+    length = files.size(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{file}: {length} bytes, truncated or not in PyTorch's zip format ({error}); fetch it "
+            "again"
+        ) from None
+    names = [entry.filename for entry in entries]
+    problems = [f"{n} occurs twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            problems.append(f"{entry.filename} is compressed")
+        elif entry.header_offset + entry.file_size > length:
+            end = entry.header_offset + entry.file_size
+            problems.append(f"{entry.filename} needs {end} bytes, the file has {length}")
+        elif entry.filename.endswith("/data.pkl") and entry.file_size > _PICKLE_LIMIT:
+            problems.append(f"{entry.filename} is {entry.file_size} bytes long")
+    if problems:
+        raise CheckpointError(join_problems(f"{file}: damaged", problems[:20]))
+
+
+def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: holds a {type(found).__name__}, expected a dict of tensors")
+    problems = []
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            problems.append(f"{str(name)[:80]!r} is a {type(tensor).__name__}, expected a tensor")
+            continue
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            problems.append(f"{name} is not a plain contiguous tensor")
+    if problems:
+        raise CheckpointError(join_problems(f"{file}: not read", problems[:20]))
+    return found
+
+
+def _numpy_dtype(tensor: torch.Tensor, what: str) -> np.dtype:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return BFLOAT16
+    try:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError:
+        raise CheckpointError(f"{what}: dtype {tensor.dtype} is not supported") from None
+
+
+def plan_file(
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+) -> tuple[list[tuple[int, bytes]], dict[str, int], int]:
+    """Plan a file of PyTorch's without holding its tensors.
+
+    Args:
+        tensors: shape and dtype by name.
+
+    Returns:
+        What the file holds besides tensors, as (offset, bytes); each tensor's offset in bytes;
+        and the file's length in bytes.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with tempfile.TemporaryDirectory(prefix="jaxllama-") as work:
+        file = Path(work) / "skeleton.pth"
+        checksums = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)  # of tensors that are not there yet
+        try:
+            with FakeTensorMode():
+                empty = {
+                    name: torch.empty(shape, dtype=getattr(torch, dtype.name))
+                    for name, (shape, dtype) in tensors.items()
+                }
+                with torch.serialization.skip_data(materialize_fake_tensors=True):
+                    torch.save(empty, file)
+                placed = torch.load(file, weights_only=True)
+        finally:
+            torch.serialization.set_crc32_options(checksums)
+        offsets = {name: t.untyped_storage()._checkpoint_offset for name, t in placed.items()}
+        length = file.stat().st_size
+        frame, at = [], 0
+        with file.open("rb") as skeleton:
+            for name in sorted(offsets, key=lambda name: offsets[name]):
+                skeleton.seek(at)
+                frame.append((at, skeleton.read(offsets[name] - at)))
+                at = offsets[name] + byte_size(*tensors[name])
+            skeleton.seek(at)
+            frame.append((at, skeleton.read()))
+    return frame, offsets, length

@@ -1,0 +1,200 @@
+"""Compare two checkpoints tensor by tensor, and explain what differs by a known transform."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.digests import digest
+from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.load import value_problems
+from jaxllama.checkpoint.names import entry_of, half_split, heads_of, interleave, layer_of
+from jaxllama.checkpoint.opening import open_checkpoint
+
+Kind = Literal["missing", "unexpected", "differs", "invalid"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that is not the same in both checkpoints.
+
+    Attributes:
+        name: canonical name.
+        kind: how.
+        detail: both dtypes, shapes or values, by how much.
+        explanation: the known transform that turns the first into the second, if one does.
+    """
+
+    name: str
+    kind: Kind
+    detail: str
+    explanation: str = ""
+
+    def __str__(self) -> str:
+        """Return one line."""
+        because = f" [{self.explanation}]" if self.explanation else ""
+        return f"{self.name}: {self.detail}{because}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison of two checkpoints.
+
+    Attributes:
+        digests: of the first checkpoint's tensors, by canonical name.
+        differences: tensors that differ.
+        config: fields of the configuration that differ, as one line each. They do not count
+            against equality where the formats have no place for them.
+    """
+
+    digests: dict[str, str]
+    differences: tuple[Difference, ...]
+    config: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every tensor has the same dtype, shape and bits, and no number differs."""
+        return not self.differences and not self.config
+
+
+# What formats have no place for, and no output depends on.
+_INFORMATIVE = ("max_position_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id")
+
+
+def verify(
+    first: str | os.PathLike[str] | Checkpoint, second: str | os.PathLike[str] | Checkpoint
+) -> Verification:
+    """Compare all tensors of two checkpoints of any formats, to the bit.
+
+    One tensor of each is in memory at a time; a few more where one differs.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    a, b = open_checkpoint(first), open_checkpoint(second)
+    digests, differences = {}, []
+    for name in a.tensors:
+        values = a.read(name)
+        digests[name] = digest(values)
+        if name not in b.tensors:
+            differences.append(Difference(name, "missing", "only in the first"))
+            continue
+        other = b.read(name)
+        invalid = value_problems(name, values) + value_problems(name, other)
+        if digest(other) != digests[name]:
+            detail = _detail(values, other)
+            explanation = _explain(a, b, name, values, other)
+            differences.append(Difference(name, "differs", detail, explanation))
+        elif invalid:
+            detail = invalid[0].removeprefix(f"{name}: ")
+            differences.append(Difference(name, "invalid", f"equal in both, but {detail}"))
+    differences += [
+        Difference(name, "unexpected", "only in the second")
+        for name in b.tensors
+        if name not in a.tensors
+    ]
+    return Verification(digests, tuple(differences), _config_differences(a, b))
+
+
+def _config_differences(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    first, second = vars(a.config), vars(b.config)
+    return tuple(
+        f"{field}: {first[field]!r} in the first, {second[field]!r} in the second"
+        for field in first
+        if first[field] != second[field] and field not in _INFORMATIVE
+    )
+
+
+def _detail(values: np.ndarray, other: np.ndarray) -> str:
+    if values.shape != other.shape:
+        return f"shape {values.shape} against {other.shape}"
+    dtypes = "" if values.dtype == other.dtype else f"{values.dtype} against {other.dtype}, "
+    changed, largest, size = 0, 0.0, 0.0
+    first, second = values.reshape(-1), other.reshape(-1)
+    for i in range(0, first.size, 1 << 20):
+        x, y = (v[i : i + (1 << 20)].astype(np.float64) for v in (first, second))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(y - x)
+        changed += int(np.count_nonzero(~(gap == 0)))
+        largest = max(largest, float(np.nanmax(gap, initial=0.0)))
+        size = max(size, float(np.nanmax(np.abs(x), initial=0.0)))
+    share = f"{changed} of {values.size} elements"
+    return f"{dtypes}{share} differ, by up to {largest:.3g} (values up to {size:.3g})"
+
+
+def _explain(a: Checkpoint, b: Checkpoint, name: str, values: np.ndarray, other: np.ndarray) -> str:
+    """Return the first known transform of the first checkpoint that gives the second's tensor."""
+    for explanation, candidate in _transforms(a, name, values, other):
+        if _same(candidate, other):
+            return explanation
+        narrow = cast(candidate, other.dtype)
+        if candidate.dtype != other.dtype and _same(narrow, other):
+            return f"{explanation}, then cast to {other.dtype}"
+    return ""
+
+
+def _same(candidate: np.ndarray, other: np.ndarray) -> bool:
+    if candidate.shape != other.shape or candidate.dtype != other.dtype:
+        return False
+    first, second = (np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in (candidate, other))
+    return np.array_equal(first, second)
+
+
+def _transforms(
+    a: Checkpoint, name: str, values: np.ndarray, other: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    if values.dtype != other.dtype:
+        yield f"cast from {values.dtype} to {other.dtype}", cast(values, other.dtype)
+        for via in FLOATS.values():
+            if via not in (values.dtype, other.dtype):
+                rounded = cast(cast(values, via), other.dtype)
+                yield f"cast from {values.dtype} to {other.dtype} by way of {via}", rounded
+    else:
+        for via in FLOATS.values():
+            if via.itemsize < values.dtype.itemsize or via.itemsize == values.itemsize == 2:
+                yield f"rounded through {via}", cast(cast(values, via), values.dtype)
+    if values.ndim == 2:
+        yield "transposed", values.T
+    entry = entry_of(name)
+    if entry.rotary is not None:
+        own = heads_of(entry, a.config)
+        for heads, whose in (
+            (own, "its"),
+            (a.config.num_attention_heads, "q's"),
+            (a.config.num_key_value_heads, "k's"),
+        ):
+            if values.shape[0] % (2 * heads) == 0:
+                by = f"by {whose} {heads} heads"
+                yield f"rows interleaved {by} (q/k permutation)", interleave(values, heads)
+                yield f"rows half-split {by} (q/k permutation undone)", half_split(values, heads)
+    yield from _neighbours(a, name)
+
+
+def _neighbours(a: Checkpoint, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what may have been stored in a tensor's place: its twin, or another layer's."""
+    swaps = (
+        ("gate_proj", "up_proj"),
+        ("input_layernorm", "post_attention_layernorm"),
+        ("k_proj", "v_proj"),
+        ("q_proj", "o_proj"),
+    )
+    for pair in swaps:
+        for one, twin in (pair, pair[::-1]):
+            swapped = name.replace(f".{one}.", f".{twin}.")
+            if swapped != name and swapped in a.tensors:
+                yield f"swapped with {twin}", a.read(swapped)
+    layer = layer_of(name)
+    if layer is not None:
+        for near in (layer - 1, layer + 1):
+            neighbour = name.replace(f".{layer}.", f".{near}.", 1)
+            if neighbour in a.tensors:
+                yield f"layer {near}'s", a.read(neighbour)
+    pairs = {"model.embed_tokens.weight": "lm_head.weight"}
+    pairs |= {head: table for table, head in pairs.items()}
+    if pairs.get(name) in a.tensors:
+        yield f"{pairs[name]}'s", a.read(pairs[name])
