@@ -55,6 +55,7 @@ class Generation:
         logprobs: natural log-probability of each token under the model itself, before penalty,
             temperature and filters; 0 past a row's end, so that a row sums to that of its text.
         finish_reasons: "eos", "stop" (the watcher's decision) or "length", per row.
+        seeds: what each row drew from.
         cache: prompt and new tokens but each row's last, which nothing has read yet: start the
             next turn's prompt with it.
     """
@@ -63,6 +64,7 @@ class Generation:
     lengths: Int[np.ndarray, " B"]
     logprobs: Float[np.ndarray, "B M"]
     finish_reasons: tuple[FinishReason, ...]
+    seeds: tuple[int, ...]
     cache: KVCache
 
     def rows(self) -> list[list[int]]:
@@ -118,8 +120,8 @@ def generate(
         max_new_tokens: most tokens to write per row.
         sampling: how a token is chosen; greedy if not given.
         eos_ids: tokens that end a row; the checkpoint's own if None, () for none.
-        seed: row i draws from `seed + i` or, given a sequence, from `seed[i]`, whatever the other
-            rows are: a row alone with its seed draws the same.
+        seed: one seed, from which each row's is made, or a sequence of one per row. A row's draws
+            depend on its own alone: with `seed=[found.seeds[i]]`, row i draws the same alone.
         cache: continue after what this cache holds (it is consumed; go on with the result's);
             None starts afresh with one of the right size.
         cache_dtype: of keys and values in the cache; the model's dtype if None.
@@ -294,7 +296,7 @@ def _finish(
         prompt_lengths = np.array([len(ids) for ids in request.prompts])
         kept = np.minimum(held + prompt_lengths + np.maximum(lengths - 1, 0), cache.lengths)
         cache = dataclasses.replace(cache, lengths=jnp.asarray(kept, jnp.int32))
-    return Generation(tokens, lengths, logprobs, tuple(reasons), cache)
+    return Generation(tokens, lengths, logprobs, tuple(reasons), tuple(request.seeds), cache)
 
 
 def _rows(tokens: Int[np.ndarray, "B M"], lengths: Int[np.ndarray, " B"]) -> list[list[int]]:

@@ -94,7 +94,8 @@ def check_request(
     return Request(rows, int(max_new_tokens), tuple(int(i) for i in ids), seeds, dtype)
 
 
-def _prompts(prompts: Any, vocabulary: int) -> tuple[list[Int[np.ndarray, " _"]], list[str]]:
+def _prompts(prompts: Any, vocabulary: int) -> tuple[list[np.ndarray], list[str]]:
+    """Return every row as it was given, and what is wrong with any."""
     if isinstance(prompts, str) or len(prompts) and isinstance(prompts[0], str):
         text = "prompts: text, expected token ids; use generate_text, or encode with a tokenizer"
         return [], [text]
@@ -123,7 +124,11 @@ def _prompts(prompts: Any, vocabulary: int) -> tuple[list[Int[np.ndarray, " _"]]
 
 
 def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
-    seeds = [seed + row for row in range(rows)] if _whole(seed) else seed
+    if _whole(seed) and 0 <= seed < 2**32:
+        # Not seed + row: seeds 0 and 1 would then share all their rows but one.
+        others = (np.random.SeedSequence((int(seed), row)) for row in range(1, rows))
+        return [int(seed), *(int(other.generate_state(1)[0]) for other in others)][:rows], []
+    seeds = [seed] * rows if _whole(seed) else seed
     if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str):
         return [], [f"seed {seed!r}: expected an integer, or one per row"]
     if len(seeds) != rows:
@@ -141,6 +146,11 @@ def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> li
             "make another by KVCache.empty"
         ]
     problems = []
+    if cache.slots.shape[1]:
+        problems.append(
+            f"cache: a call with {cache.slots.shape[1]} tokens a row is still pending; run the "
+            "model on it first, or rewind it"
+        )
     made_for = (cache.k.shape[0], *cache.k.shape[3:])
     config = model.config
     wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)

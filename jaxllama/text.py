@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
+from jaxllama.cache import KVCache
 from jaxllama.errors import InputError
 from jaxllama.generate import Generation, generate
 from jaxllama.model import Llama
@@ -106,6 +107,7 @@ def generate_text(
     stop: str | Sequence[str] = (),
     eos_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] = 0,
+    cache: KVCache | None = None,
     cache_dtype: DTypeLike | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> TextGeneration:
@@ -121,6 +123,7 @@ def generate_text(
         stop: strings that end a text, found also where they span tokens; not part of it.
         eos_ids: tokens that end a text; if None, those of the tokenizer and of the checkpoint.
         seed: see `jaxllama.generate.generate`.
+        cache: likewise.
         cache_dtype: likewise.
         on_text: called as on_text(prompt's number, new text) as soon as there is some.
 
@@ -158,6 +161,7 @@ def generate_text(
         sampling=sampling,
         eos_ids=eos_ids,
         seed=seed,
+        cache=cache,
         cache_dtype=cache_dtype,
         watch=take if stop or on_text else None,
         # For a stop string alone, a few tokens too many cost less than looking after each.

@@ -164,7 +164,8 @@ def test_a_row_is_the_same_alone_and_among_others(model: Llama) -> None:
     how = Sampling(temperature=1.3, top_k=30, min_p=0.01, repetition_penalty=1.1)
     together = generate(model, PROMPTS, max_new_tokens=10, sampling=how, seed=70)
     for row, prompt in enumerate(PROMPTS):
-        alone = generate(model, [prompt], max_new_tokens=10, sampling=how, seed=70 + row)
+        own = [together.seeds[row]]
+        alone = generate(model, [prompt], max_new_tokens=10, sampling=how, seed=own)
         assert alone.rows()[0] == together.rows()[row]
         np.testing.assert_allclose(alone.logprobs[0], together.logprobs[row], atol=1e-10)
 
@@ -172,11 +173,14 @@ def test_a_row_is_the_same_alone_and_among_others(model: Llama) -> None:
 def test_seeds(model: Llama) -> None:
     how = Sampling(temperature=2.0, top_k=60, min_p=1e-6, repetition_penalty=0.99)
     run = partial(generate, model, [PROMPTS[0]] * 3, max_new_tokens=10, sampling=how)
-    first = run(seed=5).rows()
-    assert run(seed=5).rows() == first
-    assert run(seed=[7, 6, 5]).rows() == first[::-1]
-    assert first[0] != first[1] != first[2]
-    assert run(seed=2**32 - 3).rows()[0] != first[0]
+    first = run(seed=5)
+    assert run(seed=5).rows() == first.rows()
+    assert run(seed=first.seeds[::-1]).rows() == first.rows()[::-1]
+    # Neighbouring seeds share no row.
+    other = run(seed=6)
+    texts = {tuple(row) for row in [*first.rows(), *other.rows()]}
+    assert len(texts) == len({*first.seeds, *other.seeds}) == 6
+    assert first.seeds[0] == 5 and run(seed=2**32 - 1).seeds[0] == 2**32 - 1
 
 
 def test_sampled_tokens_obey_filters_and_penalty_at_every_step(model: Llama) -> None:
@@ -341,6 +345,11 @@ def _cache(rows: int = 1, capacity: int = 32, **changes: int) -> Callable[[], KV
     return lambda: KVCache.empty(CONFIG.replace(**changes), rows, capacity, jnp.float64)
 
 
+def _pending(tokens: int) -> KVCache:
+    positions = jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    return _cache()().extend(positions, positions >= 0)
+
+
 @pytest.mark.ill_typed
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
@@ -370,6 +379,7 @@ def _cache(rows: int = 1, capacity: int = 32, **changes: int) -> Callable[[], KV
             "16; make it with capacity 17 or more, lower max_new_tokens to 7, or shorten",
         ),
         ([[1]], {"cache": _cache(head_dim=8)}, "(layers, kv heads, head dim) (3, 2, 8)"),
+        ([[1]], {"cache": lambda: _pending(2)}, "a call with 2 tokens a row is still pending"),
     ],
 )
 def test_bad_requests_are_refused(
