@@ -1,0 +1,173 @@
+"""`parity lint`, and `parity explain` for its rules. Exit codes: 0 clean, 1 faulty, 2 bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from jaxllama.errors import InputError
+from parity.lint.case import Case
+from parity.lint.files import load_array, load_file, looks_like_file
+from parity.lint.linter import lint
+from parity.lint.pages import page
+from parity.lint.report import text
+from parity.lint.rule import lookup
+from parity.lint.spectext import parse_spec
+
+# What an .npz or .pt may hold beside the mask, under the names people save them by.
+_BESIDE = {
+    "ids": ("ids", "input_ids", "tokens"),
+    "labels": ("labels",),
+    "positions": ("positions", "position_ids"),
+    "segments": ("segments", "segment_ids", "document_ids"),
+    "valid": ("valid", "attention_mask", "padding_mask"),
+}
+_ARRAY = "FILE[:KEY] or [[...]]"
+
+
+def lint_command(
+    mask: Annotated[str, typer.Argument(help="An .npy, .npz or .pt file, or a spec.")],
+    expect: Annotated[
+        str, typer.Option(help="Intended spec; `default` is causal, `none` compares nothing.")
+    ] = "default",
+    use: Annotated[
+        str | None, typer.Option(help="bool or additive: how the kernel takes the array.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="bts or nts: what three axes are declared to be.")
+    ] = None,
+    input_ids: Annotated[str | None, typer.Option(help=f"Token ids, {_ARRAY}.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Training labels.")] = None,
+    positions: Annotated[str | None, typer.Option(help="Rotary positions.")] = None,
+    segments: Annotated[str | None, typer.Option(help="Document numbers of packed rows.")] = None,
+    valid: Annotated[str | None, typer.Option(help="1 on real tokens, 0 on padding.")] = None,
+    cache_length: Annotated[
+        int | None, typer.Option(help="Tokens in the cache before this call.")
+    ] = None,
+    capacity: Annotated[int | None, typer.Option(help="Slots of a static cache.")] = None,
+    queries: Annotated[int | None, typer.Option(help="T, for a spec without arrays.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads of the model.")] = None,
+    pad_id: Annotated[int | None, typer.Option(help="The tokenizer's padding id.")] = None,
+    eos_id: Annotated[list[int] | None, typer.Option(help="End id; repeatable.")] = None,
+    scores_dtype: Annotated[
+        str | None, typer.Option(help="f16, bf16, f32 or f64, of the scores.")
+    ] = None,
+    score_limit: Annotated[float, typer.Option(help="No score is larger than this.")] = 100.0,
+    empty_row: Annotated[
+        str | None, typer.Option(help="Declared policy: zero, self or error.")
+    ] = None,
+    is_causal: Annotated[
+        bool, typer.Option("--is-causal", help="The kernel gets a causal flag, too.")
+    ] = False,
+    align: Annotated[
+        str | None, typer.Option(help="Alignment of that flag: top_left or bottom_right.")
+    ] = None,
+    positional_bias: Annotated[
+        bool, typer.Option("--positional-bias", help="The array also carries a bias.")
+    ] = False,
+    first_position: Annotated[int, typer.Option(help="Position of a first real token.")] = 0,
+    window: Annotated[int | None, typer.Option(help="Window of the config, in keys.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the report here; - for stdout.")
+    ] = None,
+) -> None:
+    """Check an attention mask by every rule that has what it needs."""
+    _one_of("--use", use, ("bool", "additive"))
+    _one_of("--layout", layout, ("bts", "nts"))
+    _one_of("--empty-row", empty_row, ("zero", "self", "error"))
+    _one_of("--align", align, ("top_left", "bottom_right"))
+    named = {
+        "ids": input_ids,
+        "labels": labels,
+        "positions": positions,
+        "segments": segments,
+        "valid": valid,
+    }
+    arrays = {k: _facts(k, v) for k, v in named.items() if v is not None}
+    facts: dict[str, Any] = {**_subject(mask), **arrays}
+    intended, more = _intended(expect)
+    facts["problems"] = (*facts.get("problems", ()), *more)
+    case = Case(
+        **facts,
+        intended=intended,
+        use=use,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
+        past=cache_length,
+        capacity=capacity,
+        queries=queries,
+        heads=heads,
+        pad_id=pad_id,
+        eos_ids=tuple(eos_id or ()),
+        scores_dtype=scores_dtype,
+        score_limit=score_limit,
+        empty_row=empty_row,
+        is_causal=is_causal,
+        align=align,
+        positional_bias=positional_bias,
+        first_position=first_position,
+        window=window,
+    )
+    report = lint(case)
+    document = json.dumps({"mask": mask, **report.to_json()}, indent=1)
+    if json_path is not None and str(json_path) != "-":
+        from parity.report.json_file import write_text
+
+        write_text(json_path, document + "\n")
+    typer.echo(document if str(json_path) == "-" else text(report, case, mask))
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def explain_command(
+    rule: Annotated[str, typer.Argument(help="A rule's id, such as M05.")],
+) -> None:
+    """Print what a rule checks, why, and what to do."""
+    typer.echo(explain(rule))
+
+
+def explain(rule_id: str) -> str:
+    """Return a rule's page.
+
+    Raises:
+        InputError: no such rule.
+    """
+    return page(lookup(rule_id))
+
+
+def _subject(mask: str) -> dict[str, Any]:
+    """Return the mask, or the spec, and what its file holds beside it."""
+    if not looks_like_file(mask):
+        spec, problems = parse_spec(mask)
+        return {"spec": spec, "problems": problems}
+    name, _, key = mask.partition(":")
+    beside = {} if key else load_file(Path(name))
+    facts: dict[str, Any] = {"mask": load_array(mask)}
+    for fact, names in _BESIDE.items():
+        found = [beside[n] for n in names if n in beside and beside[n] is not facts["mask"]]
+        if found and len(beside) > 1:
+            facts[fact] = found[0]
+    return facts
+
+
+def _facts(name: str, given: str) -> np.ndarray:
+    array = load_array(given, key=name)
+    if array.ndim == 1:
+        array = array[None]
+    if array.dtype.kind not in "biu":
+        raise InputError(f"{name}: dtype {array.dtype}, expected integers or bool")
+    return array
+
+
+def _intended(text: str) -> tuple[Any, tuple[str, ...]]:
+    if text == "default":
+        return "default", ()
+    return (None, ()) if text == "none" else parse_spec(text)
+
+
+def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise InputError(f"{option} {value!r}: expected one of {', '.join(known)}")
