@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxllama.cache import KVCache
-    from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
+    from jaxllama.checkpoint import Checkpoint, convert, load_model, open_checkpoint, verify
     from jaxllama.config import LlamaConfig, RopeScaling
     from jaxllama.errors import CheckpointError, ConfigError, InputError, JaxLlamaError
     from jaxllama.generate import Generation
@@ -37,10 +37,12 @@ _HOME = {
     "Taps": "taps",
     "TextGeneration": "text",
     "Tokenizer": "tokenizer",
+    "convert": "checkpoint",
     "generate_text": "text",
     "load_model": "checkpoint",
     "open_checkpoint": "checkpoint",
     "preset": "presets",
+    "verify": "checkpoint",
 }
 
 __all__ = [
@@ -59,10 +61,12 @@ __all__ = [
     "Taps",
     "TextGeneration",
     "Tokenizer",
+    "convert",
     "generate_text",
     "load_model",
     "open_checkpoint",
     "preset",
+    "verify",
 ]
 
 

@@ -1,0 +1,120 @@
+"""Say what a checkpoint is: format, family, sizes, and what is missing or odd."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.load import structure_problems
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import JaxLlamaError
+from jaxllama.presets import PRESETS
+
+# What makes two models of one family: everything but vocabulary, special tokens and context.
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a checkpoint is.
+
+    Attributes:
+        path: where it is.
+        format: `hf`, `meta`, `orbax`, `gguf` or `memory`.
+        family: published models of the same shape.
+        parameters: number of weights, a tied head counted once.
+        nbytes: of the weights once read.
+        dtypes: weights by dtype, or by encoding where they are quantised.
+        config: its numbers.
+        tokenizer: kind and size, or why there is none.
+        odd: what is unusual and does no harm.
+        problems: what stops it from being loaded; values are not looked at.
+    """
+
+    path: str
+    format: str
+    family: str
+    parameters: int
+    nbytes: int
+    dtypes: dict[str, int]
+    config: dict[str, Any]
+    tokenizer: str
+    odd: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as a dict for JSON."""
+        return dataclasses.asdict(self)
+
+
+def describe(checkpoint: Checkpoint) -> Info:
+    """Look at a checkpoint's metadata; no weight is read."""
+    dtypes: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        stored = info.encoding if info.encoding not in ("", "F32", "F16", "BF16") else ""
+        dtypes[stored or info.dtype.name] += math.prod(info.shape)
+    tokenizer, odd = _tokenizer(checkpoint)
+    family, differences = _family(checkpoint.config)
+    return Info(
+        path=checkpoint.label,
+        format=checkpoint.format,
+        family=family,
+        parameters=sum(dtypes.values()),
+        nbytes=checkpoint.nbytes,
+        dtypes=dict(dtypes),
+        config=dataclasses.asdict(checkpoint.config),
+        tokenizer=tokenizer,
+        odd=(*checkpoint.notes, *differences, *odd),
+        problems=tuple(structure_problems(checkpoint)),
+    )
+
+
+def _family(config: LlamaConfig) -> tuple[str, list[str]]:
+    """Return the published models of a shape, and how this one differs from the nearest."""
+    same = {
+        name: preset
+        for name, preset in PRESETS.items()
+        if all(getattr(preset, field) == getattr(config, field) for field in _SHAPE)
+    }
+    if not same:
+        return "none of the published Llama 3 models", []
+    fields = ("vocab_size", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings")
+
+    def differing(preset: LlamaConfig) -> list[str]:
+        return [f for f in fields if getattr(preset, f) != getattr(config, f)]
+
+    fewest = min(len(differing(preset)) for preset in same.values())
+    nearest = [name for name, preset in same.items() if len(differing(preset)) == fewest]
+    changed = [
+        f"{field} is {getattr(config, field)!r}, {nearest[0]} was published with "
+        f"{getattr(same[nearest[0]], field)!r}"
+        for field in differing(same[nearest[0]])
+    ]
+    return ", ".join(nearest), changed
+
+
+def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    if checkpoint.tokenizer_loader is None:
+        return "none", ["no tokenizer beside the weights"]
+    try:
+        tokenizer = checkpoint.tokenizer()
+    except JaxLlamaError as error:
+        return "cannot be read", [str(error)]
+    rows, odd = checkpoint.config.vocab_size, []
+    if tokenizer.vocab_size > rows:
+        odd.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows")
+    elif tokenizer.vocab_size < rows:
+        odd.append(f"{rows - tokenizer.vocab_size} rows of the embedding have no token")
+    template = "a chat template" if tokenizer.chat_template else "no chat template"
+    return f"{tokenizer.vocab_size} tokens, {template}", odd

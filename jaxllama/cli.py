@@ -1,0 +1,169 @@
+"""The command line: `jaxllama info | convert | verify | generate | ...`.
+
+Exit codes: 0 done or equal, 1 different, 2 bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from jaxllama.cli_generate import generate
+from jaxllama.errors import JaxLlamaError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
+)
+_Source = Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; an expected error is one clear message and code 2."""
+    try:
+        app(arguments)
+    except JaxLlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def info(
+    checkpoint: _Source,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say what a checkpoint is, and what is missing or odd."""
+    from jaxllama.checkpoint import open_checkpoint
+    from jaxllama.checkpoint.info import describe
+
+    found = describe(open_checkpoint(checkpoint))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        table = Table(show_header=False, box=None)
+        rows = {
+            "checkpoint": found.path,
+            "format": found.format,
+            "family": found.family,
+            "parameters": f"{found.parameters:,}",
+            "bytes": f"{found.nbytes:,}",
+            "dtypes": ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items()),
+            "tokenizer": found.tokenizer,
+            **{name: str(value) for name, value in found.config.items()},
+        }
+        for name, value in rows.items():
+            table.add_row(name, escape(value))
+        for line in found.odd:
+            table.add_row("odd", escape(line))
+        for line in found.problems:
+            table.add_row("problem", escape(line))
+        Console().print(table)
+    if found.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def convert(
+    source: _Source,
+    target: Annotated[Path, typer.Argument(help="directory to write, or a .gguf file")],
+    to: Annotated[str, typer.Option(help="hf, meta, orbax or gguf")],
+    dtype: Annotated[
+        str | None, typer.Option(help="cast weights; without it every tensor keeps its own")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="weights files (hf) or model-parallel degree (meta)")
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace a target that exists")] = False,
+    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+) -> None:
+    """Convert a checkpoint to another format, without loss unless --dtype is given."""
+    from jaxllama.checkpoint import convert as run
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task(f"to {to}", total=None)
+
+        def advance(name: str, nbytes: int, total: int) -> None:
+            bar.update(task, total=total, advance=nbytes)
+
+        done = run(
+            source,
+            target,
+            to=to,
+            dtype=dtype,
+            shards=shards,
+            lora=lora,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    for note in done.notes:
+        print(f"note: {note}")
+    for name, (changed, size, largest) in done.losses.items():
+        print(f"rounded: {name}: {changed} of {size} elements changed, by up to {largest:.3g}")
+    if done.resumed:
+        print(f"resumed: {done.resumed} tensors were already written")
+    speed = done.nbytes / max(done.seconds, 1e-9) / 1e6
+    print(
+        f"{done.target}: {len(done.digests)} tensors, {done.nbytes:,} bytes in "
+        f"{done.seconds:.1f} s ({speed:.0f} MB/s), "
+        + (f"{len(done.losses)} tensors rounded" if done.losses else "nothing lost")
+    )
+
+
+@app.command()
+def verify(
+    first: _Source,
+    second: Annotated[str | None, typer.Argument(help="another; or none with --manifest")] = None,
+    manifest: Annotated[
+        bool, typer.Option(help="compare with the manifest written at conversion")
+    ] = False,
+) -> None:
+    """Prove two checkpoints of any formats equal to the bit, or say what differs and why."""
+    from jaxllama.checkpoint import check_manifest, open_checkpoint
+    from jaxllama.checkpoint import verify as compare
+    from jaxllama.errors import InputError
+
+    if manifest == (second is not None):
+        raise InputError("give two checkpoints, or one and --manifest")
+    if second is None:
+        check_manifest(open_checkpoint(first))
+        print(f"equal: every tensor of {first} is as its manifest says")
+        return
+    result = compare(first, second)
+    if result.equal:
+        print(f"equal: {len(result.digests)} tensors, to the bit")
+        return
+    count = len(result.differences)
+    print(f"different: {count} of {len(result.digests)} tensors" if count else "different: config")
+    for line in (*result.differences, *result.config):
+        print(f"  {line}")
+    raise typer.Exit(1)
+
+
+app.command()(generate)
+
+
+if __name__ == "__main__":
+    main()
