@@ -1,0 +1,83 @@
+"""README's promises: its Python runs, its commands parse, its links and make targets exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "jaxllama/README.md", "parity/README.md")
+README = (ROOT / "README.md").read_text()
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str = README) -> list[list[str]]:
+    """Return the command lines of all shell blocks, split into words."""
+    lines = (line for block in blocks("sh", text) for line in block.splitlines())
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def unparsable(words: list[str]) -> str | None:
+    """Return why a command line would be refused; None if it would run."""
+    program, *arguments = words
+    if program == "make":
+        unknown = set(arguments) - TARGETS
+        return f"no target {unknown}" if unknown else None
+    if program not in ("jaxllama", "parity"):
+        return f"no program {program}"
+    group = typer.main.get_command(importlib.import_module(f"{program}.cli").app)
+    verb, *arguments = arguments
+    if verb not in group.commands:
+        return f"{program} has no verb {verb}"
+    try:
+        group.commands[verb].make_context(verb, list(arguments))
+    except Exception as error:  # click's own, whichever copy of it typer carries
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[number], f"README.md, example {number}", "exec"), {})
+
+
+def test_there_are_examples():
+    assert len(blocks("python")) >= 4
+    assert ["make", "test"] in commands()
+    assert ["make", "parity"] in commands()
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_parse(words: list[str]):
+    assert unparsable(words) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["make tea", "parity rum tiny", "parity run tiny --no-such-option", "llama run"]
+)
+def test_a_wrong_command_is_noticed(line: str):
+    assert unparsable(line.split()) is not None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists()
+
+
+def test_ci_runs_what_readme_says():
+    run = (ROOT / ".ci/run").read_text()
+    for target in ("lint", "types", "test", "parity"):
+        assert re.search(rf"^make {target}$", run, re.MULTILINE)
