@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxllama.cache import KVCache
-    from jaxllama.checkpoint import Checkpoint, convert, load_model, open_checkpoint, verify
+    from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
+    from jaxllama.checkpoint.convert import convert
+    from jaxllama.checkpoint.verify import verify
     from jaxllama.config import LlamaConfig, RopeScaling
     from jaxllama.errors import CheckpointError, ConfigError, InputError, JaxLlamaError
     from jaxllama.generate import Generation
@@ -37,12 +39,12 @@ _HOME = {
     "Taps": "taps",
     "TextGeneration": "text",
     "Tokenizer": "tokenizer",
-    "convert": "checkpoint",
+    "convert": "checkpoint.convert",
     "generate_text": "text",
     "load_model": "checkpoint",
     "open_checkpoint": "checkpoint",
     "preset": "presets",
-    "verify": "checkpoint",
+    "verify": "checkpoint.verify",
 }
 
 __all__ = [

@@ -36,10 +36,12 @@ JAXLLAMA = {
     "Taps",
     "TextGeneration",
     "Tokenizer",
+    "convert",
     "generate_text",
     "load_model",
     "open_checkpoint",
     "preset",
+    "verify",
 }
 
 
