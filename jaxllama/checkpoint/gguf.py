@@ -43,7 +43,7 @@ def open_gguf(path: Path) -> Checkpoint:
     rope_freqs = file.read(ROPE_FREQS) if stored.pop(ROPE_FREQS, None) else None
     embedding = stored.get("token_embd.weight")
     config = LlamaConfig.from_gguf(
-        file.metadata,
+        {key: value for key, value in file.metadata.items() if key != WIDENED},
         tie_word_embeddings="output.weight" not in stored,
         vocab_size=embedding.shape[0] if embedding and embedding.shape else None,
         rope_freqs=rope_freqs,

@@ -45,6 +45,7 @@ class Staging:
             self._journal: IO[str] = (self.root / "journal.jsonl").open("a+", encoding="utf-8")
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._journal.close()
             raise CheckpointError(f"{target}: another process is writing it") from None
         except OSError as error:
             raise self.unwritable(error) from error

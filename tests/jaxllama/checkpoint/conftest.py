@@ -18,9 +18,7 @@ def _written(tmp_path_factory) -> Path:
     checkpoint = tiny(num_hidden_layers=3)
     dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
     write_small(checkpoint, lay_out_hf(checkpoint, dtypes), root / "single")
-    write_small(
-        checkpoint, lay_out_hf(checkpoint, dtypes, shards=4), root / "sharded"
-    )
+    write_small(checkpoint, lay_out_hf(checkpoint, dtypes, shards=4), root / "sharded")
     return root
 
 
