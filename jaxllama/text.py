@@ -125,7 +125,8 @@ def generate_text(
         seed: see `jaxllama.generate.generate`.
         cache: likewise.
         cache_dtype: likewise.
-        on_text: called as on_text(prompt's number, new text) as soon as there is some.
+        on_text: called as on_text(prompt's number, new text) after each token. There may be no
+            new text, while a character or what may become a stop string is incomplete.
 
     Raises:
         InputError: see `jaxllama.generate.generate`; or an empty stop string.
@@ -146,7 +147,7 @@ def generate_text(
         for row, (tokens, stream) in enumerate(zip(written, streams, strict=True)):
             for count, token in enumerate(tokens[read[row] :], start=read[row] + 1):
                 text = stream.feed(token)
-                if text and on_text is not None:
+                if on_text is not None:
                     on_text(row, text)
                 if stream.stopped:
                     ended[row] = count

@@ -1,0 +1,219 @@
+"""`jaxllama generate`: text on stdout as it is written, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jaxllama.model import Llama
+    from jaxllama.text import TextGeneration
+    from jaxllama.tokenizer import Tokenizer
+
+_DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_Run = Callable[[str | Sequence[int]], "TextGeneration"]
+
+
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="text to continue; read from stdin if left out"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="most tokens to write")] = 256,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="answer the prompt by the checkpoint's chat template; without a prompt, every "
+            "line of stdin is one turn of a conversation",
+        ),
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="system message of a --chat")] = None,
+    temperature: Annotated[float, typer.Option(help="0: the most likely token each time")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")] = None,
+    top_p: Annotated[float, typer.Option(help="... from the fewest that reach this share")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="... from those this near to the likeliest")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: repeat less")] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same text")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeatable")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="write on past an end")] = False,
+    dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64")] = "f32",
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="slots of the cache; as many as needed if not given")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print text, tokens and log-probabilities as JSON")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="no line about speed at the end")] = False,
+) -> None:
+    """Continue a text, or chat, showing tokens as they come."""
+    from jaxllama.errors import InputError
+    from jaxllama.sampling import Sampling
+
+    if dtype not in _DTYPES:
+        raise InputError(f"--dtype {dtype}: expected one of {', '.join(_DTYPES)}")
+    if system is not None and not chat:
+        raise InputError("--system is a message of a chat; add --chat")
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    model, tokenizer = _load(checkpoint, dtype)
+
+    def run(text_or_ids: str | Sequence[int]) -> TextGeneration:
+        return _show(
+            model,
+            tokenizer,
+            text_or_ids,
+            silent=as_json,
+            quiet=quiet or as_json,
+            cache_tokens=cache_tokens,
+            max_new_tokens=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            stop=stop or (),
+            eos_ids=() if ignore_eos else None,
+        )
+
+    with _notes():
+        if not chat:
+            found = run(_from_stdin() if prompt is None else prompt)
+            results = [_as_dict(found)]
+        else:
+            results = _converse(run, tokenizer, system, _lines() if prompt is None else [prompt])
+    if as_json:
+        one = prompt is not None or not chat
+        print(json.dumps(results[0] if one else results, indent=2))
+
+
+def _load(checkpoint: str, dtype: str) -> tuple[Llama, Tokenizer]:
+    import jax
+
+    from jaxllama.checkpoint import open_checkpoint
+    from jaxllama.model import Llama
+
+    if dtype == "f64":
+        jax.config.update("jax_enable_x64", True)
+    opened = open_checkpoint(checkpoint)
+    tokenizer = opened.tokenizer()  # before the weights: fails sooner
+    return Llama.from_pretrained(opened, dtype=_DTYPES[dtype]), tokenizer
+
+
+def _show(
+    model: Llama,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    *,
+    silent: bool,
+    quiet: bool,
+    cache_tokens: int | None,
+    **options: Any,
+) -> TextGeneration:
+    """Generate from one prompt; write the text as it comes, then how fast it came."""
+    from jaxllama.cache import KVCache
+    from jaxllama.text import generate_text
+
+    times: list[float] = []
+    clean = _visible if sys.stdout.isatty() else str
+
+    def show(row: int, text: str) -> None:
+        times.append(time.perf_counter())
+        if not silent:
+            sys.stdout.write(clean(text))
+            sys.stdout.flush()
+
+    cache = None
+    if cache_tokens is not None:
+        cache = KVCache.empty(model.config, 1, cache_tokens, model.dtype)
+    started = time.perf_counter()
+    found = generate_text(model, tokenizer, [prompt], cache=cache, on_text=show, **options)
+    if not silent:
+        print()
+    if not quiet:
+        count = int(found.generation.lengths[0])
+        # The last call may have been for text held back to the end: use the tokens' own.
+        spent = times[count - 1] - times[0]
+        speed = f", then {(count - 1) / spent:.1f} tokens/s" if count > 1 else ""
+        print(
+            f"[{count} tokens, the first after {times[0] - started:.1f} s (with compilation)"
+            f"{speed}; ended by {found.generation.finish_reasons[0]}]",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _converse(
+    run: _Run, tokenizer: Tokenizer, system: str | None, turns: Iterator[str] | list[str]
+) -> list[dict[str, Any]]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    results = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        found = run(tokenizer.encode_chat(messages))
+        messages.append({"role": "assistant", "content": found.texts[0]})
+        results.append(_as_dict(found))
+    return results
+
+
+def _as_dict(found: TextGeneration) -> dict[str, Any]:
+    (tokens,) = found.generation.rows()
+    return {
+        "text": found.texts[0],
+        "tokens": tokens,
+        "logprobs": [float(x) for x in found.generation.logprobs[0][: len(tokens)]],
+        "finish_reason": found.generation.finish_reasons[0],
+        "seed": found.generation.seeds[0],
+    }
+
+
+def _from_stdin() -> str:
+    from jaxllama.errors import InputError
+
+    if sys.stdin.isatty():
+        raise InputError("no prompt: give one as an argument, or on stdin")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on stdin is not text in UTF-8: {error}") from error
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the user says, with something to type at where that is a terminal."""
+    asked = sys.stdin.isatty()
+    while True:
+        if asked:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _visible(text: str) -> str:
+    """Return `text` without what a terminal would obey: a model may write escape sequences."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Show warnings as plain notes."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,178 @@
+"""`jaxllama generate`: what it prints where, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from jaxllama import cli_generate, text
+from jaxllama.checkpoint import tiny
+from jaxllama.cli import main
+from jaxllama.model import Llama
+from jaxllama.sampling import Sampling
+from jaxllama.text import generate_text
+
+LENGTH = ["--max-tokens", "9"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["generate", *arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, out, err
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """What the same call gives from Python."""
+    model = Llama.from_pretrained(tiny(), dtype=jnp.float32)
+    found = generate_text(model, tiny().tokenizer(), "Ab", max_new_tokens=9)
+    return {"text": found.texts[0], "tokens": found.generation.rows()[0]}
+
+
+def test_text_goes_to_stdout_and_speed_to_stderr(
+    capsys: pytest.CaptureFixture[str], expected: dict[str, Any]
+) -> None:
+    code, out, err = run(capsys, "tiny", "Ab", *LENGTH)
+    assert (code, out) == (0, expected["text"] + "\n")
+    assert "9 tokens, the first after" in err and "tokens/s; ended by length]" in err
+    assert run(capsys, "tiny", "Ab", *LENGTH, "--quiet") == (0, out, "")
+
+
+def test_text_is_shown_as_it_comes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def slow(*args: Any, on_text: Any, **options: Any) -> Any:
+        def watch(row: int, text: str) -> None:
+            on_text(row, text)
+            shown.append(capsys.readouterr().out)
+
+        return generate_text(*args, on_text=watch, **options)
+
+    monkeypatch.setattr(text, "generate_text", slow)
+    assert run(capsys, "tiny", "Ab", *LENGTH, "--quiet") == (0, "\n", "")
+    assert len(shown) >= 9
+    assert len([piece for piece in shown if piece]) > 2
+
+
+def test_the_prompt_may_come_from_stdin(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    expected: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ab"))
+    assert run(capsys, "tiny", *LENGTH, "--quiet") == (0, expected["text"] + "\n", "")
+
+
+def test_json_has_tokens_and_logprobs(
+    capsys: pytest.CaptureFixture[str], expected: dict[str, Any]
+) -> None:
+    code, out, err = run(capsys, "tiny", "Ab", *LENGTH, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert {k: found[k] for k in expected} == expected
+    assert len(found["logprobs"]) == 9 and all(x < 0 for x in found["logprobs"])
+    assert (found["finish_reason"], found["seed"]) == ("length", 0)
+
+
+def test_sampling_options_reach_the_sampler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(*_: Any, **options: Any) -> Any:
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text, "generate_text", record)
+    options = (
+        "--temperature 0.7 --top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 "
+        "--seed 4 --stop x --stop yz --ignore-eos --cache-tokens 40"
+    )
+    # Ctrl-C while text is being written: the shell's own code for it, and no traceback.
+    code, _, err = run(capsys, "tiny", "Ab", *LENGTH, *options.split())
+    assert code == 130 and "Traceback" not in err
+    assert seen["sampling"] == Sampling(
+        temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2
+    )
+    assert (seen["seed"], seen["stop"], seen["eos_ids"]) == (4, ["x", "yz"], ())
+    assert seen["cache"].capacity == 40 and seen["max_new_tokens"] == 9
+
+
+def test_a_conversation_remembers_its_turns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[list[int]] = []
+
+    def record(model: Any, tokenizer: Any, rows: list[list[int]], **options: Any) -> Any:
+        prompts.append(rows[0])
+        return generate_text(model, tokenizer, rows, **options)
+
+    monkeypatch.setattr(text, "generate_text", record)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n\nYes?\n"))
+    code, out, _ = run(capsys, "tiny", "--chat", "--system", "Be", *LENGTH, "--json")
+    first, second = json.loads(out)
+    assert code == 0
+    template = tiny().tokenizer()
+    messages = [{"role": "system", "content": "Be"}, {"role": "user", "content": "Hi"}]
+    assert prompts[0] == template.encode_chat(messages)
+    messages.append({"role": "assistant", "content": first["text"]})
+    messages.append({"role": "user", "content": "Yes?"})
+    assert prompts[1] == template.encode_chat(messages)
+    assert second["tokens"]
+
+
+def test_one_answer_to_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "tiny", "Hi", "--chat", *LENGTH, "--json", "--ignore-eos")
+    assert code == 0
+    assert len(json.loads(out)["tokens"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tiny", "Ab", "--top-p", "0.5"], "top_p would change nothing"),
+        (["tiny", "Ab", "--temperature", "-1"], "temperature -1.0: expected 0 (greedy) or"),
+        (["tiny", "Ab", "--max-tokens", "0"], "max_new_tokens 0: expected an integer of at"),
+        (["tiny", "Ab", "--cache-tokens", "6"], "cache too small: row 0 needs 2 prompt tokens"),
+        (["tiny", "Ab", "--cache-tokens", "0"], "capacity 0: both must be at least 1"),
+        (["tiny", ""], "prompt 0 is empty"),
+        (["tiny", "Ab", "--stop", ""], "stop ['']: expected texts of at least one character"),
+        (["tiny", "Ab", "--seed", "-3"], "seed -3: expected integers from 0"),
+        (["tiny", "Ab", "--dtype", "int4"], "--dtype int4: expected one of f64, f32, bf16, f16"),
+        (["tiny", "Ab", "--system", "Be"], "--system is a message of a chat; add --chat"),
+        (["nowhere", "Ab"], "nowhere: does not exist"),
+    ],
+)
+def test_bad_input_is_one_clear_message(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out.strip()) == (2, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_beyond_the_stated_context_there_is_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: Any) -> Any:
+        checkpoint = tiny(max_position_embeddings=8)
+        return Llama.from_pretrained(checkpoint), checkpoint.tokenizer()
+
+    monkeypatch.setattr(cli_generate, "_load", short)
+    code, _, err = run(capsys, "tiny", "Ab", *LENGTH, "--quiet")
+    assert code == 0
+    assert err.startswith("note: row 0: 2 prompt tokens + 9 new ones = 11 tokens, beyond the 8")
+
+
+def test_a_terminal_is_not_given_what_it_would_obey() -> None:
+    assert cli_generate._visible("a\x1b[2Jé\n\t\x07漢") == "a\ufffd[2Jé\n\t\ufffd漢"
