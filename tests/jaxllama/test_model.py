@@ -35,8 +35,8 @@ from jaxllama.taps import LAYER_TAPS, MODEL_TAPS, Taps, untapped
 
 B, T = 3, 11
 TOKENS = random_tokens(CONFIG, B, T)
-# One row without pads, one padded on the left, one on the right; positions past 8192.
-POSITIONS, VALID = padded_rows(T, [0, 3, 0], [T, T, T - 2], first=9000)
+# One row without pads, one padded on the left, one on the right; positions past 8192, far apart.
+POSITIONS, VALID = padded_rows(T, [0, 3, 0], [T, T, T - 2], first=9000, stride=173)
 MASK = visible(POSITIONS, VALID)
 GIVEN = tuple(jnp.asarray(x) for x in (TOKENS, POSITIONS, MASK))
 
@@ -124,9 +124,9 @@ def _inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("dtype", "backend", "bound"),
     [
-        # float32: an angle at position 9000 is off by up to 9000 * 2^-24 rad, far above all else.
-        ("float32", "xla", 2.0**-24 * 9000),
-        ("float32", "dot_product", 2.0**-24 * 9000),
+        # float32: the angles' own rounding, position * 2^-24 rad, is far above all else.
+        ("float32", "xla", 2.0**-24 * POSITIONS.max()),
+        ("float32", "dot_product", 2.0**-24 * POSITIONS.max()),
         # bfloat16: four layers of eight roundings each, were they all to add up. test_hf_matrix.py
         # holds the model to the noise of another implementation.
         ("bfloat16", "xla", 2.0**-8 * 32),

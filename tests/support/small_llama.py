@@ -99,7 +99,9 @@ def visible(positions: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return (positions[:, None, :] <= positions[:, :, None]) & valid[:, None, :]
 
 
-def padded_rows(length: int, starts: list[int], stops: list[int], first: int = 0) -> Any:
+def padded_rows(
+    length: int, starts: list[int], stops: list[int], first: int = 0, stride: int = 1
+) -> Any:
     """Return positions and valid [B T] of rows whose real tokens are columns start to stop.
 
     Args:
@@ -107,11 +109,13 @@ def padded_rows(length: int, starts: list[int], stops: list[int], first: int = 0
         starts: first real column of each row; pads before it have position 0.
         stops: one past the last real column of each row.
         first: position of each row's first real token.
+        stride: from one token's position to the next. Rotation is relative: only distant tokens
+            tell one set of slow frequencies from another.
     """
     columns = np.arange(length)[None, :]
     start, stop = np.asarray(starts)[:, None], np.asarray(stops)[:, None]
     valid = (columns >= start) & (columns < stop)
-    positions = np.where(valid, columns - start + first, 0)
+    positions = np.where(valid, (columns - start) * stride + first, 0)
     return positions.astype(np.int32), valid
 
 
