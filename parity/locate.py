@@ -1,4 +1,4 @@
-"""Where a difference begins: the first failing tap in data-flow order, and what kind of start it is."""
+"""Where a difference begins: the first failing tap in data-flow order, and of what kind it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     return None
 
 
-def _place(row: TapRow) -> tuple[int, tuple[int, int, int]]:
+def _place(row: TapRow) -> tuple[int, tuple[int, int, float]]:
     return row.step, flow_key(row.tap)
 
 

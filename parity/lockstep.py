@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.compare import Difference, difference, relative_gap, total_variation
+from parity.attention_maps import total_variation
+from parity.compare import against, difference
+from parity.gold import Difference, Gold
 from parity.result import TapRow, WitnessRow
 from parity.scenarios import Inputs
 from parity.subjects.base import Run, Subject
-from parity.taps import AXES, split_name
+from parity.taps import AXES, CACHE_TAPS, split_name
 from parity.tolerance import LIMITS, UNIT_ROUNDOFF, Limits, noise_floor
 
 Arrays = Mapping[str, np.ndarray]
@@ -88,29 +90,38 @@ def walk(
     """
     gold_run = _start(gold, inputs, chunks)
     walkers = [
-        Party(subject, roles, mode, gold_run if subject is gold else _start(subject, inputs, chunks))
+        Party(
+            subject, roles, mode, gold_run if subject is gold else _start(subject, inputs, chunks)
+        )
         for mode in modes
         for subject, roles in parties
         if _takes_part(subject, roles, mode)
     ]
     tallies: dict[str, Tally] = {p.subject.name: Tally() for p in walkers if "witness" in p.roles}
     record = PassRecord()
-    for step, valid, mask in _chunk_views(inputs, chunks):
+    misshapen: set[str] = set()
+    for step, valid, mask, held in _chunk_views(inputs, chunks):
         for _ in range(layers + 2):
             truth = gold_run.step()
+            golds = {
+                name: Gold(name, value, _rows_of(name, valid, held), mask)
+                for name, value in truth.items()
+            }
             arrays = {}
             for party in walkers:
-                taps = truth if party.run is gold_run else party.run.step(_force(party, truth))
+                force = _force(party, truth, misshapen)
+                taps = truth if party.run is gold_run else party.run.step(force)
                 party.differences = {
-                    name: difference(name, value, truth[name], valid, mask)
+                    name: against(golds[name], value)
                     for name, value in taps.items()
-                    if name in truth
+                    if name in golds
                 }
                 if "subject" in party.roles:
+                    misshapen |= {n for n in party.differences if taps[n].shape != truth[n].shape}
                     record.unmatched |= _unmatched(taps, truth, party.subject)
                     if party.mode != "isolated":
                         arrays = taps
-                    _bound_probabilities(party, taps, truth, mask)
+                    _bound_probabilities(party, taps, golds)
                 if "witness" in party.roles and party.mode != "isolated":
                     tally = tallies[party.subject.name]
                     tally.unmatched |= _unmatched(taps, truth, party.subject)
@@ -140,21 +151,30 @@ def _start(subject: Subject, inputs: Inputs, chunks: Sequence[int] | None) -> Ru
     return subject.start_decode(inputs, chunks)  # type: ignore[attr-defined]
 
 
-def _force(party: Party, truth: Arrays) -> Arrays | None:
-    return truth if party.mode == "isolated" else None
+def _force(party: Party, truth: Arrays, misshapen: set[str]) -> Arrays | None:
+    """Return the gold's values for an isolated party, less those of another shape."""
+    if party.mode != "isolated":
+        return None
+    return {name: value for name, value in truth.items() if name not in misshapen}
 
 
 def _chunk_views(
     inputs: Inputs, chunks: Sequence[int] | None
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield each chunk's number, its valid [B, t], and its mask [B, t, C] over the C columns fed."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield each chunk's number, valid [B, t], mask [B, t, C], and valid [B, C] of all fed."""
     if chunks is None:
-        yield 0, inputs.valid, inputs.mask
+        yield 0, inputs.valid, inputs.mask, inputs.valid
         return
     stop = 0
     for step, size in enumerate(chunks):
         start, stop = stop, stop + size
-        yield step, inputs.valid[:, start:stop], inputs.mask[:, start:stop, :stop]
+        held = inputs.valid[:, :stop]
+        yield step, inputs.valid[:, start:stop], inputs.mask[:, start:stop, :stop], held
+
+
+def _rows_of(name: str, valid: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Return which of a tap's rows are real tokens: a cache also holds those of earlier chunks."""
+    return held if split_name(name)[0] in CACHE_TAPS else valid
 
 
 def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
@@ -163,15 +183,15 @@ def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
     return missing | {name for name in taps if name not in truth}
 
 
-def _bound_probabilities(party: Party, taps: Arrays, truth: Arrays, mask: np.ndarray) -> None:
+def _bound_probabilities(party: Party, taps: Arrays, golds: Mapping[str, Gold]) -> None:
     """Require of the probabilities no more change than the change in scores accounts for."""
     for name, result in party.differences.items():
         scores = name.replace("attn_probs", "attn_scores")
         if name == scores or scores not in taps or result.problems or party.mode == "isolated":
             continue
-        moved, allowed = total_variation(
-            taps[scores], truth[scores], taps[name], truth[name], mask, result.live
-        )
+        if taps[scores].shape != golds[scores].array.shape:
+            continue
+        moved, allowed = total_variation(taps[scores], golds[scores], taps[name], golds[name])
         result.facts["total_variation"] = moved
         if moved > allowed:
             result.problems.append(
@@ -221,7 +241,7 @@ def _judge(
                     rho=float(rho[at]),
                     limit=limits.rho(party.mode),
                     peak_rho=float(np.where(found.live, found.peak / peak_floor, 0.0).max()),
-                    peak_limit=limits.peak,
+                    peak_limit=limits.peak(party.mode),
                     worst=found.worst,
                     problems=tuple(found.problems),
                     facts=found.facts,
@@ -230,9 +250,7 @@ def _judge(
     return rows
 
 
-def _explain_flips(
-    found: Difference, walkers: Sequence[Party], mode: str, limits: Limits
-) -> None:
+def _explain_flips(found: Difference, walkers: Sequence[Party], mode: str, limits: Limits) -> None:
     """A changed top-1 is explained where the gold's margin is within the range noise can move."""
     ranges = [
         p.differences["logits"].facts["range"]
@@ -273,10 +291,12 @@ def _judge_witnesses(
 def _note_gap(
     tally: Tally, taps: Arrays, subject: Arrays, valid: np.ndarray, mask: np.ndarray
 ) -> None:
+    """Measure witness against subject where every difference ends up: residual and logits."""
     for name, value in taps.items():
-        if name in subject and subject[name].shape == value.shape:
-            gap = relative_gap(name, subject[name], value, valid, mask)
-            tally.subject_gap = max(tally.subject_gap, gap)
+        ends_a_stage = split_name(name)[0] in ("embed", "layers.output", "logits")
+        if ends_a_stage and name in subject and subject[name].shape == value.shape:
+            gap = difference(name, subject[name], value, valid, mask).relative.max()
+            tally.subject_gap = max(tally.subject_gap, float(gap))
 
 
 def _witness_row(

@@ -96,7 +96,7 @@ def run(
     result = Result(
         rows=rows,
         witnesses=[row for record in records for row in record.witnesses],
-        expected=len(expected_names(config.num_hidden_layers)),
+        expected=len(expected_names(config.num_hidden_layers, cache="decode" in plan.modes)),
         absent=tuple(sorted(sample.absent)),
         unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
         first_divergence=first_divergence(rows),
@@ -104,7 +104,7 @@ def run(
         tolerance=_tolerance_facts(plan),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan),
+        command=_command(checkpoint, plan, prompt, length),
         notes=[f"{i.name}: {note}" for i in inputs for note in i.notes] + list(opened.notes),
         timing={**seconds, "total_s": time.perf_counter() - began},
     )
@@ -129,9 +129,7 @@ def _plan(
     )
 
 
-def _chosen(
-    option: str, given: str | Sequence[str], known: tuple[str, ...]
-) -> tuple[str, ...]:
+def _chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
     words = given.split(",") if isinstance(given, str) else list(given)
     wanted = set(known) if "all" in words else {word.strip() for word in words}
@@ -284,11 +282,17 @@ def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[s
     }
 
 
-def _command(checkpoint: str | Path | Checkpoint, plan: Plan) -> str:
+def _command(
+    checkpoint: str | Path | Checkpoint, plan: Plan, prompt: Prompt | None, length: int | None
+) -> str:
     name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
     words = ["parity", "run", name]
     words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
     words += ["--mode", ",".join(plan.modes), "--scenario", ",".join(plan.scenarios)]
     for assignment in plan.overrides:
         words += ["--override", assignment]
+    if isinstance(prompt, str):
+        words += ["--prompt", prompt]
+    if length is not None:
+        words += ["--length", str(length)]
     return shlex.join(words)

@@ -44,7 +44,10 @@ AXES = {
     **HEAD_TAPS,
     **CACHE_TAPS,
 }
-_ORDER = {kind: place for place, kind in enumerate(AXES)}
+# What is attended to: read from the cache after this step's keys and values have been written.
+_CACHE_PLACE = list(AXES).index("layers.k_rope")
+_ORDER = {kind: float(place) for place, kind in enumerate(AXES)}
+_ORDER |= dict.fromkeys(CACHE_TAPS, _CACHE_PLACE + 0.5)
 _INDEXED = re.compile(r"^(layers|cache)\.(\d+)\.(.+)$")
 
 
@@ -62,7 +65,7 @@ def split_name(name: str) -> tuple[str, int | None]:
     return f"{match[1]}.{match[3]}", int(match[2])
 
 
-def flow_key(name: str) -> tuple[int, int, int]:
+def flow_key(name: str) -> tuple[int, int, float]:
     """Sort key that puts tap names in data-flow order; unknown names come last."""
     kind, layer = split_name(name)
     stage = 0 if kind in SETUP_TAPS or kind == "embed" else 1 if layer is not None else 2
@@ -74,11 +77,19 @@ def in_flow_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=flow_key)
 
 
-def expected_names(layers: int) -> list[str]:
-    """Return every tap of a forward pass through `layers` layers, in data-flow order."""
-    return [
+def expected_names(layers: int, *, cache: bool = False) -> list[str]:
+    """Return every tap of a forward pass through `layers` layers, in data-flow order.
+
+    Args:
+        layers: L.
+        cache: whether the pass goes through a key-value cache, which is shown too.
+    """
+    held = CACHE_TAPS if cache else {}
+    names = [
         *SETUP_TAPS,
         "embed",
         *(f"layers.{i}.{name}" for i in range(layers) for name in LAYER_TAPS),
+        *(f"cache.{i}.{kind.removeprefix('cache.')}" for i in range(layers) for kind in held),
         *HEAD_TAPS,
     ]
+    return in_flow_order(names)
