@@ -1,4 +1,4 @@
-"""The `parity` command: `run` and its companions. Exit codes: 0 equal, 1 divergent, 2 bad, 3 open."""
+"""The `parity` command. Exit codes: 0 equal, 1 divergent, 2 bad usage or input, 3 inconclusive."""
 
 from __future__ import annotations
 

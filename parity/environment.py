@@ -11,7 +11,16 @@ import jax
 
 from parity.precision import effective_matmul_precision
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "llama_models", "safetensors")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "torch",
+    "transformers",
+    "llama_models",
+    "safetensors",
+)
 
 
 def describe() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from parity.compare import Worst
+from parity.gold import Worst
 
 # 1.0: first published.
 SCHEMA_VERSION = "1.0"
@@ -72,7 +72,8 @@ class WitnessRow:
         worst_tap: where it is farthest from the gold, in units of noise.
         rho: how far that is; above `limit` the witnesses disagree.
         error: the largest relative error against the gold, over all taps.
-        subject_gap: the largest relative difference between it and the subject, over all taps.
+        subject_gap: the largest relative difference between it and the subject, over the
+            residual stream after every layer and the logits.
     """
 
     witness: str
@@ -134,7 +135,7 @@ class Result:
 
     @property
     def verdict(self) -> Verdict:
-        """Return `inconclusive` before anything else: without agreeing witnesses nothing is shown."""
+        """Return `inconclusive` first of all: without agreeing witnesses nothing is shown."""
         incomplete = self.unmatched or any(row.unmatched for row in self.witnesses)
         if self.disagreeing or incomplete:
             return "inconclusive"

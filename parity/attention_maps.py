@@ -1,0 +1,90 @@
+"""What only attention maps must satisfy: who carries weight, and how far weights may move.
+
+Shapes: B batch, N heads, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parity.gold import Difference, Gold, Worst
+
+
+def check_support(result: Difference, gold: Gold, probs: np.ndarray) -> None:
+    """Require that exactly the visible keys carry weight, in every row that sees any.
+
+    A hidden key must get an exact zero. A visible one may be zero only by underflow: where the
+    gold itself is below what the subject's dtype can hold.
+    """
+    smallest = 2 * _tiny(probs.dtype)
+    found: dict[str, list[tuple[int, int, int, int]]] = {}
+    counts: dict[str, int] = {}
+    sums = np.ones(gold.live.shape)
+    for place, p, cells in gold.blocks(probs):
+        b, n, rows = place
+        reference, live = gold.array[place], gold.live[place][:, None]
+        assert cells is not None and isinstance(rows, slice)
+        leaked = (p != 0) & ~cells & live
+        lost = (p == 0) & (reference >= smallest) & cells & live
+        for wrong, what in (
+            (leaked, "hidden keys carry weight"),
+            (lost, "visible keys carry none"),
+        ):
+            if wrong.any():
+                q, k = (int(i) for i in np.argwhere(wrong)[0])
+                found.setdefault(what, []).append((b, n, rows.start + q, k))
+                counts[what] = counts.get(what, 0) + int(wrong.sum())
+        sums[place] = p.sum(1)
+    for what, cells_found in found.items():
+        b, n, q, k = min(cells_found, key=lambda cell: (cell[0], cell[2], cell[1]))
+        values = float(probs[b, n, q, k]), float(gold.array[b, n, q, k])
+        result.problems.append(
+            f"{counts[what]} {what}; the first: row {b}, head {n}, query {q}, key {k}, "
+            f"weight {values[0]:.3g}, reference {values[1]:.3g}"
+        )
+        if result.worst is None:
+            result.worst = Worst({"B": b, "N": n, "T": q, "S": k}, *values)
+    result.facts["row_sum_error"] = float(np.abs(sums - 1.0)[gold.live].max(initial=0.0))
+
+
+def total_variation(
+    scores: np.ndarray, gold_scores: Gold, probs: np.ndarray, gold_probs: Gold
+) -> tuple[float, float]:
+    """Return the largest total variation over rows, and what the score difference allows there.
+
+    A softmax whose scores move by a difference of range R over the visible keys moves its weights
+    by at most tanh(R / 4) in total variation, and there are scores for which it moves by exactly
+    that. On top come the roundings of exponentials and of the weights themselves.
+
+    Returns:
+        (total variation, bound) of the row that comes closest to its bound or passes it most.
+    """
+    unit = max(_epsilon(scores.dtype), _epsilon(probs.dtype))
+    worst, at_bound, excess = 0.0, 0.0, -np.inf
+    for place, t, cells in gold_scores.blocks(scores):
+        assert cells is not None
+        g, live = gold_scores.array[place], gold_scores.live[place]
+        with np.errstate(invalid="ignore"):  # hidden or dead cells may hold anything
+            delta = t - g
+            high = np.where(cells, delta, -np.inf).max(1)
+            low = np.where(cells, delta, np.inf).min(1)
+            spread = np.where(live, high - low, 0.0)
+            size = np.where(cells, np.abs(g), 0.0).max(1)
+            moved = 0.5 * np.abs(probs[place].astype(np.float64) - gold_probs.array[place]).sum(1)
+        moved = np.where(live, moved, 0.0)
+        bound = np.tanh(spread / 4) + unit * (8 + 2 * size)
+        row = int(np.argmax(moved - bound))
+        if moved[row] - bound[row] > excess:
+            worst, at_bound = float(moved[row]), float(bound[row])
+            excess = worst - at_bound
+    return worst, at_bound
+
+
+def _tiny(dtype: np.dtype) -> float:
+    """Return the smallest normal number of a dtype (bfloat16 shares float32's exponents)."""
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float32).tiny)
+
+
+def _epsilon(dtype: np.dtype) -> float:
+    """Return the spacing of numbers at 1: 2^-7 for bfloat16, which NumPy itself does not know."""
+    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7

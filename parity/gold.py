@@ -1,0 +1,135 @@
+"""The reference's side of a comparison, and what a comparison yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from parity.taps import AXES, split_name
+
+# A token whose gold is nearly zero has no meaningful relative error of its own: it is measured
+# against this fraction of its tap's median token.
+_SCALE_FLOOR = 0.1
+_BLOCK_ELEMENTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The single element that differs most: where it is and both values."""
+
+    index: dict[str, int]
+    subject: float
+    gold: float
+
+
+@dataclass
+class Difference:
+    """How far one tap of one run is from the gold.
+
+    Attributes:
+        relative: per token (for attention maps per head and token) norm of the difference over the
+            norm of the gold; 0 where nothing is to be compared.
+        peak: the same with the largest element in place of the norm.
+        live: which entries of `relative` count.
+        worst: the element that differs most.
+        problems: differences no tolerance excuses: shape, finiteness, mask support, exact values.
+        facts: further figures worth reporting, by name.
+    """
+
+    relative: np.ndarray
+    peak: np.ndarray
+    live: np.ndarray
+    worst: Worst | None = None
+    problems: list[str] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+class Gold:
+    """One tap of the reference, and what every comparison with it needs, computed once.
+
+    Args:
+        name: canonical tap name; decides the layout.
+        array: the float64 reference.
+        valid: [B, T] bool (for a cache [B, S]), False for pads, which are not compared.
+        mask: [B, T, S] bool, what each query is meant to see.
+    """
+
+    def __init__(self, name: str, array: np.ndarray, valid: np.ndarray, mask: np.ndarray) -> None:
+        self.name = name
+        self.kind, _ = split_name(name)
+        self.axes = AXES[self.kind]
+        self.array = array
+        self.valid = valid
+        self.mask = mask
+
+    @cached_property
+    def live(self) -> np.ndarray:
+        """Which rows are compared: [B, T], for attention maps [B, N, T]."""
+        if self.axes == "R":
+            return np.ones(self.array.shape, bool)
+        if self.axes != "BNTS":
+            return self.valid
+        rows = (self.valid & self.mask.any(-1))[:, None, :]
+        return np.broadcast_to(rows, self.array.shape[:3])
+
+    @cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Norm and largest element of each row, no less than a fraction of the tap's median."""
+        norm, peak = np.zeros(self.live.shape), np.zeros(self.live.shape)
+        for place, g, cells in self.blocks(self.array):
+            seen = g if cells is None else np.where(cells, g, 0.0)
+            seen = np.where(np.isfinite(seen), seen, 0.0)
+            norm[place] = np.sqrt(np.einsum("ri,ri->r", seen, seen))
+            peak[place] = np.maximum(seen.max(1), -seen.min(1))
+        return _at_least(norm, self.live), _at_least(peak, self.live)
+
+    def blocks(
+        self, array: np.ndarray
+    ) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
+        """Yield an array of this tap's layout as blocks of rows, in float64.
+
+        Yields:
+            Where the rows are in `live`, the rows [r, elements], and for attention maps which of
+            their cells are visible.
+        """
+        outer_shape = self.live.shape[:-1]
+        rows = self.live.shape[-1]
+        flat = array.reshape(*self.live.shape, -1)
+        size = max(1, _BLOCK_ELEMENTS // max(flat.shape[-1], 1))
+        for outer in np.ndindex(outer_shape):
+            for start in range(0, rows, size):
+                place = (*outer, slice(start, min(start + size, rows)))
+                cells = self.mask[outer[0], place[-1]] if self.axes == "BNTS" else None
+                yield place, flat[place].astype(np.float64), cells
+
+
+def _at_least(sizes: np.ndarray, live: np.ndarray) -> np.ndarray:
+    median = float(np.median(sizes[live])) if live.any() else 0.0
+    return np.maximum(sizes, max(_SCALE_FLOOR * median, np.finfo(np.float64).tiny))
+
+
+def finite_difference(
+    t: np.ndarray, g: np.ndarray, live: np.ndarray, cells: np.ndarray | None
+) -> tuple[np.ndarray, int]:
+    """Subtract where both are finite; NaN and infinity must agree in place and sign.
+
+    Args:
+        t: rows [r, elements] of the subject.
+        g: the same rows of the gold.
+        live: [r], which rows count.
+        cells: which elements count; None for all.
+
+    Returns:
+        The difference: 0 where both are NaN or the same infinity or nothing counts, infinite
+        where they disagree about it; and how many elements do.
+    """
+    finite = np.isfinite(t) & np.isfinite(g)
+    counts = np.broadcast_to(live[:, None], t.shape) if cells is None else cells & live[:, None]
+    same = finite | (np.isnan(t) & np.isnan(g)) | (t == g)
+    delta = np.subtract(t, g, out=np.zeros(t.shape), where=finite & counts)
+    broken = ~same & counts
+    delta[broken] = np.inf
+    return delta, int(broken.sum())

@@ -1,0 +1,91 @@
+"""Comparing logits: what a constant shift of all of them does not move, and what it would change.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parity.gold import Difference, Gold, Worst, finite_difference
+
+# Differences of log-probabilities below this have expm1(d) - d = d^2/2 + d^3/6 to 1e-9 relative.
+_SERIES = 1e-4
+
+
+def compare(gold: Gold, subject: np.ndarray) -> Difference:
+    """Compare log-softmax per token.
+
+    `facts` hold the largest shift, the Kullback-Leibler divergence from the gold's distribution
+    summed over the vocabulary (largest and 99.9th percentile over tokens), the range R of the
+    difference, and the top-1 flips with the gold margin of the least excusable one.
+    """
+    live = gold.valid
+    names = ("relative", "peak", "shift", "kl", "range", "margin")
+    figures = {name: np.zeros(live.shape) for name in names}
+    figures["margin"] -= 1.0
+    broken = 0
+    for (place, t, _), (_, g, _) in zip(gold.blocks(subject), gold.blocks(gold.array), strict=True):
+        if not (np.isfinite(t).all() and np.isfinite(g).all()):
+            gap, wrong = finite_difference(t, g, live[place], None)
+            broken += wrong
+            figures["relative"][place] = figures["peak"][place] = np.abs(gap).max(1)
+            continue
+        for name, values in _token_figures(t, g).items():
+            figures[name][place] = values
+    for name, values in figures.items():
+        values[~live] = -1.0 if name == "margin" else 0.0
+    result = Difference(figures["relative"], figures["peak"], live)
+    if broken:
+        result.problems.append(f"{broken} elements are NaN or infinite in one and not in the other")
+    flips = figures["margin"] >= 0
+    result.facts |= {
+        "shift": float(figures["shift"].max()),
+        "kl_max": float(figures["kl"].max()),
+        "kl_p999": float(np.quantile(figures["kl"][live], 0.999)) if live.any() else 0.0,
+        "range": float(figures["range"].max()),
+        "top1_flips": int(flips.sum()),
+        "flip_margin": float(figures["margin"].max()) if flips.any() else 0.0,
+    }
+    result.worst = _worst(gold, subject, figures["relative"])
+    return result
+
+
+def _token_figures(t: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the figures of some tokens' logits, both [r, V]."""
+    log_g = g - g.max(1, keepdims=True)
+    probs = np.exp(log_g)
+    total = probs.sum(1, keepdims=True)
+    log_g -= np.log(total)
+    probs /= total
+    moved = t - g
+    # The difference of the log-normalisers, from the moves alone: exact where they are small.
+    base = moved[np.arange(len(t)), g.argmax(1)][:, None]
+    delta = moved - base
+    delta -= np.log1p(np.einsum("rv,rv->r", probs, np.expm1(delta)))[:, None]
+    extra = delta * delta * (0.5 + delta / 6)
+    if np.abs(delta).max(initial=0.0) > _SERIES:
+        extra = np.expm1(delta) - delta
+    best_t, best_g, row = t.argmax(1), g.argmax(1), np.arange(len(t))
+    margin = g[row, best_g] - g[row, best_t]
+    return {
+        "relative": np.sqrt(
+            np.einsum("rv,rv->r", delta, delta) / np.einsum("rv,rv->r", log_g, log_g)
+        ),
+        "peak": np.maximum(delta.max(1), -delta.min(1)) / -log_g.min(1),
+        "shift": np.abs(base[:, 0]),
+        # KL = sum p (expm1(d) - d): every term is at least 0, so nothing cancels.
+        "kl": np.einsum("rv,rv->r", probs, extra),
+        "range": moved.max(1) - moved.min(1),
+        "margin": np.where(best_t != best_g, margin, -1.0),
+    }
+
+
+def _worst(gold: Gold, subject: np.ndarray, relative: np.ndarray) -> Worst | None:
+    if not relative.max(initial=0.0) > 0:
+        return None
+    b, q = (int(i) for i in np.unravel_index(int(relative.argmax()), relative.shape))
+    t, g = subject[b, q].astype(np.float64), gold.array[b, q]
+    gap, _ = finite_difference(t[None], g[None], np.ones(1, bool), None)
+    token = int(np.abs(gap[0]).argmax())
+    return Worst({"B": b, "T": q, "V": token}, float(t[token]), float(g[token]))
