@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -66,6 +67,15 @@ def case_config(heads: str, tied: str, rope: str) -> LlamaConfig:
         tie_word_embeddings=tied == "tied",
         rope_scaling=ROPE[rope],
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """Matrices this small only make threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # Ours
