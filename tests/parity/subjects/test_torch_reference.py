@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from witnesses import (
+    GQA,
+    LAYERS,
+    LINEAR,
+    LLAMA3,
+    changed,
+    first_apart,
+    inputs_for,
+    on_disk,
+    small,
+    swap,
+    whole,
+    worst,
+)
+
+from jaxllama.errors import CheckpointError, InputError
+from jaxllama.rope import inv_freq
+from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch_weights import TorchWeights
+
+DTYPES = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}
+
+
+@pytest.mark.parametrize("variant", ["reordered", "sdpa", "doubled"])
+def test_variants_differ_by_rounding_alone(variant: str) -> None:
+    checkpoint = small()
+    inputs = inputs_for(checkpoint, "left_padded")
+    eager = whole(TorchReference(checkpoint), inputs)
+    subject = TorchReference(checkpoint, variant=variant)
+    other = whole(subject, inputs)
+    absent = {name for name in eager if name not in other}
+    assert {name.replace(f".{i}", "") for i in range(LAYERS) for name in absent} >= subject.absent
+    assert bool(absent) == bool(subject.absent) == (variant == "sdpa")
+    eager = {name: value for name, value in eager.items() if name in other}
+    assert worst(eager, other, inputs) < 1e-12
+    if variant == "reordered":  # otherwise it would measure no noise
+        assert any((eager[name] != other[name]).any() for name in eager)
+
+
+@pytest.mark.parametrize("dtype", ["f64", "f32", "bf16"])
+def test_dtypes_are_the_lanes_and_logits_are_wide(dtype: str) -> None:
+    checkpoint = small()
+    taps = whole(TorchReference(checkpoint, dtype=dtype), inputs_for(checkpoint, "causal"))
+    assert taps["embed"].dtype == taps["layers.1.k_rope"].dtype == DTYPES[dtype]
+    wide = np.float64 if dtype == "f64" else np.float32
+    assert taps["logits"].dtype == taps["layers.0.attn_probs"].dtype == wide
+    assert taps["positions"].dtype == np.int32
+    assert taps["mask"].dtype == np.bool_
+
+
+def test_lower_precision_is_near_but_not_equal() -> None:
+    checkpoint = small()
+    inputs = inputs_for(checkpoint, "packed")
+    gold = whole(TorchReference(checkpoint), inputs)
+    for dtype, least, most in (("f32", 1e-9, 1e-4), ("bf16", 1e-4, 0.3)):
+        gap = worst(gold, whole(TorchReference(checkpoint, dtype=dtype), inputs), inputs)
+        assert least < gap < most
+
+
+@pytest.mark.parametrize("scaling", [None, LINEAR, LLAMA3])
+def test_frequencies_agree_with_the_model_under_test(scaling: object) -> None:
+    checkpoint = small(scaling=scaling)
+    ours = TorchReference(checkpoint).inv_freq().numpy()
+    np.testing.assert_allclose(ours, inv_freq(checkpoint.config), rtol=1e-14)
+
+
+def test_a_row_that_sees_nothing_gets_zeros() -> None:
+    checkpoint = small()
+    inputs = inputs_for(checkpoint, "left_padded")
+    for variant in ("eager", "sdpa"):
+        taps = whole(TorchReference(checkpoint, variant=variant), inputs)
+        empty = taps["layers.0.attn_context"][~inputs.valid]
+        assert empty.size
+        assert not empty.any()
+
+
+class OtherTheta(TorchReference):
+    def inv_freq(self) -> torch.Tensor:
+        return TorchReference(
+            self.weights._checkpoint, config=self.config.replace(rope_theta=1e6)
+        ).inv_freq()
+
+
+class TiledHeads(TorchReference):
+    def kv_head_of_query(self) -> torch.Tensor:
+        return torch.arange(self.config.num_attention_heads) % self.config.num_key_value_heads
+
+
+class NoScale(TorchReference):
+    def scale(self) -> float:
+        return 1.0
+
+
+class SeesEverything(TorchReference):
+    def probs(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return scores.softmax(-1)
+
+
+class OtherEps(TorchReference):
+    def rms_norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        right, self.config = self.config, self.config.replace(rms_norm_eps=0.1)
+        normed = super().rms_norm(x, name)
+        self.config = right
+        return normed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "tap"),
+    [
+        (OtherTheta, "rope.inv_freq"),
+        (TiledHeads, "layers.0.attn_scores"),
+        (NoScale, "layers.0.attn_scores"),
+        (SeesEverything, "layers.0.attn_probs"),
+        (OtherEps, "layers.0.input_layernorm"),
+    ],
+)
+def test_an_overridden_operator_is_wrong_from_its_own_tap_on(
+    wrong: type[TorchReference], tap: str
+) -> None:
+    checkpoint = small(GQA)
+    inputs = inputs_for(checkpoint, "causal")
+    right = whole(TorchReference(checkpoint), inputs)
+    assert first_apart(right, whole(wrong(checkpoint), inputs), inputs, 1e-9) == tap
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "tap"),
+    [
+        ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj", "layers.1.gate_proj"),
+        ("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "layers.0.q_proj"),
+        ("norm", "layers.2.input_layernorm", "layers.2.input_layernorm"),
+    ],
+)
+def test_swapped_weights_show_at_the_first_tap_that_uses_them(a: str, b: str, tap: str) -> None:
+    checkpoint = small()
+    inputs = inputs_for(checkpoint, "causal")
+    wrong = changed(checkpoint, swap(f"model.{a}.weight", f"model.{b}.weight"))
+    right = whole(TorchReference(checkpoint), inputs)
+    assert first_apart(right, whole(TorchReference(wrong), inputs), inputs, 1e-9) == tap
+
+
+def test_a_config_of_its_own_overrides_the_checkpoints() -> None:
+    checkpoint = small()
+    inputs = inputs_for(checkpoint, "causal")
+    right = whole(TorchReference(checkpoint), inputs)
+    other = TorchReference(checkpoint, config=checkpoint.config.replace(rms_norm_eps=0.1))
+    assert first_apart(right, whole(other, inputs), inputs, 1e-9) == "layers.0.input_layernorm"
+
+
+@pytest.mark.ill_typed
+def test_an_unknown_variant_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"variant 'fused': expected one of eager, .*doubled"):
+        TorchReference(small(), variant="fused")  # type: ignore[arg-type]
+
+
+def test_weights_of_a_directory_are_read_without_jaxllama(tmp_path: Path) -> None:
+    checkpoint = small(dtype="bfloat16")
+    stored = on_disk(checkpoint, tmp_path)
+
+    def refuse(name: str) -> np.ndarray:
+        raise AssertionError(f"{name} was read by jaxllama")
+
+    weights = TorchWeights(dataclasses.replace(stored, reader=refuse))
+    for name in checkpoint.tensors:
+        assert weights[name].dtype == torch.bfloat16
+        expected = checkpoint.read(name).view(np.int16)
+        np.testing.assert_array_equal(weights[name].view(torch.int16).numpy(), expected)
+    assert "lm_head.weight" in weights
+    assert "lm_head.bias" not in weights
+    with pytest.raises(CheckpointError, match=r"no tensor model\.layers\.7\.mlp\.up_proj\.weight"):
+        weights["model.layers.7.mlp.up_proj.weight"]
+
+
+def test_a_directory_gives_the_same_bits_as_memory(tmp_path: Path) -> None:
+    checkpoint = small(tied=True)
+    inputs = inputs_for(checkpoint, "causal")
+    memory = whole(TorchReference(checkpoint, dtype="f32"), inputs)
+    disk = whole(TorchReference(on_disk(checkpoint, tmp_path), dtype="f32"), inputs)
+    assert worst(memory, disk, inputs) == 0
