@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxllama import generate as module
 from jaxllama.cache import KVCache
@@ -48,9 +49,9 @@ CONFIG = LlamaConfig(
 PROMPTS = [[7, 3, 50], [11, 60, 2, 2, 31, 9, 44], [5]]
 
 
-def abstract(config: LlamaConfig) -> Llama:
+def abstract(config: LlamaConfig, dtype: DTypeLike = jnp.float64) -> Llama:
     """Return a model without weights."""
-    return nnx.eval_shape(lambda: Llama(config, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +331,33 @@ def test_prefill_and_decode_are_one_program_that_updates_its_cache_in_place(mode
     assert memory.alias_size_in_bytes >= state.cache.nbytes
 
 
+@pytest.mark.ill_typed  # as above
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_whole_program_lowers_for_accelerators(model: Llama, platform: str) -> None:
+    how = Sampling(
+        temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
+    )  # everything that could be in it
+    request = request_for(model, PROMPTS)
+    state, inputs = module._begin(model, request, how, None), module._inputs(request, how)
+    export = jax.export.export(module._advance, platforms=[platform])
+    assert export(*nnx.split(model), state, inputs, jnp.int32(3)).platforms == (platform,)
+
+
+def test_every_backend_writes_the_same(model: Llama) -> None:
+    graph, weights = nnx.split(abstract(CONFIG, jnp.float32))
+    narrow = jax.tree.map(lambda w: w.astype(jnp.float32), nnx.state(model))
+    assert jax.tree.structure(narrow) == jax.tree.structure(weights)
+    single = nnx.merge(graph, narrow)
+    found = {}
+    for backend in ("xla", "dot_product"):
+        single.backend = backend
+        found[backend] = generate(single, PROMPTS, max_new_tokens=12)
+    assert found["xla"].rows() == found["dot_product"].rows()
+    np.testing.assert_allclose(
+        found["xla"].logprobs, found["dot_product"].logprobs, rtol=0, atol=1e-4
+    )
+
+
 def test_a_cache_in_another_dtype_is_rounded_on_purpose_only(model: Llama) -> None:
     rounded = generate(model, PROMPTS, max_new_tokens=4, cache_dtype=jnp.bfloat16)
     exact = generate(model, PROMPTS, max_new_tokens=4)
@@ -426,6 +454,8 @@ def test_64_greedy_tokens_of_smollm2_are_those_of_transformers() -> None:
     prompt = checkpoint.tokenizer().encode("The capital of France is")
     ours = generate(Llama.from_pretrained(checkpoint), [prompt], max_new_tokens=64, eos_ids=())
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a matrix-vector product at a time: more threads wait, not work
     with torch.no_grad():
         expected = theirs.generate(
             torch.tensor([prompt]),
@@ -434,6 +464,7 @@ def test_64_greedy_tokens_of_smollm2_are_those_of_transformers() -> None:
             min_new_tokens=64,
             do_sample=False,
         )[0, len(prompt) :].tolist()
+        torch.set_num_threads(threads)
         found = ours.rows()[0]
         if found == expected:
             return
