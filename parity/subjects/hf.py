@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaForCausalLM
-from transformers import LlamaConfig as HFLlamaConfig
-from transformers.utils import logging
 
-from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.errors import CheckpointError, InputError, join_problems
 from parity.scenarios import Inputs, visible
 from parity.subjects.base import CheckpointLike, chunk_ranges
 from parity.subjects.observe import (
@@ -29,6 +26,16 @@ from parity.subjects.observe import (
 from parity.subjects.staged import StagedRun, Stages
 from parity.subjects.torch_arrays import to_numpy, to_torch, torch_dtype
 from parity.taps import LAYER_TAPS
+
+try:
+    from transformers import DynamicCache, LlamaForCausalLM
+    from transformers import LlamaConfig as HFLlamaConfig
+    from transformers.utils import logging
+except ModuleNotFoundError as error:
+    raise InputError(
+        f"Hugging Face as a witness needs the package {error.name}, which is not installed: "
+        "pip install 'jaxllama[parity]'"
+    ) from error
 
 
 class HFLlama:
