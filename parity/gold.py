@@ -103,7 +103,7 @@ class Gold:
             for start in range(0, rows, size):
                 place = (*outer, slice(start, min(start + size, rows)))
                 cells = self.mask[outer[0], place[-1]] if self.axes == "BNTS" else None
-                yield place, flat[place].astype(np.float64), cells
+                yield place, flat[place].astype(np.float64, copy=False), cells
 
 
 def _at_least(sizes: np.ndarray, live: np.ndarray) -> np.ndarray:

@@ -6,8 +6,11 @@ computed by all, compared with the gold, judged and forgotten.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +19,7 @@ from parity.compare import against, difference
 from parity.gold import Difference, Gold
 from parity.result import TapRow, WitnessRow
 from parity.scenarios import Inputs
-from parity.subjects.base import Run, Subject
+from parity.subjects.base import CachedSubject, Run, Subject
 from parity.taps import AXES, CACHE_TAPS, split_name
 from parity.tolerance import LIMITS, UNIT_ROUNDOFF, Limits, noise_floor
 
@@ -24,23 +27,37 @@ Arrays = Mapping[str, np.ndarray]
 Progress = Callable[[], None]
 
 
-@dataclass
-class Party:
-    """One implementation on its way through a pass.
+@dataclass(frozen=True)
+class Entry:
+    """One implementation and what it is there for.
 
     Attributes:
         subject: the implementation.
         roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
             is an honest run whose error is the noise; a `witness` must agree with the gold;
             `interior` is the noise of what computes in float32 whatever it is given.
-        mode: `free`, `isolated` or `decode`.
+        modes: of `free`, `isolated` and `decode`, those it runs in.
     """
+
+    subject: Subject
+    roles: frozenset[str]
+    modes: tuple[str, ...]
+
+
+@dataclass
+class Party:
+    """An entry on its way through a pass in one mode, with what its last stage differed by."""
 
     subject: Subject
     roles: frozenset[str]
     mode: str
     run: Run
     differences: dict[str, Difference] = field(default_factory=dict)
+
+    @property
+    def testifies(self) -> bool:
+        """Whether this is a witness's own run, not one on the gold's inputs."""
+        return "witness" in self.roles and self.mode != "isolated"
 
 
 @dataclass
@@ -69,7 +86,7 @@ def walk(
     lane: str,
     inputs: Inputs,
     gold: Subject,
-    parties: Sequence[tuple[Subject, frozenset[str]]],
+    entries: Sequence[Entry],
     modes: Sequence[str],
     layers: int,
     *,
@@ -82,73 +99,81 @@ def walk(
         lane: dtype under judgement.
         inputs: the scenario.
         gold: the float64 reference.
-        parties: subjects with their roles, see `Party`.
+        entries: who takes part, and how.
         modes: `free`, `isolated`; or `decode` alone, with `chunks`.
         layers: L.
         chunks: columns per call of a decode run.
         progress: called after every stage.
     """
-    gold_run = _start(gold, inputs, chunks)
+
+    def start(subject: Subject) -> Run:
+        if chunks is None:
+            return subject.start(inputs)
+        return cast(CachedSubject, subject).start_decode(inputs, chunks)
+
+    gold_run = start(gold)
     walkers = [
-        Party(
-            subject, roles, mode, gold_run if subject is gold else _start(subject, inputs, chunks)
-        )
+        Party(e.subject, e.roles, mode, gold_run if e.subject is gold else start(e.subject))
         for mode in modes
-        for subject, roles in parties
-        if _takes_part(subject, roles, mode)
+        for e in entries
+        if mode in e.modes and (mode != "isolated" or e.subject.can_force)
     ]
-    tallies: dict[str, Tally] = {p.subject.name: Tally() for p in walkers if "witness" in p.roles}
-    record = PassRecord()
-    misshapen: set[str] = set()
-    for step, valid, mask, held in _chunk_views(inputs, chunks):
-        for _ in range(layers + 2):
-            truth = gold_run.step()
-            golds = {
-                name: Gold(name, value, _rows_of(name, valid, held), mask)
-                for name, value in truth.items()
-            }
-            arrays = {}
-            for party in walkers:
-                force = _force(party, truth, misshapen)
-                taps = truth if party.run is gold_run else party.run.step(force)
-                party.differences = {
-                    name: against(golds[name], value)
-                    for name, value in taps.items()
-                    if name in golds
-                }
-                if "subject" in party.roles:
-                    misshapen |= {n for n in party.differences if taps[n].shape != truth[n].shape}
-                    record.unmatched |= _unmatched(taps, truth, party.subject)
-                    if party.mode != "isolated":
-                        arrays = taps
-                    _bound_probabilities(party, taps, golds)
-                if "witness" in party.roles and party.mode != "isolated":
-                    tally = tallies[party.subject.name]
-                    tally.unmatched |= _unmatched(taps, truth, party.subject)
-                    _note_gap(tally, taps, arrays, valid, mask)
-            record.rows += _judge(lane, inputs.name, step, walkers, LIMITS[lane])
-            _judge_witnesses(lane, walkers, tallies, LIMITS[lane])
-            progress()
-    mode = "decode" if "decode" in modes else "free"
-    for party in walkers:
-        if "witness" in party.roles and party.mode != "isolated":
-            tally = tallies[party.subject.name]
-            record.witnesses.append(
-                _witness_row(party.subject, lane, inputs.name, mode, tally, LIMITS[lane])
-            )
-    return record
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        judge = _Judge(lane, inputs.name, walkers, pool)
+        for chunk in _chunk_views(inputs, chunks):
+            for _ in range(layers + 2):
+                truth = gold_run.step()
+                judge.stage(chunk, truth, gold_run)
+                progress()
+    return judge.record()
 
 
-def _takes_part(subject: Subject, roles: frozenset[str], mode: str) -> bool:
-    if mode == "isolated":
-        return bool(roles & {"subject", "variant"}) and subject.can_force
-    return mode == "free" or "production" not in roles
+class _Judge:
+    """Compares the parties' stages as they come, and keeps the verdicts."""
 
+    def __init__(
+        self, lane: str, scenario: str, walkers: Sequence[Party], pool: ThreadPoolExecutor
+    ) -> None:
+        self.lane, self.scenario = lane, scenario
+        self.walkers, self.pool = walkers, pool
+        self.rows: list[TapRow] = []
+        self.unmatched: set[str] = set()
+        self.misshapen: set[str] = set()
+        self.tallies = {p.subject.name: Tally() for p in walkers if p.testifies}
 
-def _start(subject: Subject, inputs: Inputs, chunks: Sequence[int] | None) -> Run:
-    if chunks is None:
-        return subject.start(inputs)
-    return subject.start_decode(inputs, chunks)  # type: ignore[attr-defined]
+    def stage(self, chunk: Chunk, truth: Arrays, gold_run: Run) -> None:
+        """Take every party one stage on, compare it with the gold, judge."""
+        golds = {
+            name: Gold(name, value, chunk.rows_of(name), chunk.mask)
+            for name, value in truth.items()
+        }
+        shown: Arrays = {}
+        for party in self.walkers:
+            force = _force(party, truth, self.misshapen)
+            taps = truth if party.run is gold_run else party.run.step(force)
+            party.differences = _compare(self.pool, golds, taps)
+            if "subject" in party.roles:
+                found = party.differences
+                self.misshapen |= {n for n in found if taps[n].shape != truth[n].shape}
+                self.unmatched |= _unmatched(taps, truth, party.subject)
+                _bound_probabilities(party, taps, golds)
+                shown = shown or taps
+            if party.testifies:
+                tally = self.tallies[party.subject.name]
+                tally.unmatched |= _unmatched(taps, truth, party.subject)
+                _note_gap(tally, taps, shown, chunk)
+        limits = LIMITS[self.lane]
+        self.rows += _judge(self.lane, self.scenario, chunk.step, self.walkers, limits)
+        _judge_witnesses(self.lane, self.walkers, self.tallies)
+
+    def record(self) -> PassRecord:
+        """Return what has been found."""
+        witnesses = [
+            _witness_row(p, self.lane, self.scenario, self.tallies[p.subject.name])
+            for p in self.walkers
+            if p.testifies
+        ]
+        return PassRecord(self.rows, witnesses, self.unmatched)
 
 
 def _force(party: Party, truth: Arrays, misshapen: set[str]) -> Arrays | None:
@@ -158,23 +183,42 @@ def _force(party: Party, truth: Arrays, misshapen: set[str]) -> Arrays | None:
     return {name: value for name, value in truth.items() if name not in misshapen}
 
 
-def _chunk_views(
-    inputs: Inputs, chunks: Sequence[int] | None
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield each chunk's number, valid [B, t], mask [B, t, C], and valid [B, C] of all fed."""
-    if chunks is None:
-        yield 0, inputs.valid, inputs.mask, inputs.valid
-        return
+@dataclass(frozen=True)
+class Chunk:
+    """The columns of one call: all of them, or one piece of a decode run.
+
+    Attributes:
+        step: its number.
+        valid: its columns' validity [B, t].
+        mask: what its queries see of the C columns fed so far [B, t, C].
+        held: validity of those columns [B, C].
+    """
+
+    step: int
+    valid: np.ndarray
+    mask: np.ndarray
+    held: np.ndarray
+
+    def rows_of(self, name: str) -> np.ndarray:
+        """Return which of a tap's rows are real tokens: a cache also holds earlier chunks'."""
+        return self.held if split_name(name)[0] in CACHE_TAPS else self.valid
+
+
+def _chunk_views(inputs: Inputs, chunks: Sequence[int] | None) -> Iterator[Chunk]:
     stop = 0
-    for step, size in enumerate(chunks):
+    for step, size in enumerate(chunks or [inputs.tokens.shape[1]]):
         start, stop = stop, stop + size
-        held = inputs.valid[:, :stop]
-        yield step, inputs.valid[:, start:stop], inputs.mask[:, start:stop, :stop], held
+        mask = inputs.mask[:, start:stop, :stop]
+        yield Chunk(step, inputs.valid[:, start:stop], mask, inputs.valid[:, :stop])
 
 
-def _rows_of(name: str, valid: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Return which of a tap's rows are real tokens: a cache also holds those of earlier chunks."""
-    return held if split_name(name)[0] in CACHE_TAPS else valid
+def _compare(
+    pool: ThreadPoolExecutor, golds: Mapping[str, Gold], taps: Arrays
+) -> dict[str, Difference]:
+    """Compare a stage's taps, several at a time: NumPy works outside the interpreter's lock."""
+    shared = [name for name in taps if name in golds]
+    found = pool.map(lambda name: against(golds[name], taps[name]), shared)
+    return dict(zip(shared, found, strict=True))
 
 
 def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
@@ -266,11 +310,9 @@ def _explain_flips(found: Difference, walkers: Sequence[Party], mode: str, limit
         )
 
 
-def _judge_witnesses(
-    lane: str, walkers: Sequence[Party], tallies: Mapping[str, Tally], limits: Limits
-) -> None:
+def _judge_witnesses(lane: str, walkers: Sequence[Party], tallies: Mapping[str, Tally]) -> None:
     for party in walkers:
-        if "witness" not in party.roles or party.mode == "isolated":
+        if not party.testifies:
             continue
         inner = getattr(party.subject, "internal_dtype", lane)
         effective = max(lane, inner, key=lambda dtype: UNIT_ROUNDOFF[dtype])
@@ -288,31 +330,27 @@ def _judge_witnesses(
                 tally.worst_tap, tally.rho = name, rho
 
 
-def _note_gap(
-    tally: Tally, taps: Arrays, subject: Arrays, valid: np.ndarray, mask: np.ndarray
-) -> None:
+def _note_gap(tally: Tally, taps: Arrays, subject: Arrays, chunk: Chunk) -> None:
     """Measure witness against subject where every difference ends up: residual and logits."""
     for name, value in taps.items():
         ends_a_stage = split_name(name)[0] in ("embed", "layers.output", "logits")
         if ends_a_stage and name in subject and subject[name].shape == value.shape:
-            gap = difference(name, subject[name], value, valid, mask).relative.max()
+            gap = difference(name, subject[name], value, chunk.valid, chunk.mask).relative.max()
             tally.subject_gap = max(tally.subject_gap, float(gap))
 
 
-def _witness_row(
-    witness: Subject, lane: str, scenario: str, mode: str, tally: Tally, limits: Limits
-) -> WitnessRow:
+def _witness_row(party: Party, lane: str, scenario: str, tally: Tally) -> WitnessRow:
     return WitnessRow(
-        witness=witness.name,
+        witness=party.subject.name,
         lane=lane,
         scenario=scenario,
-        mode=mode,
+        mode=party.mode,
         compared=len(tally.compared),
-        absent=tuple(sorted(witness.absent)),
+        absent=tuple(sorted(party.subject.absent)),
         unmatched=tuple(sorted(tally.unmatched)),
         worst_tap=tally.worst_tap,
         rho=tally.rho,
-        limit=limits.witness,
+        limit=LIMITS[lane].witness,
         error=tally.error,
         subject_gap=tally.subject_gap,
         problems=tuple(tally.problems[:8]),

@@ -17,7 +17,7 @@ from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity import environment
 from parity.locate import first_divergence
-from parity.lockstep import PassRecord, walk
+from parity.lockstep import Entry, PassRecord, walk
 from parity.overrides import overridden
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
@@ -172,10 +172,7 @@ def _lanes(
     seconds: dict[str, float] = {}
     for lane in plan.dtypes:
         began = time.perf_counter()
-        subject = make_subject(model, lane)
-        parties = [(subject, frozenset({"subject"})), *_honest(plan, checkpoint, gold, lane)]
-        if hasattr(subject, "production"):
-            parties.append((subject.production(), frozenset({"production"})))
+        entries = _entries(plan, checkpoint, gold, make_subject(model, lane), lane)
         for one in inputs:
             for modes, chunks in passes:
 
@@ -189,7 +186,7 @@ def _lanes(
                     lane,
                     one,
                     gold,
-                    parties,
+                    entries,
                     modes,
                     layers,
                     chunks=None if chunks is None else chunks(one),
@@ -197,7 +194,7 @@ def _lanes(
                 )
                 records.append(record)
         seconds[f"{lane}_s"] = time.perf_counter() - began
-        del parties
+        del entries
         gc.collect()
     return records, seconds
 
@@ -224,27 +221,37 @@ def decode_chunks(inputs: Inputs) -> list[int]:
     return [size for size in (first, prompt - first, *[1] * singles) if size]
 
 
-def _honest(
-    plan: Plan, checkpoint: Checkpoint, gold: Subject, lane: str
-) -> list[tuple[Subject, frozenset[str]]]:
-    """Return the implementations that give noise and testimony at one dtype."""
+def _entries(
+    plan: Plan, checkpoint: Checkpoint, gold: Subject, subject: Subject, lane: str
+) -> list[Entry]:
+    """Return who takes part at one dtype: the subject, and what gives noise and testimony."""
+    entries = [Entry(subject, frozenset({"subject"}), MODES)]
+    if isinstance(subject, JaxLlama):
+        entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
     reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
-    eager = gold if lane == "f64" else TorchReference(checkpoint, dtype=lane)
-    roles = {"witness"} if "torch" in plan.reference else set()
+    # Rounding that does not add up is steady: one honest variant shows it, and one is quicker.
+    modes = MODES if lane == "f64" else ("free", "decode")
+    entries.append(Entry(reordered, frozenset({"variant"}), modes))
+    witness = frozenset({"witness"}) if "torch" in plan.reference else frozenset()
     if lane != "f64":
-        roles |= {"variant"}
-    parties = [(reordered, frozenset({"variant"})), (eager, frozenset(roles))]
+        eager = TorchReference(checkpoint, dtype=lane)
+        entries.append(Entry(eager, witness | {"variant"}, MODES))
+    elif witness:
+        entries.append(Entry(gold, witness, ("free", "decode")))
     if "hf" in plan.reference:
         from parity.subjects.hf import HFLlama
 
-        parties.append((HFLlama(checkpoint, dtype=lane), frozenset({"witness"})))
+        hf = HFLlama(checkpoint, dtype=lane)
+        entries.append(Entry(hf, frozenset({"witness"}), ("free", "decode")))
     if "meta" in plan.reference:
         from parity.subjects.meta import MetaLlama
 
-        parties.append((MetaLlama(checkpoint, dtype=lane), frozenset({"witness"})))
+        meta = MetaLlama(checkpoint, dtype=lane)
+        entries.append(Entry(meta, frozenset({"witness"}), ("free", "decode")))
     if lane == "f64" and {"hf", "meta"} & set(plan.reference):
-        parties.append((TorchReference(checkpoint, dtype="f32"), frozenset({"interior"})))
-    return [(subject, roles) for subject, roles in parties if roles]
+        single = TorchReference(checkpoint, dtype="f32")
+        entries.append(Entry(single, frozenset({"interior"}), ("free", "decode")))
+    return entries
 
 
 def _inputs_facts(inputs: Inputs) -> dict[str, Any]:

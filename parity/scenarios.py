@@ -34,7 +34,7 @@ DEFAULT_SCENARIOS = SCENARIOS[:4]
 # Prime, so that they equal no batch, head or window size, and no block size divides them. The
 # first is long because wrong rotations hide in short prompts: 0.004 rad at token 4 is 0.5 at 512.
 # The others share one shape: a compiled model is reused, where compiling it costs most of a run.
-DEFAULT_LENGTHS = dict.fromkeys(SCENARIOS, 61) | {"causal": 521}
+DEFAULT_LENGTHS = dict.fromkeys(SCENARIOS, 37) | {"causal": 521}
 ROWS = 3
 # Past the 8192 tokens that Llama 3 was first trained on, where scaled frequencies matter most.
 LONG_POSITION_STARTS = (8209, 12301, 20011)

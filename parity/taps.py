@@ -45,9 +45,8 @@ AXES = {
     **CACHE_TAPS,
 }
 # What is attended to: read from the cache after this step's keys and values have been written.
-_CACHE_PLACE = list(AXES).index("layers.k_rope")
 _ORDER = {kind: float(place) for place, kind in enumerate(AXES)}
-_ORDER |= dict.fromkeys(CACHE_TAPS, _CACHE_PLACE + 0.5)
+_ORDER |= {"cache.k": _ORDER["layers.k_rope"] + 0.3, "cache.v": _ORDER["layers.k_rope"] + 0.6}
 _INDEXED = re.compile(r"^(layers|cache)\.(\d+)\.(.+)$")
 
 
