@@ -3,7 +3,7 @@
 Writes a synthetic checkpoint (bfloat16, 16 GB), copies it, converts it in a process of its own,
 verifies nothing but sizes (use `jaxllama verify` for that), and removes everything again.
 
-    python scripts/bench_convert.py WORK_DIRECTORY [--preset 3.1-8B] [--to meta] [--keep]
+    python scripts/bench_convert.py WORK_DIRECTORY [--preset llama-3.1-8b] [--to meta] [--keep]
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     """Run the measurement and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--preset", default="3.1-8B")
+    parser.add_argument("--preset", default="llama-3.1-8b")
     parser.add_argument("--to", default="meta")
     parser.add_argument("--keep", action="store_true", help="keep source and target")
     arguments = parser.parse_args()

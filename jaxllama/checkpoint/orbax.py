@@ -155,15 +155,31 @@ class OrbaxSink:
 
     def flush(self) -> None:
         """Save the batch."""
-        if self._batch:
+        batch, self._batch = self._batch, {}
+        if batch and not self._save(batch):
+            for name, values in batch.items():
+                self._save({name: values})
+
+    def _save(self, batch: dict[str, np.ndarray]) -> bool:
+        """Save tensors; False if one of them is there already.
+
+        That happens after a crash between a save and its entry in the journal. What is there is
+        whole, since every save is atomic, and the same, since the journal's plan is.
+        """
+        try:
             with _context():
-                ocp.partial.save(self._directory / ARRAYS, self._batch)
-            self._batch = {}
+                ocp.partial.save(self._directory / ARRAYS, batch)
+        except Exception as error:
+            if type(error).__name__ != "PartialSaveReplacementError":  # private to Orbax
+                raise
+            return False
+        return True
 
     def finish(self) -> None:
         """Make the saved batches one checkpoint."""
-        with _context():
-            ocp.partial.finalize(self._directory / ARRAYS)
+        if not (self._directory / ARRAYS).exists():  # else a crash came right after
+            with _context():
+                ocp.partial.finalize(self._directory / ARRAYS)
 
 
 def _context() -> ocp.Context:

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxllama.checkpoint import check_manifest, convert, in_memory, open_checkpoint, tiny, verify
+from jaxllama.checkpoint.digests import digest
+from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.names import half_split, interleave
+from jaxllama.errors import CheckpointError
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+K = "model.layers.1.self_attn.k_proj.weight"
+GATE, UP = (f"model.layers.1.mlp.{n}_proj.weight" for n in ("gate", "up"))
+
+
+@pytest.fixture
+def base():
+    return tiny(num_hidden_layers=3)
+
+
+def _changed(base, **changes):
+    weights = {n: base.read(n) for n in base.tensors} | changes
+    return in_memory(base.config, {n: w for n, w in weights.items() if w is not None})
+
+
+def _only(base, changed):
+    (difference,) = verify(base, changed).differences
+    return difference
+
+
+def test_equal_checkpoints_are_equal(base):
+    result = verify(base, tiny(num_hidden_layers=3))
+    assert result.equal and len(result.digests) == len(base.tensors)
+
+
+def test_digest_tells_dtype_and_shape_apart():
+    zeros = np.zeros((4, 6), np.float16)
+    others = [zeros.reshape(6, 4), zeros.astype(FLOATS["bfloat16"]), np.zeros((2, 6), np.float32)]
+    assert len({digest(zeros), *map(digest, others)}) == 4
+    assert digest(np.ones((4, 6)).T) == digest(np.ones((6, 4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "transform", "explanation"),
+    [
+        ("model.layers.1.self_attn.o_proj.weight", lambda w: w.T.copy(), "transposed"),
+        (Q, lambda w: interleave(w, 6), "rows interleaved by its 6 heads (q/k permutation)"),
+        (K, lambda w: half_split(w, 2), "rows half-split by its 2 heads (q/k permutation undone)"),
+        (Q, lambda w: interleave(w, 2), "rows interleaved by k's 2 heads (q/k permutation)"),
+        (GATE, lambda w: cast(w, FLOATS["bfloat16"]), "cast from float32 to bfloat16"),
+        (
+            GATE,
+            lambda w: cast(cast(w, FLOATS["float16"]), FLOATS["bfloat16"]),
+            "cast from float32 to bfloat16 by way of float16",
+        ),
+        (
+            GATE,
+            lambda w: cast(cast(w, FLOATS["float16"]), FLOATS["float32"]),
+            "rounded through float16",
+        ),
+        (GATE, lambda w: w + np.float32(0.25), ""),
+    ],
+)
+def test_known_transforms_are_named(base, name, transform, explanation):
+    difference = _only(base, _changed(base, **{name: transform(base.read(name))}))
+    assert (difference.name, difference.kind, difference.explanation) == (
+        name,
+        "differs",
+        explanation,
+    )
+
+
+def test_difference_is_measured(base):
+    other = base.read(GATE).copy()
+    other[3, 4] += 0.5
+    difference = _only(base, _changed(base, **{GATE: other}))
+    assert f"1 of {other.size} elements differ, by up to 0.5 (values" in difference.detail
+
+
+def test_swap_and_neighbour_are_named(base):
+    swapped = _changed(base, **{GATE: base.read(UP), UP: base.read(GATE)})
+    found = {d.name: d.explanation for d in verify(base, swapped).differences}
+    assert found == {GATE: "swapped with up_proj", UP: "swapped with gate_proj"}
+    neighbour = GATE.replace(".1.", ".2.")
+    shifted = _changed(base, **{GATE: cast(base.read(neighbour), FLOATS["bfloat16"])})
+    assert _only(base, shifted).explanation == "layer 2's, then cast to bfloat16"
+
+
+def test_missing_unexpected_and_invalid(base):
+    bad = base.read(GATE).copy()
+    bad[0, 0] = np.nan
+    first, second = _changed(base, **{K: None, GATE: bad}), _changed(base, **{Q: None, GATE: bad})
+    found = {d.name: d.kind for d in verify(first, second).differences}
+    assert found == {K: "unexpected", Q: "missing", GATE: "invalid"}
+
+
+def test_config_differences_count(base):
+    other = in_memory(base.config.replace(rope_theta=1e6), {n: base.read(n) for n in base.tensors})
+    result = verify(base, other)
+    assert not result.equal and result.config == (
+        "rope_theta: 500000.0 in the first, 1000000.0 in the second",
+    )
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+def test_manifest_finds_one_changed_bit(tmp_path, base, to):
+    target = convert(base, tmp_path / "out", to=to).target
+    check_manifest(open_checkpoint(target))
+    manifest = target / "jaxllama_manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["tensors"] == verify(base, base).digests
+    content["tensors"][GATE] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"{GATE}: digest"):
+        check_manifest(open_checkpoint(target))
+
+
+def test_manifest_of_changed_weights(tmp_path, base):
+    target = convert(base, tmp_path / "out", to="hf").target
+    file = target / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: digest"):
+        check_manifest(open_checkpoint(target))
+    (target / "jaxllama_manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        check_manifest(open_checkpoint(target))
