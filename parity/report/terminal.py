@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,8 @@ def show(result: Result, console: Console, *, verbose: bool = False) -> None:
     for line in _inconclusive_lines(result):
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
     console.print(_lane_table(result))
+    if any(row.tap == "logits" for row in result.rows):
+        console.print(_logits_line(result), soft_wrap=True, highlight=False, markup=False)
     if result.witnesses:
         console.print(_witness_table(result.witnesses))
     if verbose or result.first_divergence is not None:
@@ -127,49 +130,63 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _lane_table(result: Result) -> Table:
-    table = Table(title="subject against the float64 reference", title_justify="left")
-    columns = ("dtype", "scenario", "mode", "worst error", "at", "rho would pass", "limit")
-    for column in (*columns, "KL max", "top-1 flips"):
-        table.add_column(column, justify="left" if column in columns[:3] else "right")
+    """One row a run: its largest error, and the tap that comes closest to its limit."""
+    table = _table("subject against the float64 reference")
+    for column in ("dtype", "scenario", "mode"):
+        table.add_column(column)
+    for column in ("error", "rho", "limit"):
+        table.add_column(column, justify="right")
+    table.add_column("nearest its limit")
     groups: dict[tuple[str, str, str], list[TapRow]] = {}
     for row in result.rows:
         groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
-    for (lane, scenario, mode), rows in groups.items():
-        worst = max(rows, key=lambda r: (r.rho / r.limit, r.error))
-        logits = [r for r in rows if r.tap == "logits"]
-        failed = any(not r.passed for r in rows)
-        table.add_row(
-            lane,
-            scenario,
-            mode,
-            f"{max(r.error for r in rows):.1e}",
-            worst.tap,
-            f"{worst.rho:.3g}",
-            f"{worst.limit:g}",
-            f"{max(r.facts.get('kl_max', 0.0) for r in logits):.1e}" if logits else "-",
-            f"{sum(r.facts.get('top1_flips', 0.0) for r in logits):.0f}" if logits else "-",
-            style="red" if failed else None,
-        )
+    for group, rows in groups.items():
+        worst = max(rows, key=lambda r: (not r.passed, r.rho / r.limit))
+        error = f"{max(r.error for r in rows):.1e}"
+        cells = (*group, error, f"{worst.rho:.3g}", f"{worst.limit:g}", worst.tap)
+        table.add_row(*cells, style=None if worst.passed else "red")
     return table
+
+
+def _logits_line(result: Result) -> str:
+    logits = [row for row in result.rows if row.tap == "logits" and row.mode != "isolated"]
+    parts = []
+    for lane in dict.fromkeys(row.lane for row in logits):
+        facts = [row.facts for row in logits if row.lane == lane]
+        flips = sum(f.get("top1_flips", 0.0) for f in facts)
+        said = f"{flips:.0f} top-1 flips" + (" where rounding explains them" if flips else "")
+        if any(f.get("flip_margin", 0.0) > f.get("explained_margin", 0.0) for f in facts):
+            said = f"{flips:.0f} top-1 flips, not all explained by rounding"
+        parts.append(f"{lane} KL {max(f.get('kl_max', 0.0) for f in facts):.1e}, {said}")
+    return "logits: " + "; ".join(parts)
 
 
 def _witness_table(witnesses: list[WitnessRow]) -> Table:
-    table = Table(title="witnesses", title_justify="left")
-    for column in ("witness", "dtype", "scenario", "taps", "error", "rho", "limit", "to subject"):
-        table.add_column(column, justify="left" if column in ("witness", "dtype") else "right")
+    """One row a witness and dtype, the worst of its scenarios."""
+    table = _table("witnesses: error against the reference, gap to the subject")
+    for column in ("witness", "dtype"):
+        table.add_column(column)
+    for column in ("taps", "error", "rho", "limit", "gap"):
+        table.add_column(column, justify="right")
+    groups: dict[tuple[str, str], list[WitnessRow]] = {}
     for row in witnesses:
+        groups.setdefault((row.witness, row.lane), []).append(row)
+    for group, rows in groups.items():
+        worst = max(rows, key=lambda r: (not r.agrees, r.rho))
         table.add_row(
-            row.witness,
-            row.lane,
-            f"{row.scenario}{' decode' if row.mode == 'decode' else ''}",
-            str(row.compared),
-            f"{row.error:.1e}",
-            f"{row.rho:.3g}",
-            f"{row.limit:g}",
-            f"{row.subject_gap:.1e}",
-            style=None if row.agrees else "yellow",
+            *group,
+            str(max(r.compared for r in rows)),
+            f"{max(r.error for r in rows):.1e}",
+            f"{worst.rho:.3g}",
+            f"{worst.limit:g}",
+            f"{max(r.subject_gap for r in rows):.1e}",
+            style=None if worst.agrees else "yellow",
         )
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _grid(result: Result) -> Table:
@@ -184,12 +201,18 @@ def _grid(result: Result) -> Table:
         worst[key] = max(worst.get(key, 0.0), row.rho)
         if not row.passed:
             failed.add(key)
-    table = Table(title="log10 rho, layers by operators (free running)", title_justify="left")
+    table = _table("log10 rho, layers by operators, free running")
     table.add_column("layer", justify="right")
     for name in LAYER_TAPS:
         table.add_column(_short(name), justify="right", no_wrap=True)
     layers = sorted({layer for layer, _ in worst})
-    for layer in layers[:MOST_LAYERS]:
+    # Of a deep model, those from just before the first failure on.
+    first = max(0, layers.index(min(failed)[0]) - 2) if failed else 0
+    first = min(first, max(0, len(layers) - MOST_LAYERS))
+    shown = layers[first : first + MOST_LAYERS]
+    if len(shown) < len(layers):
+        table.caption = f"and {len(layers) - len(shown)} more layers"
+    for layer in shown:
         cells = []
         for name in LAYER_TAPS:
             rho = worst.get((layer, name))

@@ -198,20 +198,37 @@ def _tokens(inputs: Inputs, columns: slice) -> Tokens:
     )
 
 
+Forced = dict[str, np.ndarray]
+Recorded = dict[str, jax.Array]
+Rotation = tuple[jax.Array, jax.Array]
+
+
 @jax.jit
-def _forward(model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array):
+def _forward(
+    model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array
+) -> jax.Array:
     return model(tokens, positions=positions, mask=mask)[0]
 
 
 @jax.jit
-def _embed(model: Llama, tokens: jax.Array, positions: jax.Array, mask: jax.Array, forced):
+def _embed(
+    model: Llama, tokens: jax.Array, positions: jax.Array, mask: jax.Array, forced: Forced
+) -> tuple[tuple[jax.Array, Rotation, jax.Array], Recorded]:
     taps = Taps(forced)
     return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
 
 
 # The old cache is dead once its successor exists; keeping it would hold it twice.
 @partial(jax.jit, donate_argnames=("cache",))
-def _layer(model: Llama, index: int, x: jax.Array, cos_sin, mask, cache, forced):
+def _layer(
+    model: Llama,
+    index: jax.Array | int,
+    x: jax.Array,
+    cos_sin: Rotation,
+    mask: jax.Array,
+    cache: KVCache | None,
+    forced: Forced,
+) -> tuple[jax.Array, KVCache | None, Recorded]:
     taps = Taps(forced)
     layer = model.layer(index)
     x, cache = layer(x, cos_sin, mask, cache, index, model.backend, taps)
@@ -219,7 +236,7 @@ def _layer(model: Llama, index: int, x: jax.Array, cos_sin, mask, cache, forced)
 
 
 @jax.jit
-def _head(model: Llama, x: jax.Array, forced):
+def _head(model: Llama, x: jax.Array, forced: Forced) -> Recorded:
     taps = Taps(forced)
     model.head(x, tap=taps)
     return taps.recorded()

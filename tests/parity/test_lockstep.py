@@ -1,0 +1,184 @@
+"""Walking implementations side by side: who is judged, and by whose noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from records import LAYERS, Scripted, scripted_inputs
+
+from parity.locate import first_divergence
+from parity.lockstep import Entry, PassRecord, walk
+from parity.result import TapRow
+from parity.subjects.base import Arrays
+from parity.taps import AXES, expected_names
+
+SUBJECT, VARIANT, WITNESS = frozenset({"subject"}), frozenset({"variant"}), frozenset({"witness"})
+MODES = ("free", "isolated")
+# Noise of an honest implementation in units far above the floor, so that the variants decide.
+NOISE = 1e-9
+
+
+def walked(
+    subject: Scripted, *others: tuple[Scripted, frozenset[str]], modes: tuple[str, ...] = ("free",)
+) -> PassRecord:
+    return walk_with(Scripted("gold"), subject, *others, modes=modes)
+
+
+def walk_with(
+    gold: Scripted,
+    subject: Scripted,
+    *others: tuple[Scripted, frozenset[str]],
+    modes: tuple[str, ...] = ("free",),
+) -> PassRecord:
+    entries = [Entry(one, roles, MODES) for one, roles in ((subject, SUBJECT), *others)]
+    return walk("f64", scripted_inputs(), gold, entries, modes, LAYERS)
+
+
+def by_tap(record: PassRecord, mode: str = "free") -> dict[str, TapRow]:
+    return {row.tap: row for row in record.rows if row.mode == mode}
+
+
+def changing(name: str, amount: float = 1e-3) -> Any:
+    def change(taps: Arrays) -> None:
+        if name in taps:
+            taps[name] = taps[name] + amount
+
+    return change
+
+
+def test_every_tap_is_judged_in_every_mode() -> None:
+    record = walked(Scripted("s"), modes=("free", "isolated"))
+    assert list(by_tap(record)) == expected_names(LAYERS) == list(by_tap(record, "isolated"))
+    assert all(row.passed for row in record.rows)
+    assert not record.unmatched and not record.witnesses
+
+
+def test_noise_is_that_of_the_variants() -> None:
+    noisy = Scripted("noisy", noise=NOISE, seed=1)
+    alone = by_tap(walked(noisy))
+    assert not alone["embed"].passed
+    beside = by_tap(walked(noisy, (Scripted("v", noise=NOISE, seed=2), VARIANT)))
+    assert beside["embed"].passed and 0.2 < beside["embed"].rho < 5
+    assert 1e-10 < beside["embed"].noise < 1e-8
+    faulty = Scripted("faulty", noise=NOISE, seed=1, change=changing("layers.1.v_proj", 1e-6))
+    judged = by_tap(walked(faulty, (Scripted("v", noise=NOISE, seed=2), VARIANT)))
+    assert [name for name, row in judged.items() if not row.passed] == ["layers.1.v_proj"]
+
+
+def test_isolated_parties_are_given_the_golds_values() -> None:
+    subject = Scripted("s")
+    walked(subject, modes=("free", "isolated"))
+    forces = [force for force in subject.forces if force is not None]
+    assert len(forces) == LAYERS + 2 and len(subject.forces) == 2 * (LAYERS + 2)
+    assert list(forces[1]) == [n for n in expected_names(LAYERS) if n.startswith("layers.0.")]
+
+
+def test_a_subject_that_cannot_be_forced_is_run_free_alone() -> None:
+    record = walked(Scripted("s", can_force=False), modes=("free", "isolated"))
+    assert {row.mode for row in record.rows} == {"free"}
+
+
+def test_a_wrong_shape_is_a_finding_in_both_modes() -> None:
+    def transpose(taps: Arrays) -> None:
+        if "layers.0.k_proj" in taps:
+            taps["layers.0.k_proj"] = np.swapaxes(taps["layers.0.k_proj"], 2, 3)
+        if "layers.0.attn_scores" in taps:
+            taps["layers.0.attn_scores"] = taps["layers.0.attn_scores"][:, :1]
+
+    subject = Scripted("s", change=transpose)
+    record = walked(subject, modes=("free", "isolated"))
+    for mode in ("free", "isolated"):
+        row = by_tap(record, mode)["layers.0.k_proj"]
+        assert not row.passed and "shape (2, 5, 6, 2)" in row.problems[0]
+    # Forcing it would end the run instead of reporting it.
+    assert all("layers.0.k_proj" not in force for force in subject.forces if force is not None)
+    first = first_divergence(record.rows)
+    assert first is not None and first.row.tap == "layers.0.k_proj"
+
+
+def test_a_tap_that_is_missing_or_unknown_is_unmatched_unless_declared() -> None:
+    def rename(taps: Arrays) -> None:
+        if "layers.1.up_proj" in taps:
+            taps["layers.1.upper"] = taps.pop("layers.1.up_proj")
+
+    record = walked(Scripted("s", change=rename))
+    assert record.unmatched == {"layers.1.up_proj", "layers.1.upper"}
+    silent = Scripted("s", absent=frozenset({"layers.attn_scores", "layers.attn_probs"}))
+    record = walked(silent)
+    assert not record.unmatched
+    assert len(by_tap(record)) == len(expected_names(LAYERS)) - 2 * LAYERS
+
+
+def test_a_wrong_witness_is_found_out() -> None:
+    honest, wrong = Scripted("honest"), Scripted("wrong", change=changing("layers.1.q_proj"))
+    record = walked(Scripted("s"), (honest, WITNESS), (wrong, WITNESS))
+    rows = {row.witness: row for row in record.witnesses}
+    assert rows["honest"].agrees and rows["honest"].rho == 0
+    assert rows["honest"].compared == len(expected_names(LAYERS))
+    assert not rows["wrong"].agrees
+    assert rows["wrong"].worst_tap == "layers.1.q_proj" and rows["wrong"].rho > 1e6
+    assert all(row.passed for row in record.rows)  # the subject is not blamed for it
+
+
+def test_a_witness_with_unmatched_taps_says_so() -> None:
+    def drop(taps: Arrays) -> None:
+        taps.pop("norm", None)
+
+    record = walked(Scripted("s"), (Scripted("w", change=drop), WITNESS))
+    assert record.witnesses[0].unmatched == ("norm",)
+    assert record.witnesses[0].compared == len(expected_names(LAYERS)) - 1
+
+
+def test_probabilities_that_the_scores_do_not_explain() -> None:
+    """Within the noise of the variants, and still caught: equal scores give equal weights."""
+
+    def shift_weight(taps: Arrays) -> None:
+        for name, value in taps.items():
+            if name == "layers.1.attn_probs":
+                moved = value.copy()
+                moved[0, 1, 3, :2] += [1e-8, -1e-8]
+                taps[name] = moved
+
+    noisy = Scripted("v", change=changing("layers.1.attn_probs", 0.0))
+    record = walked(Scripted("s", change=shift_weight), (noisy, VARIANT))
+    row = by_tap(record)["layers.1.attn_probs"]
+    assert any("total variation" in problem for problem in row.problems)
+    assert not any(by_tap(record)["layers.0.attn_probs"].problems)
+
+
+@pytest.mark.parametrize(("size", "explained"), [(1e-10, True), (1e-2, False)])
+def test_a_changed_prediction_needs_a_margin_that_noise_can_cross(
+    size: float, explained: bool
+) -> None:
+    def near_tie(amount: float) -> Any:
+        def change(taps: Arrays) -> None:
+            if "logits" in taps:
+                taps["logits"] = taps["logits"].copy()
+                best = taps["logits"][0, 2].max()
+                taps["logits"][0, 2, 4] = best + amount
+
+        return change
+
+    gold = Scripted("gold", change=near_tie(-size / 2))
+    subject = Scripted("s", change=near_tie(+size / 2))
+    variant = Scripted("v", noise=NOISE, seed=3, change=near_tie(-size / 2))
+    record = walk_with(gold, subject, (variant, VARIANT))
+    row = by_tap(record)["logits"]
+    assert row.facts["top1_flips"] == 1
+    assert any("top-1" in problem for problem in row.problems) is not explained
+    assert row.passed is explained
+
+
+def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
+    production = Scripted("p", absent=frozenset(AXES) - {"logits"})
+    entries = [
+        Entry(Scripted("s"), SUBJECT, MODES),
+        Entry(production, frozenset({"production"}), ("free",)),
+    ]
+    record = walk("f64", scripted_inputs(), Scripted("gold"), entries, MODES, LAYERS)
+    assert {row.mode for row in record.rows} == {"free", "isolated", "production"}
+    assert (
+        len([row for row in record.rows if row.mode == "production" and row.tap == "logits"]) == 1
+    )

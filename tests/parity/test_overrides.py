@@ -1,0 +1,56 @@
+"""Changing the subject's configuration, and refusing what is no change of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxllama.checkpoint.samples import TINY
+from jaxllama.errors import ConfigError, InputError
+from parity.overrides import overridden
+
+
+def test_values_are_read_as_the_field_holds_them() -> None:
+    changed = overridden(TINY, ["rope_theta=1e6", "rms_norm_eps=1", "tie_word_embeddings=true"])
+    assert changed.rope_theta == 1e6
+    assert changed.rms_norm_eps == 1.0 and type(changed.rms_norm_eps) is float
+    assert changed.tie_word_embeddings is True
+    assert TINY.rope_theta == 5e5
+
+
+def test_fields_of_the_rope_scaling() -> None:
+    changed = overridden(TINY, ["rope_scaling.factor=32", "rope_scaling.low_freq_factor=2"])
+    assert changed.rope_scaling is not None
+    assert (changed.rope_scaling.factor, changed.rope_scaling.low_freq_factor) == (32.0, 2.0)
+    assert overridden(TINY, ["rope_scaling=None"]).rope_scaling is None
+
+
+def test_the_last_of_several_wins_and_none_changes_nothing() -> None:
+    assert overridden(TINY, ["rope_theta=1e4", " rope_theta = 2e4"]).rope_theta == 2e4
+    assert overridden(TINY, []) == TINY
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("rope_theta", "expected FIELD=VALUE"),
+        ("=1", "expected FIELD=VALUE"),
+        ("rope_theta=", "expected FIELD=VALUE"),
+        ("theta=1e6", "rope_theta"),  # the message lists the fields there are
+        ("rope_scaling.theta=1", "RopeScaling has no field 'theta'"),
+        ("rope_theta.x=1", "it has no fields"),
+        ("rope_theta=fast", "'fast' is no float"),
+        ("rope_theta=True", "is no float"),
+        ("num_hidden_layers=2.5", "is no int"),
+        ("rope_theta=__import__('os')", "is no float"),
+    ],
+)
+def test_refused_with_the_assignment_quoted(assignment: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        overridden(TINY, [assignment])
+    assert said in str(caught.value) and assignment in str(caught.value)
+
+
+@pytest.mark.parametrize("assignment", ["rope_theta=-1", "num_key_value_heads=4", "rope_theta=0"])
+def test_a_configuration_that_contradicts_itself(assignment: str) -> None:
+    with pytest.raises(ConfigError):
+        overridden(TINY, [assignment])

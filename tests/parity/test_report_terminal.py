@@ -1,0 +1,125 @@
+"""The report on a terminal: the verdict first, and nothing a reader needs left out."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+from records import result, row, witness_row
+from rich.console import Console
+
+from parity.report.terminal import MOST_LAYERS, place, show
+from parity.result import Result
+
+
+def shown(found: Result, width: int = 200, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(found, console, **options)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def diverged(**changes: Any) -> Result:
+    rows = [
+        row("rope.inv_freq", failed=True),
+        row("layers.0.q_proj"),
+        row("layers.0.q_rope", failed=True, problems=("a [bracketed] problem",)),
+        row("logits", failed=True, facts={"kl_max": 0.25, "top1_flips": 3.0}),
+    ]
+    return result(rows, **changes)
+
+
+def test_the_first_line_is_the_verdict() -> None:
+    lines = shown(result([row("embed"), row("logits")])).splitlines()
+    assert lines[0] == "equal: 2 taps in f64 against torch"
+
+
+def test_a_divergence_is_placed_measured_and_explained() -> None:
+    lines = shown(diverged()).splitlines()
+    assert lines[0].startswith("divergent: 4 taps in f64 against torch; first divergence ")
+    assert lines[0].endswith("layers.0.q_rope")
+    assert lines[1] == "first divergence: layers.0.q_rope (f64, scenario causal, free)"
+    text = "\n".join(lines)
+    assert "1e+06 times the noise, limit 32" in text
+    assert "worst at row 0, token 3, feature 5: 1.5, reference 1.25" in text
+    assert "a [bracketed] problem" in text
+    assert "origin: what it was given" in text
+    assert "flagged: rope.inv_freq" in text
+    assert lines[-1] == "again: parity run tiny"
+
+
+def test_a_cause_is_shown_with_its_evidence() -> None:
+    cause = {"id": "rope-theta", "summary": "theta 1e6, config 5e5", "evidence": ["1.2 -> 3e-7"]}
+    text = shown(diverged(cause=cause))
+    assert "cause: theta 1e6, config 5e5" in text and "  1.2 -> 3e-7" in text
+
+
+def test_why_a_run_is_inconclusive() -> None:
+    found = result(
+        [row("embed")],
+        unmatched=tuple(f"layers.{i}.odd" for i in range(9)),
+        witnesses=[
+            witness_row(),
+            witness_row(witness="hf", rho=77.0, worst_tap="norm", problems=("norm: shape",)),
+            witness_row(witness="meta", unmatched=("logits",)),
+        ],
+    )
+    text = shown(found)
+    assert text.startswith("inconclusive")
+    assert "witnesses disagree: hf (f64, causal) is 77 times the noise" in text
+    assert "norm: shape" in text
+    assert "unmatched taps of the subject: layers.0.odd" in text and "and 3 more" in text
+    assert "unmatched taps of meta: logits" in text
+
+
+def test_a_decoding_step_is_named() -> None:
+    text = shown(result([row("layers.0.q_rope", failed=True, mode="decode", step=4)]))
+    assert "(f64, scenario causal, decode step 4)" in text
+
+
+def test_the_grid_is_shown_when_asked_for_or_diverged() -> None:
+    rows = [row(f"layers.{i}.{name}") for i in range(3) for name in ("q_proj", "mlp_act")]
+    assert "log10 rho" not in shown(result(rows))
+    assert "log10 rho" in shown(result(rows), verbose=True)
+    assert "log10 rho" in shown(diverged())
+
+
+@pytest.mark.parametrize("rho", [0.0, math.inf, math.nan])
+def test_figures_that_are_no_numbers_are_still_printed(rho: float) -> None:
+    assert "log10 rho" in shown(result([row("layers.0.q_proj", rho=rho)]), verbose=True)
+
+
+def test_deep_models_say_what_is_folded() -> None:
+    layers = MOST_LAYERS + 5
+    text = shown(result([row(f"layers.{i}.q_proj") for i in range(layers)]), verbose=True)
+    assert f"and {layers - MOST_LAYERS} more layers" in text
+
+
+def test_a_failure_deep_down_is_on_the_grid() -> None:
+    layers = MOST_LAYERS + 30
+    rows = [row(f"layers.{i}.q_proj", failed=i == 60) for i in range(layers)]
+    grid = shown(result(rows)).split("log10 rho")[1]
+    found = {int(cells[1]) for line in grid.splitlines() if (cells := line.split("│"))[1:2]}
+    assert len(found) == MOST_LAYERS and 60 in found and 0 not in found
+
+
+def test_coverage_is_always_stated() -> None:
+    text = shown(result([row("embed")], absent=("layers.attn_probs",)))
+    assert "coverage: 1 of 42 taps compared, none unmatched" in text
+    assert "declared absent: layers.attn_probs" in text
+
+
+def test_the_environment_names_the_precision_of_matmuls() -> None:
+    assert "float32 matmuls float32 as run, tf32 by default; jax 1.2.3" in shown(
+        result([row("embed")])
+    )
+
+
+def test_places_are_named_in_words() -> None:
+    worst = row("layers.0.attn_probs", failed=True).worst
+    assert worst is not None
+    worst.index.clear()
+    worst.index.update({"B": 0, "N": 5, "T": 203, "S": 17})
+    assert place(row("layers.0.attn_probs", worst=worst)) == "row 0, head 5, token 203, key 17"

@@ -1,0 +1,113 @@
+"""Verdicts, exit codes and the JSON document."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from records import result, row, witness_row
+
+from parity.result import EXIT_CODES, SCHEMA_VERSION
+
+# Fields that scripts rely on.
+DOCUMENT = {
+    "schema_version",
+    "verdict",
+    "first_divergence",
+    "cause",
+    "taps",
+    "witnesses",
+    "coverage",
+    "tolerance",
+    "environment",
+    "inputs",
+    "checkpoint",
+    "command",
+    "notes",
+    "timing",
+}
+
+
+def test_equal() -> None:
+    found = result([row("embed")])
+    assert (found.verdict, found.exit_code) == ("equal", 0)
+
+
+def test_divergent() -> None:
+    found = result([row("embed", failed=True)])
+    assert (found.verdict, found.exit_code) == ("divergent", 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"witnesses": [witness_row(), witness_row(witness="hf", rho=8.1)]},
+        {"witnesses": [witness_row(problems=("embed: shape",))]},
+        {"witnesses": [witness_row(unmatched=("layers.0.q_proj",))]},
+        {"witnesses": [witness_row(rho=math.nan)]},
+        {"unmatched": ("layers.0.sorcery",)},
+    ],
+)
+def test_inconclusive_whether_or_not_anything_diverged(changes: dict[str, object]) -> None:
+    for failed in (False, True):
+        found = result([row("embed", failed=failed)], **changes)
+        assert (found.verdict, found.exit_code) == ("inconclusive", 3)
+
+
+def test_bad_input_has_an_exit_code_of_its_own() -> None:
+    assert 2 not in EXIT_CODES.values()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rho": 32.1},
+        {"peak_rho": 64.1},
+        {"rho": math.nan},
+        {"peak_rho": math.nan},
+        {"rho": math.inf},
+        {"problems": ("1 hidden keys carry weight",)},
+    ],
+)
+def test_a_row_fails(changes: dict[str, object]) -> None:
+    assert row("embed").passed
+    assert not row("embed", **changes).passed
+
+
+def test_taps_are_counted_once_however_often_they_are_compared() -> None:
+    rows = [row("embed"), row("embed", mode="isolated"), row("embed", lane="f32"), row("logits")]
+    assert result(rows).compared == 2
+
+
+def test_the_document_survives_a_round_trip() -> None:
+    rows = [row("embed"), row("layers.0.q_rope", failed=True, problems=("a problem",))]
+    found = result(rows, absent=("layers.attn_probs",), notes=["a note"], timing={"f64_s": 1.5})
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert set(document) == DOCUMENT
+    assert document["schema_version"] == SCHEMA_VERSION
+    assert document["verdict"] == "divergent"
+    first = document["first_divergence"]
+    assert (first["tap"], first["kind"], first["flagged"]) == ("layers.0.q_rope", "upstream", [])
+    assert first["worst"]["index"] == {"B": 0, "T": 3, "D": 5}
+    assert [tap["passed"] for tap in document["taps"]] == [True, False]
+    assert document["taps"][1]["problems"] == ["a problem"]
+    assert document["coverage"] == {
+        "expected": 42,
+        "compared": 2,
+        "absent": ["layers.attn_probs"],
+        "unmatched": [],
+    }
+    assert document["witnesses"][0]["agrees"] is True
+
+
+def test_an_equal_document_names_no_divergence() -> None:
+    document = result([row("embed")]).to_dict()
+    assert document["first_divergence"] is None and document["cause"] is None
+
+
+def test_nan_and_infinity_become_strings() -> None:
+    found = result([row("embed", rho=math.nan, error=-math.inf, facts={"shift": math.inf})])
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    tap = document["taps"][0]
+    assert (tap["rho"], tap["error"], tap["facts"]["shift"]) == ("nan", "-inf", "inf")
