@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
 from parity.lint.report import drawing
@@ -32,6 +34,7 @@ def page(file: RuleFile) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+@cache
 def pages() -> dict[str, str]:
     """Return every page, and an index, by file name."""
     made = {f"{rule_id}.md": page(file) for rule_id, file in catalogue().items()}
@@ -59,8 +62,6 @@ def _capital(text: str) -> str:
 
 
 def _wrapped(text: str, width: int = 96) -> str:
-    import textwrap
-
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
