@@ -67,8 +67,8 @@ def _compare(
     where = places(np.asarray(wrong if what == "weights" else wrong.any(-1)), axes)
     return RULE.finding(
         f"on `{case.name}` the {what} shown are not those used",
-        f"{shown[first]:.6g}",
-        f"{real[first]:.6g} within {limit:.2g}",
+        f"{shown[first]:.3g}",
+        f"{real[first]:.3g} within {limit:.2g}",
         where=where,
     )
 
