@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -124,6 +125,8 @@ def _show(
     from jaxllama.cache import KVCache
     from jaxllama.text import generate_text
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     times: list[float] = []
     clean = _visible if sys.stdout.isatty() else str
 

@@ -148,8 +148,16 @@ class Tokenizer:
                 off for text from a stranger.
 
         Raises:
-            InputError: `bos` is asked for and there is none.
+            InputError: `bos` is asked for and there is none, or the text holds what no UTF-8 can.
         """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # How Python hands on bytes of a command line or file name that are not UTF-8.
+            raise InputError(
+                f"text {text[error.start :][:8]!r} at character {error.start}: a lone surrogate "
+                "is no text; give it in UTF-8"
+            ) from error
         ids = self._backend.encode(text, specials=specials)
         if self.adds_bos if bos is None else bos:
             if self.bos_id is None:

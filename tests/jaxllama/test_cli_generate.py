@@ -150,6 +150,8 @@ def test_one_answer_to_one_message(capsys: pytest.CaptureFixture[str]) -> None:
         (["tiny", "Ab", "--dtype", "int4"], "--dtype int4: expected one of f64, f32, bf16, f16"),
         (["tiny", "Ab", "--system", "Be"], "--system is a message of a chat; add --chat"),
         (["nowhere", "Ab"], "nowhere: does not exist"),
+        (["tiny", "A\udcff"], "text '\\udcff' at character 1: a lone surrogate is no text"),
+        (["tiny", "A\udcff", "--chat"], "a lone surrogate is no text; give it in UTF-8"),
     ],
 )
 def test_bad_input_is_one_clear_message(
@@ -172,6 +174,28 @@ def test_beyond_the_stated_context_there_is_a_note(
     code, _, err = run(capsys, "tiny", "Ab", *LENGTH, "--quiet")
     assert code == 0
     assert err.startswith("note: row 0: 2 prompt tokens + 9 new ones = 11 tokens, beyond the 8")
+
+
+def test_a_stdout_that_is_not_unicode_gets_question_marks(
+    monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["generate", "tiny", "Ab", *LENGTH, "--quiet"])
+    sys.stdout.flush()
+    assert not expected["text"].isascii()
+    shown = expected["text"].encode("ascii", "replace")
+    assert written.getvalue() == shown + b"\n"
+
+
+def test_a_prompt_on_stdin_that_is_not_text_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", raw)
+    code, _, err = run(capsys, "tiny", *LENGTH)
+    assert code == 2 and "the prompt on stdin is not text in UTF-8" in err
 
 
 def test_a_terminal_is_not_given_what_it_would_obey() -> None:
