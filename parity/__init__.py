@@ -1,1 +1,28 @@
-"""Proof that a JAX Llama computes what PyTorch computes, tensor by tensor."""
+"""Proof that a JAX Llama computes what PyTorch computes, tensor by tensor.
+
+The names below are the public interface; each is imported from its module when first used, so that
+the core (`taps`, `compare`, `tolerance`, `locate`) needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parity.result import Result
+    from parity.runner import run
+
+_HOME = {"Result": "result", "run": "runner"}
+
+__all__ = ["Result", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'parity' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"parity.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -57,7 +57,7 @@ def run_command(
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.report import json_file, terminal
-    from parity.run import DEFAULT_SCENARIOS, run
+    from parity.runner import DEFAULT_SCENARIOS, run
 
     if json_path is not None:
         json_file.check_writable(json_path)
