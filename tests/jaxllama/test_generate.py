@@ -135,7 +135,7 @@ def test_wrong_decode_is_caught(monkeypatch: pytest.MonkeyPatch, model: Llama, f
     hidden, feed = Llama.hidden, module._feed
 
     def late(self: Llama, tokens: jax.Array, *, positions: jax.Array, **rest: Any) -> Any:
-        return hidden(self, tokens, positions=positions + (tokens.shape[1] == 1), **rest)
+        return hidden(self, tokens, positions=positions + int(tokens.shape[1] == 1), **rest)
 
     def stale(model: Llama, cache: KVCache, tokens: Any, valid: Any, **rest: Any) -> Any:
         stale_keys = dataclasses.replace(cache, k=jnp.roll(cache.k, 1, axis=1))
