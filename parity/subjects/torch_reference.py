@@ -24,7 +24,7 @@ from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
-from parity.subjects.torch_weights import TorchWeights
+from parity.subjects.torch_weights import HeldWeights, TorchWeights, held
 
 Variant = Literal["eager", "reordered", "sdpa", "doubled"]
 
@@ -93,7 +93,8 @@ class TorchReference:
         self.compute = torch_dtype(dtype)
         self.wide = widened(self.compute)
         self.internal_dtype = "f64" if dtype == "f64" else "f32"
-        self.weights = TorchWeights(checkpoint)
+        self.weights: TorchWeights | HeldWeights = TorchWeights(checkpoint)
+        self._checkpoint = checkpoint
 
     def start(self, inputs: Inputs) -> Run:
         """Begin a forward pass; see `parity.subjects.base.Subject`."""
@@ -105,12 +106,13 @@ class TorchReference:
         """Begin to feed the inputs through a cache; see `parity.subjects.base.CachedSubject`."""
         from parity.subjects.torch_run import TorchRun
 
+        self.weights = held(self._checkpoint, self.compute)
         return TorchRun(self, inputs, chunks)
 
     # Operators. Override one to make the reference wrong in that one way.
 
     def weight(self, name: str) -> Tensor:
-        """Return a stored weight by canonical name, in its stored dtype."""
+        """Return a weight by canonical name, in any dtype; users round it to the run's."""
         return self.weights[name]
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -164,10 +166,11 @@ class TorchReference:
         return (wide / rms).to(x.dtype) * self.weight(f"{name}.weight").to(x.dtype)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        """Multiply [.. in] by the weight `name` [out in]."""
+        """Multiply [.. in] by the weight `name` [out in], rounded to the run's dtype."""
         weight = self.weight(f"{name}.weight")
         rows = max(1, CAST_ELEMENTS // weight.shape[1])
-        blocks = [self.matmul(x, block.to(x.dtype).T) for block in weight.split(rows)]
+        rounded = (block.to(self.compute).to(x.dtype) for block in weight.split(rows))
+        blocks = [self.matmul(x, block.T) for block in rounded]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:

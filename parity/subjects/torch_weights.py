@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import safe_open
@@ -11,6 +13,9 @@ from safetensors import safe_open
 from jaxllama.errors import CheckpointError
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch_arrays import to_torch
+
+# A model no larger than this is cast once for decoding, where it is used at every step.
+HELD_BYTES = 1_500_000_000
 
 
 class TorchWeights:
@@ -48,6 +53,43 @@ class TorchWeights:
             )
         with safe_open(self._files[stored], framework="pt") as shard:
             return shard.get_tensor(stored)
+
+
+class HeldWeights:
+    """A checkpoint's weights in one dtype, cast when first used and kept.
+
+    Args:
+        checkpoint: where the weights come from.
+        dtype: what they are cast to.
+    """
+
+    def __init__(self, checkpoint: CheckpointLike, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint  # keeps its id, by which the cast weights are shared
+        self._weights = TorchWeights(checkpoint)
+        self._dtype = dtype
+        self._cast: dict[str, torch.Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._cast:
+            self._cast[name] = self._weights[name].to(self._dtype)
+        return self._cast[name]
+
+
+_shared: WeakValueDictionary[tuple[int, torch.dtype], HeldWeights] = WeakValueDictionary()
+
+
+def held(checkpoint: CheckpointLike, dtype: torch.dtype) -> TorchWeights | HeldWeights:
+    """Return weights for a run of many calls: held, and shared with other such runs, if small."""
+    elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
+    if elements * dtype.itemsize > HELD_BYTES:
+        return TorchWeights(checkpoint)
+    key = id(checkpoint), dtype
+    found = _shared.get(key) or HeldWeights(checkpoint, dtype)
+    _shared[key] = found
+    return found
 
 
 def _shards(directory: Path) -> list[Path]:

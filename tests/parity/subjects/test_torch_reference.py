@@ -22,10 +22,11 @@ from witnesses import (
     worst,
 )
 
+from jaxllama.checkpoint.samples import in_memory
 from jaxllama.errors import CheckpointError, InputError
 from jaxllama.rope import inv_freq
 from parity.subjects.torch_reference import TorchReference
-from parity.subjects.torch_weights import TorchWeights
+from parity.subjects.torch_weights import HeldWeights, TorchWeights, held
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}
 
@@ -178,6 +179,31 @@ def test_weights_of_a_directory_are_read_without_jaxllama(tmp_path: Path) -> Non
     assert "lm_head.bias" not in weights
     with pytest.raises(CheckpointError, match=r"no tensor model\.layers\.7\.mlp\.up_proj\.weight"):
         weights["model.layers.7.mlp.up_proj.weight"]
+
+
+def test_the_head_is_rounded_like_every_other_weight() -> None:
+    checkpoint = small()  # float32
+    weights = {n: checkpoint.read(n).astype(ml_dtypes.bfloat16) for n in checkpoint.tensors}
+    rounded = in_memory(checkpoint.config, weights)
+    inputs = inputs_for(checkpoint, "causal")
+    taps = [whole(TorchReference(c, dtype="bf16"), inputs) for c in (checkpoint, rounded)]
+    assert worst(*taps, inputs) == 0
+
+
+def test_decoding_holds_a_small_models_weights_and_shares_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = small()
+    one, other = held(checkpoint, torch.float64), held(checkpoint, torch.float64)
+    assert isinstance(one, HeldWeights)
+    assert one is other
+    assert one is not held(checkpoint, torch.float32)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert one[name] is one[name]
+    assert one[name].dtype == torch.float64
+    assert name in one
+    monkeypatch.setattr("parity.subjects.torch_weights.HELD_BYTES", 1000)
+    assert isinstance(held(checkpoint, torch.float64), TorchWeights)
 
 
 def test_a_directory_gives_the_same_bits_as_memory(tmp_path: Path) -> None:
