@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,8 @@ class JaxRun:
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         if self._chunk == len(self._ranges):
             raise RuntimeError("every stage of this run has been handed over")
-        stage, forced = self._stage, dict(force or {})
+        stage = self._stage
+        forced = {name: jnp.asarray(value) for name, value in (force or {}).items()}
         if stage == 0:
             taps = self._embed(forced)
         elif stage <= self._layers:
@@ -128,13 +130,13 @@ class JaxRun:
             self._chunk, self._stage = self._chunk + 1, 0
         return in_stage_order(self._by_column(taps, columns), stage, self._layers)
 
-    def _embed(self, forced: Arrays) -> dict[str, jax.Array]:
+    def _embed(self, forced: Recorded) -> dict[str, jax.Array]:
         start, stop = self._ranges[self._chunk]
         queries = keys = _tokens(self._inputs, slice(start, stop))
         if self._cache is not None:
             assert queries.segments is not None
             self._cache = self._cache.settle().extend(
-                queries.positions, queries.valid, queries.segments
+                *map(jnp.asarray, (queries.positions, queries.valid, queries.segments))
             )
             keys = self._cache.tokens()
         mask = mask_spec(self._inputs).bind(queries, keys, empty_row="zero")
@@ -145,7 +147,7 @@ class JaxRun:
         )
         return taps
 
-    def _layer(self, index: int, forced: Arrays) -> dict[str, jax.Array]:
+    def _layer(self, index: int, forced: Recorded) -> dict[str, jax.Array]:
         prefix = f"layers.{index}."
         own = {k.removeprefix(prefix): v for k, v in forced.items() if k.startswith(prefix)}
         self._x, self._cache, taps = _layer(
@@ -190,17 +192,20 @@ def mask_spec(inputs: Inputs) -> Mask:
 
 
 def _tokens(inputs: Inputs, columns: slice) -> Tokens:
-    segments = np.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
     return Tokens(
-        positions=jnp.asarray(inputs.positions[:, columns], jnp.int32),
+        positions=jnp.asarray(inputs.positions[:, columns]),
         valid=jnp.asarray(inputs.valid[:, columns]),
-        segments=jnp.asarray(segments[:, columns], jnp.int32),
+        segments=jnp.asarray(_segments(inputs)[:, columns]),
     )
 
 
-Forced = dict[str, np.ndarray]
+def _segments(inputs: Inputs) -> np.ndarray:
+    return np.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
+
+
 Recorded = dict[str, jax.Array]
 Rotation = tuple[jax.Array, jax.Array]
+Visible = jax.Array | masks.BoundMask
 
 
 @jax.jit
@@ -212,8 +217,8 @@ def _forward(
 
 @jax.jit
 def _embed(
-    model: Llama, tokens: jax.Array, positions: jax.Array, mask: jax.Array, forced: Forced
-) -> tuple[tuple[jax.Array, Rotation, jax.Array], Recorded]:
+    model: Llama, tokens: jax.Array, positions: jax.Array, mask: Visible, forced: Recorded
+) -> tuple[tuple[jax.Array, Rotation, Visible], Recorded]:
     taps = Taps(forced)
     return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
 
@@ -225,9 +230,9 @@ def _layer(
     index: jax.Array | int,
     x: jax.Array,
     cos_sin: Rotation,
-    mask: jax.Array,
+    mask: Visible,
     cache: KVCache | None,
-    forced: Forced,
+    forced: Recorded,
 ) -> tuple[jax.Array, KVCache | None, Recorded]:
     taps = Taps(forced)
     layer = model.layer(index)
@@ -236,7 +241,7 @@ def _layer(
 
 
 @jax.jit
-def _head(model: Llama, x: jax.Array, forced: Forced) -> Recorded:
+def _head(model: Llama, x: jax.Array, forced: Recorded) -> Recorded:
     taps = Taps(forced)
     model.head(x, tap=taps)
     return taps.recorded()

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import jaxllama
+import parity
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -45,17 +46,28 @@ JAXLLAMA = {
 }
 
 
-def test_exported_names():
-    assert set(jaxllama.__all__) == JAXLLAMA
-    for name in JAXLLAMA:
-        assert name in dir(jaxllama)
-        assert getattr(jaxllama, name) is not None
+PARITY = {"Result", "run"}
+PACKAGES = [(jaxllama, JAXLLAMA), (parity, PARITY)]
+both = pytest.mark.parametrize(("package", "names"), PACKAGES, ids=["jaxllama", "parity"])
+
+
+@both
+def test_exported_names(package: ModuleType, names: set[str]):
+    assert set(package.__all__) == names
+    for name in names:
+        assert name in dir(package)
+        assert getattr(package, name) is not None
+        # No module of the same name may take its place once something imports that module.
+        home = Path(str(package.__file__)).parent
+        assert not (home / f"{name}.py").exists()
+        assert not (home / name).exists()
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = jaxllama.nonsense
+        _ = package.nonsense
 
 
-def test_type_checkers_see_the_names_that_are_exported():
-    tree = ast.parse(Path(jaxllama.__file__).read_text())
+@both
+def test_type_checkers_see_the_names_that_are_exported(package: ModuleType, names: set[str]):
+    tree = ast.parse(Path(str(package.__file__)).read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {
         alias.name: node.module
@@ -63,8 +75,9 @@ def test_type_checkers_see_the_names_that_are_exported():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imported == {name: f"jaxllama.{home}" for name, home in jaxllama._HOME.items()}
-    assert set(imported) == JAXLLAMA
+    homes = {name: f"{package.__name__}.{home}" for name, home in package._HOME.items()}
+    assert imported == homes
+    assert set(imported) == names
 
 
 def faults_of(owner: ModuleType | type, names: list[str]) -> Iterator[str]:
@@ -84,10 +97,11 @@ def faults_of(owner: ModuleType | type, names: list[str]) -> Iterator[str]:
             yield f"{name}: no return type"
 
 
-def test_the_interface_is_typed_and_documented():
-    assert list(faults_of(jaxllama, sorted(JAXLLAMA))) == []
-    for name in sorted(JAXLLAMA):
-        member = getattr(jaxllama, name)
+@both
+def test_the_interface_is_typed_and_documented(package: ModuleType, names: set[str]):
+    assert list(faults_of(package, sorted(names))) == []
+    for name in sorted(names):
+        member = getattr(package, name)
         if inspect.isclass(member) and not issubclass(member, Exception):
             methods = [
                 key
