@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -97,6 +97,9 @@ class _Inputs:
     keys: Key[Array, " B"]
     sampling: dict[str, Array]
     eos: Int[Array, " E"]
+    # The cache starts empty: prompts then lie at positions and slots 0, 1, 2, ..., and a kernel can
+    # be told causality and lengths by name. Only said to backends that make use of it.
+    fresh: bool = field(default=False, metadata={"static": True})
 
 
 def generate(
@@ -147,7 +150,7 @@ def generate(
     graph, weights = nnx.split(model)
     state = _begin(model, request, sampling, cache)
     held = np.array(state.cache.lengths)
-    inputs = _inputs(request, sampling)
+    inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
     cuts: dict[int, int] = {}
     written = 0
     while written < max_new_tokens:
@@ -181,7 +184,7 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
     )
 
 
-def _inputs(request: Request, sampling: Sampling) -> _Inputs:
+def _inputs(request: Request, sampling: Sampling, *, fresh: bool = False) -> _Inputs:
     prompt = np.zeros((len(request.prompts), bucket(request.longest)), np.int32)
     for row, ids in enumerate(request.prompts):
         prompt[row, : len(ids)] = ids
@@ -193,6 +196,7 @@ def _inputs(request: Request, sampling: Sampling) -> _Inputs:
         keys=jax.vmap(jax.random.key)(jnp.asarray(request.seeds, jnp.uint32)),
         sampling=sampling.values(),
         eos=jnp.asarray(eos),
+        fresh=fresh,
     )
 
 
@@ -211,7 +215,8 @@ def _advance(
         T = inputs.prompt.shape[1]
         valid = jnp.arange(T, dtype=jnp.int32)[None, :] < inputs.prompt_lengths[:, None]
         seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
-        logits, cache = _feed(model, s.cache, inputs.prompt, valid)
+        known = {"fresh": inputs.prompt_lengths} if inputs.fresh else {}
+        logits, cache = _feed(model, s.cache, inputs.prompt, valid, **known)
         return _write(dataclasses.replace(s, cache=cache, seen=seen), logits, inputs)
 
     def decode(s: _State) -> _State:
@@ -224,9 +229,20 @@ def _advance(
 
 
 def _feed(
-    model: Llama, cache: KVCache, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    model: Llama,
+    cache: KVCache,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    fresh: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Run valid tokens (none after an invalid one), each row's at its next places in the cache.
+
+    Args:
+        model: the model.
+        cache: what came before.
+        tokens: the new ones.
+        valid: which of them are real.
+        fresh: how many are real in each row, where the cache is known to be empty.
 
     Returns:
         Logits after each row's last valid token, and the filled cache.
@@ -237,7 +253,10 @@ def _feed(
     positions = first[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     segments = jnp.broadcast_to(cache.segments[rows, end][:, None], (B, T))
     cache = cache.extend(positions, valid, segments)
-    mask = (causal() & padding()).bind(Tokens(positions, valid, segments), cache.tokens())
+    queries, keys = Tokens(positions, valid, segments), cache.tokens()
+    if fresh is not None:
+        queries, keys = (Tokens.contiguous(fresh, size) for size in (T, cache.capacity))
+    mask = (causal() & padding()).bind(queries, keys)
     x, filled = model.hidden(tokens, positions=positions, mask=mask, cache=cache)
     assert filled is not None
     last = jnp.maximum(valid.sum(axis=1, dtype=jnp.int32) - 1, 0)

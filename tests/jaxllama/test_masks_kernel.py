@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_llama import build
 
 from jaxllama import attention
+from jaxllama.generate import generate
 from jaxllama.masks import (
     KernelArguments,
     Tokens,
@@ -258,3 +260,26 @@ def test_a_32k_mask_that_no_kernel_can_say_is_seen_to_be_dense(monkeypatch):
     rule = (causal() | index(0)) & padding()
     largest = largest_array_of_cudnn_path(monkeypatch, rule, 32768, 32768)
     assert largest >= 32768 * 32768
+
+
+def test_a_fresh_prompt_is_prefilled_by_kernel_arguments(monkeypatch):
+    """Generation on a kernel backend tells it causality and lengths, and says the same text."""
+    calls = []
+    real = jax.nn.dot_product_attention
+
+    def spy(q, k, v, **said):
+        calls.append((q.shape[1], k.shape[1], said["is_causal"], said["mask"] is None))
+        return real(q, k, v, **said)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    prompts = [[5, 6, 7, 8, 9], [11, 12]]
+    texts = []
+    for backend in ("dot_product", "xla"):
+        model = build(dtype="float32", backend=backend)
+        found = generate(model, prompts, max_new_tokens=4, eos_ids=())
+        texts.append(found.rows())
+    prefill, decode = sorted(calls, reverse=True)
+    assert prefill[0] == prefill[1]
+    assert prefill[2:] == (True, True)
+    assert decode[0] == 1
+    assert texts[0] == texts[1]
