@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, join_problems
 
 MANIFEST = "jaxllama_manifest.json"
@@ -79,11 +80,16 @@ def check_manifest(checkpoint: Checkpoint) -> None:
     """Compare every tensor of a checkpoint with the manifest written with it.
 
     Raises:
-        CheckpointError: there is no manifest, or tensors differ from it.
+        CheckpointError: there is no manifest, or tensors or the configuration differ from it.
     """
     if checkpoint.path is None:
         raise CheckpointError(f"{checkpoint.label}: made in memory, so it has no manifest")
-    recorded = read_manifest(checkpoint.path).tensors
+    manifest = read_manifest(checkpoint.path)
+    recorded = manifest.tensors
+    if LlamaConfig.from_hf(manifest.hf_config) != checkpoint.config:
+        raise CheckpointError(
+            f"{checkpoint.label}: its configuration was changed since its manifest was written"
+        )
     problems = [f"{n}: in the manifest, not there" for n in recorded.keys() - checkpoint.tensors]
     for name in checkpoint.tensors:
         if name not in recorded:

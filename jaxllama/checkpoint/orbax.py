@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+import tensorstore
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
@@ -193,14 +194,28 @@ def _context() -> ocp.Context:
 
 def _metadata(path: Path) -> dict[str, Any]:
     try:
+        _check_store(path / ARRAYS / "state")
         with _context():
             stored = ocp.metadata(path / ARRAYS).metadata
     except Exception as error:  # Orbax and TensorStore raise many kinds on a damaged directory
         raise _damaged(path, error) from None
     flat = isinstance(stored, dict) and all(hasattr(leaf, "shape") for leaf in stored.values())
     if not flat:
-        raise CheckpointError(f"{path / ARRAYS}: does not hold one array for each name")
+        raise _damaged(path, ValueError("it does not describe one array for each name"))
     return stored
+
+
+def _check_store(directory: Path) -> None:
+    """Read every array's description once, since Orbax does so in tasks that it forgets.
+
+    Where several of these fail, the rest complain on standard error long after the first error.
+    """
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}}
+    if (directory / "manifest.ocdbt").exists():
+        opened = tensorstore.KvStore.open(store).result()
+        for key in opened.list().result():
+            if key.endswith(b"zarr.json"):
+                json.loads(opened.read(key).result().value)
 
 
 def _restore(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from jaxllama.checkpoint import convert, open_checkpoint, tiny, validate
+from jaxllama.errors import CheckpointError
+
+# Eight devices have to be asked for before JAX starts, so in a process of its own.
+MESHES = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    import jax, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from jaxllama.checkpoint import open_checkpoint, tiny, verify
+    from jaxllama.checkpoint.orbax import restore_sharded, save_sharded
+
+    def placed(mesh, *axes):
+        def sharding(name, shape):
+            spec = PartitionSpec(*axes) if len(shape) == 2 else PartitionSpec()
+            return NamedSharding(mesh, spec)
+        return sharding
+
+    source, path = tiny(num_hidden_layers=2), Path(sys.argv[1])
+    first = placed(jax.make_mesh((8,), ("x",)), "x", None)
+    tensors = {
+        name: jax.device_put(source.read(name), first(name, info.shape))
+        for name, info in source.tensors.items()
+    }
+    save_sharded(path, tensors, source)
+    assert verify(source, path).equal
+    second = placed(jax.make_mesh((2, 4), ("a", "b")), "b", "a")
+    for name, array in restore_sharded(path, second).items():
+        expected = source.read(name)
+        assert array.sharding == second(name, expected.shape)
+        if expected.ndim == 2:
+            shard = array.addressable_shards[3].data
+            assert shard.shape == (expected.shape[0] // 4, expected.shape[1] // 2)
+        assert np.array_equal(np.asarray(array), expected)
+    try:
+        save_sharded(path, tensors, source)
+    except ValueError as error:
+        assert "exists already" in str(error)
+    print("restored", path)
+""")
+
+
+def test_restores_on_another_mesh_than_it_was_saved_on(tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = subprocess.run(
+        [sys.executable, "-c", MESHES, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith(f"restored {tmp_path / 'out'}\n")
+
+
+def test_arrays_are_stored_in_chunks(tmp_path, monkeypatch):
+    """So that a host which holds a part of an array reads that part alone."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    from jaxllama.checkpoint import orbax
+
+    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
+    target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
+    stored = ocp.metadata(target / "arrays").metadata["lm_head.weight"]
+    chunk = stored.storage_metadata.chunk_shape
+    assert 4 * np.prod(chunk) <= 4096 < 4 * np.prod(stored.shape)
+
+
+@pytest.mark.parametrize("damage", ["metadata", "data", "manifest", "arrays"])
+def test_damage_is_one_line(tmp_path, damage, capfd):
+    target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
+    state = target / "arrays" / "state"
+    if damage == "metadata":
+        (state / "_METADATA").write_text("{")
+    elif damage == "data":
+        for directory in state.rglob("d"):
+            shutil.rmtree(directory)
+    elif damage == "manifest":
+        (state / "manifest.ocdbt").write_bytes(b"x")
+    else:
+        shutil.rmtree(state)
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match=r"arrays: damaged or not complete") as error:
+        validate(open_checkpoint(target))
+    assert "\n" not in str(error.value)
+    gc.collect()
+    assert capfd.readouterr().err == ""
