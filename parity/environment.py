@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "x64": bool(jax.config.jax_enable_x64),
+        "x64": bool(jax.config.read("jax_enable_x64")),
         "matmul_precision": {
             "in_force": "highest",
             "float32_at_highest": highest,
