@@ -27,6 +27,9 @@ class BoundMask:
     """A rule, its queries and its keys. Made by `Mask.bind`; a pytree whose leaves are tokens.
 
     `print(mask)` draws it; `mask.explain(q, k)` says which part shows or hides a cell.
+
+    What kernels may be told by name was proved for the tokens given to `bind` and is static: bind
+    again for other tokens, rather than replacing the arrays inside.
     """
 
     spec: Mask
