@@ -221,10 +221,13 @@ class Llama(nnx.Module):
 
         Raises:
             CheckpointError: it cannot be read, or its tensors contradict its configuration.
+            InputError: a dtype or backend that cannot be had here.
         """
-        from jaxllama.checkpoint import load_model
+        from jaxllama.checkpoint import load_model, open_checkpoint
 
-        model = load_model(checkpoint, dtype=dtype, param_dtype=param_dtype)
+        opened = open_checkpoint(checkpoint)
+        check_backend(backend, checked_float(dtype), opened.config.head_dim)
+        model = load_model(opened, dtype=dtype, param_dtype=param_dtype)
         model.backend = backend
         return model
 

@@ -151,7 +151,7 @@ class Taps(Tap):
                 f"forced tap {name}: shape {replacement.shape}, expected {value.shape}, that of "
                 "the value it replaces"
             )
-        return replacement.astype(value.dtype)
+        return jnp.asarray(replacement, value.dtype)
 
     def inner(self, forced: Mapping[str, Array]) -> Taps:
         return Taps(forced)

@@ -202,6 +202,7 @@ def extended(cache: KVCache, positions: Any, valid: Any) -> KVCache:
     return cache.extend(positions, valid)
 
 
+@functools.cache
 def nearly_full() -> KVCache:
     """Return a cache of 6 slots whose rows hold 5, 3 and 6 tokens."""
     positions, valid = padded_rows(6, [0, 0, 0], [5, 3, 6])
@@ -270,12 +271,15 @@ def test_unwritten_slots_are_finite_and_invisible() -> None:
 def test_keys_and_values_are_rounded_to_the_caches_dtype_on_purpose() -> None:
     positions, valid = padded_rows(5, [0, 1, 0], [5, 5, 4])
     queries = side(positions, valid)
-    cache = empty("bfloat16").extend(queries.positions, queries.valid)
-    mask = (causal() & padding()).bind(queries, cache.tokens())
-    taps = Taps()
-    tokens = jnp.asarray(TOKENS[:, :5])
-    logits, cache = MODEL(tokens, positions=queries.positions, mask=mask, cache=cache, tap=taps)
-    seen = taps.recorded()
+
+    @jax.jit
+    def captured(model: Llama, cache: KVCache, tokens: Any) -> Any:
+        taps, cache = Taps(), cache.extend(queries.positions, queries.valid)
+        mask = (causal() & padding()).bind(queries, cache.tokens())
+        given = {"positions": queries.positions, "mask": mask, "cache": cache, "tap": taps}
+        return *model(tokens, **given), taps.recorded()
+
+    logits, cache, seen = captured(MODEL, empty("bfloat16"), jnp.asarray(TOKENS[:, :5]))
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     for i in range(CONFIG.num_hidden_layers):
         for name, source in (("k", "k_rope"), ("v", "v_proj")):

@@ -380,12 +380,15 @@ def test_layers_outside_the_model_and_impossible_settings(model: Llama) -> None:
             model.layer(index)
     with pytest.raises(InputError, match="dtype int32"):
         Llama(CONFIG, dtype="int32", rngs=nnx.Rngs(0))
+    checkpoint = in_memory(CONFIG, random_weights(CONFIG))
+    with pytest.raises(InputError, match="use backend 'xla' for float64"):
+        Llama.from_pretrained(checkpoint, dtype="float64", backend="dot_product")
     with pytest.raises(InputError, match="use backend 'xla' for float64"):
         Llama(CONFIG, dtype="float64", backend="dot_product", rngs=nnx.Rngs(0))
 
 
 def test_random_initial_weights_differ_between_layers_and_keep_unit_scale() -> None:
-    model = Llama(CONFIG, dtype="float32", rngs=nnx.Rngs(0))
+    model = nnx.jit(lambda: Llama(CONFIG, dtype="float32", rngs=nnx.Rngs(0)))()
     q = np.asarray(model.layers.self_attn.q_proj.weight[...])
     assert q.shape == (4, 96, 30)
     assert np.abs(q[0] - q[1]).max() > 0.1
