@@ -165,7 +165,7 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScal
     found = []
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name)
-        if rope is None:
+        if rope is None or rope == {}:
             continue
         if not isinstance(rope, Mapping):
             problems.append(f"{name} {rope!r}, expected an object")

@@ -10,39 +10,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import configs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configs import LLAMA3
 from flax import nnx
 
 from jaxllama.config import LlamaConfig, RopeScaling
 from jaxllama.model import Llama
 
-SCALING = RopeScaling(
-    kind="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=8192,
-)
-CONFIG = LlamaConfig(
-    vocab_size=61,
-    hidden_size=40,
-    intermediate_size=56,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=16,
-    rms_norm_eps=1e-5,
-    rope_theta=500_000.0,
-    rope_scaling=SCALING,
-    tie_word_embeddings=False,
-    max_position_embeddings=131_072,
-    bos_token_id=57,
-    eos_token_ids=(58, 60),
-    pad_token_id=59,
-)
+CONFIG = configs.CONFIG.replace(head_dim=16)
 # With H = 16 the wavelengths are 6, 32, 167, 862, 4443, 22908, ... tokens: one of them lies inside
 # the blended band of 2048 to 8192 tokens. The positions reach where it has turned.
 TOKENS = jnp.array([[3, 59, 14, 57, 26, 5, 58]], jnp.int32)
@@ -60,7 +39,7 @@ NUMERIC: dict[str, dict[str, Any]] = {
     "rope_scaling.kind": {"rope_scaling": RopeScaling(kind="linear", factor=8.0)},
     "tie_word_embeddings": {"tie_word_embeddings": True},
 } | {
-    f"rope_scaling.{name}": {"rope_scaling": dataclasses.replace(SCALING, **{name: value})}
+    f"rope_scaling.{name}": {"rope_scaling": dataclasses.replace(LLAMA3, **{name: value})}
     for name, value in {
         "factor": 8.1,
         "low_freq_factor": 1.1,
@@ -173,7 +152,7 @@ def test_inert_fields_move_nothing(shift: Callable[..., float]):
     [
         ("rms_norm_eps", 1e-5),
         ("rope_theta", 500_000.0),
-        ("rope_scaling", SCALING),
+        ("rope_scaling", LLAMA3),
         ("tie_word_embeddings", False),
     ],
 )

@@ -150,6 +150,7 @@ def test_harmless_and_agreeing_fields_are_passed_over():
         "id2label": {"0": "LABEL_0"},
         "initializer_range": 0.02,
         "pretraining_tp": 1,
+        "rope_parameters": {},
         "rope_interleaved": False,
         "torch_dtype": "bfloat16",
         "unknown_but_null": None,
