@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxllama import cli
+from jaxllama.checkpoint import open_checkpoint, tiny, verify
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def _run(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_info_says_what_it_is(capsys):
+    code, out, _ = _run(capsys, "info", "tiny", "--json")
+    found = json.loads(out)
+    assert code == 0 and not found["problems"]
+    assert (found["format"], found["parameters"]) == ("memory", tiny().nbytes // 4)
+    assert found["dtypes"] == {"float32": tiny().nbytes // 4}
+    assert found["tokenizer"] == "264 tokens, a chat template"
+    code, out, _ = _run(capsys, "info", "tiny")
+    assert code == 0 and "rope_theta" in out
+
+
+def test_info_says_what_is_wrong_and_odd(capsys, tmp_path):
+    _run(capsys, "convert", "tiny", tmp_path / "out", "--to", "hf", "--quiet")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["num_key_value_heads"] = 3
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    code, out, _ = _run(capsys, "info", tmp_path / "out", "--json")
+    found = json.loads(out)
+    assert code == 2 and len(found["problems"]) == 10
+    assert "check num_key_value_heads in config.json" in found["problems"][0]
+    assert "no tokenizer beside the weights" in found["odd"]
+
+
+def test_info_names_the_family():
+    from jaxllama.checkpoint import in_memory
+    from jaxllama.checkpoint.info import describe
+    from jaxllama.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        assert name in describe(in_memory(preset, {})).family
+    finetuned = PRESETS["llama-3.1-8b"].replace(vocab_size=128300)
+    found = describe(in_memory(finetuned, {}))
+    assert found.family.startswith("llama-3.1-8b")
+    assert any("vocab_size is 128300" in line for line in found.odd)
+
+
+def test_convert_and_verify(capsys, tmp_path):
+    target = tmp_path / "out"
+    code, out, _ = _run(capsys, "convert", "tiny", target, "--to", "meta", "--shards", 2)
+    assert code == 0 and "48 tensors, 1,481,856 bytes" in out and "nothing lost" in out
+    assert _run(capsys, "verify", "tiny", target)[:2] == (0, "equal: 48 tensors, to the bit\n")
+    assert _run(capsys, "verify", target, "--manifest")[0] == 0
+
+
+def test_rounding_is_stated_and_differences_explained(capsys, tmp_path):
+    target = tmp_path / "out"
+    code, out, _ = _run(capsys, "convert", "tiny", target, "--to", "hf", "--dtype", "bf16")
+    assert code == 0 and out.count("rounded: ") == 48 and "48 tensors rounded" in out
+    code, out, _ = _run(capsys, "verify", "tiny", target)
+    assert code == 1 and out.startswith("different: 48 of 48 tensors\n")
+    assert out.count("[cast from float32 to bfloat16]") == 48
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere"], "error: nowhere: does not exist"),
+        (["convert", "tiny", "x", "--to", "onnx"], "error: format 'onnx' is none of"),
+        (["verify", "tiny"], "error: give two checkpoints"),
+        (["verify", "tiny", "--manifest"], "made in memory, so it has no manifest"),
+        (["convert", "tiny", "x"], "Missing option '--to'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, arguments, message):
+    code, out, err = _run(capsys, *arguments)
+    assert code == 2 and not out and message in err
+
+
+def test_script_is_the_same_command(tmp_path):
+    run = subprocess.run(
+        [sys.executable, SCRIPTS / "convert_checkpoint.py", "tiny", tmp_path / "a", "--to", "hf"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "nothing lost" in run.stdout
+    assert verify("tiny", tmp_path / "a").equal
+
+
+def test_smollm2_goes_round_all_formats(tmp_path):
+    """HF, Meta, Orbax, GGUF and HF again: the digests of every stage are the same."""
+    from jaxllama.checkpoint import convert
+
+    source, digests = open_checkpoint("smollm2"), []
+    for stage, to in enumerate(("meta", "orbax", "gguf", "hf")):
+        result = convert(source, tmp_path / f"{stage}", to=to)
+        assert result.nbytes == 538_060_032 and not result.losses
+        digests.append(dict(result.digests))
+        source = open_checkpoint(result.target)
+        assert source.format == to
+        if stage:
+            for file in (tmp_path / f"{stage - 1}").rglob("*"):
+                if file.is_file():
+                    os.unlink(file)  # half a gigabyte each
+    assert digests[0] == digests[1] == digests[2] == digests[3]
+    text = "Round and round, 12345 times."
+    original = open_checkpoint("smollm2").tokenizer()
+    assert source.tokenizer().encode(text) == original.encode(text)
+    assert source.config == open_checkpoint("smollm2").config
