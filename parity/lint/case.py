@@ -16,6 +16,7 @@ from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
 from parity.lint.reading import Reading, read
 
+_FACTS = ("ids", "labels", "positions", "segments", "valid")
 Use = Literal["bool", "additive"]
 Layout = Literal["bts", "nts"]
 
@@ -86,7 +87,7 @@ class Case:
         if (self.mask is None) == (self.spec is None):
             problems.append("give either a mask array or a spec")
         widths = set()
-        for name in ("ids", "labels", "positions", "segments", "valid"):
+        for name in _FACTS:
             array = getattr(self, name)
             if array is not None and array.ndim != 2:
                 problems.append(f"{name}: shape {array.shape}, expected [B, T] or [B, S]")
@@ -100,37 +101,61 @@ class Case:
             problems.append(f"mask: dtype {self.mask.dtype}, expected bool or numbers")
         if self.spec is not None and not widths and self.queries is None:
             problems.append("a spec needs tokens: give input ids, positions, validity or lengths")
+        arrays = [*self.facts, *([] if self.mask is None else [self.mask])]
+        problems += [f"shape {a.shape}: nothing in it" for a in arrays if not a.size]
+        if not problems:
+            problems += self._misfits()
         if problems:
             raise InputError(join_problems("lint", problems))
+
+    def _misfits(self) -> list[str]:
+        """Return which arrays are about another number of tokens than the mask."""
+        _, t, s = self.sizes
+        fitting = {t, s, self.offset + t}
+        return [
+            f"{name}: {array.shape[1]} tokens a row, expected T = {t}, S = {s} or past + T"
+            f" = {self.offset + t}"
+            for name in _FACTS
+            if (array := getattr(self, name)) is not None and array.shape[1] not in fitting
+        ]
 
     # Sizes
 
     @cached_property
     def facts(self) -> list[np.ndarray]:
         """The arrays about tokens that are known."""
-        named = (self.ids, self.labels, self.positions, self.segments, self.valid)
+        named = (getattr(self, name) for name in _FACTS)
         return [array for array in named if array is not None]
 
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """B, T, S: from the mask's last axes where it has four or three, else from the facts."""
-        widest = max((array.shape[1] for array in self.facts), default=self.queries or 0)
-        narrowest = min((array.shape[1] for array in self.facts), default=self.queries or 0)
         batch = self.facts[0].shape[0] if self.facts else 1
-        if self.mask is not None and self.mask.ndim == 2:
-            t, s = self.mask.shape
-            if self.facts and t == batch:  # perhaps [B, S], which says nothing about T
-                t = self.queries or (narrowest if narrowest < s else s - (self.past or 0))
-        elif self.mask is not None:
+        if self.mask is not None and self.mask.ndim > 2:
             t, s = self.mask.shape[-2:]
             if not self.facts and self.mask.ndim == 4:
                 batch = self.mask.shape[0]
+        elif self.mask is not None:
+            t, s = self.mask.shape
+            if self.facts and t == batch:  # perhaps [B, S], which says nothing about T
+                t = self._new_tokens(s)
         else:
-            t = self.queries or (narrowest if narrowest < widest else widest - (self.past or 0))
-            if self.past is not None and widest == narrowest and self.capacity is not None:
-                t = narrowest
-            s = self.capacity or max(widest, (self.past or 0) + t)
+            t = self._new_tokens(self.capacity)
+            s = self.capacity or max((self.past or 0) + t, *self._widths)
         return batch, t, s
+
+    @property
+    def _widths(self) -> list[int]:
+        return [array.shape[1] for array in self.facts] or [self.queries or 0]
+
+    def _new_tokens(self, keys: int | None) -> int:
+        """Return T where the mask does not say it: facts are about the new tokens, or about all."""
+        narrowest, widest, past = min(self._widths), max(self._widths), self.past or 0
+        if self.queries is not None:
+            return self.queries
+        if narrowest < widest or not past or widest <= past or keys not in (None, widest):
+            return narrowest
+        return narrowest if self.ids is not None and keys is None else widest - past
 
     @cached_property
     def offset(self) -> int:

@@ -66,7 +66,14 @@ def lint(case: Case) -> LintReport:
         if finding.severity == "error"
         for consequence in catalogue()[finding.rule].rule.consequences
     }
+    named = [f.rule for f in found if f.severity == "error" and not _residual(f)]
+    if named:
+        explained.update({f.rule: named[0] for f in found if _residual(f)})
     kept = [finding for finding in found if finding.rule not in explained]
     dropped = {f.rule: explained[f.rule] for f in found if f.rule in explained}
     kept.sort(key=lambda finding: finding.severity != "error")
     return LintReport(kept, dropped, checked, unchecked)
+
+
+def _residual(finding: Finding) -> bool:
+    return catalogue()[finding.rule].rule.residual

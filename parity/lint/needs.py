@@ -32,6 +32,10 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
     "spec": (lambda c: c.spec is not None or c.window is not None or bool(c.problems), "a spec"),
     "seen": (lambda c: c.seen is not None, "a mask whose shape fits its tokens"),
     "additive": (lambda c: c.reading.kind == "additive", "an additive mask"),
+    "stated": (
+        lambda c: c.intended is not None and c.intended != "default",
+        "a rule stated with --expect",
+    ),
     "cache": (lambda c: c.past is not None or c.sizes[1] != c.sizes[2], "a cache"),
     "chunked": (lambda c: intends(c, Chunked), "an intended rule with chunks"),
     "window": (lambda c: intends(c, Window), "an intended rule with a window"),

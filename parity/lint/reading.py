@@ -42,8 +42,8 @@ def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> Reading:
         use: how a kernel takes it; by default floats are added and the rest is bool.
     """
     floating = mask.dtype.kind not in "biu"
-    values = mask.astype(np.float64) if floating else mask.astype(np.int64)
-    distinct = np.unique(values)
+    values = mask if mask.dtype.kind in "biuf" else mask.astype(np.float64)
+    distinct = np.unique(values).astype(np.float64)
     is_binary = bool(np.isin(distinct, (0, 1)).all())
     if mask.dtype == np.bool_:
         kind: Kind = "bool"
@@ -64,5 +64,5 @@ def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> Reading:
         use=use or ("additive" if floating else "bool"),
         seen=~hidden,
         fills=fills,
-        shown=np.unique(values[~hidden]),
+        shown=np.setdiff1d(distinct, fills) if kind == "additive" else distinct[distinct != 0],
     )

@@ -31,6 +31,7 @@ class Rule:
         sources: reports of it, as project#number.
         needs: facts of a case without which there is nothing to check.
         consequences: rules whose findings this one explains, left out where it fires.
+        residual: reported only where no other rule has found an error.
         kind: static rules read a mask; dynamic ones run an attention.
     """
 
@@ -44,6 +45,7 @@ class Rule:
     sources: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     consequences: tuple[str, ...] = ()
+    residual: bool = False
     kind: Kind = "static"
 
     def finding(

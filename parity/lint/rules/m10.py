@@ -29,7 +29,15 @@ RULE = Rule(
 def check(case: Case) -> Iterator[Finding]:
     """Fire on visible cells other than 0."""
     others = case.reading.shown[case.reading.shown != 0]
-    if len(others) and not case.positional_bias:
+    endless = others[~np.isfinite(others)]
+    if len(endless):
+        yield RULE.finding(
+            "visible cells make the scores NaN or infinite",
+            ", ".join(f"{value:g}" for value in endless),
+            "0",
+            severity="error",
+        )
+    elif len(others) and not case.positional_bias:
         some = ", ".join(f"{value:g}" for value in others[:3])
         more = ", ..." if len(others) > 3 else ""
         yield RULE.finding("visible cells add to the scores", f"{some}{more}", "0")

@@ -7,6 +7,7 @@ from jaxllama.errors import InputError
 from jaxllama.masks import causal, padding, prefix, segments, window
 from jaxllama.presets import preset
 from parity.lint import Case, catalogue, lint, lookup
+from parity.lint.report import text
 from parity.lint.samples import LEFT_PADDED, additive, cached, left_padded, packed, tril
 from parity.scenarios import scenario
 
@@ -234,6 +235,80 @@ def test_the_scenarios_own_masks_are_clean(name):
     assert lint(case).findings == []
     ahead = case.replace(mask=inputs.mask[:, None] | np.eye(13, k=1, dtype=bool))
     assert rules(ahead)
+
+
+def test_a_stated_rule_is_compared_cell_by_cell():
+    rng = np.random.default_rng(11)
+    rule = causal() & padding() & window(3)
+    right = left_padded(intended=rule)
+    right = right.replace(mask=right.expected)
+    assert rules(right) == set()
+    live = np.argwhere(LEFT_PADDED[:, :, None] & LEFT_PADDED[:, None, :])
+    for row, query, key in live[rng.permutation(len(live))[:25]]:
+        mask = right.mask.copy()
+        mask[row, 0, query, key] ^= True
+        report = lint(right.replace(mask=mask))
+        assert report.errors, (row, query, key)
+        assert all((f.place.row, f.place.query) == (row, query) for f in report.findings)
+
+
+def test_what_another_rule_names_is_not_said_again():
+    report = lint(Case(mask=np.ones((1, 1, 5, 5), bool), intended=causal()))
+    assert [f.rule for f in report.findings] == ["M07"]
+    assert report.explained == {"M11": "M07"}
+
+
+def test_nan_and_infinity_in_visible_cells_are_errors():
+    mask = additive(tril(), -np.inf)
+    mask[3, 1] = np.nan
+    (found,) = lint(Case(mask=mask[None, None])).findings
+    assert (found.rule, found.severity, found.actual) == ("M10", "error", "nan")
+
+
+def test_facts_must_fit_the_mask():
+    with pytest.raises(InputError, match=r"valid: 6 tokens a row, expected T = 5, S = 5"):
+        left_padded(valid=np.ones((2, 6), bool))
+    with pytest.raises(InputError, match="nothing in it"):
+        Case(mask=np.ones((1, 1, 0, 0), bool))
+
+
+def test_nothing_that_is_given_makes_it_fail():
+    """Random arrays, ranks and facts: a report or one clear error, never a traceback."""
+    rng = np.random.default_rng(0)
+    reports = 0
+    for _ in range(250):
+        b, t, s = rng.integers(1, 4), rng.integers(1, 6), rng.integers(1, 8)
+        shapes = [(t, s), (b, s), (b, t, s), (b, 1, t, s), (1, 1, t, s), (b, 3, t, s), (3, b, t, s)]
+        seen = rng.random(shapes[rng.integers(len(shapes))]) < 0.6
+        kinds = [seen, seen.astype(int), seen.astype(np.float32), np.where(seen, 0, -np.inf)]
+
+        sizes = (b, (t, s)[rng.integers(2)])
+
+        def some(low, high, sizes=sizes):
+            return rng.integers(low, high, sizes) if rng.random() < 0.4 else None
+
+        try:
+            case = Case(
+                mask=kinds[rng.integers(len(kinds))],
+                intended=[None, "default", causal() & window(2)][rng.integers(3)],
+                use=[None, "bool", "additive"][rng.integers(3)],
+                ids=some(0, 5),
+                positions=some(0, 9),
+                segments=some(0, 2),
+                valid=some(0, 2),
+                past=[None, int(rng.integers(6))][rng.integers(2)],
+                capacity=[None, 7][rng.integers(2)],
+                pad_id=0,
+                eos_ids=[(), (0,)][rng.integers(2)],
+                scores_dtype=[None, "bf16"][rng.integers(2)],
+                is_causal=bool(rng.integers(2)),
+            )
+            report = lint(case)
+        except InputError:
+            continue
+        assert text(report, case, "random").startswith(report.to_json()["verdict"])
+        reports += 1
+    assert reports > 150
 
 
 def test_bad_cases_name_every_problem():
