@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jaxllama.errors import JaxLlamaError
+from jaxllama.errors import InputError, JaxLlamaError
+from parity.lint.command import explain_command, lint_command
+from parity.probes import probe_command
+from parity.selftest.command import selftest_command
 
 app = typer.Typer(
     name="parity",
@@ -19,11 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Keep the verbs as subcommands, however few there are."""
 
 
 @app.command("run")
@@ -57,7 +55,14 @@ def run_command(
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.report import json_file, terminal
-    from parity.runner import DEFAULT_SCENARIOS, run
+
+    try:
+        from parity.runner import DEFAULT_SCENARIOS, run
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        needs = "parity run: PyTorch is not installed; pip install 'jaxllama[parity]'"
+        raise InputError(needs) from error
 
     if json_path is not None:
         json_file.check_writable(json_path)
@@ -91,6 +96,12 @@ def run_command(
         json_file.write(result, json_path)
     terminal.show(result, Console(), verbose=verbose)
     raise typer.Exit(result.exit_code)
+
+
+app.command("lint")(lint_command)
+app.command("probe")(probe_command)
+app.command("explain")(explain_command)
+app.command("selftest")(selftest_command)
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def _logits_line(result: Result) -> str:
 
 def _witness_table(witnesses: list[WitnessRow]) -> Table:
     """One row a witness and dtype, the worst of its scenarios."""
-    table = _table("witnesses: error against the reference, gap to the subject")
+    table = _table("witnesses (gap: to the subject)")
     for column in ("witness", "dtype"):
         table.add_column(column)
     for column in ("taps", "error", "rho", "limit", "gap"):
