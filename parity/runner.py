@@ -228,10 +228,10 @@ def _entries(
     entries = [Entry(subject, frozenset({"subject"}), MODES)]
     if isinstance(subject, JaxLlama):
         entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
+    # Rounding that does not add up is steady: on the gold's inputs one honest variant shows it
+    # (in float64 none is needed: the floor of a few units in the last place is enough).
     reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
-    # Rounding that does not add up is steady: one honest variant shows it, and one is quicker.
-    modes = MODES if lane == "f64" else ("free", "decode")
-    entries.append(Entry(reordered, frozenset({"variant"}), modes))
+    entries.append(Entry(reordered, frozenset({"variant"}), ("free", "decode")))
     witness = frozenset({"witness"}) if "torch" in plan.reference else frozenset()
     if lane != "f64":
         eager = TorchReference(checkpoint, dtype=lane)
@@ -269,7 +269,7 @@ def _inputs_facts(inputs: Inputs) -> dict[str, Any]:
 def _tolerance_facts(plan: Plan) -> dict[str, Any]:
     return {
         "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
-        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
+        "noise": f"own reference, eager and reordered; at least quantile {NOISE_QUANTILE} over tokens",
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]}
             for lane in plan.dtypes
