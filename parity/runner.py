@@ -269,7 +269,7 @@ def _inputs_facts(inputs: Inputs) -> dict[str, Any]:
 def _tolerance_facts(plan: Plan) -> dict[str, Any]:
     return {
         "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
-        "noise": f"own reference, eager and reordered; at least quantile {NOISE_QUANTILE} over tokens",
+        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]}
             for lane in plan.dtypes
