@@ -1,0 +1,147 @@
+"""Judging one faulty subject after another against the same reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+
+from jaxllama.attention import Backend
+from jaxllama.checkpoint import Checkpoint
+from parity.locate import first_divergence
+from parity.lockstep import Entry, PassRecord, walk
+from parity.result import Divergence
+from parity.runner import _entries, _plan, decode_chunks
+from parity.scenarios import Inputs, scenario
+from parity.selftest.fault import Fault, FaultySubject, faulty_model
+from parity.selftest.memo import Memo
+from parity.selftest.models import checkpoint
+from parity.subjects.base import Subject
+from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.torch_reference import TorchReference
+
+# Prime and short: float64 shows a fault on the first tokens that it touches.
+LENGTH = 23
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the checker said of one subject.
+
+    Attributes:
+        verdict: `equal`, `divergent` or `inconclusive`.
+        first: where it says the difference begins.
+        cause: what it says is wrong, see `parity.result.Result`.
+    """
+
+    verdict: str
+    first: Divergence | None
+    cause: dict[str, Any] | None = None
+
+
+class Bench:
+    """One checkpoint at one dtype: the references run once, then any number of subjects.
+
+    Args:
+        model: see `parity.selftest.models`.
+        lane: `f64`, `f32` or `bf16`.
+    """
+
+    def __init__(self, model: str, lane: str) -> None:
+        self.checkpoint: Checkpoint = checkpoint(model)
+        self.lane = lane
+        self._inputs: dict[str, Inputs] = {}
+
+    @cached_property
+    def _gold(self) -> Memo:
+        return Memo(TorchReference(self.checkpoint, dtype="f64"))
+
+    @cached_property
+    def _honest(self) -> list[Entry]:
+        """Everybody that `parity run` would ask beside the subject, remembering their answers."""
+        plan = _plan("torch", self.lane, "all", "causal", ())
+        gold = self._gold
+        asked = _entries(plan, self.checkpoint, gold, gold, self.lane)[1:]
+        return [
+            Entry(one.subject if one.subject is gold else Memo(one.subject), one.roles, one.modes)  # type: ignore[arg-type]
+            for one in asked
+        ]
+
+    def inputs(self, name: str) -> Inputs:
+        """Return a scenario's inputs, built once."""
+        if name not in self._inputs:
+            encode = self.checkpoint.tokenizer().encode
+            self._inputs[name] = scenario(name, encode, self.checkpoint.config, length=LENGTH)
+        return self._inputs[name]
+
+    def judge(self, subject: Subject, name: str, mode: str) -> Judgement:
+        """Compare a subject with the reference as `parity run` does.
+
+        Args:
+            subject: clean or faulty.
+            name: the scenario.
+            mode: `free` (and isolated beside it) or `decode`.
+        """
+        inputs = self.inputs(name)
+        decodes = mode == "decode"
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            record: PassRecord = walk(
+                self.lane,
+                inputs,
+                self._gold,
+                [
+                    Entry(subject, frozenset({"subject"}), ("free", "isolated", "decode")),
+                    *self._honest,
+                ],
+                ("decode",) if decodes else ("free", "isolated"),
+                self.checkpoint.config.num_hidden_layers,
+                chunks=decode_chunks(inputs) if decodes else None,
+            )
+        first = first_divergence(record.rows)
+        disagree = record.unmatched or any(not w.agrees or w.unmatched for w in record.witnesses)
+        verdict = "inconclusive" if disagree else "divergent" if first else "equal"
+        return Judgement(verdict, first)
+
+    def inject(self, fault: Fault) -> Judgement:
+        """Judge the subject that has a fault, on the inputs that show it."""
+        return self.judge(self._subject(fault), fault.scenario, fault.mode)
+
+    def clean(self, scenario: str, mode: str) -> Judgement:
+        """Judge the subject without a fault, on the same code path."""
+        return self.judge(self._subject(None), scenario, mode)
+
+    def compiled(self, scenario: str, mode: str, backend: Backend) -> Judgement:
+        """Judge the model as users run it, compiled, on an attention backend."""
+        with jax.enable_x64(True):
+            model = faulty_model(self.checkpoint, None)
+            subject = JaxLlama(model, self.lane, backend=backend)
+        return self.judge(subject, scenario, mode)
+
+    def _subject(self, fault: Fault | None) -> FaultySubject:
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            return FaultySubject(self.checkpoint, self.lane, fault)
+
+
+class Benches:
+    """Every bench in use, made when first asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], Bench] = {}
+
+    def bench(self, model: str, lane: str) -> Bench:
+        """Return the bench of a checkpoint at a dtype."""
+        if (model, lane) not in self._made:
+            self._made[model, lane] = Bench(model, lane)
+        return self._made[model, lane]
+
+    def of(self, fault: Fault) -> Bench:
+        """Return the bench on which a fault shows."""
+        return self.bench(fault.model, fault.lane)
+
+
+@cache
+def benches() -> Benches:
+    """Return this process's benches."""
+    return Benches()

@@ -1,0 +1,60 @@
+"""`parity selftest` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jaxllama.errors import InputError
+
+
+def selftest_command(
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole matrix here.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One injection of each family, a few clean runs.")
+    ] = False,
+    family: Annotated[
+        str | None, typer.Option(help="Only these families of faults: R3,M1.")
+    ] = None,
+) -> None:
+    """Inject every catalogued fault; print detected, located, named, false alarms."""
+    from parity.report import json_file
+    from parity.selftest.faults import catalogue
+    from parity.selftest.report import show
+    from parity.selftest.run import selftest
+
+    families = [word.strip() for word in (family or "").split(",") if word.strip()]
+    known = dict.fromkeys(fault.family for fault in catalogue())
+    if unknown := [word for word in families if word not in known]:
+        raise InputError(f"--family {','.join(unknown)}: expected some of {', '.join(known)}")
+    if json_path is not None:
+        json_file.check_writable(json_path)
+    errors = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
+        task = bar.add_task("loading", total=None)
+        matrix = selftest(
+            quick=quick,
+            families=families,
+            progress=lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+    if json_path is not None:
+        json_file.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
+    show(matrix, Console())
+    raise typer.Exit(0 if matrix.passed else 1)

@@ -1,0 +1,23 @@
+"""The faults the selftest injects: one file a family, apart from `parity.causes`."""
+
+from __future__ import annotations
+
+from parity.selftest.fault import Fault
+from parity.selftest.faults import (
+    blocks,
+    cache,
+    gqa,
+    mask_kernels,
+    masks,
+    norm,
+    rope,
+    rotation,
+    weights,
+)
+
+FAMILIES = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks)
+
+
+def catalogue() -> list[Fault]:
+    """Return every injection."""
+    return [fault for family in FAMILIES for fault in family.faults()]

@@ -1,0 +1,61 @@
+"""The small checkpoints that faults are injected into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from jaxllama.checkpoint import Checkpoint, open_checkpoint, tiny
+from jaxllama.config import RopeScaling
+
+LINEAR = RopeScaling(kind="linear", factor=2.5)
+LAYERS = 3
+
+
+@cache
+def checkpoint(name: str) -> Checkpoint:
+    """Return a checkpoint by name.
+
+    `base` has Llama 3.1's form with N*H != D; `square` D = N*H, where a transposed weight fits;
+    `linear` and `plain` other rope scalings; `tied` a tied head; `mqa` one kv head; `wide` a
+    residual stream long enough for sums in bfloat16 to go wrong; `peaked` attention on few keys;
+    `near_tied` pairs of vocabulary entries that all but tie; `smollm2` is the trained model.
+    """
+    if name == "smollm2":
+        return open_checkpoint("smollm2")
+    if name == "peaked":
+        return _reweighted(checkpoint("base"), _peaked)
+    if name == "near_tied":
+        return _reweighted(checkpoint("base"), _near_tied)
+    forms = {
+        "base": {"hidden_size": 90},
+        "square": {},
+        "linear": {"hidden_size": 90, "rope_scaling": LINEAR},
+        "plain": {"hidden_size": 90, "rope_scaling": None},
+        "tied": {"hidden_size": 90, "tie_word_embeddings": True},
+        "mqa": {"hidden_size": 90, "num_key_value_heads": 1},
+        "wide": {"hidden_size": 384, "num_hidden_layers": 2, "intermediate_size": 40},
+    }
+    return tiny(seed=list(forms).index(name) + 1, **({"num_hidden_layers": LAYERS} | forms[name]))
+
+
+def _reweighted(source: Checkpoint, change: Callable[[str, np.ndarray], np.ndarray]) -> Checkpoint:
+    """Return a checkpoint whose weights are functions of another's."""
+    weights = {name: change(name, source.read(name)) for name in source.tensors}
+    return replace(source, reader=weights.__getitem__)
+
+
+def _peaked(name: str, weight: np.ndarray) -> np.ndarray:
+    # Scores grow fourfold twice over: float32 weights of most keys underflow.
+    return 4 * weight if name.endswith(("q_proj.weight", "k_proj.weight")) else weight
+
+
+def _near_tied(name: str, weight: np.ndarray) -> np.ndarray:
+    if name != "lm_head.weight":
+        return weight
+    pairs = weight.copy()
+    pairs[1::2] = pairs[0::2] * np.float32(1 + 2**-22)
+    return pairs

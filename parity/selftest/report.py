@@ -1,0 +1,63 @@
+"""The selftest's matrix on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from parity.selftest.matrix import Matrix, by_family
+
+
+def show(matrix: Matrix, console: Console) -> None:
+    """Print the sums first, then a line for each family, then every miss by name."""
+    sums = matrix.summary()
+    style = "bold green" if matrix.passed else "bold red"
+    console.print(
+        f"{sums['detected']} of {sums['injections']} injections of {sums['kinds']} kinds detected, "
+        f"{sums['located']} located, {sums['named']} named, {sums['confirmed']} confirmed; "
+        f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs",
+        style=style,
+        highlight=False,
+    )
+    console.print(_table(matrix))
+    for row in matrix.misses:
+        what = "not located" if row.detected else "NOT DETECTED"
+        _line(console, f"{what}: {row.id}")
+        _line(
+            console, f"    expected {row.expected}, found {row.found or row.error or row.verdict}"
+        )
+    for row in matrix.unnamed:
+        said = row.cause_found or "nothing"
+        unconfirmed = ", unconfirmed" if row.named else ""
+        if row.cause_found:
+            _line(console, f"named {said}{unconfirmed}, not {row.cause_expected}: {row.id}")
+    for run in matrix.alarms:
+        where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
+        _line(
+            console, f"FALSE ALARM: {run.kind} [{where}]: {run.found or run.error or run.verdict}"
+        )
+    _line(console, f"{matrix.seconds:.0f} s")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(matrix: Matrix) -> Table:
+    table = Table(title="faults injected into the JAX side", title_justify="left")
+    table.add_column("family")
+    table.add_column("kinds")
+    for column in ("injected", "detected", "located", "named", "confirmed"):
+        table.add_column(column, justify="right")
+    for family, rows in by_family(matrix.injections).items():
+        counts = (
+            len(rows),
+            sum(row.detected for row in rows),
+            sum(row.located for row in rows),
+            sum(row.named for row in rows),
+            sum(row.named and row.confirmed for row in rows),
+        )
+        kinds = "; ".join(dict.fromkeys(row.kind for row in rows))
+        failed = counts[2] < counts[0]
+        table.add_row(family, kinds, *map(str, counts), style="red" if failed else None)
+    return table
