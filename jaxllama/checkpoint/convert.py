@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.digests import MANIFEST
+from jaxllama.checkpoint.digests import MANIFEST, digest
 from jaxllama.checkpoint.dtypes import parse
 from jaxllama.checkpoint.gguf_write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf_write import lay_out_hf
@@ -25,6 +26,7 @@ from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
 from jaxllama.errors import CheckpointError, InputError
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
+_HASHED_BYTES = 1 << 26
 FORMATS: tuple[Format, ...] = ("hf", "meta", "orbax", "gguf")
 
 
@@ -170,7 +172,7 @@ def _plan(
 ) -> dict[str, Any]:
     """Describe a conversion such that an equal description gives an equal target."""
     return {
-        "source": [_state(file) for file in _source_files(checkpoint)],
+        "source": _identity(checkpoint),
         "to": form,
         "dtypes": {name: dtype.name for name, dtype in dtypes.items()},
         "shards": shards,
@@ -179,12 +181,15 @@ def _plan(
     }
 
 
-def _source_files(checkpoint: Checkpoint) -> list[Path]:
-    if checkpoint.path is None:
-        return []
-    if checkpoint.path.is_file():
-        return [checkpoint.path]
-    return sorted(file for file in checkpoint.path.rglob("*") if file.is_file())
+def _identity(checkpoint: Checkpoint) -> list[Any]:
+    """Return what tells a source from any other: its files' states, or its weights' digests."""
+    path = checkpoint.path
+    if path is not None:
+        found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        return [_state(file) for file in found]
+    if checkpoint.nbytes <= _HASHED_BYTES:
+        return [digest(checkpoint.read(name)) for name in checkpoint.tensors]
+    return [secrets.token_hex()]  # made as it is read, and never resumed
 
 
 def _state(file: Path) -> list[Any]:

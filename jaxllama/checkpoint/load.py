@@ -10,6 +10,7 @@ from flax import nnx
 from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.digests import check_manifest
 from jaxllama.checkpoint.dtypes import cast, is_float
 from jaxllama.checkpoint.names import (
     EMBEDDING,
@@ -142,7 +143,11 @@ def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
 
 
 def load_model(
-    checkpoint: Checkpoint | Path | str, *, dtype: DTypeLike, param_dtype: DTypeLike | None = None
+    checkpoint: Checkpoint | Path | str,
+    *,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike | None = None,
+    check_digests: bool = False,
 ) -> Llama:
     """Build the model of a checkpoint.
 
@@ -153,6 +158,7 @@ def load_model(
         checkpoint: opened, or what `open_checkpoint` takes.
         dtype: of activations and arithmetic.
         param_dtype: of the weights; `dtype` if not given.
+        check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:
         CheckpointError: everything that does not fit, in one message; no model is built then.
@@ -168,6 +174,9 @@ def load_model(
             raise InputError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
     if problems := structure_problems(checkpoint):
         raise_problems(checkpoint, problems + _all_value_problems(checkpoint))
+
+    if check_digests:
+        check_manifest(checkpoint)
 
     def build() -> Llama:
         return Llama(checkpoint.config, dtype=np.dtype(dtype), param_dtype=target, rngs=nnx.Rngs(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.gguf import is_gguf, open_gguf
 from jaxllama.checkpoint.hf import is_hf, open_hf
@@ -52,6 +53,6 @@ def _open(path: Path) -> Checkpoint:
             return open_format(path)
     gguf_files = sorted(path.glob("*.gguf"))
     if len(gguf_files) == 1:
-        return open_gguf(gguf_files[0])
+        return open_gguf(files.inside(path, gguf_files[0].name))
     names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(f"{path}: in no known format; it holds {names}")

@@ -44,6 +44,7 @@ def open_orbax(path: Path) -> Checkpoint:
         ConfigError: its config.json is contradictory or not understood.
     """
     config_file = files.inside(path, CONFIG)
+    _refuse_links(path / ARRAYS)
     content = files.read_json(config_file)
     config = LlamaConfig.from_hf(content, source=str(config_file))
     stored = _metadata(path)
@@ -88,6 +89,7 @@ def restore_sharded(
     Raises:
         CheckpointError: it is damaged or not complete.
     """
+    _refuse_links(path / ARRAYS)
     stored = _metadata(path)
     wanted = {
         name: jax.ShapeDtypeStruct(
@@ -133,6 +135,8 @@ def _small(checkpoint: Checkpoint | LlamaConfig, tensors: Mapping[str, Any]) -> 
 
 class OrbaxSink:
     """Writes tensors of a conversion in batches, each saved atomically."""
+
+    flushes_beside = False
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype], directory: Path):
         self._checkpoint, self._dtypes, self._directory = checkpoint, dtypes, directory
@@ -203,6 +207,14 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not flat:
         raise _damaged(path, ValueError("it does not describe one array for each name"))
     return stored
+
+
+def _refuse_links(directory: Path) -> None:
+    links = [entry for entry in (directory, *directory.rglob("*")) if entry.is_symlink()]
+    if links:
+        raise CheckpointError(
+            f"{links[0]}: is a symbolic link; the arrays of a checkpoint belong in its directory"
+        )
 
 
 def _check_store(directory: Path) -> None:

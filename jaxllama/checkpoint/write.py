@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +22,18 @@ from jaxllama.checkpoint.staging import Staging
 Progress = Callable[[str, int], None]
 # How much may be written before it is flushed to the disk and entered in the journal.
 _FLUSH_BYTES = 1 << 29
+# Tensors up to this size are read while the one before is written.
+_AHEAD_BYTES = 1 << 28
 
 
 class Sink(Protocol):
-    """A target's files in the staging directory."""
+    """A target's files in the staging directory.
+
+    Attributes:
+        flushes_beside: whether `flush` may run in another thread than `write`.
+    """
+
+    flushes_beside: bool
 
     def create(self) -> None:
         """Make room for all tensors."""
@@ -44,6 +53,8 @@ class Sink(Protocol):
 
 class FileSink:
     """Files with a planned layout."""
+
+    flushes_beside = True
 
     def __init__(self, layout: Layout, directory: Path):
         self.layout, self.directory = layout, directory
@@ -103,10 +114,10 @@ class Written:
     """
 
     target: Path
-    nbytes: int = 0
-    digests: dict[str, str] = field(default_factory=dict)
-    losses: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    resumed: int = 0
+    nbytes: int
+    digests: dict[str, str]
+    losses: dict[str, tuple[int, int, float]]
+    resumed: int
 
 
 def stream(
@@ -119,7 +130,8 @@ def stream(
 ) -> Written:
     """Write every tensor, check its values on the way, and return what was written.
 
-    One tensor at a time is in memory, twice if it is cast. Hashing runs beside writing.
+    One tensor at a time is in memory, twice if it is cast, and the next one if it is not large.
+    Reading ahead, hashing and flushing run beside writing.
 
     Raises:
         CheckpointError: tensors are NaN or infinite, before or after the cast (all in one
@@ -131,57 +143,106 @@ def stream(
     else:
         sink.create()
         staging.begin(plan)
-    result = Written(staging.target, resumed=len(staging.done))
+    entries = dict(staging.done)
     problems: list[str] = []
-    pending: list[dict[str, Any]] = []
-    unflushed = 0
-    with ThreadPoolExecutor(1) as pool:
-        for name, dtype in dtypes.items():
-            entry = staging.done.get(name)
-            if entry is None:
-                entry, rounded = _converted(checkpoint, name, dtype, problems)
-                if not problems:
-                    hashed = pool.submit(digest, rounded)
-                    sink.write(name, rounded)
-                    entry["digest"] = hashed.result()
-                    pending.append(entry)
-                    unflushed += entry["nbytes"]
-                    if unflushed >= _FLUSH_BYTES:
-                        _settle(sink, staging, pending)
-                        unflushed = 0
-                del rounded
-            result.nbytes += entry["nbytes"]
-            result.digests[name] = entry.get("digest", "")
-            if entry["lost"][0]:
-                result.losses[name] = tuple(entry["lost"])
+    for entry in entries.values():
+        progress(entry["name"], entry["nbytes"])
+    with ThreadPoolExecutor(3) as pool:
+        journal = _Journal(sink, staging, pool)
+        for converted in _read_ahead(checkpoint, dtypes, staging, pool):
+            entry, name = converted.entry, converted.entry["name"]
+            problems += converted.problems
+            if not problems:
+                hashed = pool.submit(digest, converted.values)
+                sink.write(name, converted.values)
+                entries[name] = entry | {"digest": hashed.result()}
+                journal.add(entries[name])
             progress(name, entry["nbytes"])
-    raise_problems(checkpoint, problems)
-    _settle(sink, staging, pending)
+            del converted
+        raise_problems(checkpoint, problems)
+        journal.settle()
     sink.finish()
-    return result
+    return Written(
+        target=staging.target,
+        nbytes=sum(entry["nbytes"] for entry in entries.values()),
+        digests={name: entries[name]["digest"] for name in dtypes},
+        losses={name: tuple(entries[name]["lost"]) for name in dtypes if entries[name]["lost"][0]},
+        resumed=len(staging.done),
+    )
 
 
-def _settle(sink: Sink, staging: Staging, pending: list[dict[str, Any]]) -> None:
-    sink.flush()
-    staging.record(pending)
-    pending.clear()
+def _read_ahead(
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, np.dtype],
+    staging: Staging,
+    pool: ThreadPoolExecutor,
+) -> Iterator[_Converted]:
+    """Yield the tensors still to be written; while one is, the next is read if it is not large."""
+    names = [name for name in dtypes if name not in staging.done]
+    ahead: Future[_Converted] | None = None
+    for name, following in zip_longest(names, names[1:]):
+        converted = ahead.result() if ahead else _converted(checkpoint, name, dtypes[name])
+        ahead = None
+        if following and checkpoint.tensors[following].nbytes <= _AHEAD_BYTES:
+            ahead = pool.submit(_converted, checkpoint, following, dtypes[following])
+        yield converted
+        del converted  # before the next is read
 
 
-def _converted(
-    checkpoint: Checkpoint, name: str, dtype: np.dtype, problems: list[str]
-) -> tuple[dict[str, Any], np.ndarray]:
+class _Journal:
+    """Flushes what was written, and only then enters it in the journal."""
+
+    def __init__(self, sink: Sink, staging: Staging, pool: ThreadPoolExecutor):
+        self._sink, self._staging, self._pool = sink, staging, pool
+        self._pending: list[dict[str, Any]] = []
+        self._flushing: Future[None] | None = None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._pending.append(entry)
+        if sum(waiting["nbytes"] for waiting in self._pending) >= _FLUSH_BYTES:
+            self._start()
+
+    def settle(self) -> None:
+        self._start()
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def _start(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
+        entries, self._pending = self._pending, []
+        if not self._sink.flushes_beside:
+            self._flush(entries)
+        else:
+            self._flushing = self._pool.submit(self._flush, entries)
+
+    def _flush(self, entries: list[dict[str, Any]]) -> None:
+        self._sink.flush()
+        self._staging.record(entries)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A tensor in its new dtype, with its journal entry."""
+
+    entry: dict[str, Any]
+    values: np.ndarray
+    problems: list[str]
+
+
+def _converted(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> _Converted:
     values = checkpoint.read(name)
-    found = value_problems(name, values)
+    problems = value_problems(name, values)
     rounded = cast(values, dtype)
     changed: tuple[int, float] = (0, 0.0)
-    if rounded is not values and not found:
+    if rounded is not values and not problems:
         changed = lost(values, rounded)
         if value_problems(name, rounded):
             largest = max(float(values.max()), -float(values.min()))
-            found = [f"{name}: values up to {largest:g} overflow in {dtype}"]
-    problems += found
-    size, nbytes = int(values.size), int(rounded.nbytes)
-    return {"name": name, "nbytes": nbytes, "lost": [changed[0], size, changed[1]]}, rounded
+            problems = [f"{name}: values up to {largest:g} overflow in {dtype}"]
+    lost_entry = [changed[0], int(values.size), changed[1]]
+    entry = {"name": name, "nbytes": int(rounded.nbytes), "lost": lost_entry}
+    return _Converted(entry, rounded, problems)
 
 
 def write_small(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:

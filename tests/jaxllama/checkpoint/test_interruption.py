@@ -156,6 +156,14 @@ def test_another_plan_starts_over(tmp_path, monkeypatch):
     assert open_checkpoint(tmp_path / "out").tensors["model.norm.weight"].dtype == "bfloat16"
 
 
+def test_other_weights_of_the_same_shapes_start_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    with pytest.raises(_Stopped):
+        convert(tiny(), tmp_path / "out", to="hf", progress=_stop_after(10))
+    assert convert(tiny(seed=1), tmp_path / "out", to="hf").resumed == 0
+    assert verify(tiny(seed=1), tmp_path / "out").equal
+
+
 def test_a_source_that_changed_starts_over(tmp_path, single, monkeypatch):
     monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
     with pytest.raises(_Stopped):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,6 +50,21 @@ def test_transformers_reads_our_gguf(tmp_path, overrides):
         theirs = model(torch.tensor(TOKENS)).logits.numpy()
     assert _close(_ours(checkpoint), theirs)
     assert not _close(_ours(tiny(seed=1, num_hidden_layers=2, **overrides)), theirs)
+
+
+def test_the_formats_library_reads_our_gguf(tmp_path):
+    """Every tensor and key; llama3's divisors are among the tensors, as llama.cpp has them."""
+    checkpoint = tiny(num_hidden_layers=1)
+    convert(checkpoint, tmp_path / "model.gguf", to="gguf", dtype="bfloat16")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(found) == len(checkpoint.tensors) + 1
+    assert found["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert found["output.weight"].tensor_type == gguf.GGMLQuantizationType.BF16
+    assert found["rope_freqs.weight"].data.tolist()[:2] == [1.0, 1.0]
+    assert found["rope_freqs.weight"].data[-1] == 8.0
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 2
+    assert reader.fields["tokenizer.ggml.tokens"].contents(256) == "<|begin_of_text|>"
 
 
 @pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": True, "rope_scaling": None}])

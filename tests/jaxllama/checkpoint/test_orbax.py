@@ -77,6 +77,14 @@ def test_arrays_are_stored_in_chunks(tmp_path, monkeypatch):
     assert 4 * np.prod(chunk) <= 4096 < 4 * np.prod(stored.shape)
 
 
+def test_links_are_refused(tmp_path):
+    target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
+    os.rename(target / "arrays", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", target / "arrays")
+    with pytest.raises(CheckpointError, match="is a symbolic link"):
+        open_checkpoint(target)
+
+
 @pytest.mark.parametrize("damage", ["metadata", "data", "manifest", "arrays"])
 def test_damage_is_one_line(tmp_path, damage, capfd):
     target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from jaxllama.checkpoint import check_manifest, convert, in_memory, open_checkpoint, tiny, verify
+from jaxllama.checkpoint import (
+    check_manifest,
+    convert,
+    in_memory,
+    load_model,
+    open_checkpoint,
+    tiny,
+    verify,
+)
 from jaxllama.checkpoint.digests import digest
 from jaxllama.checkpoint.dtypes import FLOATS, cast
 from jaxllama.checkpoint.names import half_split, interleave
@@ -118,14 +126,24 @@ def test_manifest_finds_one_changed_bit(tmp_path, base, to):
         check_manifest(open_checkpoint(target))
 
 
+def test_manifest_finds_a_changed_config(tmp_path, base):
+    target = convert(base, tmp_path / "out", to="hf").target
+    config = json.loads((target / "config.json").read_text())
+    config["rms_norm_eps"] = 1e-6
+    (target / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="its configuration was changed"):
+        check_manifest(open_checkpoint(target))
+
+
 def test_manifest_of_changed_weights(tmp_path, base):
     target = convert(base, tmp_path / "out", to="hf").target
     file = target / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
+    load_model(target, dtype=np.float32)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight: digest"):
-        check_manifest(open_checkpoint(target))
+        load_model(target, dtype=np.float32, check_digests=True)
     (target / "jaxllama_manifest.json").unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
         check_manifest(open_checkpoint(target))
