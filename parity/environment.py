@@ -26,7 +26,9 @@ PACKAGES = (
 def describe() -> dict[str, Any]:
     """Return what a reader needs to know to compare a run with another, as plain data."""
     device = jax.devices()[0]
-    default = effective_matmul_precision()
+    # Named, not left to the caller: runs are described from within one at "highest".
+    with jax.default_matmul_precision("default"):
+        default = effective_matmul_precision()
     with jax.default_matmul_precision("highest"):
         highest = effective_matmul_precision()
     return {

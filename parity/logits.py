@@ -9,6 +9,8 @@ import numpy as np
 
 from parity.gold import Difference, Gold, Worst, finite_difference
 
+# exp overflows a little beyond; log-probabilities this far apart need no digits saved.
+_LARGEST = 700.0
 # Differences of log-probabilities below this have expm1(d) - d = d^2/2 + d^3/6 to 1e-9 relative.
 _SERIES = 1e-4
 
@@ -62,10 +64,15 @@ def _token_figures(t: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
     # The difference of the log-normalisers, from the moves alone: exact where they are small.
     base = moved[np.arange(len(t)), g.argmax(1)][:, None]
     delta = moved - base
-    delta -= np.log1p(np.einsum("rv,rv->r", probs, np.expm1(delta)))[:, None]
+    far = delta.max(1) > _LARGEST
+    gained = np.einsum("rv,rv->r", probs, np.expm1(np.minimum(delta, _LARGEST)))
+    delta -= np.log1p(gained)[:, None]
+    if far.any():
+        log_t = t[far] - t[far].max(1, keepdims=True)
+        delta[far] = log_t - np.log(np.exp(log_t).sum(1, keepdims=True)) - log_g[far]
     extra = delta * delta * (0.5 + delta / 6)
     if np.abs(delta).max(initial=0.0) > _SERIES:
-        extra = np.expm1(delta) - delta
+        extra = np.expm1(np.minimum(delta, _LARGEST)) - delta
     best_t, best_g, row = t.argmax(1), g.argmax(1), np.arange(len(t))
     margin = g[row, best_g] - g[row, best_t]
     return {

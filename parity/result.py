@@ -25,7 +25,7 @@ class TapRow:
         lane: dtype of the run: `f64`, `f32`, `bf16`.
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
-            gold's values) or `decode` (through the cache).
+            gold's values), `decode` (through the cache) or `production` (compiled whole, no taps).
         step: which chunk of a decode run; 0 otherwise.
         error: largest per-token relative error.
         noise: noise floor of the token with the largest rho.

@@ -72,6 +72,8 @@ def divergence_lines(first: Divergence) -> Iterable[str]:
         f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
         f"limit {row.limit:g}"
     )
+    if row.peak_rho > row.peak_limit:
+        yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:
         yield f"  worst at {place(row)}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
     for problem in row.problems:
@@ -141,11 +143,19 @@ def _lane_table(result: Result) -> Table:
     for row in result.rows:
         groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
     for group, rows in groups.items():
-        worst = max(rows, key=lambda r: (not r.passed, r.rho / r.limit))
+        worst = max(rows, key=lambda r: (not r.passed, _nearest(r)[0]))
         error = f"{max(r.error for r in rows):.1e}"
-        cells = (*group, error, f"{worst.rho:.3g}", f"{worst.limit:g}", worst.tap)
+        _, rho, limit, which = _nearest(worst)
+        cells = (*group, error, f"{rho:.3g}", f"{limit:g}", worst.tap + which)
         table.add_row(*cells, style=None if worst.passed else "red")
     return table
+
+
+def _nearest(row: TapRow) -> tuple[float, float, float, str]:
+    """Return of a row's two figures the one nearer its limit: nearness, figure, limit, which."""
+    token = (row.rho / row.limit, row.rho, row.limit, "")
+    peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, " (peak)")
+    return max(token, peak)
 
 
 def _logits_line(result: Result) -> str:

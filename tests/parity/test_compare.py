@@ -311,6 +311,19 @@ class TestLogits:
             expected, rel=1e-3
         )
 
+    @pytest.mark.parametrize("size", [1e3, 1e5])
+    def test_logits_beyond_the_range_of_exp_still_have_figures(self, size: float) -> None:
+        gold = activations(B, T, V)
+        found = compared("logits", -size * gold, gold)  # the likeliest token becomes the last
+        log_p = gold - gold.max(-1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+        log_q = -size * gold + size * gold.min(-1, keepdims=True)
+        log_q -= np.log(np.exp(log_q).sum(-1, keepdims=True))
+        divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        assert found.facts["kl_max"] == pytest.approx(divergence.max())
+        distance = np.linalg.norm(log_q - log_p, axis=-1) / np.linalg.norm(log_p, axis=-1)
+        assert found.relative == pytest.approx(distance)
+
     def test_flips_come_with_the_margin_they_overcame(self) -> None:
         gold = np.zeros((B, T, V))
         gold[..., 4], gold[..., 9] = 5.0, 4.9

@@ -51,6 +51,15 @@ def test_a_divergence_is_placed_measured_and_explained() -> None:
     assert lines[-1] == "again: parity run tiny"
 
 
+def test_a_single_element_beyond_its_limit_is_said() -> None:
+    text = shown(result([row("layers.0.q_proj", peak_rho=80.0), row("logits")]))
+    assert text.startswith("divergent")
+    assert "largest element: 80 times the noise, limit 64" in text
+    assert "layers.0.q_proj (peak)" in text
+    clean = shown(result([row("layers.0.q_proj", peak_rho=60.0)]))
+    assert clean.startswith("equal") and "largest element" not in clean
+
+
 def test_a_cause_is_shown_with_its_evidence() -> None:
     cause = {"id": "rope-theta", "summary": "theta 1e6, config 5e5", "evidence": ["1.2 -> 3e-7"]}
     text = shown(diverged(cause=cause))
