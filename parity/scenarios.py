@@ -270,7 +270,8 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, config: LlamaConfig) -> Int[np.nd
         ids = np.asarray(getattr(encoded, "ids", encoded))
     else:
         ids = np.asarray(prompt)
-    if ids.size == 0:
+    # Of an empty text a tokenizer that begins every text with a token would make one id.
+    if ids.size == 0 or prompt == "":
         raise InputError("the prompt is empty: give at least one token of text or one id")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"prompt ids: {ids.dtype} {ids.shape}, expected one row of integers")

@@ -40,11 +40,15 @@ def check_writable(path: Path) -> None:
     """Refuse a report path before minutes of work are spent on it.
 
     Raises:
-        InputError: it is a directory, or its directory is missing or cannot be written to.
+        InputError: it is a directory or no usable name, or its directory is missing or cannot be
+            written to.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give a file to write the report to")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: no directory {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"{path}: no permission to write there")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory; give a file to write the report to")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: no directory {path.parent}; make it first")
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            raise InputError(f"{path}: no permission to write there")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error

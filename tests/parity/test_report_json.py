@@ -54,6 +54,8 @@ def test_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         json_file.check_writable(tmp_path)
     with pytest.raises(InputError, match="no directory"):
         json_file.check_writable(tmp_path / "missing" / "out.json")
+    with pytest.raises(InputError, match="name too long"):
+        json_file.check_writable(tmp_path / ("x" * 300))
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         json_file.check_writable(tmp_path / "out.json")

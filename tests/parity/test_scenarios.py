@@ -140,6 +140,11 @@ def test_bad_prompts_are_refused(options: dict[str, Any], message: str) -> None:
         build("causal", **options)
 
 
+def test_an_empty_text_is_refused_whatever_the_tokenizer_puts_before_it() -> None:
+    with pytest.raises(InputError, match="the prompt is empty"):
+        scenario("causal", lambda text: [1, *encode(text)], TINY, prompt="")
+
+
 def test_an_unknown_scenario_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"scenario 'casual': expected one of causal, "):
         build("casual")

@@ -1,0 +1,9 @@
+"""Compare JAX with PyTorch: the same as `parity run`."""
+
+import sys
+
+from parity.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "run")
+    main()
