@@ -97,7 +97,7 @@ def test_a_module_that_loads_torch_is_seen():
 
 
 # Distributions whose import name is not theirs.
-DISTRIBUTIONS = {"PIL": "pillow", "llama_models": "llama-models", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {"llama_models": "llama-models", "orbax": "orbax-checkpoint"}
 
 
 def imported_distributions(package: Path) -> set[str]:
@@ -125,3 +125,11 @@ def test_every_import_is_a_declared_dependency(tmp_path: Path):
     assert imported_distributions(ROOT / "parity") <= declared("parity", "meta")
     (tmp_path / "extra.py").write_text("def late():\n    from pandas.core import frame\n")
     assert imported_distributions(tmp_path) == {"pandas"}
+
+
+def test_every_declared_dependency_is_imported():
+    imported = imported_distributions(ROOT / "jaxllama")
+    assert declared() - imported == set()
+    imported |= imported_distributions(ROOT / "parity")
+    assert declared("parity", "meta") - imported == set()
+    assert {"numpy", "pandas"} - imported == {"pandas"}
