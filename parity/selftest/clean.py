@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jaxllama.attention import Backend
 from parity.selftest.bench import Benches, Judgement
 from parity.selftest.fault import Fault
 from parity.selftest.faults.controls import controls
@@ -47,7 +48,7 @@ class Clean:
             return bench.inject(self.control)
         if self.kind == "clean twin":
             return bench.clean(self.scenario, self.mode)
-        backend = "dot_product" if self.kind == "fused attention" else "xla"
+        backend: Backend = "dot_product" if self.kind == "fused attention" else "xla"
         return bench.compiled(self.scenario, self.mode, backend)
 
 

@@ -154,7 +154,10 @@ class FaultyRun(JaxRun):
 
 
 def faulty_model(checkpoint: Checkpoint, fault: Fault | None) -> Llama:
-    """Load the model a fault's subject runs: with its weights and its configuration."""
+    """Load the model a fault's subject runs: with its weights and its configuration.
+
+    Weights stay as stored: widening them to a lane's dtype is exact.
+    """
     if fault is not None and fault.weights is not None:
         weights = {name: checkpoint.read(name).copy() for name in checkpoint.tensors}
         fault.weights(weights)
@@ -167,9 +170,19 @@ def faulty_model(checkpoint: Checkpoint, fault: Fault | None) -> Llama:
     return load_model(checkpoint, dtype="float32", param_dtype=None)
 
 
+def configured(**fields: Any) -> Callable[[LlamaConfig], LlamaConfig]:
+    """Return a change of some fields of the configuration."""
+    return lambda config: config.replace(**fields)
+
+
 def everywhere(*patches: Patch) -> Patches:
     """Return patches that are in force during every stage."""
     return lambda moment: patches
+
+
+def replaced_in(layer: int | None, *patches: Patch) -> Patches:
+    """Return fixed patches that are in force in one layer, or in all of them if None."""
+    return in_layer(layer, lambda moment: patches)
 
 
 def in_layer(layer: int | None, make: Callable[[Moment], Sequence[Patch]]) -> Patches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def checkpoint(name: str) -> Checkpoint:
         return _reweighted(checkpoint("base"), _peaked)
     if name == "near_tied":
         return _reweighted(checkpoint("base"), _near_tied)
-    forms = {
+    forms: dict[str, dict[str, Any]] = {
         "base": {"hidden_size": 90},
         "square": {},
         "linear": {"hidden_size": 90, "rope_scaling": LINEAR},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from parity.selftest.bench import Judgement, benches
 from parity.selftest.clean import clean_runs
@@ -36,11 +37,11 @@ def selftest(
     total, matrix = len(faults) + len(clean), Matrix()
     for done, fault in enumerate(faults):
         progress(fault.id, done, total)
-        judged, error = _attempt(lambda fault=fault: benches().of(fault).inject(fault))
+        judged, error = _attempt(partial(benches().of(fault).inject, fault))
         matrix.injections.append(injection(fault, judged, error))
     for done, run in enumerate(clean, start=len(faults)):
         progress(f"clean: {run.kind}", done, total)
-        judged, error = _attempt(lambda run=run: run.judge(benches()))
+        judged, error = _attempt(partial(run.judge, benches()))
         matrix.clean.append(
             CleanRun(
                 run.kind,

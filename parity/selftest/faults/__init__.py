@@ -12,10 +12,11 @@ from parity.selftest.faults import (
     norm,
     rope,
     rotation,
+    trained,
     weights,
 )
 
-FAMILIES = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks)
+FAMILIES = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks, trained)
 
 
 def catalogue() -> list[Fault]:

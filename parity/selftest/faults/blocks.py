@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxllama import model as llama
-from parity.selftest.fault import Fault, Patches, everywhere, in_layer
-from parity.selftest.faults.kernels import Weigh, attending, softmax
+from jaxllama.taps import Tap
+from parity.selftest.fault import Fault, Patches, everywhere, in_layer, replaced_in
+from parity.selftest.faults.kernels import Weigh, attending_in, softmax
 from parity.selftest.faults.norm import in_head
 
 
@@ -121,7 +122,7 @@ def _wiring() -> list[Fault]:
             kind=kind,
             variant=f"layer {layer}",
             expected=f"layers.{layer}.{tap}",
-            patches=in_layer(layer, lambda _, call=call: [(llama.DecoderLayer, "__call__", call)]),
+            patches=replaced_in(layer, (llama.DecoderLayer, "__call__", call)),
             cause=cause,
         )
         for kind, layer, tap, call, cause in (
@@ -208,7 +209,7 @@ def _softmax() -> list[Fault]:
             variant=f"{variant}, layer {layer}",
             expected=f"layers.{layer}.{tap}",
             lane=lane,
-            patches=in_layer(layer, lambda _: attending(**changes)),
+            patches=attending_in(layer, **changes),
             cause=cause,
         )
 
@@ -253,9 +254,10 @@ def _ends() -> list[Fault]:
 
     def changed(change: Callable[[jax.Array], jax.Array]) -> Patches:
         def call(self: Any, x: Any, *, tap: Any) -> Any:
-            return head(
-                self, x, tap=lambda name, v: tap(name, change(v) if name == "logits" else v)
-            )
+            def tap_changed(name: str, value: jax.Array) -> jax.Array:
+                return tap(name, change(value) if name == "logits" else value)
+
+            return head(self, x, tap=cast(Tap, tap_changed))
 
         return in_head(lambda _: [(llama.Llama, "head", call)])
 

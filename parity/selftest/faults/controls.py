@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama import model as llama
-from parity.selftest.fault import Fault, Patches, Weights, everywhere, in_layer
-from parity.selftest.faults.kernels import Weigh, attending, softmax
+from jaxllama.dtypes import widened
+from parity.selftest.fault import Fault, Weights, everywhere
+from parity.selftest.faults.kernels import attending_in, softmax
 from parity.subjects import jaxllama as subject
 from parity.subjects.jaxllama import JaxRun
 
@@ -45,9 +46,6 @@ def _pads() -> list[Fault]:
         even = jnp.asarray(1 / scores.shape[-1], scores.dtype)
         return jnp.where(empty, even, softmax(scores, visible))
 
-    def attending_with(weigh: Weigh) -> Patches:
-        return in_layer(None, lambda _: attending(weigh=weigh))
-
     def other_token(self: Any, tokens: jax.Array, dtype: Any) -> jax.Array:
         return embed(self, jnp.where(tokens == 258, 7, tokens), dtype)
 
@@ -56,7 +54,7 @@ def _pads() -> list[Fault]:
     return [
         _control(kind, scenario=scenario, patches=patches, lane=lane)
         for kind, patches in (
-            ("mean of values on pads' rows", attending_with(uniform)),
+            ("mean of values on pads' rows", attending_in(None, weigh=uniform)),
             ("another id on pads", everywhere((llama.Embedding, "__call__", other_token))),
         )
         for scenario in padded
@@ -72,7 +70,7 @@ def _sums() -> list[Fault]:
     def two_parts(self: Any, x: jax.Array) -> jax.Array:
         """Add the products of two shards, as tensor parallelism does."""
         weight, half = self.weight[...].astype(x.dtype), x.shape[-1] // 2
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = widened(x.dtype)
         parts = (slice(None, half), slice(half, None))
         products = [
             jnp.einsum("...i,oi->...o", x[..., p], weight[:, p], preferred_element_type=wide)
@@ -91,7 +89,7 @@ def _sums() -> list[Fault]:
         _control(
             "attention with repeated kv heads",
             lane=lane,
-            patches=in_layer(None, lambda _: attending()),
+            patches=attending_in(None),
         )
         for lane in ("f64", "f32", "bf16")
     ]

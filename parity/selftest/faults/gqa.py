@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllama import model as llama
 from parity.selftest.fault import Fault, Weights, in_layer
-from parity.selftest.faults.kernels import attending
+from parity.selftest.faults.kernels import attending_in
 
 
 def faults() -> list[Fault]:
@@ -47,7 +47,7 @@ def _head_maps() -> list[Fault]:
             kind=kind,
             variant=variant,
             expected=f"layers.{layer or 0}.{tap}",
-            patches=in_layer(layer, lambda _: attending(**changes)),
+            patches=attending_in(layer, **changes),
             cause="kv-head-map",
         )
 
@@ -130,7 +130,7 @@ def _merging() -> list[Fault]:
             kind=kind,
             variant=f"layer {layer}",
             expected=f"layers.{layer}.{tap}",
-            patches=in_layer(layer, lambda _, changes=changes: attending(**changes)),
+            patches=attending_in(layer, **changes),
             cause=cause,
         )
         for kind, layer, tap, changes, cause in (
@@ -156,7 +156,7 @@ def _scale() -> list[Fault]:
             kind=kind,
             variant=variant,
             expected=f"layers.{layer or 0}.attn_scores",
-            patches=in_layer(layer, lambda _, scale=scale: attending(scale=scale)),
+            patches=attending_in(layer, scale=scale),
             model=model,
             cause="score-scale",
         )

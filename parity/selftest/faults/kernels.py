@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import model as llama
+from jaxllama.dtypes import widened
 from jaxllama.masks import BoundMask
-from parity.selftest.fault import Patch
+from parity.selftest.fault import Patch, Patches, in_layer
 
 Weigh = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -60,7 +61,7 @@ def attention(
     ) -> jax.Array:
         N, G = q.shape[2], q.shape[2] // k.shape[2]
         heads = np.arange(N)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
+        wide = widened(q.dtype)
         visible = (mask.to_bool() if isinstance(mask, BoundMask) else mask)[:, None]
         keys, values = k[:, :, key_heads(heads, G)], v[:, :, value_heads(heads, G)]
         s = jnp.einsum(
@@ -77,3 +78,8 @@ def attention(
 def attending(**changes: Any) -> list[Patch]:
     """Return the patch that puts a changed `attention` into the model."""
     return [(llama, "attend", attention(**changes))]
+
+
+def attending_in(layer: int | None, **changes: Any) -> Patches:
+    """Return patches that change attention in one layer, or in all of them if None."""
+    return in_layer(layer, lambda moment: attending(**changes))

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parity.selftest.fault import Fault, in_layer
-from parity.selftest.faults.kernels import Weigh, attending, softmax
+from parity.selftest.fault import Fault
+from parity.selftest.faults.kernels import Weigh, attending_in, softmax
 from parity.selftest.faults.masks import masked
 
 
@@ -29,7 +29,7 @@ def _kernel(family: str, kind: str, variant: str, weigh: Weigh, cause: str, **mo
         family=family,
         kind=kind,
         variant=variant,
-        patches=in_layer(layer, lambda _: attending(weigh=weigh)),
+        patches=attending_in(layer, weigh=weigh),
         cause=cause,
         **more,
     )

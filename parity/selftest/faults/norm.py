@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import model as llama
-from parity.selftest.fault import Fault, Moment, Patches, Weights, in_layer, nth_calls
-from parity.selftest.faults.kernels import attending
+from jaxllama.dtypes import widened
+from parity.selftest.fault import Fault, Moment, Patches, Weights, configured, in_layer, nth_calls
+from parity.selftest.faults.kernels import attending_in
 
 # A layer has two norms, in this order; the head has one.
 INPUT, POST = 0, 1
@@ -42,7 +43,7 @@ def _final(wrong: Norm) -> Patches:
 
 def _with_epsilon(eps: float) -> Norm:
     def norm(self: Any, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(widened(x.dtype))
         normed = wide / jnp.sqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
         return normed.astype(x.dtype) * _weight(self, x)
 
@@ -60,7 +61,7 @@ def _epsilon() -> list[Fault]:
             kind="eps is a default",
             variant=f"{eps:g}",
             expected="layers.0.input_layernorm",
-            config=lambda config, eps=eps: config.replace(rms_norm_eps=eps),
+            config=configured(rms_norm_eps=eps),
             model=model,
             cause="norm-eps",
         )
@@ -93,7 +94,7 @@ def _epsilon() -> list[Fault]:
             kind="eps read under another spelling",
             variant="1e-6 for a missing layer_norm_epsilon",
             expected="layers.0.input_layernorm",
-            config=lambda config: config.replace(rms_norm_eps=1e-6),
+            config=configured(rms_norm_eps=1e-6),
             cause="norm-eps",
         )
     )
@@ -154,16 +155,20 @@ def _product(rounded: Callable[[jax.Array], jax.Array]) -> Callable[[Any, jax.Ar
     return linear
 
 
+def _multiplying(wrong: Any, which: Iterable[int], layer: int | None) -> Patches:
+    """Return patches of some of a layer's products: q, k, v, o, gate, up, down."""
+    linear, calls = llama.Linear.__call__, tuple(which)
+    return in_layer(layer, lambda _: [(llama.Linear, "__call__", nth_calls(linear, wrong, *calls))])
+
+
 def _products() -> list[Fault]:
     found = []
-    linear = llama.Linear.__call__
     for name, rounded in (("TF32", _tf32), ("bf16", _bf16)):
         for layer, which, tap in (
             (None, range(7), "layers.0.q_proj"),
             (1, range(7), "layers.1.q_proj"),
             (2, (6,), "layers.2.down_proj"),
         ):
-            wrong = _product(rounded)
             found.append(
                 Fault(
                     family="N3",
@@ -171,12 +176,7 @@ def _products() -> list[Fault]:
                     variant=f"first at {tap}",
                     expected=tap,
                     lane="f32",
-                    patches=in_layer(
-                        layer,
-                        lambda _, wrong=wrong, which=which: [
-                            (llama.Linear, "__call__", nth_calls(linear, wrong, *which))
-                        ],
-                    ),
+                    patches=_multiplying(_product(rounded), which, layer),
                     cause="matmul-precision",
                 )
             )
@@ -187,7 +187,7 @@ def _products() -> list[Fault]:
                 variant="all layers",
                 expected="layers.0.attn_scores",
                 lane="f32",
-                patches=in_layer(None, lambda _, rounded=rounded: attending(operand=rounded)),
+                patches=attending_in(None, operand=rounded),
                 cause="matmul-precision",
             )
         )
@@ -230,7 +230,7 @@ def _swapped() -> list[Fault]:
 
 def _formula() -> list[Fault]:
     def wide(x: jax.Array) -> jax.Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(widened(x.dtype))
 
     def centred(self: Any, x: jax.Array) -> jax.Array:
         y = wide(x) - jnp.mean(wide(x), axis=-1, keepdims=True)

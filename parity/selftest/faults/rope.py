@@ -38,7 +38,7 @@ def _configured(family: str, kind: str, variant: str, cause: str, **fields: Any)
     )
 
 
-def _scaled(kind: str, **fields: float) -> Callable[[LlamaConfig], LlamaConfig]:
+def _scaled(kind: str, **fields: Any) -> Callable[[LlamaConfig], LlamaConfig]:
     def change(config: LlamaConfig) -> LlamaConfig:
         assert config.rope_scaling is not None and config.rope_scaling.kind == kind
         return config.replace(rope_scaling=replace(config.rope_scaling, **fields))

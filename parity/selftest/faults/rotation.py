@@ -25,11 +25,12 @@ def faults() -> list[Fault]:
     return [*_pairing(), *_rotation()]
 
 
-def _rotating(wrong: Rotation, *which: int, layer: int | None = None) -> Patches:
+def rotating(wrong: Rotation, *which: int, layer: int | None = None) -> Patches:
+    """Return patches that rotate queries or keys, or both, in a wrong way."""
     return in_layer(layer, lambda _: [(llama, "apply_rope", nth_calls(apply_rope, wrong, *which))])
 
 
-def _neighbours(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def neighbours(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate features 2i and 2i + 1 against each other, as Meta's own code does."""
     even, odd = x[..., 0::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
     c, s = cos[:, :, None, :], sin[:, :, None, :]
@@ -65,7 +66,7 @@ def _pairing() -> list[Fault]:
                 kind="neighbouring features rotated",
                 variant=label,
                 expected=f"layers.{first}.q_rope",
-                patches=_rotating(_neighbours, QUERIES, KEYS, layer=layer),
+                patches=rotating(neighbours, QUERIES, KEYS, layer=layer),
                 cause="rope-pairing",
             )
         )
@@ -87,7 +88,7 @@ def _pairing() -> list[Fault]:
                 kind="neighbouring features rotated in one of q and k",
                 variant=tap[0],
                 expected=f"layers.0.{tap}",
-                patches=_rotating(_neighbours, which),
+                patches=rotating(neighbours, which),
                 cause="rope-pairing",
             )
         )
@@ -147,7 +148,7 @@ def _rotation() -> list[Fault]:
             kind=kind,
             variant=variant,
             expected=f"layers.{layer or 0}.{tap}",
-            patches=_rotating(wrong, *which, layer=layer),
+            patches=rotating(wrong, *which, layer=layer),
             cause=cause,
         )
 

@@ -118,7 +118,11 @@ def _neighbours() -> list[Fault]:
         return apply
 
     def whole(to: int, source: int) -> Callable[[Weights], None]:
-        return lambda weights: [copied(m, to, source)(weights) for m in TAPS] and None
+        def apply(weights: Weights) -> None:
+            for module in TAPS:
+                copied(module, to, source)(weights)
+
+        return apply
 
     def rolled(weights: Weights) -> None:
         for module in TAPS:

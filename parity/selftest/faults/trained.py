@@ -1,0 +1,43 @@
+"""The best-known faults once more, in a trained model of 30 layers: depth and real weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from parity.selftest.fault import Fault, Weights, configured
+from parity.selftest.faults.kernels import attending_in
+from parity.selftest.faults.rotation import KEYS, QUERIES, neighbours, rotating
+
+
+def faults() -> list[Fault]:
+    """Return the injections of this family."""
+
+    def fault(family: str, kind: str, variant: str, tap: str, cause: str) -> Fault:
+        return Fault(
+            family=family, kind=kind, variant=variant, expected=tap, cause=cause, model="smollm2"
+        )
+
+    def tiled(heads: np.ndarray, groups: int) -> np.ndarray:
+        return heads % (len(heads) // groups)
+
+    def swapped(weights: Weights) -> None:
+        gate, up = (f"model.layers.29.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        weights[gate], weights[up] = weights[up], weights[gate]
+
+    theta = fault("R3", "theta falls back to a default", "1e4", "layers.0.q_rope", "rope-theta")
+    eps = fault("N1", "eps is a default", "1e-6", "layers.0.input_layernorm", "norm-eps")
+    kind, tap = "neighbouring features rotated", "layers.17.q_rope"
+    pairing = fault("R1", kind, "layer 17", tap, "rope-pairing")
+    kind, tap = "kv heads tiled, not repeated", "layers.12.attn_scores"
+    heads = fault("G1", kind, "layer 12", tap, "kv-head-map")
+    gate = fault("W2", "gate and up swapped", "layer 29", "layers.29.gate_proj", "gate-up-swapped")
+    return [
+        # Its own is 1e5.
+        replace(theta, flagged=("rope.inv_freq",), config=configured(rope_theta=1e4)),
+        replace(eps, config=configured(rms_norm_eps=1e-6)),
+        replace(pairing, patches=rotating(neighbours, QUERIES, KEYS, layer=17)),
+        replace(heads, patches=attending_in(12, key_heads=tiled, value_heads=tiled)),
+        replace(gate, weights=swapped),
+    ]
