@@ -133,7 +133,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _lane_table(result: Result) -> Table:
     """One row a run: its largest error, and the tap that comes closest to its limit."""
-    table = _table("subject against the float64 reference")
+    table = _table("subject against the float64 reference (^ by its largest element)")
     for column in ("dtype", "scenario", "mode"):
         table.add_column(column)
     for column in ("error", "rho", "limit"):
@@ -145,16 +145,16 @@ def _lane_table(result: Result) -> Table:
     for group, rows in groups.items():
         worst = max(rows, key=lambda r: (not r.passed, _nearest(r)[0]))
         error = f"{max(r.error for r in rows):.1e}"
-        _, rho, limit, which = _nearest(worst)
-        cells = (*group, error, f"{rho:.3g}", f"{limit:g}", worst.tap + which)
+        _, rho, limit, mark = _nearest(worst)
+        cells = (*group, error, f"{rho:.3g}{mark}", f"{limit:g}", worst.tap)
         table.add_row(*cells, style=None if worst.passed else "red")
     return table
 
 
 def _nearest(row: TapRow) -> tuple[float, float, float, str]:
-    """Return of a row's two figures the one nearer its limit: nearness, figure, limit, which."""
+    """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
     token = (row.rho / row.limit, row.rho, row.limit, "")
-    peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, " (peak)")
+    peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")
     return max(token, peak)
 
 
@@ -195,8 +195,8 @@ def _witness_table(witnesses: list[WitnessRow]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, gap: int = 1) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0))
 
 
 def _grid(result: Result) -> Table:
@@ -211,8 +211,9 @@ def _grid(result: Result) -> Table:
         worst[key] = max(worst.get(key, 0.0), row.rho)
         if not row.passed:
             failed.add(key)
-    table = _table("log10 rho, layers by operators, free running")
-    table.add_column("layer", justify="right")
+    # 19 columns in 80 characters: no gap beside the one that the box makes.
+    table = _table("log10 rho, layers by operators, free running", gap=0)
+    table.add_column("layer", justify="right", no_wrap=True)
     for name in LAYER_TAPS:
         table.add_column(_short(name), justify="right", no_wrap=True)
     layers = sorted({layer for layer, _ in worst})
@@ -241,7 +242,9 @@ def _short(name: str) -> str:
         "attn_scores": "scr",
         "attn_probs": "prb",
         "attn_context": "ctx",
+        "gate_proj": "gat",
         "mlp_act": "act",
+        "down_proj": "dwn",
         "input": "in",
         "output": "out",
     }

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from parity.report.terminal import MOST_LAYERS, place, show
 from parity.result import Result
+from parity.taps import LAYER_TAPS
 
 
 def shown(found: Result, width: int = 200, **options: Any) -> str:
@@ -55,9 +56,9 @@ def test_a_single_element_beyond_its_limit_is_said() -> None:
     text = shown(result([row("layers.0.q_proj", peak_rho=80.0), row("logits")]))
     assert text.startswith("divergent")
     assert "largest element: 80 times the noise, limit 64" in text
-    assert "layers.0.q_proj (peak)" in text
+    assert "80^" in text
     clean = shown(result([row("layers.0.q_proj", peak_rho=60.0)]))
-    assert clean.startswith("equal") and "largest element" not in clean
+    assert clean.startswith("equal") and "largest element:" not in clean
 
 
 def test_a_cause_is_shown_with_its_evidence() -> None:
@@ -94,6 +95,15 @@ def test_the_grid_is_shown_when_asked_for_or_diverged() -> None:
     assert "log10 rho" not in shown(result(rows))
     assert "log10 rho" in shown(result(rows), verbose=True)
     assert "log10 rho" in shown(diverged())
+
+
+def test_the_grid_fits_a_terminal_of_80_columns() -> None:
+    rows = [row(f"layers.{i}.{name}", failed=i > 20) for i in range(30) for name in LAYER_TAPS]
+    grid = shown(result(rows), width=80).split("log10 rho")[1]
+    heading = next(line for line in grid.splitlines() if "ln1" in line)
+    assert heading.split()[0] == "layer" and len(set(heading.split())) == 1 + len(LAYER_TAPS)
+    assert "…" not in grid
+    assert "29" in [line.split()[0] for line in grid.splitlines() if line.split()]
 
 
 @pytest.mark.parametrize("rho", [0.0, math.inf, math.nan])
