@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from parity.selftest.bench import Judgement, benches
 from parity.selftest.clean import clean_runs
 from parity.selftest.fault import Fault
@@ -31,6 +33,15 @@ def selftest(
     Returns:
         The matrix; a run that raises is a miss or a false alarm with the exception's text.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on matrices this small, threads wait for each other
+    try:
+        return _selftest(quick, families, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _selftest(quick: bool, families: Sequence[str], progress: Progress) -> Matrix:
     began = time.perf_counter()
     faults = chosen(quick=quick, families=families)
     clean = [] if families else list(clean_runs(quick=quick))

@@ -1,0 +1,53 @@
+"""`parity selftest` on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity import cli
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["parity", "selftest", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_a_family_is_injected_and_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "matrix.json"
+    code = call(monkeypatch, "--family", "R10,E1", "--json", str(path))
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert out.startswith("5 of 5 injections of 3 kinds detected, 5 located")
+    document = json.loads(path.read_text())
+    assert document["summary"]["injections"] == document["summary"]["located"] == 5
+    assert document["misses"] == []
+    assert {row["family"] for row in document["injections"]} == {"R10", "E1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--family", "R3,Q7"], "--family Q7: expected some of"),
+        (["--json", "missing/matrix.json"], "no directory missing"),
+    ],
+)
+def test_bad_usage_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("parity.selftest.run.selftest", lambda **_: pytest.fail("work was done"))
+    assert call(monkeypatch, *arguments) == 2
+    assert said in capsys.readouterr().err

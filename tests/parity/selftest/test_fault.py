@@ -1,0 +1,104 @@
+"""The machinery of injection: patches in the right place, memory of references, crashes counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from records import Scripted, scripted_inputs
+
+from jaxllama import model as llama
+from parity.selftest import run as runner
+from parity.selftest.bench import Judgement, benches
+from parity.selftest.fault import Fault, FaultySubject, in_layer, nth_calls
+from parity.selftest.memo import Memo
+from parity.selftest.models import checkpoint
+
+
+def test_the_nth_call_alone_is_wrong() -> None:
+    function = nth_calls(lambda: "right", lambda: "wrong", 1, 3)
+    assert [function() for _ in range(5)] == ["right", "wrong", "right", "wrong", "right"]
+
+
+def test_patches_are_in_force_in_their_layer_alone() -> None:
+    seen: list[int | None] = []
+    original = llama.apply_rope
+
+    def spy(*arguments: Any) -> jax.Array:
+        return original(*arguments)
+
+    def patches(moment: Any) -> list[Any]:
+        seen.append(moment.layer)
+        return [(llama, "apply_rope", spy)]
+
+    fault = Fault(family="X", kind="spy", variant="", expected="", patches=in_layer(1, patches))
+    subject = FaultySubject(checkpoint("base"), "f64", fault)
+    run = subject.start(benches().bench("base", "f64").inputs("causal"))
+    for _ in range(5):
+        run.step()
+        assert llama.apply_rope is original
+    assert seen == [1]
+
+
+def test_weights_and_configuration_are_changed_for_the_subject_alone() -> None:
+    source = checkpoint("base")
+    name = "model.norm.weight"
+    before = source.read(name).copy()
+
+    def double(weights: dict[str, np.ndarray]) -> None:
+        weights[name] *= 2
+
+    fault = Fault(
+        family="X",
+        kind="both",
+        variant="",
+        expected="",
+        weights=double,
+        config=lambda config: config.replace(rope_theta=7.0),
+    )
+    model = FaultySubject(source, "f64", fault).model
+    np.testing.assert_array_equal(np.asarray(model.norm.weight[...]), 2 * before)
+    assert model.config.rope_theta == 7.0
+    np.testing.assert_array_equal(source.read(name), before)
+    assert source.config.rope_theta == 5e5
+
+
+def test_a_reference_is_asked_once_and_remembers() -> None:
+    subject = Scripted("s")
+    memo = Memo(subject)  # type: ignore[arg-type]
+    inputs = scripted_inputs()
+    passes = [memo.start(inputs) for _ in range(2)]
+    first, second = ([run.step() for _ in range(4)] for run in passes)
+    assert len(subject.forces) == 4
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    # Forced and free are remembered apart.
+    memo.start(inputs).step({})
+    assert len(subject.forces) == 5
+
+
+@pytest.fixture
+def one_fault(monkeypatch: pytest.MonkeyPatch) -> Fault:
+    fault = Fault(family="X9", kind="of a test", variant="", expected="logits", cause="c")
+    monkeypatch.setattr(runner, "catalogue", lambda: [fault])
+    return fault
+
+
+def test_a_crash_is_a_miss_with_its_reason(
+    one_fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> Judgement:
+        raise ValueError("no such weight")
+
+    monkeypatch.setattr(type(benches().of(one_fault)), "inject", crash)
+    matrix = runner.selftest(families=["X9"])
+    assert matrix.summary()["detected"] == 0
+    assert matrix.misses[0].error == "ValueError: no such weight"
+
+
+def test_a_fault_that_changes_nothing_is_a_miss_not_a_success(one_fault: Fault) -> None:
+    """The selftest's own negative control."""
+    matrix = runner.selftest(families=["X9"])
+    assert matrix.injections[0].verdict == "equal"
+    assert not matrix.passed and matrix.misses[0].id == one_fault.id
