@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
+from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity import environment
@@ -87,8 +89,9 @@ def run(
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         config = overridden(opened.config, plan.overrides)
         inputs = [_scenario(name, opened, prompt, length) for name in plan.scenarios]
-        # Weights stay as stored: widening them is exact, and all lanes share one copy.
-        model = load_model(replace(opened, config=config), dtype="float32", param_dtype=None)
+        model = load_model(
+            _reconfigured(opened, config), dtype="float32", param_dtype=_weights_dtype(opened)
+        )
         records, seconds = _lanes(plan, opened, model, inputs, subject, progress)
         facts = environment.describe()
     rows = [row for record in records for row in record.rows]
@@ -111,6 +114,22 @@ def run(
     if not result.rows:
         raise InputError("no tap was compared: the subject produced none under a canonical name")
     return result
+
+
+def _reconfigured(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
+    """Return the checkpoint under the subject's config, which an error then names as its source."""
+    if config == checkpoint.config:
+        return checkpoint
+    source = f"{checkpoint.config_source} with --override"
+    return replace(checkpoint, config=config, config_source=source)
+
+
+def _weights_dtype(checkpoint: Checkpoint) -> np.dtype:
+    """Return a dtype that holds every weight exactly: all lanes share one copy of them."""
+    stored = {info.dtype for info in checkpoint.tensors.values()}
+    if len(stored) == 1:
+        return stored.pop()
+    return np.dtype(np.float64 if np.dtype(np.float64) in stored else np.float32)
 
 
 def _plan(

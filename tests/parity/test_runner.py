@@ -99,6 +99,25 @@ def test_an_override_moves_the_subject_alone() -> None:
     assert all(row.agrees for row in result.witnesses)
 
 
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_weights_are_compared_as_stored_in_whatever_dtype(narrow: str) -> None:
+    def widen(weights: dict[str, np.ndarray]) -> None:
+        for name in weights:
+            weights[name] = weights[name].astype(np.float64) * (1 + 1e-12)
+
+    def mix(weights: dict[str, np.ndarray]) -> None:
+        weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.float32) * 0.9
+
+    for checkpoint in (changed(small(), widen), changed(small(dtype=narrow), mix)):
+        assert quick(checkpoint, modes="free").verdict == "equal"
+    assert quick(small(dtype=narrow), modes="free").verdict == "equal"
+
+
+def test_a_contradiction_made_by_an_override_is_blamed_on_it() -> None:
+    with pytest.raises(JaxLlamaError, match=r"num_hidden_layers is 7 in .* with --override"):
+        quick(overrides=["num_hidden_layers=7"])
+
+
 def test_an_unmatched_tap_is_inconclusive() -> None:
     result = quick(subject=_Renames, modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
