@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from jaxllama.errors import CheckpointError
+from jaxllama.files import inside
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch_arrays import to_torch
 
@@ -93,13 +94,12 @@ def held(checkpoint: CheckpointLike, dtype: torch.dtype) -> TorchWeights | HeldW
 
 
 def _shards(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        # Names alone: an index must not lead out of its directory.
-        return sorted({directory / Path(file).name for file in weight_map.values()})
     single = directory / "model.safetensors"
-    return [single] if single.exists() else sorted(directory.glob("*.safetensors"))
+    if single.exists():  # transformers too takes it before an index that lies beside it
+        return [single]
+    index = directory / "model.safetensors.index.json"
+    weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    return sorted({inside(directory, file) for file in weight_map.values()})
 
 
 def _names(file: Path) -> list[str]:

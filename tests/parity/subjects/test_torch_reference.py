@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -212,3 +213,18 @@ def test_a_directory_gives_the_same_bits_as_memory(tmp_path: Path) -> None:
     memory = whole(TorchReference(checkpoint, dtype="f32"), inputs)
     disk = whole(TorchReference(on_disk(checkpoint, tmp_path), dtype="f32"), inputs)
     assert worst(memory, disk, inputs) == 0
+
+
+def test_shards_below_the_directory_are_found_and_a_single_file_goes_first(tmp_path: Path) -> None:
+    checkpoint = on_disk(small(), tmp_path)
+    name = "model.norm.weight"
+    expected = TorchWeights(checkpoint)[name]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: "parts/one.safetensors"}}))
+    assert torch.equal(TorchWeights(checkpoint)[name], expected)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "parts" / "one.safetensors")
+    assert torch.equal(TorchWeights(checkpoint)[name], expected)
+    index.write_text(json.dumps({"weight_map": {name: "../one.safetensors"}}))
+    with pytest.raises(CheckpointError, match="outside the directory"):
+        TorchWeights(checkpoint)
