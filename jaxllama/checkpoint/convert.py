@@ -15,6 +15,7 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.digests import MANIFEST, digest
 from jaxllama.checkpoint.dtypes import parse
+from jaxllama.checkpoint.gguf_tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.gguf_write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf_write import lay_out_hf
 from jaxllama.checkpoint.load import head_problems, raise_problems, structure_problems
@@ -118,7 +119,15 @@ def convert(
         progress=report,
         hf_config=checkpoint.config.to_hf(),
     )
-    return _result(written, form, time.monotonic() - started, checkpoint.notes)
+    notes = (*checkpoint.notes, *_left_behind(checkpoint, form))
+    return _result(written, form, time.monotonic() - started, notes)
+
+
+def _left_behind(checkpoint: Checkpoint, form: Format) -> list[str]:
+    """Return what the format has no form for; weights are never among it."""
+    if form == "gguf" and checkpoint.tokenizer_loader and not tokenizer_metadata(checkpoint):
+        return ["the tokenizer is of a kind that GGUF has no name for: not written"]
+    return []
 
 
 def _ignore(name: str, nbytes: int) -> None:

@@ -166,6 +166,20 @@ def test_resized_vocabulary_and_tokens_beyond_the_embedding(tmp_path):
         convert(in_memory(plain.config, weights, companions=files), tmp_path / "b.gguf", to="gguf")
 
 
+def test_a_tokenizer_that_is_left_behind_is_said(tmp_path):
+    plain = tiny(num_hidden_layers=1)
+    assert not convert(plain, tmp_path / "a.gguf", to="gguf").notes
+    files = {name: read() for name, read in plain.companions.items()}
+    content = json.loads(files["tokenizer.json"])
+    content["pre_tokenizer"] = {"type": "Whitespace"}
+    files["tokenizer.json"] = json.dumps(content).encode()
+    weights = {n: plain.read(n) for n in plain.tensors}
+    other = in_memory(plain.config, weights, companions=files)
+    (note,) = convert(other, tmp_path / "b.gguf", to="gguf").notes
+    assert "tokenizer" in note and "not written" in note
+    assert open_checkpoint(tmp_path / "b.gguf").tokenizer_loader is None
+
+
 def test_disk_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     import errno
     import os
