@@ -85,17 +85,17 @@ def test_links_are_refused(tmp_path):
         open_checkpoint(target)
 
 
-@pytest.mark.parametrize("damage", ["metadata", "data", "manifest", "arrays"])
+@pytest.mark.parametrize("damage", ["metadata", "data", "description", "arrays"])
 def test_damage_is_one_line(tmp_path, damage, capfd):
     target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
     state = target / "arrays" / "state"
     if damage == "metadata":
         (state / "_METADATA").write_text("{")
     elif damage == "data":
-        for directory in state.rglob("d"):
-            shutil.rmtree(directory)
-    elif damage == "manifest":
-        (state / "manifest.ocdbt").write_bytes(b"x")
+        (state / "lm_head.weight" / "c" / "0" / "0").unlink()
+    elif damage == "description":
+        for description in state.rglob("zarr.json"):
+            description.write_bytes(b"x")
     else:
         shutil.rmtree(state)
     capfd.readouterr()
