@@ -1,4 +1,4 @@
-"""Errors a user can act on: what failed, actual and expected, where, what to do next."""
+"""What is raised on purpose: a message says both values, their place, and the way out."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ SCENARIOS = (
 DEFAULT_SCENARIOS = SCENARIOS[:4]
 
 # Prime, so that they equal no batch, head or window size, and no block size divides them. The
-# first is long because wrong rotations hide in short prompts: 0.004 rad at token 4 is 0.5 at 512.
+# first is long because wrong rotations hide in short prompts: an angle nobody sees at token 4 is
+# half a radian at 512.
 # The others share one shape: a compiled model is reused, where compiling it costs most of a run.
 DEFAULT_LENGTHS = dict.fromkeys(SCENARIOS, 37) | {"causal": 521}
 ROWS = 3
@@ -271,7 +272,7 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, config: LlamaConfig) -> Int[np.nd
     else:
         ids = np.asarray(prompt)
     # Of an empty text a tokenizer that begins every text with a token would make one id.
-    if ids.size == 0 or prompt == "":
+    if ids.size == 0 or (isinstance(prompt, str) and not prompt):
         raise InputError("the prompt is empty: give at least one token of text or one id")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"prompt ids: {ids.dtype} {ids.shape}, expected one row of integers")
