@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,19 +124,30 @@ def lint_command(
 
 
 def explain_command(
-    rule: Annotated[str, typer.Argument(help="A rule's id, such as M05.")],
+    rule: Annotated[
+        str, typer.Argument(help="A rule's id, such as M05, or a cause's, such as rope-theta.")
+    ],
 ) -> None:
-    """Print what a rule checks, why, and what to do."""
+    """Print what a rule checks or a cause does, why, and what to do."""
     typer.echo(explain(rule))
 
 
 def explain(rule_id: str) -> str:
-    """Return a rule's page.
+    """Return a rule's page, or a cause's.
 
     Raises:
-        InputError: no such rule.
+        InputError: no such rule or cause.
     """
-    return page(lookup(rule_id))
+    if re.fullmatch(r"[A-Za-z]\d*", rule_id):
+        return page(lookup(rule_id))
+    try:
+        from parity.causes.base import lookup as cause
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        needs = "parity explain: causes need PyTorch; pip install 'jaxllama[parity]'"
+        raise InputError(needs) from error
+    return cause(rule_id).page()
 
 
 def _subject(mask: str) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""Activations are clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+from parity.causes.base import Cause, Evidence, Hypothesis
+from parity.causes.operators import one
+from parity.causes.wrong import Site
+
+CAUSE = Cause(
+    id="activation-clipped",
+    title="activations are clipped",
+    what="Values beyond a limit are cut off.",
+    why="A clamp against overflow of float16, or of a quantiser, is left in.",
+    sources=(),
+    taps=("mlp_act",),
+    remedy="Remove the clamp, or compute in a wider dtype.",
+    rank=5,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose the largest value seen as the limit."""
+    limit = float(np.abs(e.real("mlp_act")).max())
+    facts = {"effective": f"limit {limit:g}", "configured": "none"}
+
+    def clipped(site: Site) -> Tensor:
+        return site.value.clamp(-limit, limit)
+
+    yield one(e, "activation-clipped", f"limit {limit:g}", clipped, **facts)

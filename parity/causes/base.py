@@ -1,0 +1,199 @@
+"""What a cause is, what it goes by, and what it proposes.
+
+Shapes: B batch, T queries, S keys, N query heads, K kv heads, H head dim, D model dim.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from parity.scenarios import Inputs
+from parity.taps import CACHE_TAPS, SETUP_TAPS, split_name
+
+if TYPE_CHECKING:
+    from parity.causes.wrong import Change, WrongReference
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One way to be wrong.
+
+    Attributes:
+        id: how selftests, reports and `parity explain` call it.
+        title: a few words.
+        what: what the faulty code does.
+        why: how code comes to do it, and what it costs.
+        sources: public reports of it.
+        taps: short names of the taps it can show at first.
+        remedy: what to change.
+        reshapes: whether it gives taps another shape.
+        rank: the lower, the earlier it is tried among those that explain the same tap.
+    """
+
+    id: str
+    title: str
+    what: str
+    why: str
+    sources: tuple[str, ...]
+    taps: tuple[str, ...]
+    remedy: str
+    rank: int = 5
+    reshapes: bool = False
+
+    def page(self) -> str:
+        """Return the cause's page, as Markdown."""
+        sections = [
+            f"# {self.id}: {self.title}",
+            f"## What happens\n\n{self.what}",
+            f"## Why\n\n{self.why}",
+            f"## Where it shows first\n\n{', '.join(self.taps)}",
+            f"## What to do\n\n{self.remedy}",
+        ]
+        if self.sources:
+            sections.append(f"## Seen in\n\n{', '.join(self.sources)}")
+        return "\n\n".join(sections) + "\n"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A cause with its parameters, and the reference made wrong in that way.
+
+    Attributes:
+        cause: its id.
+        said: what is wrong, with numbers: `theta=1e+06`.
+        changes: to the reference's taps and weights.
+        effective, configured: what the operator did, and what the configuration asks for.
+        mask: what the queries see in the place of the scenario's mask [B T T].
+        positions: in the place of the scenario's [B T].
+    """
+
+    cause: str
+    said: str
+    changes: tuple[Change, ...] = ()
+    effective: str = ""
+    configured: str = ""
+    mask: Any = None  # arrays; Any, so that keyword arguments of strings can be unpacked
+    positions: Any = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The first tap that differs, and everything the subject shows around it.
+
+    Attributes:
+        tap: its canonical name.
+        flagged: setup taps that differ too.
+        subject, truth: taps of that stage, by short name; the reference's are those of the
+            reference as it is understood so far.
+        setup, true_setup: taps of the embedding's stage of the same call.
+        columns: which columns of the inputs the call holds.
+        chunks: sizes of all calls; None without a cache.
+        inputs: the scenario, as it is understood so far.
+        observed_mask: what the subject's mask taps show over all calls [B T T]; None if absent.
+        observed_positions: the same of its positions [B T].
+        reference: as it is understood so far.
+        lane: dtype of the subject's run.
+    """
+
+    tap: str
+    flagged: tuple[str, ...]
+    subject: Arrays
+    truth: Arrays
+    setup: Arrays
+    true_setup: Arrays
+    columns: slice
+    chunks: Sequence[int] | None
+    inputs: Inputs
+    observed_mask: np.ndarray | None
+    observed_positions: np.ndarray | None
+    reference: WrongReference
+    lane: str
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def short(self) -> str:
+        """The tap without its layer: `q_rope`; what a cache holds is `keys` and `values`."""
+        kind, _ = split_name(self.tap)
+        if kind in CACHE_TAPS:
+            return {"cache.k": "keys", "cache.v": "values"}[kind]
+        return kind if kind in SETUP_TAPS else kind.removeprefix("layers.")
+
+    @property
+    def layer(self) -> int | None:
+        """Number of the layer, None outside of layers."""
+        return split_name(self.tap)[1]
+
+    @property
+    def config(self) -> LlamaConfig:
+        """What the reference goes by."""
+        return self.reference.config
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which of the call's tokens are real [B T]."""
+        return self.inputs.valid[:, self.columns]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """What the call's queries are to see [B T S]."""
+        return self.inputs.mask[:, self.columns, : self.columns.stop]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Positions of the call's tokens [B T]."""
+        return self.inputs.positions[:, self.columns]
+
+    def real(self, name: str) -> np.ndarray:
+        """Return the subject's rows of one tap at real tokens, in float64 [tokens ...]."""
+        return np.asarray(self.subject[name], np.float64)[self.valid]
+
+    def weight(self, name: str) -> np.ndarray:
+        """Return one of the reference's weights in float64."""
+        return np.asarray(self.reference.weight(name).double().numpy())
+
+
+Propose = Callable[[Evidence], Iterator[Hypothesis]]
+
+
+@dataclass(frozen=True)
+class CauseFile:
+    """A cause with the function of its file that looks for it."""
+
+    cause: Cause
+    propose: Propose
+
+
+@cache
+def catalogue() -> dict[str, CauseFile]:
+    """Return every cause by id, from the files of this package that have one."""
+    from parity import causes
+
+    found = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(causes.__path__)):
+        module = importlib.import_module(f"{causes.__name__}.{name}")
+        if hasattr(module, "CAUSE"):
+            found[module.CAUSE.id] = CauseFile(module.CAUSE, module.propose)
+    return dict(sorted(found.items(), key=lambda item: (item[1].cause.rank, item[0])))
+
+
+def lookup(cause_id: str) -> Cause:
+    """Return one cause.
+
+    Raises:
+        InputError: no such id.
+    """
+    found = catalogue().get(cause_id.lower())
+    if found is None:
+        raise InputError(f"cause {cause_id!r}: expected one of {', '.join(sorted(catalogue()))}")
+    return found.cause

@@ -1,0 +1,40 @@
+"""Rotation goes backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from parity.causes.base import Cause, Evidence, Hypothesis
+from parity.causes.operators import rotations, unrotated
+from parity.causes.wrong import Site
+
+CAUSE = Cause(
+    id="rope-sign",
+    title="rotation goes backwards",
+    what="Features are rotated by minus the angle.",
+    why=(
+        "The two signs of a rotation matrix are exchanged. With q and k both backwards the "
+        "scores are those of mirrored positions, which weights trained the other way do not "
+        "expect."
+    ),
+    sources=("nanochat, comment on checkpoint compatibility",),
+    taps=(
+        "q_rope",
+        "k_rope",
+    ),
+    remedy="Compute (a cos - b sin, b cos + a sin).",
+    rank=3,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose the opposite sign."""
+    facts = {"effective": "angle -f p", "configured": "angle f p"}
+    yield from rotations(e, "rope-sign", "sign -1", backwards, **facts)
+
+
+def backwards(site: Site) -> Tensor:
+    """Rotate by minus the angle."""
+    return site.reference.rotate(unrotated(site), site.cos, -site.sin)

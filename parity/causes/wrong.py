@@ -1,0 +1,176 @@
+"""The reference, made wrong on purpose: changed taps and changed weights, any number of them.
+
+Shapes: B batch, T queries, S keys, N query heads, K kv heads, H head dim, D model dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.subjects.base import CheckpointLike, Run
+from parity.subjects.torch_arrays import Recorder
+from parity.subjects.torch_reference import Surroundings, TorchReference, Variant
+from parity.subjects.torch_run import TorchRun
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a tap is computed.
+
+    Attributes:
+        reference: whose operators and weights may be used.
+        layer: number of the layer, None outside.
+        tap: the tap's name, without its layer.
+        value: as computed so far.
+        seen: the stage's earlier taps by short name; with a cache, `keys` and `values` hold
+            what is attended to.
+        cos, sin: of the call's positions [B T H/2]; empty outside of layers.
+        mask: what the call's queries see [B T S].
+    """
+
+    reference: TorchReference
+    layer: int | None
+    tap: str
+    value: Tensor
+    seen: dict[str, Tensor]
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tap or a weight that is not what it ought to be.
+
+    Attributes:
+        tap: short name of the tap that `value` computes; empty for a change of weights.
+        value: what the faulty operator gives.
+        layers: in which layers; None for all.
+        weight: what a faulty reader makes of the weight of a name, given a way to read any;
+            returns None for the weights that it leaves alone.
+    """
+
+    tap: str = ""
+    value: Callable[[Site], Tensor] | None = None
+    layers: frozenset[int] | None = None
+    weight: Callable[[str, Callable[[str], Tensor]], Tensor | None] | None = None
+
+    def within(self, layer: int) -> Change:
+        """Return the same change in one layer alone."""
+        return replace(self, layers=frozenset({layer}))
+
+
+class WrongReference(TorchReference):
+    """The reference with some changes; without any, it is the reference.
+
+    Args:
+        checkpoint: as for the reference.
+        changes: made one after the other, where they meet.
+        dtype: as for the reference.
+        variant: as for the reference.
+    """
+
+    def __init__(
+        self,
+        checkpoint: CheckpointLike,
+        changes: Sequence[Change] = (),
+        *,
+        dtype: str = "f64",
+        variant: Variant = "eager",
+    ) -> None:
+        super().__init__(checkpoint, dtype=dtype, variant=variant)
+        self.changes = tuple(changes)
+        self.checkpoint = checkpoint
+
+    def again(self, dtype: str, variant: Variant) -> WrongReference:
+        """Return the same in another dtype or another order of summing."""
+        return WrongReference(self.checkpoint, self.changes, dtype=dtype, variant=variant)
+
+    def with_changes(self, changes: Sequence[Change]) -> WrongReference:
+        """Return the same with more changes."""
+        return WrongReference(self.checkpoint, (*self.changes, *changes), dtype=self.dtype)
+
+    def start(self, inputs: Any) -> Run:
+        return WrongRun(self, inputs)
+
+    def start_decode(self, inputs: Any, chunks: Sequence[int]) -> Run:
+        super().start_decode(inputs, chunks)  # which holds the weights
+        return WrongRun(self, inputs, chunks)
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight as the faulty reader gives it."""
+        read: Callable[[str], Tensor] = super().weight
+        for change in self.changes:
+            if change.weight is not None:
+                read = _reading(change, read, super().weight)
+        return read(name)
+
+    def layer(self, i: int, x: Tensor, around: Surroundings, tap: Recorder) -> Tensor:
+        edited = EditedTap(self, i, tap, around)
+        return super().layer(i, x, around, edited)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Recorder) -> Tensor:
+        assert isinstance(tap, EditedTap)
+        tap.seen |= {"keys": k, "values": v}
+        return super().attend(q, k, v, mask, tap)
+
+    def head(self, x: Tensor, tap: Recorder) -> Tensor:
+        edited = EditedTap(self, None, tap, None)
+        edited.seen["output"] = x
+        return super().head(x, edited)
+
+
+class WrongRun(TorchRun):
+    """A pass of a `WrongReference`."""
+
+    def _embed(self, start: int, stop: int, tap: Recorder) -> None:
+        super()._embed(start, stop, EditedTap(self._reference, None, tap, None))
+
+
+class EditedTap(Recorder):
+    """Changes values before they are recorded."""
+
+    def __init__(
+        self,
+        reference: TorchReference,
+        layer: int | None,
+        tap: Recorder,
+        around: Surroundings | None,
+    ) -> None:
+        self._reference, self._layer, self._tap, self._around = reference, layer, tap, around
+        self.seen: dict[str, Tensor] = {}
+        self.values = tap.values
+
+    def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
+        assert isinstance(self._reference, WrongReference)
+        for change in self._reference.changes:
+            if change.tap == name and (change.layers is None or self._layer in change.layers):
+                assert change.value is not None
+                value = change.value(self._site(name, value)).to(value.dtype)
+        self.seen[name] = self._tap(name, value, *views, **named)
+        return self.seen[name]
+
+    def _site(self, name: str, value: Tensor) -> Site:
+        none = torch.empty(0)
+        a = self._around
+        cos, sin, mask = (none, none, none) if a is None else (a.cos, a.sin, a.mask)
+        return Site(self._reference, self._layer, name, value, self.seen, cos, sin, mask)
+
+
+Read = Callable[[str], Tensor]
+
+
+def _reading(change: Change, read: Read, stored: Read) -> Read:
+    """Put a change on top of earlier ones; what it takes from elsewhere is as stored there."""
+
+    def reader(name: str) -> Tensor:
+        assert change.weight is not None
+        found = change.weight(name, lambda asked: (read if asked == name else stored)(asked))
+        return read(name) if found is None else found
+
+    return reader

@@ -1,0 +1,254 @@
+"""What an operator did, solved from its inputs and outputs; any implementation's taps will do.
+
+NumPy alone. Shapes: B batch, T queries, S keys, N heads, H head dim, R = H / 2, D model dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxllama.config import LlamaConfig, RopeScaling
+from jaxllama.rope import inv_freq
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How pairs of features were turned.
+
+    Attributes:
+        pairing: `half-split` (i with i + H/2) or `interleaved` (2i with 2i + 1).
+        turn: unit complex number of each token and pair [B T R].
+        residual: what a rotation leaves unexplained, relative.
+    """
+
+    pairing: str
+    turn: np.ndarray
+    residual: float
+
+
+def rotation(before: np.ndarray, after: np.ndarray) -> Rotation:
+    """Return the rotation that turns one tensor into the other.
+
+    Args:
+        before: q_proj or k_proj [B T N H].
+        after: q_rope or k_rope, same shape.
+    """
+    found = []
+    for pairing in ("half-split", "interleaved"):
+        x, y = complex_pairs(before, pairing), complex_pairs(after, pairing)
+        turn = (y * x.conj()).sum(2)
+        turn = turn / np.maximum(np.abs(turn), np.finfo(np.float64).tiny)
+        left = _share(y - x * turn[:, :, None], y)
+        found.append(Rotation(pairing, turn, left))
+    return min(found, key=lambda one: one.residual)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    """Return the norm of one array in units of another's."""
+    return float(np.linalg.norm(part)) / max(float(np.linalg.norm(whole)), 1e-300)
+
+
+def complex_pairs(x: np.ndarray, pairing: str) -> np.ndarray:
+    """Return features [.. H] as complex numbers [.. R]."""
+    x = np.asarray(x, np.float64)
+    if pairing == "interleaved":
+        return x[..., 0::2] + 1j * x[..., 1::2]
+    a, b = np.split(x, 2, axis=-1)
+    return a + 1j * b
+
+
+def frequencies(turn: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return radians per token of each pair [R] from turns [B T R]; negative is backwards.
+
+    Neighbouring tokens, whose positions differ by one, tell it without ambiguity up to pi.
+    """
+    step = (np.diff(positions, axis=1) == 1) & valid[:, 1:] & valid[:, :-1]
+    turned = turn[:, 1:] * turn[:, :-1].conj()
+    if not step.any():
+        return np.full(turn.shape[-1], np.nan)
+    return np.angle(turned[step].sum(0))
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """An angle table, in words.
+
+    Attributes:
+        theta: base that its fastest pairs go by.
+        scaling: how slower ones depart from it; None if they do not.
+        exact: whether theta and scaling give the whole table.
+    """
+
+    theta: float
+    scaling: RopeScaling | None
+    exact: bool
+
+
+def solve_frequencies(table: np.ndarray, config: LlamaConfig) -> Frequencies:
+    """Return theta and scaling of an angle table [R], with as little changed as possible."""
+    table = np.asarray(table, np.float64)
+    close = max(1e-9, 4 * _table_noise(table))
+
+    def fits(theta: float, scaling: RopeScaling | None) -> bool:
+        if not (np.isfinite(theta) and theta > 1):
+            return False
+        made = inv_freq(config.replace(rope_theta=theta, rope_scaling=scaling))
+        return bool(np.allclose(table, made, rtol=close, atol=0))
+
+    exact = _theta(table, config.head_dim)
+    theta = _tidy(exact)
+    linear = 1 / table[0] if table[0] > 0 else np.nan
+    candidates: list[tuple[float, RopeScaling | None]] = [
+        (config.rope_theta, None),
+        (theta, config.rope_scaling),
+        (theta, None),
+        *((config.rope_theta, scaling) for scaling in _scalings(table, config)),
+        (config.rope_theta, RopeScaling(kind="linear", factor=linear)),
+        (theta, RopeScaling(kind="linear", factor=linear)),
+        *((theta, scaling) for scaling in _scalings(table, config, theta)),
+        (exact, config.rope_scaling),
+        (exact, None),
+    ]
+    for base, scaling in candidates:
+        if fits(base, scaling):
+            return Frequencies(base, scaling, exact=True)
+    return Frequencies(theta, config.rope_scaling, exact=False)
+
+
+def _table_noise(table: np.ndarray) -> float:
+    """Return how far the table's own dtype rounds: float32 tables carry 2^-24."""
+    return 2.0**-24 if np.array_equal(table, table.astype(np.float32)) else 1e-12
+
+
+def _theta(table: np.ndarray, head_dim: int) -> float:
+    """Return the base of the two fastest pairs, which no scaling in use tells apart."""
+    with np.errstate(all="ignore"):
+        return float((table[1] / table[0]) ** (-head_dim / 2))
+
+
+def _tidy(theta: float) -> float:
+    """Return the nearby round number, if there is one within rounding."""
+    rounded = float(f"{theta:.6g}") if np.isfinite(theta) else theta
+    return rounded if abs(rounded - theta) <= 1e-6 * abs(theta) else theta
+
+
+def _scalings(
+    table: np.ndarray, config: LlamaConfig, theta: float | None = None
+) -> list[RopeScaling]:
+    """Return scalings of one changed field that the table allows."""
+    now = config.rope_scaling
+    base = config.rope_theta if theta is None else theta
+    if not (np.isfinite(base) and base > 1):
+        return []
+    plain = inv_freq(config.replace(rope_theta=base, rope_scaling=None))
+    with np.errstate(all="ignore"):
+        factor = _tidy(float(np.max(plain / table)))
+    if not np.isfinite(factor) or factor <= 0:
+        return []
+    if now is None or now.kind != "llama3":
+        usual = RopeScaling(
+            kind="llama3",
+            factor=factor,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=8192,
+        )
+        return [usual]
+    lows, highs = {0.5, 1.0, 2.0, 3.0}, {2.0, 3.0, 4.0, 8.0, 16.0, 32.0}
+    contexts = {2**n for n in range(8, 20)}
+    low, high, context = (
+        now.low_freq_factor,
+        now.high_freq_factor,
+        now.original_max_position_embeddings,
+    )
+    assert low is not None and high is not None and context is not None
+    with np.errstate(all="ignore"):
+        blend = (table / plain - 1 / now.factor) / (1 - 1 / now.factor)
+    for r in np.flatnonzero((blend > 1e-6) & (blend < 1 - 1e-6)):
+        waves = context * plain[r] / (2 * np.pi)
+        lows.add(_tidy(float((waves - blend[r] * high) / (1 - blend[r]))))
+        highs.add(_tidy(float((waves - low) / blend[r] + low)))
+        solved = (blend[r] * (high - low) + low) * 2 * np.pi / plain[r]
+        contexts.add(round(float(solved)))
+    return [
+        replace(now, factor=factor),
+        *(replace(now, low_freq_factor=x) for x in sorted(lows) if 0 < x < high),
+        *(replace(now, high_freq_factor=x) for x in sorted(highs) if x > low),
+        *(replace(now, original_max_position_embeddings=x) for x in sorted(contexts) if x > 0),
+    ]
+
+
+def norm_statistics(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Return the eps that a norm used and how steady it is over its tokens.
+
+    Args:
+        x: input [tokens D].
+        y: output, same shape.
+        weight: the norm's [D].
+
+    Returns:
+        eps of the token with the smallest input, which tells it best, and the relative spread of
+        the root mean squares around it.
+    """
+    with np.errstate(all="ignore"):
+        gain = (y * x * weight).sum(1) / ((x * weight) ** 2).sum(1)
+        square = 1 / gain**2
+    mean = (x * x).mean(1)
+    eps = float(np.median((square - mean)[np.argsort(mean)[:5]]))
+    spread = float(np.abs(square / (mean + eps) - 1).max())
+    return eps, spread
+
+
+def score_scale(scores: np.ndarray, products: np.ndarray) -> tuple[float, float]:
+    """Return the factor on the products of queries and keys, and what it leaves, relative."""
+    scale = float((scores * products).sum() / (products * products).sum())
+    return scale, _share(scores - scale * products, scores)
+
+
+def head_map(outputs: np.ndarray, by_kv_head: np.ndarray) -> tuple[list[int], float]:
+    """Return the kv head that each query head reads, and what that leaves, relative.
+
+    Args:
+        outputs: of each query head [N ..].
+        by_kv_head: what each would give with each kv head [N K ..].
+    """
+    gap = by_kv_head - outputs[:, None]
+    gaps = np.sqrt((gap.reshape(*gap.shape[:2], -1) ** 2).sum(-1))
+    chosen = gaps.argmin(1)
+    return [int(k) for k in chosen], _share(gaps[np.arange(len(chosen)), chosen], outputs)
+
+
+def rounded_through(values: np.ndarray, wanted: np.ndarray) -> str | None:
+    """Return the dtype that makes `wanted` of `values`, if one does: float16, bfloat16, float32."""
+    import ml_dtypes
+
+    for name, dtype in (
+        ("float32", np.float32),
+        ("float16", np.float16),
+        ("bfloat16", ml_dtypes.bfloat16),
+    ):
+        with np.errstate(over="ignore"):
+            made = values.astype(dtype).astype(np.float64)
+        if np.allclose(made, wanted, rtol=1e-9, atol=0) and not np.array_equal(values, wanted):
+            return name
+    return None
+
+
+def solve_cap(capped: np.ndarray, values: np.ndarray) -> float | None:
+    """Return c where `capped` is c tanh(values / c), None if it is not.
+
+    Bisection on the value with the largest magnitude: the cap grows with what it leaves.
+    """
+    at = int(np.abs(values).argmax())
+    target, value = abs(float(capped[at])), abs(float(values[at]))
+    if not 0 < target < value * (1 - 1e-9):
+        return None
+    low, high = target, 1e6 * value
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle * np.tanh(value / middle) < target else (low, middle)
+    rounded = float(f"{high:.6g}")
+    cap = rounded if abs(rounded / high - 1) < 1e-6 else high
+    return cap if np.allclose(cap * np.tanh(values / cap), capped, rtol=1e-6, atol=0) else None
