@@ -6,9 +6,14 @@ than asked for, and in chunks, so that a host reads only the slices of its own d
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +26,14 @@ from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.hf import CONFIG, companions, tokenizer_loader
 from jaxllama.checkpoint.hf_write import companion_files, hf_config
+from jaxllama.checkpoint.layout import byte_size
 from jaxllama.checkpoint.names import HEAD, canonical_names
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
 
 ARRAYS = "arrays"
-_CHUNK_BYTES = 32 << 20
+# A dozen chunks are in flight at once.
+_CHUNK_BYTES = 8 << 20
 # A save has a fixed cost of about a tenth of a second.
 _BATCH_BYTES = 1 << 28
 
@@ -134,62 +141,105 @@ def _small(checkpoint: Checkpoint | LlamaConfig, tensors: Mapping[str, Any]) -> 
 
 
 class OrbaxSink:
-    """Writes tensors of a conversion in batches, each saved atomically."""
+    """Writes tensors of a conversion in batches, each saved atomically while the next is read."""
 
-    flushes_beside = False
+    flushes_beside = True
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype], directory: Path):
         self._checkpoint, self._dtypes, self._directory = checkpoint, dtypes, directory
         self._batch: dict[str, np.ndarray] = {}
+        self._saving: Any = None
+        self._resumed = False
+        self._lock = threading.Lock()
 
     def create(self) -> None:
-        """Write the small files."""
+        """Write the small files, and see that there is room for the arrays."""
+        needed = sum(
+            byte_size(self._checkpoint.tensors[name].shape, dtype)
+            for name, dtype in self._dtypes.items()
+        )
+        if needed > shutil.disk_usage(self._directory).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         config = json.dumps(hf_config(self._checkpoint, self._dtypes), indent=2).encode()
         for name, content in {CONFIG: config, **companion_files(self._checkpoint)}.items():
             (self._directory / name).write_bytes(content)
 
     def resume(self) -> None:
         """Take up what an earlier run saved."""
+        self._resumed = True
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Keep a tensor for the next batch."""
-        waiting = sum(tensor.nbytes for tensor in self._batch.values())
-        if waiting + values.nbytes > _BATCH_BYTES:
-            self.flush()
-        self._batch[name] = values
+        """Keep a tensor for the next batch, and save the batch once it is large."""
+        with self._lock:
+            if self._waiting() + values.nbytes > _BATCH_BYTES:
+                self._start()
+            self._batch[name] = values
+            if self._waiting() > _BATCH_BYTES:  # a large tensor, of which a copy is made
+                self._start()
+                self._wait()
+
+    def _waiting(self) -> int:
+        return sum(tensor.nbytes for tensor in self._batch.values())
 
     def flush(self) -> None:
         """Save the batch."""
+        with self._lock:
+            self._start()
+            self._wait()
+
+    def _start(self) -> None:
+        self._wait()
         batch, self._batch = self._batch, {}
-        if batch and not self._save(batch):
+        if self._resumed:
             for name, values in batch.items():
-                self._save({name: values})
+                self._save_again({name: values})
+        elif batch:
+            with _saving(self._directory):  # copies the batch, and returns
+                self._saving = ocp.partial.save_async(self._directory / ARRAYS, batch)
 
-    def _save(self, batch: dict[str, np.ndarray]) -> bool:
-        """Save tensors; False if one of them is there already.
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with _saving(self._directory):
+                saving.result()
 
-        That happens after a crash between a save and its entry in the journal. What is there is
-        whole, since every save is atomic, and the same, since the journal's plan is.
+    def _save_again(self, batch: dict[str, np.ndarray]) -> None:
+        """Save a tensor that a crash may have kept from the journal, but not from the disk.
+
+        What is there is whole, since every save is atomic, and the same, since the journal's plan
+        is.
         """
-        try:
-            with _context():
+        with _saving(self._directory):
+            try:
                 ocp.partial.save(self._directory / ARRAYS, batch)
-        except Exception as error:
-            if type(error).__name__ != "PartialSaveReplacementError":  # private to Orbax
-                raise
-            return False
-        return True
+            except Exception as error:
+                if type(error).__name__ != "PartialSaveReplacementError":  # private to Orbax
+                    raise
 
     def finish(self) -> None:
         """Make the saved batches one checkpoint."""
         if not (self._directory / ARRAYS).exists():  # else a crash came right after
-            with _context():
+            with _saving(self._directory):
                 ocp.partial.finalize(self._directory / ARRAYS)
 
 
+@contextmanager
+def _saving(directory: Path) -> Iterator[None]:
+    """Turn whatever Orbax and TensorStore raise into one line."""
+    try:
+        with _context():
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(f"{directory}: cannot be written: {reason}") from error
+
+
 def _context() -> ocp.Context:
-    # Orbax logs a dozen lines for every save.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs a dozen lines for every save, and every failure, which is raised as well.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ocp.Context()
     context.array.saving.use_compression = False  # trained weights hardly shrink
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
@@ -212,11 +262,13 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _refuse_links(directory: Path) -> None:
-    links = [entry for entry in (directory, *directory.rglob("*")) if entry.is_symlink()]
-    if links:
-        raise CheckpointError(
-            f"{links[0]}: is a symbolic link; the arrays of a checkpoint belong in its directory"
-        )
+    """Refuse links out of the directory, and pipes, which would be waited for without end."""
+    for entry in (directory, *directory.rglob("*")):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise CheckpointError(
+                f"{entry}: is a symbolic link or no regular file; the arrays of a checkpoint "
+                "belong in its directory"
+            )
 
 
 def _check_store(directory: Path) -> None:

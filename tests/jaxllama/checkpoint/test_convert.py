@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,9 +190,11 @@ def test_disk_full_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CheckpointError, match="No space left on device") as error:
-        convert("tiny", tmp_path / "out", to="hf")
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    for to in FORMATS:
+        with pytest.raises(CheckpointError, match="No space left on device") as error:
+            convert("tiny", tmp_path / "out", to=to)
+        assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("to", FORMATS)

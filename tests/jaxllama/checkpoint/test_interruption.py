@@ -188,7 +188,7 @@ def test_file_too_large_for_the_system_is_one_line(tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from jaxllama.cli import main
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         main(["convert", "tiny", sys.argv[1], "--to", sys.argv[2], "--quiet"])
     """)
     for to in ("hf", "gguf"):
@@ -196,9 +196,8 @@ def test_file_too_large_for_the_system_is_one_line(tmp_path):
             [sys.executable, "-c", script, tmp_path / "out", to], capture_output=True, text=True
         )
         assert run.returncode == 2
-        assert run.stderr.startswith(
-            f"error: {tmp_path / 'out'}: cannot be written: File too large"
-        )
+        assert run.stderr.startswith(f"error: {tmp_path}/")
+        assert "cannot be written" in run.stderr and "File too large" in run.stderr
         assert run.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
