@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxllama.errors import InputError
+
+# Each process holds a model and its references: up to 4 GB with SmolLM2's.
+MOST_JOBS = 4
 
 
 def selftest_command(
@@ -23,12 +27,15 @@ def selftest_command(
     family: Annotated[
         str | None, typer.Option(help="Only these families of faults: R3,M1.")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
+    ] = None,
 ) -> None:
     """Inject every catalogued fault; print detected, located, named, false alarms."""
     from parity.report import json_file
     from parity.selftest.faults import catalogue
     from parity.selftest.report import show
-    from parity.selftest.run import selftest
+    from parity.selftest.run import Plan, selftest
 
     families = [word.strip() for word in (family or "").split(",") if word.strip()]
     known = dict.fromkeys(fault.family for fault in catalogue())
@@ -48,8 +55,8 @@ def selftest_command(
     ) as bar:
         task = bar.add_task("loading", total=None)
         matrix = selftest(
-            quick=quick,
-            families=families,
+            Plan(quick=quick, families=tuple(families)),
+            jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
             progress=lambda what, done, total: bar.update(
                 task, description=what, completed=done, total=total
             ),

@@ -117,6 +117,7 @@ class FaultySubject:
     def __init__(self, checkpoint: Checkpoint, dtype: str, fault: Fault | None) -> None:
         self.name = "jaxllama"
         self.dtype = dtype
+        self.internal_dtype = "f64" if dtype == "f64" else "f32"
         self.fault = fault
         self.model = faulty_model(checkpoint, fault)
         self.model.dtype = jnp.dtype(DTYPES[dtype])

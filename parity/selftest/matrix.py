@@ -25,7 +25,7 @@ class Injection:
         verdict: the checker's.
         cause_expected, cause_found: identifiers of causes.
         confirmed: whether the reference, made wrong in the cause's way, agreed with the subject.
-        error: the exception that ended the run, if one did.
+        error: the exception that ended the run or the search for the cause, if one did.
     """
 
     id: str
@@ -176,7 +176,7 @@ def injection(fault: Fault, judgement: Judgement | None, error: str = "") -> Inj
         cause_expected=fault.cause,
         cause_found=str(cause.get("id", "")),
         confirmed=bool(cause.get("confirmed", False)),
-        error=error,
+        error=error or str(cause.get("error", ""))[:300],
     )
 
 

@@ -21,9 +21,10 @@ def checkpoint(name: str) -> Checkpoint:
     """Return a checkpoint by name.
 
     `base` has Llama 3.1's form with N*H != D; `square` D = N*H, where a transposed weight fits;
-    `linear` and `plain` other rope scalings; `tied` a tied head; `mqa` one kv head; `wide` a
-    residual stream long enough for sums in bfloat16 to go wrong; `peaked` attention on few keys;
-    `near_tied` pairs of vocabulary entries that all but tie; `smollm2` is the trained model.
+    `linear` and `plain` other rope scalings; `tied` a tied head; `mqa` one kv head; `seed8` and
+    `seed9` other weights; `wide` a residual stream long enough for sums in bfloat16 to go wrong;
+    `peaked` attention on few keys; `near_tied` pairs of vocabulary entries that all but tie;
+    `smollm2` is the trained model.
     """
     if name == "smollm2":
         return open_checkpoint("smollm2")
@@ -38,6 +39,8 @@ def checkpoint(name: str) -> Checkpoint:
         "plain": {"hidden_size": 90, "rope_scaling": None},
         "tied": {"hidden_size": 90, "tie_word_embeddings": True},
         "mqa": {"hidden_size": 90, "num_key_value_heads": 1},
+        "seed8": {"hidden_size": 90},
+        "seed9": {"hidden_size": 90},
         "wide": {"hidden_size": 384, "num_hidden_layers": 2, "intermediate_size": 40},
     }
     return tiny(seed=list(forms).index(name) + 1, **({"num_hidden_layers": LAYERS} | forms[name]))

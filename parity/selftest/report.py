@@ -18,6 +18,7 @@ def show(matrix: Matrix, console: Console) -> None:
         f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs",
         style=style,
         highlight=False,
+        soft_wrap=True,
     )
     console.print(_table(matrix))
     for row in matrix.misses:
@@ -27,10 +28,9 @@ def show(matrix: Matrix, console: Console) -> None:
             console, f"    expected {row.expected}, found {row.found or row.error or row.verdict}"
         )
     for row in matrix.unnamed:
-        said = row.cause_found or "nothing"
-        unconfirmed = ", unconfirmed" if row.named else ""
-        if row.cause_found:
-            _line(console, f"named {said}{unconfirmed}, not {row.cause_expected}: {row.id}")
+        said = f"cause {row.cause_found}" if row.cause_found else "no cause"
+        wanted = "not confirmed" if row.named else f"expected {row.cause_expected}"
+        _line(console, f"{said}, {wanted}: {row.id} {row.error}")
     for run in matrix.alarms:
         where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
         _line(
@@ -46,7 +46,7 @@ def _line(console: Console, text: str) -> None:
 def _table(matrix: Matrix) -> Table:
     table = Table(title="faults injected into the JAX side", title_justify="left")
     table.add_column("family")
-    table.add_column("kinds")
+    table.add_column("kinds", no_wrap=True, overflow="ellipsis", ratio=1)
     for column in ("injected", "detected", "located", "named", "confirmed"):
         table.add_column(column, justify="right")
     for family, rows in by_family(matrix.injections).items():

@@ -2,84 +2,148 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from parity.selftest.bench import Judgement, benches
-from parity.selftest.clean import clean_runs
+from parity.selftest.clean import Clean, clean_runs
 from parity.selftest.fault import Fault
 from parity.selftest.faults import catalogue
-from parity.selftest.matrix import CleanRun, Matrix, injection
+from parity.selftest.matrix import CleanRun, Injection, Matrix, injection
 
 Progress = Callable[[str, int, int], None]
+Task = Fault | Clean
+Row = Injection | CleanRun
+# What a process is given at a time: enough to use its references and compiled operations again.
+BATCH = 24
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run; plain data, so that every process can work it out for itself.
+
+    Attributes:
+        quick: one injection of each family and a few clean runs, for continuous integration.
+        families: only these, as `R3`; no clean runs then. Empty for all.
+    """
+
+    quick: bool = False
+    families: tuple[str, ...] = ()
+
+    def tasks(self) -> list[Task]:
+        """Return injections and clean runs, those of one bench together."""
+        clean = [] if self.families else list(clean_runs(quick=self.quick))
+        tasks: list[Task] = [*self.faults(), *clean]
+        return sorted(tasks, key=lambda task: (task.model, task.lane, task.mode))
+
+    def faults(self) -> list[Fault]:
+        """Return the faults to inject."""
+        faults = [f for f in catalogue() if not self.families or f.family in self.families]
+        if self.quick:
+            faults = list({fault.family: fault for fault in reversed(faults)}.values())
+        return faults
 
 
 def selftest(
+    plan: Plan,
     *,
-    quick: bool = False,
-    families: Sequence[str] = (),
+    jobs: int = 1,
     progress: Progress = lambda what, done, total: None,
 ) -> Matrix:
     """Inject every fault and run every clean twin.
 
     Args:
-        quick: one injection of each family and a few clean runs, for continuous integration.
-        families: only these, as `R3`; no clean runs then. Empty for all.
+        plan: which.
+        jobs: processes to use.
         progress: called with what is under way, how much is done and how much there is.
 
     Returns:
         The matrix; a run that raises is a miss or a false alarm with the exception's text.
     """
+    began = time.perf_counter()
+    tasks = plan.tasks()
+    rows: dict[int, Row] = {}
+    for index, row in (_alone if jobs == 1 else partial(_together, jobs))(plan, tasks):
+        rows[index] = row
+        progress(tasks[index].kind, len(rows), len(tasks))
+    matrix = Matrix(seconds=time.perf_counter() - began)
+    for _, row in sorted(rows.items()):
+        if isinstance(row, Injection):
+            matrix.injections.append(row)
+        else:
+            matrix.clean.append(row)
+    return matrix
+
+
+def _alone(plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+    for index, task in enumerate(tasks):
+        yield index, perform(task)
+
+
+def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+    """Share the tasks out in batches; a batch whose process dies is one of failures."""
+    batches = [range(i, min(i + BATCH, len(tasks))) for i in range(0, len(tasks), BATCH)]
+    # A fork of a process in which JAX runs threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures: dict[Future[list[Row]], range] = {
+            pool.submit(_work, plan, batch): batch for batch in batches
+        }
+        for future in as_completed(futures):
+            batch, error = futures[future], future.exception()
+            if error is None:
+                yield from zip(batch, future.result(), strict=True)
+            else:
+                said = f"{type(error).__name__}: {error}"
+                yield from ((index, _row(tasks[index], None, said)) for index in batch)
+
+
+def _work(plan: Plan, batch: range) -> list[Row]:
+    tasks = plan.tasks()
+    return [perform(tasks[index]) for index in batch]
+
+
+def perform(task: Task) -> Row:
+    """Do one injection or clean run; a crash is written down, it must not end the selftest."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on matrices this small, threads wait for each other
     try:
-        return _selftest(quick, families, progress)
+        judged = _explained(task) if isinstance(task, Fault) else task.judge(benches())
+        return _row(task, judged, "")
+    except Exception as error:
+        return _row(task, None, f"{type(error).__name__}: {error}"[:500])
     finally:
         torch.set_num_threads(threads)
 
 
-def _selftest(quick: bool, families: Sequence[str], progress: Progress) -> Matrix:
-    began = time.perf_counter()
-    faults = chosen(quick=quick, families=families)
-    clean = [] if families else list(clean_runs(quick=quick))
-    total, matrix = len(faults) + len(clean), Matrix()
-    for done, fault in enumerate(faults):
-        progress(fault.id, done, total)
-        judged, error = _attempt(partial(benches().of(fault).inject, fault))
-        matrix.injections.append(injection(fault, judged, error))
-    for done, run in enumerate(clean, start=len(faults)):
-        progress(f"clean: {run.kind}", done, total)
-        judged, error = _attempt(partial(run.judge, benches()))
-        matrix.clean.append(
-            CleanRun(
-                run.kind,
-                run.model,
-                run.scenario,
-                run.lane,
-                run.mode,
-                verdict=judged.verdict if judged else "error",
-                found=judged.first.row.tap if judged and judged.first else "",
-                error=error,
-            )
-        )
-    matrix.seconds = time.perf_counter() - began
-    return matrix
-
-
-def chosen(*, quick: bool, families: Sequence[str]) -> list[Fault]:
-    """Return the faults to inject, those of one bench together."""
-    faults = [fault for fault in catalogue() if not families or fault.family in families]
-    if quick:
-        faults = list({fault.family: fault for fault in reversed(faults)}.values())
-    return sorted(faults, key=lambda fault: (fault.model, fault.lane, fault.decodes))
-
-
-def _attempt(work: Callable[[], Judgement]) -> tuple[Judgement | None, str]:
-    """Return what `work` found, or how it failed: one crash must not end the selftest."""
+def _explained(fault: Fault) -> Judgement:
+    """Judge a fault, then ask for its cause; failing to explain is no failure to detect."""
+    bench = benches().of(fault)
+    judged = bench.inject(fault)
+    if judged.verdict != "divergent":
+        return judged
     try:
-        return work(), ""
+        return replace(judged, cause=bench.cause(fault))
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"[:500]
+        return replace(judged, cause={"id": "", "error": f"{type(error).__name__}: {error}"})
+
+
+def _row(task: Task, judged: Judgement | None, error: str) -> Row:
+    if isinstance(task, Fault):
+        return injection(task, judged, error)
+    return CleanRun(
+        task.kind,
+        task.model,
+        task.scenario,
+        task.lane,
+        task.mode,
+        verdict=judged.verdict if judged else "error",
+        found=judged.first.row.tap if judged and judged.first else "",
+        error=error,
+    )

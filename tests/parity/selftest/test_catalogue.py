@@ -13,7 +13,7 @@ from parity.selftest.clean import clean_runs
 from parity.selftest.faults import catalogue
 from parity.selftest.faults.controls import controls
 from parity.selftest.models import checkpoint
-from parity.selftest.run import chosen
+from parity.selftest.run import Plan
 from parity.taps import CACHE_TAPS, expected_names
 
 CATALOGUE = catalogue()
@@ -69,9 +69,9 @@ def test_clean_runs_suffice() -> None:
 
 
 def test_the_quick_ones_are_one_of_each_family() -> None:
-    families = [fault.family for fault in chosen(quick=True, families=())]
+    families = [fault.family for fault in Plan(quick=True).faults()]
     assert len(families) == len(set(families)) and set(families) >= PUBLISHED
-    assert {fault.family for fault in chosen(quick=False, families=["R3", "M1"])} == {"R3", "M1"}
+    assert {fault.family for fault in Plan(families=("R3", "M1")).faults()} == {"R3", "M1"}
 
 
 def test_faults_share_no_code_with_what_must_recognise_them() -> None:

@@ -23,7 +23,7 @@ def test_a_family_is_injected_and_saved(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "matrix.json"
-    code = call(monkeypatch, "--family", "R10,E1", "--json", str(path))
+    code = call(monkeypatch, "--family", "R10,E1", "--json", str(path), "--jobs", "1")
     out = capsys.readouterr().out
     assert code == 0, out
     assert out.startswith("5 of 5 injections of 3 kinds detected, 5 located")

@@ -117,9 +117,10 @@ def test_every_miss_and_alarm_is_listed_by_name() -> None:
     show(matrix, console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
+    assert len(text.splitlines()) < 16
     assert text.startswith("3 of 4 injections of 1 kinds detected, 2 located")
     assert "1 false alarms in 1 clean runs" in text
     assert "NOT DETECTED: R3 theta falls back to a default [1e5;" in text
     assert "not located: R3 theta falls back to a default [1e6;" in text
-    assert "named other, not rope-theta: R3 theta falls back to a default [1e7;" in text
+    assert "cause other, expected rope-theta: R3 theta falls back to a default [1e7;" in text
     assert "FALSE ALARM: attention sinks [peaked causal f32 free]: logits" in text
