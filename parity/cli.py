@@ -47,11 +47,13 @@ def run_command(
         typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text in place of the built-in one.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Token ids with commas, in place of text.")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the whole result here.")
     ] = None,
-    verbose: Annotated[bool, typer.Option(help="Show the grid of layers even if equal.")] = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.report import json_file, terminal
@@ -88,14 +90,25 @@ def run_command(
             modes=mode,
             scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
             overrides=override or (),
-            prompt=prompt,
+            prompt=_prompt(prompt, tokens),
             length=length,
             progress=progress,
         )
     if json_path is not None:
         json_file.write(result, json_path)
-    terminal.show(result, Console(), verbose=verbose)
+    terminal.show(result, Console())
     raise typer.Exit(result.exit_code)
+
+
+def _prompt(text: str | None, tokens: str | None) -> str | list[int] | None:
+    if tokens is None:
+        return text
+    if text is not None:
+        raise InputError("--prompt and --tokens: give one of them")
+    try:
+        return [int(word) for word in tokens.split(",") if word.strip()]
+    except ValueError:
+        raise InputError(f"--tokens {tokens!r}: expected whole numbers with commas") from None
 
 
 app.command("lint")(lint_command)

@@ -24,6 +24,12 @@ def against(gold: Gold, subject: np.ndarray) -> Difference:
 
     A shape mismatch is reported as a problem, never repaired.
     """
+    result = _against(gold, subject)
+    result.dtype = subject.dtype.name
+    return result
+
+
+def _against(gold: Gold, subject: np.ndarray) -> Difference:
     if subject.shape != gold.array.shape:
         empty = np.zeros((1,))
         axes = ", ".join(gold.axes)
@@ -35,7 +41,7 @@ def against(gold: Gold, subject: np.ndarray) -> Difference:
         return logits.compare(gold, subject)
     result = _rows(gold, subject)
     if gold.kind == "layers.attn_probs":
-        attention_maps.check_support(result, gold, subject)
+        attention_maps.check_rows(result, gold, subject)
     return result
 
 

@@ -37,6 +37,8 @@ class Difference:
         worst: the element that differs most.
         problems: differences no tolerance excuses: shape, finiteness, mask support, exact values.
         facts: further figures worth reporting, by name.
+        tokens: figures per token, for judging them one by one.
+        dtype: of the array under test.
     """
 
     relative: np.ndarray
@@ -45,6 +47,8 @@ class Difference:
     worst: Worst | None = None
     problems: list[str] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    dtype: str = ""
 
 
 class Gold:

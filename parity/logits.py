@@ -49,6 +49,7 @@ def compare(gold: Gold, subject: np.ndarray) -> Difference:
         "top1_flips": int(flips.sum()),
         "flip_margin": float(figures["margin"].max()) if flips.any() else 0.0,
     }
+    result.tokens |= {"range": figures["range"], "margin": figures["margin"]}
     result.worst = _worst(gold, subject, figures["relative"])
     return result
 

@@ -27,6 +27,7 @@ class TapRow:
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
             gold's values), `decode` (through the cache) or `production` (compiled whole, no taps).
         step: which chunk of a decode run; 0 otherwise.
+        dtype: of the array itself.
         error: largest per-token relative error.
         noise: noise floor of the token with the largest rho.
         rho: largest per-token error over its noise floor: the smallest limit that would pass.
@@ -43,6 +44,7 @@ class TapRow:
     scenario: str
     mode: str
     step: int
+    dtype: str
     error: float
     noise: float
     rho: float
@@ -66,6 +68,7 @@ class WitnessRow:
     Attributes:
         witness: its name.
         lane, scenario, mode: as in `TapRow`.
+        is_gold: it is the float64 reference itself: nothing was run twice to compare it.
         compared: how many taps it was compared on.
         absent: tap kinds it declares it cannot show.
         unmatched: taps it neither showed nor declared absent, or showed under no known name.
@@ -80,6 +83,7 @@ class WitnessRow:
     lane: str
     scenario: str
     mode: str
+    is_gold: bool
     compared: int
     absent: tuple[str, ...]
     unmatched: tuple[str, ...]

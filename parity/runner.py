@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +19,12 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity import environment
+from parity.diagnose import cause_of
+from parity.judge import PassRecord
 from parity.locate import first_divergence
-from parity.lockstep import Entry, PassRecord, walk
+from parity.lockstep import walk
 from parity.overrides import overridden
+from parity.parties import Entry
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
 from parity.subjects.base import Subject
@@ -88,13 +92,24 @@ def run(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         config = overridden(opened.config, plan.overrides)
-        inputs = [_scenario(name, opened, prompt, length) for name in plan.scenarios]
+        _check_witnesses(plan, opened)
+        encode, encoding_notes = _encoder(opened, prompt)
+        inputs = [
+            scenario(name, encode, opened.config, prompt=prompt, length=length)
+            for name in plan.scenarios
+        ]
         model = load_model(
             _reconfigured(opened, config), dtype="float32", param_dtype=_weights_dtype(opened)
         )
         records, seconds = _lanes(plan, opened, model, inputs, subject, progress)
+        rows = [row for record in records for row in record.rows]
+        first = first_divergence(rows)
+        cause = None
+        if first is not None:
+            cause = cause_of(
+                first, rows, inputs, opened, lambda lane: subject(model, lane), decode_chunks
+            )
         facts = environment.describe()
-    rows = [row for record in records for row in record.rows]
     sample = subject(model, plan.dtypes[0])
     result = Result(
         rows=rows,
@@ -102,14 +117,24 @@ def run(
         expected=len(expected_names(config.num_hidden_layers, cache="decode" in plan.modes)),
         absent=tuple(sorted(sample.absent)),
         unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
-        first_divergence=first_divergence(rows),
+        first_divergence=first,
+        cause=cause,
         inputs=[_inputs_facts(i) for i in inputs],
         tolerance=_tolerance_facts(plan),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
         command=_command(checkpoint, plan, prompt, length),
-        notes=[f"{i.name}: {note}" for i in inputs for note in i.notes] + list(opened.notes),
-        timing={**seconds, "total_s": time.perf_counter() - began},
+        notes=[
+            *(f"{i.name}: {note}" for i in inputs for note in i.notes),
+            *opened.notes,
+            *encoding_notes,
+        ],
+        timing={
+            **seconds,
+            "total_s": time.perf_counter() - began,
+            # Linux counts kilobytes here.
+            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        },
     )
     if not result.rows:
         raise InputError("no tap was compared: the subject produced none under a canonical name")
@@ -161,13 +186,30 @@ def _chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> 
     return tuple(word for word in known if word in wanted)
 
 
-def _scenario(
-    name: str, checkpoint: Checkpoint, prompt: Prompt | None, length: int | None
-) -> Inputs:
-    def encode(text: str) -> Sequence[int]:
-        return checkpoint.tokenizer().encode(text)
+def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Refuse a witness that is not installed or cannot express the model, before any work."""
+    if "hf" in plan.reference:
+        from parity.subjects import hf  # noqa: F401
+    if "meta" in plan.reference:
+        from parity.subjects import meta
 
-    return scenario(name, encode, checkpoint.config, prompt=prompt, length=length)
+        meta.library()
+        meta.check_config(checkpoint.config)
+
+
+def _encoder(
+    checkpoint: Checkpoint, prompt: Prompt | None
+) -> tuple[Callable[[str], Sequence[int]], list[str]]:
+    """Return what turns text into ids, and what the report must say about it."""
+    if checkpoint.tokenizer_loader is not None:
+        return checkpoint.tokenizer().encode, []
+    if isinstance(prompt, str):
+        raise InputError(
+            f"{checkpoint.label}: has no tokenizer for the prompt; give token ids (--tokens)"
+        )
+    vocab = checkpoint.config.vocab_size
+    note = "the checkpoint has no tokenizer: token ids are the bytes of the text"
+    return (lambda text: [byte % vocab for byte in text.encode()]), [note]
 
 
 def _lanes(
@@ -256,7 +298,7 @@ def _entries(
         eager = TorchReference(checkpoint, dtype=lane)
         entries.append(Entry(eager, witness | {"variant"}, MODES))
     elif witness:
-        entries.append(Entry(gold, witness, ("free", "decode")))
+        entries.append(Entry(gold, witness | {"gold"}, ("free", "decode")))
     if "hf" in plan.reference:
         from parity.subjects.hf import HFLlama
 
@@ -288,6 +330,10 @@ def _inputs_facts(inputs: Inputs) -> dict[str, Any]:
 def _tolerance_facts(plan: Plan) -> dict[str, Any]:
     return {
         "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
+        "source": (
+            "limits set on clean runs of tiny and SmolLM2, see CHANGELOG.md; parity selftest "
+            "counts false alarms on clean runs of its own"
+        ),
         "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]}
@@ -319,6 +365,8 @@ def _command(
         words += ["--override", assignment]
     if isinstance(prompt, str):
         words += ["--prompt", prompt]
+    elif prompt is not None:
+        words += ["--tokens", ",".join(map(str, prompt))]
     if length is not None:
         words += ["--length", str(length)]
     return shlex.join(words)

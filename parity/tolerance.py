@@ -1,4 +1,4 @@
-"""How large a difference may be: measured noise, never a number picked by hand.
+"""How large a difference may be, in units of measured noise.
 
 g is the float64 reference, r an honest implementation at the dtype under test, t the subject.
 Every token of every tap is judged on its own: rho = error(t) / max(error(r), c * u), where u is

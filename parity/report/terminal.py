@@ -18,7 +18,7 @@ STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold 
 MOST_LAYERS = 40
 
 
-def show(result: Result, console: Console, *, verbose: bool = False) -> None:
+def show(result: Result, console: Console) -> None:
     """Print a result; the first line is the verdict."""
     console.print(_headline(result), soft_wrap=True)
     if result.first_divergence is not None:
@@ -33,8 +33,7 @@ def show(result: Result, console: Console, *, verbose: bool = False) -> None:
         console.print(_logits_line(result), soft_wrap=True, highlight=False, markup=False)
     if result.witnesses:
         console.print(_witness_table(result.witnesses))
-    if verbose or result.first_divergence is not None:
-        console.print(_grid(result))
+    console.print(_grid(result))
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)
@@ -52,6 +51,9 @@ def _headline(result: Result) -> Text:
         text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
     return text
 
+
+# Modes in which the subject carries its own values on.
+OWN_RUNS = ("free", "decode")
 
 KINDS = {
     "operator": "the operator itself: on the reference's inputs it is wrong too",
@@ -106,9 +108,19 @@ def place(row: TapRow) -> str:
 def _cause_lines(result: Result) -> Iterable[str]:
     if result.cause is None:
         return
-    yield f"cause: {result.cause['summary']}"
-    for line in result.cause.get("evidence", []):
+    cause = result.cause
+    found = "cause" if cause.get("confirmed") or not cause.get("id") else "cause, unconfirmed"
+    yield f"{found}: {cause['summary']}"
+    for other in cause.get("others", []):
+        yield f"and: {other['summary']}"
+    for line in cause.get("evidence", []):
         yield f"  {line}"
+    for suspect in cause.get("suspects", []):
+        yield f"  suspect: {suspect['id']} ({suspect['summary']})"
+    if cause.get("remedy"):
+        yield f"  remedy: {cause['remedy']}"
+    if cause.get("id"):
+        yield f"  more: parity explain {cause['id']}"
 
 
 def _inconclusive_lines(result: Result) -> Iterable[str]:
@@ -159,14 +171,15 @@ def _nearest(row: TapRow) -> tuple[float, float, float, str]:
 
 
 def _logits_line(result: Result) -> str:
-    logits = [row for row in result.rows if row.tap == "logits" and row.mode != "isolated"]
+    logits = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
     parts = []
     for lane in dict.fromkeys(row.lane for row in logits):
         facts = [row.facts for row in logits if row.lane == lane]
-        flips = sum(f.get("top1_flips", 0.0) for f in facts)
-        said = f"{flips:.0f} top-1 flips" + (" where rounding explains them" if flips else "")
-        if any(f.get("flip_margin", 0.0) > f.get("explained_margin", 0.0) for f in facts):
-            said = f"{flips:.0f} top-1 flips, not all explained by rounding"
+        flips = sum(f.get("top1_flips", 0) for f in facts)
+        unexplained = sum(f.get("unexplained_flips", 0) for f in facts)
+        said = f"{flips:.0f} top-1 flips"
+        if flips:
+            said += f", {unexplained:.0f} beyond rounding" if unexplained else " within rounding"
         parts.append(f"{lane} KL {max(f.get('kl_max', 0.0) for f in facts):.1e}, {said}")
     return "logits: " + "; ".join(parts)
 
@@ -183,12 +196,11 @@ def _witness_table(witnesses: list[WitnessRow]) -> Table:
         groups.setdefault((row.witness, row.lane), []).append(row)
     for group, rows in groups.items():
         worst = max(rows, key=lambda r: (not r.agrees, r.rho))
+        errors = f"{max(r.error for r in rows):.1e}", f"{worst.rho:.3g}", f"{worst.limit:g}"
         table.add_row(
             *group,
             str(max(r.compared for r in rows)),
-            f"{max(r.error for r in rows):.1e}",
-            f"{worst.rho:.3g}",
-            f"{worst.limit:g}",
+            *(("is the", "gold", "") if worst.is_gold else errors),
             f"{max(r.subject_gap for r in rows):.1e}",
             style=None if worst.agrees else "yellow",
         )
@@ -228,7 +240,9 @@ def _grid(result: Result) -> Table:
         for name in LAYER_TAPS:
             rho = worst.get((layer, name))
             text = "" if rho is None else f"{math.log10(max(rho, 1e-9)):.0f}"
-            cells.append(Text(text, style="bold red" if (layer, name) in failed else "green"))
+            wrong = (layer, name) in failed
+            style = "bold red" if wrong else "green"
+            cells.append(Text("!" + text if wrong else text, style=style))
         table.add_row(str(layer), *cells)
     return table
 

@@ -96,12 +96,15 @@ class Subject(Protocol):
         dtype: `f64`, `f32` or `bf16`: of its weights and activations.
         absent: tap kinds it cannot show, without layer index: `layers.attn_scores`.
         can_force: whether `Run.step` obeys `force`.
+        internal_dtype: of its norms, softmax and rotations: what casts to float32 there has
+            float32's rounding in a float64 run too.
     """
 
     name: str
     dtype: str
     absent: frozenset[str]
     can_force: bool
+    internal_dtype: str
 
     def start(self, inputs: Inputs) -> Run:
         """Begin a forward pass over a scenario's inputs."""

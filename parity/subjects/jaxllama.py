@@ -45,6 +45,7 @@ class JaxLlama:
         self.model.dtype = jnp.dtype(DTYPES[dtype])
         self.model.backend = backend
         self.dtype = dtype
+        self.internal_dtype = "f64" if dtype == "f64" else "f32"
         self.name = name
         self.absent = frozenset() if backend == "xla" else WEIGHTLESS
 
@@ -72,6 +73,7 @@ class Production:
     def __init__(self, watched: JaxLlama) -> None:
         self.model = watched.model
         self.dtype = watched.dtype
+        self.internal_dtype = watched.internal_dtype
         self.name = f"{watched.name}-production"
 
     def start(self, inputs: Inputs) -> ProductionRun:

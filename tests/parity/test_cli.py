@@ -105,6 +105,9 @@ def test_wrong_usage(parity, arguments: list[str]) -> None:
     [
         (["--prompt", ""], "the prompt is empty"),
         (["--length", "0"], "length 0"),
+        (["--tokens", "1,two"], "--tokens '1,two': expected whole numbers"),
+        (["--tokens", "1,9999"], "token id 9999 at index 1"),
+        (["--tokens", "1", "--prompt", "a"], "give one of them"),
         (["--override", "rope_thet=1e6"], "has no field 'rope_thet'"),
         (["--override", "rope_theta=-1"], "rope_theta"),
         (["--override", "hidden_size=64"], "hidden_size"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from records import LAYERS, Scripted, scripted_inputs
 
+from parity.judge import PassRecord
 from parity.locate import first_divergence
-from parity.lockstep import Entry, PassRecord, walk
+from parity.lockstep import walk
+from parity.parties import Entry
 from parity.result import TapRow
 from parity.subjects.base import Arrays
 from parity.taps import AXES, expected_names
@@ -182,3 +184,55 @@ def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
     assert (
         len([row for row in record.rows if row.mode == "production" and row.tap == "logits"]) == 1
     )
+
+
+def test_flips_are_judged_token_by_token() -> None:
+    """A noisy token elsewhere excuses no flip here."""
+
+    def ties(here: float, there: float) -> Any:
+        def change(taps: Arrays) -> None:
+            if "logits" in taps:
+                taps["logits"] = taps["logits"].copy()
+                taps["logits"][0, 2, 4] = taps["logits"][0, 2].max() + here
+                taps["logits"][1, 1, 3] += there
+
+        return change
+
+    gold = Scripted("gold", change=ties(-5e-4, 0.0))
+    subject = Scripted("s", change=ties(+5e-4, 0.0))
+    elsewhere = Scripted("v", change=ties(-5e-4, 1.0))
+    steady = [Scripted(f"v{i}", change=ties(-5e-4, 0.0)) for i in range(3)]
+    row = by_tap(walk_with(gold, subject, *((v, VARIANT) for v in steady)))["logits"]
+    assert row.facts["unexplained_flips"] == 1
+    row = by_tap(walk_with(gold, subject, (elsewhere, VARIANT)))["logits"]
+    assert row.facts["top1_flips"] == 1
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (0.99, False)])
+def test_weights_must_add_up(factor: float, passed: bool) -> None:
+    def change(taps: Arrays) -> None:
+        if "layers.1.attn_probs" in taps:
+            taps["layers.1.attn_probs"] = taps["layers.1.attn_probs"] * factor
+
+    row = by_tap(walked(Scripted("s", change=change)))["layers.1.attn_probs"]
+    assert any("add up" in problem for problem in row.problems) is not passed
+    assert row.passed is passed
+
+
+def test_production_may_not_lose_its_logits() -> None:
+    mute = Scripted("p", absent=frozenset(AXES) - {"logits"}, change=lambda taps: taps.clear())
+    entries = [
+        Entry(Scripted("s"), SUBJECT, MODES),
+        Entry(mute, frozenset({"production"}), ("free",)),
+    ]
+    record = walk("f64", scripted_inputs(), Scripted("gold"), entries, ("free",), LAYERS)
+    assert record.unmatched == {"logits"}
+
+
+def test_a_row_says_which_dtype_its_array_had() -> None:
+    def narrow(taps: Arrays) -> None:
+        if "embed" in taps:
+            taps["embed"] = taps["embed"].astype(np.float32)
+
+    rows = by_tap(walked(Scripted("s", change=narrow)))
+    assert rows["embed"].dtype == "float32" and rows["norm"].dtype == "float64"

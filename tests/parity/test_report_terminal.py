@@ -62,9 +62,21 @@ def test_a_single_element_beyond_its_limit_is_said() -> None:
 
 
 def test_a_cause_is_shown_with_its_evidence() -> None:
-    cause = {"id": "rope-theta", "summary": "theta 1e6, config 5e5", "evidence": ["1.2 -> 3e-7"]}
+    cause = {
+        "id": "rope-theta",
+        "summary": "theta 1e6, config 5e5",
+        "confirmed": True,
+        "evidence": ["1.2 -> 3e-7"],
+        "remedy": "Read the config.",
+        "others": [{"id": "rope-sign", "summary": "backwards"}],
+    }
     text = shown(diverged(cause=cause))
-    assert "cause: theta 1e6, config 5e5" in text and "  1.2 -> 3e-7" in text
+    assert "\ncause: theta 1e6, config 5e5\nand: backwards\n  1.2 -> 3e-7\n" in text
+    assert "  remedy: Read the config.\n  more: parity explain rope-theta\n" in text
+    suspects = [{"id": "rope-twice", "summary": "rotated twice", "error_left": 0.1}]
+    open_case = shown(diverged(cause={**cause, "confirmed": False, "suspects": suspects}))
+    assert "\ncause, unconfirmed: theta 1e6, config 5e5\n" in open_case
+    assert "  suspect: rope-twice (rotated twice)\n" in open_case
 
 
 def test_why_a_run_is_inconclusive() -> None:
@@ -90,11 +102,12 @@ def test_a_decoding_step_is_named() -> None:
     assert "(f64, scenario causal, decode step 4)" in text
 
 
-def test_the_grid_is_shown_when_asked_for_or_diverged() -> None:
+def test_the_grid_marks_what_failed_without_colour_too() -> None:
     rows = [row(f"layers.{i}.{name}") for i in range(3) for name in ("q_proj", "mlp_act")]
-    assert "log10 rho" not in shown(result(rows))
-    assert "log10 rho" in shown(result(rows), verbose=True)
-    assert "log10 rho" in shown(diverged())
+    grid = shown(result(rows)).split("log10 rho")[1]
+    assert "!" not in grid
+    rows.append(row("layers.1.o_proj", failed=True))
+    assert shown(result(rows)).split("log10 rho")[1].count("!6") == 1
 
 
 def test_the_grid_fits_a_terminal_of_80_columns() -> None:
@@ -108,12 +121,12 @@ def test_the_grid_fits_a_terminal_of_80_columns() -> None:
 
 @pytest.mark.parametrize("rho", [0.0, math.inf, math.nan])
 def test_figures_that_are_no_numbers_are_still_printed(rho: float) -> None:
-    assert "log10 rho" in shown(result([row("layers.0.q_proj", rho=rho)]), verbose=True)
+    assert "log10 rho" in shown(result([row("layers.0.q_proj", rho=rho)]))
 
 
 def test_deep_models_say_what_is_folded() -> None:
     layers = MOST_LAYERS + 5
-    text = shown(result([row(f"layers.{i}.q_proj") for i in range(layers)]), verbose=True)
+    text = shown(result([row(f"layers.{i}.q_proj") for i in range(layers)]))
     assert f"and {layers - MOST_LAYERS} more layers" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 from witnesses import changed, small, swap
 
 from jaxllama.checkpoint.samples import tiny
+from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
 from parity import runner
-from parity.lockstep import Entry
+from parity.parties import Entry
 from parity.result import Result
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays
@@ -164,6 +166,36 @@ def test_prompts_that_cannot_be_run(prompt: str | Sequence[int]) -> None:
 def test_an_id_outside_the_vocabulary_is_named() -> None:
     with pytest.raises(InputError, match=r"token id 264 at index 2.*vocabulary of 264"):
         quick(prompt=[1, 2, 264])
+
+
+def test_without_a_tokenizer_the_text_is_taken_as_bytes_and_said_so() -> None:
+    mute = replace(small(), tokenizer_loader=None)
+    result = quick(mute, prompt=None, length=8)
+    assert result.verdict == "equal"
+    assert any("has no tokenizer" in note for note in result.notes)
+    with pytest.raises(InputError, match="has no tokenizer"):
+        quick(mute, prompt="text")
+
+
+def test_a_witness_that_cannot_express_the_model_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "load_model", lambda *_, **__: pytest.fail("loaded first"))
+    linear = RopeScaling(kind="linear", factor=2.0)
+    with pytest.raises(InputError, match="rope_scaling"):
+        quick(small(scaling=linear), reference="meta")
+
+
+def test_the_gold_is_named_as_what_it_is() -> None:
+    rows = quick().witnesses
+    assert [(row.witness, row.is_gold) for row in rows] == [("torch", True)]
+
+
+def test_a_prompt_past_the_stated_context_is_allowed_and_said() -> None:
+    result = quick(small(max_position_embeddings=5), modes="free")
+    assert result.verdict == "equal"
+    assert any("past the stated context of 5 tokens" in note for note in result.notes)
+    assert not quick(modes="free").notes
 
 
 def test_nan_weights_are_refused() -> None:

@@ -27,6 +27,7 @@ def row(tap: str, *, failed: bool = False, **changes: Any) -> TapRow:
         "scenario": "causal",
         "mode": "free",
         "step": 0,
+        "dtype": "float64",
         "error": rho * 1e-15,
         "noise": 1e-15,
         "rho": rho,
@@ -45,6 +46,7 @@ def witness_row(**changes: Any) -> WitnessRow:
         "lane": "f64",
         "scenario": "causal",
         "mode": "free",
+        "is_gold": False,
         "compared": 42,
         "absent": (),
         "unmatched": (),
@@ -133,7 +135,7 @@ class Scripted:
         absent: frozenset[str] = frozenset(),
         can_force: bool = True,
     ) -> None:
-        self.name, self.dtype = name, "f64"
+        self.name, self.dtype, self.internal_dtype = name, "f64", "f64"
         self.noise, self.seed = noise, seed
         self.change, self.absent, self.can_force = change, absent, can_force
         self.forces: list[Mapping[str, np.ndarray] | None] = []

@@ -1,0 +1,328 @@
+"""From the first difference to its cause: hypotheses, each tried on the reference.
+
+A hypothesis is first tried on the one operator, whose inputs the subject's own taps give. What
+explains that is put into the whole reference; where subject and wrong reference then part, the
+next cause is looked for, until they agree to the logits or nothing explains the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.causes.base import Evidence, Hypothesis, catalogue
+from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
+from parity.causes.wrong import Site, WrongReference
+from parity.compare import against
+from parity.examine import Finding, Recording, examine, record, shortened
+from parity.gold import Gold
+from parity.result import Divergence, TapRow
+from parity.scenarios import Inputs
+from parity.subjects.base import CheckpointLike, Subject
+from parity.subjects.torch_arrays import to_torch
+
+# Causes looked for one after the other, and hypotheses tried in full for each of them.
+MOST_CAUSES = 12
+MOST_TRIALS = 6
+# What a cause raises that needs a tap which this subject does not show, or of another shape.
+UNFIT = (KeyError, IndexError, ValueError, RuntimeError)
+# An operator's hypothesis must take this much of the difference away to be tried in full.
+WORTH_TRYING = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cause on the way to agreement."""
+
+    hypothesis: Hypothesis
+    tap: str
+    before: float
+    after: float
+
+
+def diagnose(
+    recording: Recording, checkpoint: CheckpointLike, *, seconds: float = 30.0
+) -> dict[str, Any] | None:
+    """Say why a recorded run differs from the reference.
+
+    Args:
+        recording: of the subject.
+        checkpoint: what both run.
+        seconds: no new hypothesis is tried in full after this time.
+
+    Returns:
+        A plain description (see `_described`), or None if the recording equals the reference.
+    """
+    with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
+        return _diagnosed(recording, checkpoint, time.monotonic() + seconds)
+
+
+def _diagnosed(
+    recording: Recording, checkpoint: CheckpointLike, deadline: float
+) -> dict[str, Any] | None:
+    reference, inputs = WrongReference(checkpoint), recording.inputs
+    start = found = examine(recording, reference, inputs)
+    if found.first is None:
+        return None
+    steps: list[Step] = []
+    suspects: list[tuple[Hypothesis, float]] = []
+    while found.first is not None and len(steps) < MOST_CAUSES and time.monotonic() < deadline:
+        assert found.evidence is not None
+        ranked = ranked_hypotheses(found.evidence)
+        suspects = ranked
+        best = _best_trial(recording, found, ranked, deadline)
+        if best is None:
+            break
+        hypothesis, reference, inputs, after = best
+        tap, step = found.first.tap, found.first.step
+        steps.append(Step(hypothesis, tap, found.error(tap, step), after.error(tap, step)))
+        found = after
+    return _described(start, found, _merged(steps), suspects)
+
+
+def cause_of(
+    first: Divergence,
+    rows: Sequence[TapRow],
+    inputs: Sequence[Inputs],
+    checkpoint: CheckpointLike,
+    make_subject: Callable[[str], Subject],
+    decode_chunks: Callable[[Inputs], list[int]],
+) -> dict[str, Any] | None:
+    """Say why a run diverged: on the smallest of its scenarios that shows the same first tap.
+
+    Args:
+        first: where the run diverges first.
+        rows: every tap judged.
+        inputs: the run's scenarios.
+        checkpoint: what was run.
+        make_subject: makes the subject of a dtype anew.
+        decode_chunks: how a scenario is fed through a cache.
+
+    Returns:
+        As `diagnose`; None where the subject's own run shows nothing: rounding that appears on
+        the gold's inputs alone, or in the compiled run without taps.
+    """
+    row = first.row
+    if row.mode not in ("free", "decode"):
+        return None
+    alike = {
+        r.scenario
+        for r in rows
+        if (r.lane, r.mode, r.tap) == (row.lane, row.mode, row.tap) and not r.passed
+    }
+    chosen = min((i for i in inputs if i.name in alike), key=lambda i: i.tokens.size)
+    subject = make_subject(row.lane)
+    layers = checkpoint.config.num_hidden_layers
+    chosen = shortened(chosen, checkpoint.config, row.lane, layers)
+    chunks = decode_chunks(chosen) if row.mode == "decode" else None
+    return diagnose(record(subject, chosen, chunks, layers), checkpoint)
+
+
+def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:
+    """Return what might explain the tap, with the error that each leaves at it, best first."""
+    found = []
+    for number, hypothesis in enumerate(_proposed(evidence)):
+        try:
+            left = remaining_error(evidence, hypothesis)
+        except UNFIT:
+            continue
+        found.append((round(max(np.log10(max(left, 1e-300)), -12)), number, hypothesis, left))
+    found.sort(key=lambda item: item[:2])
+    return [(hypothesis, left) for _, _, hypothesis, left in found]
+
+
+def _proposed(evidence: Evidence) -> Iterator[Hypothesis]:
+    misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
+    for file in catalogue().values():
+        if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:
+            continue
+        try:
+            yield from file.propose(evidence)
+        except UNFIT:
+            continue
+
+
+def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
+    """Return the tap's error against the operator made wrong, on the subject's own inputs.
+
+    0 means untried: masks, positions, and weights show in the whole reference alone.
+    """
+    tap = evidence.short
+    changes = [c for c in hypothesis.changes if c.tap == tap and c.value is not None]
+    weights = [c for c in hypothesis.changes if c.weight is not None]
+    if not changes and not weights:
+        return 0.0
+    value = to_torch(np.asarray(evidence.truth[tap], np.float64))
+    if weights:
+        value = recomputed(evidence, evidence.reference.with_changes(weights), value)
+    seen = {
+        name: to_torch(np.asarray(array, np.float64))
+        for name, array in evidence.subject.items()
+        if array.dtype != bool
+    }
+    reference = evidence.reference
+    freq = evidence.setup.get("rope.inv_freq", evidence.true_setup["rope.inv_freq"])
+    cos, sin = reference.angles(
+        to_torch(np.asarray(freq, np.float64)), to_torch(np.array(evidence.positions))
+    )
+    mask = to_torch(np.array(evidence.mask))
+    with torch.no_grad():
+        for change in changes:
+            assert change.value is not None
+            site = Site(reference, evidence.layer, tap, value, seen, cos, sin, mask)
+            value = change.value(site)
+    wrong = value.numpy()
+    cells = evidence.mask | ((wrong > 0).any(1) if tap == "attn_probs" else False)
+    difference = against(Gold(evidence.tap, wrong, evidence.valid, cells), evidence.subject[tap])
+    return float(difference.relative.max()) if np.isfinite(difference.relative).all() else 1e300
+
+
+def recomputed(evidence: Evidence, reference: WrongReference, otherwise: Tensor) -> Tensor:
+    """Return the tap as the reference computes it of the subject's inputs; weights count."""
+    tap, prefix = evidence.short, f"model.layers.{evidence.layer}"
+
+    def given(name: str) -> Tensor:
+        return to_torch(np.asarray(evidence.subject[name], np.float64))
+
+    with torch.no_grad():
+        if tap == "embed":
+            ids = evidence.inputs.tokens[:, evidence.columns].astype(np.int64)
+            return reference.embed(to_torch(ids))
+        if tap in NORM_INPUTS:
+            name = "model.norm" if tap == "norm" else f"{prefix}.{tap}"
+            return reference.rms_norm(given(NORM_INPUTS[tap]), name)
+        if tap in LINEAR_INPUTS:
+            x = given(LINEAR_INPUTS[tap])
+            name = weight_name(tap, evidence.layer, reference.config).removesuffix(".weight")
+            return reference.linear(x.reshape(*x.shape[:2], -1), name).reshape(otherwise.shape)
+    return otherwise
+
+
+def _best_trial(
+    recording: Recording,
+    found: Finding,
+    ranked: Sequence[tuple[Hypothesis, float]],
+    deadline: float,
+) -> tuple[Hypothesis, WrongReference, Inputs, Finding] | None:
+    """Try the best hypotheses on the whole reference; return the one that goes farthest."""
+    evidence = found.evidence
+    assert evidence is not None and found.first is not None
+    best: tuple[Hypothesis, WrongReference, Inputs, Finding] | None = None
+    trials, first = 0, found.first
+    enough = max(WORTH_TRYING * first.error, first.limit * first.noise)
+    for hypothesis, left in ranked:
+        if left > enough or trials >= MOST_TRIALS:
+            continue
+        if trials and time.monotonic() > deadline:
+            break
+        for scoped in _scopes(hypothesis, evidence):
+            reference = evidence.reference.with_changes(scoped.changes)
+            inputs = _inputs(evidence.inputs, scoped)
+            after = examine(recording, reference, inputs)
+            if after.first is None:
+                return scoped, reference, inputs, after
+            farthest = found if best is None else best[3]
+            if after.progress > farthest.progress:
+                best = scoped, reference, inputs, after
+        trials += 1
+    return best
+
+
+def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:
+    """Yield the hypothesis for all layers, then for the one in question alone."""
+    yield hypothesis
+    layer, changes = evidence.layer, hypothesis.changes
+    if layer is not None and any(c.tap and c.layers is None for c in changes):
+        only = tuple(c.within(layer) if c.tap and c.layers is None else c for c in changes)
+        yield replace(hypothesis, changes=only, said=f"{hypothesis.said} in layer {layer}")
+
+
+def _inputs(inputs: Inputs, hypothesis: Hypothesis) -> Inputs:
+    if hypothesis.mask is not None:
+        inputs = replace(inputs, mask=hypothesis.mask)
+    if hypothesis.positions is not None:
+        inputs = replace(inputs, positions=hypothesis.positions.astype(inputs.positions.dtype))
+    return inputs
+
+
+def _merged(steps: Sequence[Step]) -> list[Step]:
+    """Say once what several layers have in common."""
+    first: dict[str, Step] = {}
+    for step in steps:
+        first.setdefault(step.hypothesis.cause, step)
+    return list(first.values())
+
+
+def _described(
+    start: Finding,
+    end: Finding,
+    steps: Sequence[Step],
+    suspects: Sequence[tuple[Hypothesis, float]],
+) -> dict[str, Any]:
+    assert start.first is not None
+    agrees = end.first is None
+    evidence = [_line(step) for step in steps]
+    if agrees:
+        evidence.append("so changed, the reference agrees with the subject in every tap")
+    else:
+        assert end.first is not None
+        evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
+    listed = [] if agrees else _suspects(suspects)
+    if not steps:
+        return {
+            "id": "",
+            "title": "unexplained",
+            "summary": f"unexplained: no known cause makes {start.first.tap} what it is",
+            "confirmed": False,
+            "evidence": evidence,
+            "effective": "",
+            "configured": "",
+            "remedy": "",
+            "suspects": listed,
+            "others": [],
+        }
+    named = [_named(step) for step in steps]
+    return {
+        **named[0],
+        "confirmed": agrees,
+        "evidence": evidence,
+        "suspects": listed,
+        "others": named[1:],
+    }
+
+
+def _named(step: Step) -> dict[str, Any]:
+    hypothesis = step.hypothesis
+    cause = catalogue()[hypothesis.cause].cause
+    said = f"{cause.title} ({hypothesis.said})"
+    if hypothesis.effective:
+        said += f"; effective {hypothesis.effective}, configured {hypothesis.configured}"
+    return {
+        "id": cause.id,
+        "title": cause.title,
+        "summary": said,
+        "effective": hypothesis.effective,
+        "configured": hypothesis.configured,
+        "remedy": cause.remedy,
+    }
+
+
+def _line(step: Step) -> str:
+    return (
+        f"{step.hypothesis.said} on the reference: error at {step.tap} "
+        f"{step.before:.1e} -> {step.after:.0e}"
+    )
+
+
+def _suspects(ranked: Sequence[tuple[Hypothesis, float]]) -> list[dict[str, Any]]:
+    return [
+        {"id": hypothesis.cause, "summary": hypothesis.said, "error_left": left}
+        for hypothesis, left in ranked[:5]
+        if left > 0
+    ]

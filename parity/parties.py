@@ -1,0 +1,87 @@
+"""Who takes part in a comparison, and in which pieces the inputs reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.gold import Difference
+from parity.scenarios import Inputs
+from parity.subjects.base import Run, Subject
+from parity.taps import CACHE_TAPS, split_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One implementation and what it is there for.
+
+    Attributes:
+        subject: the implementation.
+        roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
+            is an honest run whose error is the noise; a `witness` must agree with the gold;
+            `interior` is the noise of what computes in float32 whatever it is given; `gold`
+            marks the reference itself.
+        modes: of `free`, `isolated` and `decode`, those it runs in.
+    """
+
+    subject: Subject
+    roles: frozenset[str]
+    modes: tuple[str, ...]
+
+
+@dataclass
+class Party:
+    """An entry on its way through a pass in one mode, with what its last stage differed by."""
+
+    subject: Subject
+    roles: frozenset[str]
+    mode: str
+    run: Run
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is what the verdict is about."""
+        return bool(self.roles & {"subject", "production"})
+
+    @property
+    def is_gold(self) -> bool:
+        """Whether it is the gold itself, present to be named beside the other witnesses."""
+        return "gold" in self.roles
+
+    @property
+    def testifies(self) -> bool:
+        """Whether this is a witness's own run, not one on the gold's inputs."""
+        return "witness" in self.roles and self.mode != "isolated"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The columns of one call: all of them, or one piece of a decode run.
+
+    Attributes:
+        step: its number.
+        valid: its columns' validity [B, t].
+        mask: what its queries see of the C columns fed so far [B, t, C].
+        held: validity of those columns [B, C].
+    """
+
+    step: int
+    valid: np.ndarray
+    mask: np.ndarray
+    held: np.ndarray
+
+    def rows_of(self, name: str) -> np.ndarray:
+        """Return which of a tap's rows are real tokens: a cache also holds earlier chunks'."""
+        return self.held if split_name(name)[0] in CACHE_TAPS else self.valid
+
+
+def chunk_views(inputs: Inputs, chunks: Sequence[int] | None) -> Iterator[Chunk]:
+    """Yield the calls of a run; without `chunks` there is one, over all columns."""
+    stop = 0
+    for step, size in enumerate(chunks or [inputs.tokens.shape[1]]):
+        start, stop = stop, stop + size
+        mask = inputs.mask[:, start:stop, :stop]
+        yield Chunk(step, inputs.valid[:, start:stop], mask, inputs.valid[:, :stop])
