@@ -15,6 +15,7 @@ import numpy as np
 UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 
 
+# The most seen on the clean runs of CHANGELOG.md is 1.3 times a tap's rho.
 PEAK_ALLOWANCE = 1.5
 
 
@@ -48,7 +49,7 @@ class Limits:
 # float64 decides meaning: a fault there stands 1e3 and more above any rounding, so its limit can
 # afford to be wide. CHANGELOG.md says on which runs the others were calibrated.
 LIMITS = {
-    "f64": Limits(isolated=16.0, free=64.0, floor=16.0, witness=16.0),
+    "f64": Limits(isolated=16.0, free=256.0, floor=16.0, witness=16.0),
     "f32": Limits(isolated=4.0, free=16.0, floor=4.0, witness=16.0),
     "bf16": Limits(isolated=2.0, free=16.0, floor=2.0, witness=16.0),
 }
