@@ -64,8 +64,9 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
         relative[place] = np.sqrt(square)
         peak[place] = np.maximum(delta.max(1), -delta.min(1))
     for array, size in zip((relative, peak), gold.sizes, strict=True):
-        array /= size
         array[~gold.live] = 0.0
+        with np.errstate(over="ignore"):  # against a gold of nothing
+            array /= size
     result = Difference(relative, peak, gold.live, _worst(gold, subject, relative))
     if broken:
         result.problems.append(f"{broken} elements are NaN or infinite in one and not in the other")

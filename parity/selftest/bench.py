@@ -10,8 +10,10 @@ import jax
 
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
+from parity.judge import PassRecord
 from parity.locate import first_divergence
-from parity.lockstep import Entry, PassRecord, walk
+from parity.lockstep import walk
+from parity.parties import Entry
 from parity.result import Divergence
 from parity.runner import _entries, _plan, decode_chunks
 from parity.scenarios import Inputs, scenario
@@ -24,6 +26,8 @@ from parity.subjects.torch_reference import TorchReference
 
 # Prime and short: float64 shows a fault on the first tokens that it touches.
 LENGTH = 23
+# Kept at a time; what is recorded of a bench's references takes up to 200 MB.
+MOST_BENCHES = 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,17 @@ class Bench:
         """Judge the subject that has a fault, on the inputs that show it."""
         return self.judge(self._subject(fault), fault.scenario, fault.mode)
 
+    def cause(self, fault: Fault) -> dict[str, Any] | None:
+        """Return what `parity run` would say is wrong, in the form of `parity.result.Result`."""
+        from parity.diagnose import diagnose
+        from parity.examine import record
+
+        inputs, layers = self.inputs(fault.scenario), self.checkpoint.config.num_hidden_layers
+        chunks = decode_chunks(inputs) if fault.decodes else None
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            recording = record(self._subject(fault), inputs, chunks, layers)
+        return diagnose(recording, self.checkpoint)
+
     def clean(self, scenario: str, mode: str) -> Judgement:
         """Judge the subject without a fault, on the same code path."""
         return self.judge(self._subject(None), scenario, mode)
@@ -125,14 +140,16 @@ class Bench:
 
 
 class Benches:
-    """Every bench in use, made when first asked for."""
+    """The benches in use, made when first asked for; with each go all its references' arrays."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, str], Bench] = {}
 
     def bench(self, model: str, lane: str) -> Bench:
-        """Return the bench of a checkpoint at a dtype."""
+        """Return the bench of a checkpoint at a dtype; the one that was made first makes room."""
         if (model, lane) not in self._made:
+            if len(self._made) == MOST_BENCHES:
+                del self._made[next(iter(self._made))]
             self._made[model, lane] = Bench(model, lane)
         return self._made[model, lane]
 

@@ -69,5 +69,11 @@ def clean_runs(*, quick: bool = False) -> Iterator[Clean]:
             if lane != "f64":
                 yield Clean("fused attention", "base", scenario, lane, "free")
     for control in controls()[:: 5 if quick else 1]:
-        places = control.model, control.scenario, control.lane, control.mode
-        yield Clean(control.kind, *places, control=control)
+        yield Clean(
+            control.kind,
+            control.model,
+            control.scenario,
+            control.lane,
+            control.mode,
+            control=control,
+        )

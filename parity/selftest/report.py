@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Console
 from rich.table import Table
 
 from parity.selftest.matrix import Matrix, by_family
+
+# Of a family's kinds the first are enough on a terminal of 80 columns; JSON has them all.
+KINDS_WIDTH = 26
 
 
 def show(matrix: Matrix, console: Console) -> None:
@@ -46,8 +51,8 @@ def _line(console: Console, text: str) -> None:
 def _table(matrix: Matrix) -> Table:
     table = Table(title="faults injected into the JAX side", title_justify="left")
     table.add_column("family")
-    table.add_column("kinds", no_wrap=True, overflow="ellipsis", ratio=1)
-    for column in ("injected", "detected", "located", "named", "confirmed"):
+    table.add_column("kinds", no_wrap=True)
+    for column in ("faults", "found", "located", "named", "confirmed"):
         table.add_column(column, justify="right")
     for family, rows in by_family(matrix.injections).items():
         counts = (
@@ -57,7 +62,7 @@ def _table(matrix: Matrix) -> Table:
             sum(row.named for row in rows),
             sum(row.named and row.confirmed for row in rows),
         )
-        kinds = "; ".join(dict.fromkeys(row.kind for row in rows))
+        kinds = textwrap.shorten("; ".join(dict.fromkeys(r.kind for r in rows)), KINDS_WIDTH)
         failed = counts[2] < counts[0]
         table.add_row(family, kinds, *map(str, counts), style="red" if failed else None)
     return table

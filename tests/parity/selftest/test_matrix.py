@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -113,11 +114,12 @@ def test_every_miss_and_alarm_is_listed_by_name() -> None:
         ],
         [alarm],
     )
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     show(matrix, console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert len(text.splitlines()) < 16
+    assert re.search(r"R3 \W+ theta falls back to.* 4 \W+ 3 \W+ 2 \W+", text)
     assert text.startswith("3 of 4 injections of 1 kinds detected, 2 located")
     assert "1 false alarms in 1 clean runs" in text
     assert "NOT DETECTED: R3 theta falls back to a default [1e5;" in text
