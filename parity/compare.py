@@ -47,9 +47,10 @@ def _against(gold: Gold, subject: np.ndarray) -> Difference:
 
 def _rows(gold: Gold, subject: np.ndarray) -> Difference:
     """Compare row by row."""
-    relative, peak = np.zeros(gold.live.shape), np.zeros(gold.live.shape)
+    flat_relative, flat_peak = np.zeros(gold.live.size), np.zeros(gold.live.size)
+    live = gold.live.reshape(-1)
     broken = 0
-    for (place, t, cells), (_, g, _) in zip(
+    for (rows, t, cells), (_, g, _) in zip(
         gold.blocks(subject), gold.blocks(gold.array), strict=True
     ):
         with np.errstate(invalid="ignore"):  # infinity less infinity
@@ -58,11 +59,12 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
             delta = np.where(cells, delta, 0.0)
         square = np.einsum("ri,ri->r", delta, delta)
         if not np.isfinite(square).all():
-            delta, wrong = finite_difference(t, g, gold.live[place], cells)
+            delta, wrong = finite_difference(t, g, live[rows], cells)
             broken += wrong
             square = np.einsum("ri,ri->r", delta, delta)
-        relative[place] = np.sqrt(square)
-        peak[place] = np.maximum(delta.max(1), -delta.min(1))
+        flat_relative[rows] = np.sqrt(square)
+        flat_peak[rows] = np.maximum(delta.max(1), -delta.min(1))
+    relative, peak = (flat.reshape(gold.live.shape) for flat in (flat_relative, flat_peak))
     for array, size in zip((relative, peak), gold.sizes, strict=True):
         array[~gold.live] = 0.0
         with np.errstate(over="ignore"):  # against a gold of nothing

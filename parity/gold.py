@@ -13,7 +13,7 @@ from parity.taps import AXES, split_name
 # A token whose gold is nearly zero has no meaningful relative error of its own: it is measured
 # against this fraction of its tap's median token.
 _SCALE_FLOOR = 0.1
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -82,32 +82,33 @@ class Gold:
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Norm and largest element of each row, no less than a fraction of the tap's median."""
-        norm, peak = np.zeros(self.live.shape), np.zeros(self.live.shape)
-        for place, g, cells in self.blocks(self.array):
+        norm, peak = np.zeros(self.live.size), np.zeros(self.live.size)
+        for rows, g, cells in self.blocks(self.array):
             seen = g if cells is None else np.where(cells, g, 0.0)
             seen = np.where(np.isfinite(seen), seen, 0.0)
-            norm[place] = np.sqrt(np.einsum("ri,ri->r", seen, seen))
-            peak[place] = np.maximum(seen.max(1), -seen.min(1))
-        return _at_least(norm, self.live), _at_least(peak, self.live)
+            norm[rows] = np.sqrt(np.einsum("ri,ri->r", seen, seen))
+            peak[rows] = np.maximum(seen.max(1), -seen.min(1))
+        shape = self.live.shape
+        return _at_least(norm.reshape(shape), self.live), _at_least(peak.reshape(shape), self.live)
 
-    def blocks(
-        self, array: np.ndarray
-    ) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
+    def blocks(self, array: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
         """Yield an array of this tap's layout as blocks of rows, in float64.
 
         Yields:
-            Where the rows are in `live`, the rows [r, elements], and for attention maps which of
-            their cells are visible.
+            Which rows, counted through `live` in order, the rows [r, elements], and for attention
+            maps which of their cells are visible.
         """
-        outer_shape = self.live.shape[:-1]
-        rows = self.live.shape[-1]
-        flat = array.reshape(*self.live.shape, -1)
+        flat = array.reshape(self.live.size, -1)
         size = max(1, _BLOCK_ELEMENTS // max(flat.shape[-1], 1))
-        for outer in np.ndindex(outer_shape):
-            for start in range(0, rows, size):
-                place = (*outer, slice(start, min(start + size, rows)))
-                cells = self.mask[outer[0], place[-1]] if self.axes == "BNTS" else None
-                yield place, flat[place].astype(np.float64, copy=False), cells
+        for start in range(0, len(flat), size):
+            rows = slice(start, min(start + size, len(flat)))
+            yield rows, flat[rows].astype(np.float64, copy=False), self._cells(rows)
+
+    def _cells(self, rows: slice) -> np.ndarray | None:
+        if self.axes != "BNTS":
+            return None
+        b, _, q = np.unravel_index(np.arange(rows.start, rows.stop), self.live.shape)
+        return self.mask[b, q]
 
 
 def _at_least(sizes: np.ndarray, live: np.ndarray) -> np.ndarray:

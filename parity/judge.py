@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.attention_maps import total_variation
+from parity.attention_maps import row_sum_allowance, total_variation
 from parity.compare import against, difference
 from parity.gold import Difference, Gold
 from parity.parties import Chunk, Party
@@ -144,10 +144,9 @@ class Testimony:
                 self.worst_tap, self.rho = name, rho
 
     def note_gap(self, taps: Arrays, subject: Arrays, chunk: Chunk) -> None:
-        """Measure witness against subject where every difference ends up: residual and logits."""
+        """Measure witness against subject where every difference ends up: in the logits."""
         for name, value in taps.items():
-            ends_a_stage = split_name(name)[0] in ("embed", "layers.output", "logits")
-            if ends_a_stage and name in subject and subject[name].shape == value.shape:
+            if name == "logits" and name in subject and subject[name].shape == value.shape:
                 found = difference(name, subject[name], value, chunk.valid, chunk.mask)
                 self.subject_gap = max(self.subject_gap, float(found.relative.max()))
 
@@ -205,14 +204,21 @@ def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
 
 
 def _bound_probabilities(party: Party, taps: Arrays, golds: Mapping[str, Gold]) -> None:
-    """Require of the probabilities no more change than the change in scores accounts for."""
+    """Require probabilities that add up, and moved no more than their scores account for."""
     for name, result in party.differences.items():
         scores = name.replace("attn_probs", "attn_scores")
         if name == scores or scores not in taps or result.problems or party.mode == "isolated":
             continue
         if taps[scores].shape != golds[scores].array.shape:
             continue
-        moved, allowed = total_variation(taps[scores], golds[scores], taps[name], golds[name])
+        probs = taps[name]
+        keeps = row_sum_allowance(probs.dtype, probs.shape[-1])
+        if result.facts["row_sum_error"] > keeps:
+            result.problems.append(
+                f"rows of weights add up to 1 within {result.facts['row_sum_error']:.3g} only; "
+                f"rounding explains {keeps:.3g}"
+            )
+        moved, allowed = total_variation(taps[scores], golds[scores], probs, golds[name])
         result.facts["total_variation"] = moved
         if moved > allowed:
             result.problems.append(

@@ -24,17 +24,18 @@ def compare(gold: Gold, subject: np.ndarray) -> Difference:
     """
     live = gold.valid
     names = ("relative", "peak", "shift", "kl", "range", "margin")
-    figures = {name: np.zeros(live.shape) for name in names}
-    figures["margin"] -= 1.0
+    flat = {name: np.zeros(live.size) for name in names}
     broken = 0
-    for (place, t, _), (_, g, _) in zip(gold.blocks(subject), gold.blocks(gold.array), strict=True):
+    for (rows, t, _), (_, g, _) in zip(gold.blocks(subject), gold.blocks(gold.array), strict=True):
         if not (np.isfinite(t).all() and np.isfinite(g).all()):
-            gap, wrong = finite_difference(t, g, live[place], None)
+            gap, wrong = finite_difference(t, g, live.reshape(-1)[rows], None)
             broken += wrong
-            figures["relative"][place] = figures["peak"][place] = np.abs(gap).max(1)
+            flat["relative"][rows] = flat["peak"][rows] = np.abs(gap).max(1)
+            flat["margin"][rows] = -1.0
             continue
         for name, values in _token_figures(t, g).items():
-            figures[name][place] = values
+            flat[name][rows] = values
+    figures = {name: values.reshape(live.shape) for name, values in flat.items()}
     for name, values in figures.items():
         values[~live] = -1.0 if name == "margin" else 0.0
     result = Difference(figures["relative"], figures["peak"], live)

@@ -75,8 +75,7 @@ class WitnessRow:
         worst_tap: where it is farthest from the gold, in units of noise.
         rho: how far that is; above `limit` the witnesses disagree.
         error: the largest relative error against the gold, over all taps.
-        subject_gap: the largest relative difference between it and the subject, over the
-            residual stream after every layer and the logits.
+        subject_gap: the largest relative difference between it and the subject, in the logits.
     """
 
     witness: str

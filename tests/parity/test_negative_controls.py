@@ -18,6 +18,7 @@ from parity.selftest.bench import Bench, benches
 from parity.selftest.fault import Fault, in_layer
 from parity.selftest.faults import catalogue
 from parity.selftest.faults.kernels import attending, softmax
+from parity.selftest.run import Plan
 
 CATALOGUE = {fault.id: fault for fault in catalogue()}
 CONTROLS = {
@@ -50,6 +51,26 @@ def test_a_fault_is_detected_at_its_first_wrong_tap(family: str) -> None:
     assert found.first is not None
     assert (found.first.row.tap, found.first.flagged) == (fault.expected, fault.flagged)
     assert found.first.row.lane == "f64"
+
+
+# One of each published family of mask and cache faults, to the call in which it shows first.
+MASKS_AND_CACHES = {
+    fault.family: fault
+    for fault in Plan(quick=True).faults()
+    if fault.family in {*(f"M{i}" for i in range(1, 12)), *(f"C{i}" for i in range(1, 7))}
+}
+
+
+def test_every_published_family_of_mask_and_cache_faults_is_there() -> None:
+    assert len(MASKS_AND_CACHES) == 11 + 6
+
+
+@pytest.mark.parametrize("family", MASKS_AND_CACHES)
+def test_a_mask_or_cache_fault_is_placed_to_the_tap_and_step(family: str) -> None:
+    fault = MASKS_AND_CACHES[family]
+    found = benches().of(fault).inject(fault)
+    assert found.verdict == "divergent" and found.first is not None
+    assert (found.first.row.tap, found.first.row.step) == (fault.expected, fault.step)
 
 
 @pytest.mark.parametrize("model", ["base", "square"])
