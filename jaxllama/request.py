@@ -184,10 +184,11 @@ def _room(
     if held[row]:
         said = f"{held[row]} tokens held + {said}"
     if cache is not None and needed[row] > cache.capacity:
+        room = new_tokens - int(needed[row]) + cache.capacity
+        lower = f"lower max_new_tokens to {room}, or " if room > 0 else "or "
         return [
             f"cache too small: row {row} needs {said} = {needed[row]} slots, the cache has "
-            f"{cache.capacity}; make it with capacity {needed[row]} or more, lower "
-            f"max_new_tokens to {max(0, new_tokens - int(needed[row]) + cache.capacity)}, or "
+            f"{cache.capacity}; make it with capacity {needed[row]} or more, {lower}"
             "shorten the prompt"
         ]
     stated = model.config.max_position_embeddings

@@ -62,12 +62,13 @@ class Sampling:
 
     def _ranges(self) -> list[tuple[str, Any, bool, str]]:
         t, k, p, m, r = dataclasses.astuple(self)
+        above = f"a finite number from {LEAST:g} on"
         return [
-            ("temperature", t, _real(t) and t >= 0, "0 (greedy) or a finite number above it"),
+            ("temperature", t, _real(t) and (t == 0 or t >= LEAST), f"0 (greedy) or {above}"),
             ("top_k", k, k is None or _whole(k) and k >= 1, "an integer of at least 1, or None"),
-            ("top_p", p, _real(p) and 0 < p <= 1, "a number above 0 and at most 1 (1 keeps all)"),
+            ("top_p", p, _real(p) and LEAST <= p <= 1, f"from {LEAST:g} up to 1 (keeps all)"),
             ("min_p", m, _real(m) and 0 <= m < 1, "a number from 0 (keeps all) to below 1"),
-            ("repetition_penalty", r, _real(r) and r > 0, "a finite number above 0 (1: none)"),
+            ("repetition_penalty", r, _real(r) and r >= LEAST, f"{above} (1: none)"),
         ]
 
     @property
@@ -94,10 +95,18 @@ class Sampling:
         """Return the active settings' values as arrays."""
         real = jnp.result_type(float)  # float64 where that is enabled
         return {
-            name: jnp.asarray(value, jnp.int32 if name == "top_k" else real)
+            name: jnp.asarray(min(value, MOST_KEPT), jnp.int32)
+            if name == "top_k"
+            else jnp.asarray(value, real)
             for name in sorted(self.active)
             if (value := getattr(self, name)) is not None
         }
+
+
+# Below this a float32 divisor loses digits, then becomes 0, and what was asked for its opposite.
+LEAST = 1e-12
+# No vocabulary is larger; what is kept is counted in int32.
+MOST_KEPT = 2**31 - 1
 
 
 def _default(name: str) -> Any:

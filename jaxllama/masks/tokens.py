@@ -192,4 +192,4 @@ def segments_of(side: Tokens, other: Tokens) -> Any:
     """Return a side's segments: all 0 where only the other side names any, None if neither does."""
     if side.segments is not None or other.segments is None:
         return side.segments
-    return jnp.zeros(side.shape, jnp.int32)
+    return np.zeros(side.shape, np.int32)  # not traced, also inside jit

@@ -125,8 +125,13 @@ def test_the_comparison_would_see_a_wrong_position() -> None:
     assert error(logits[:2, -1], expected[:2, -1]) > 1e-3
 
 
-def test_a_ragged_row_is_what_the_row_is_alone() -> None:
-    starts, stops = [0, 6, 3], [T, T, 12]
+# Few lengths: a row alone compiles anew for each.
+@settings(max_examples=6)
+@given(
+    starts=st.lists(st.sampled_from([0, 3, 6]), min_size=B, max_size=B),
+    stops=st.lists(st.sampled_from([12, T]), min_size=B, max_size=B),
+)
+def test_a_ragged_row_is_what_the_row_is_alone(starts: list[int], stops: list[int]) -> None:
     positions, valid = padded_rows(T, starts, stops)
     together, cache = feed(empty(), TOKENS, positions, valid, [5, 5, 5, 1])
     for row in range(B):

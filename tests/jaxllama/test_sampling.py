@@ -221,7 +221,7 @@ def test_greedy_takes_the_most_likely_and_of_equals_the_first() -> None:
         ({"temperature": "hot"}, "temperature 'hot'"),
         ({"temperature": 1, "top_k": 0}, "top_k 0: expected an integer of at least 1"),
         ({"temperature": 1, "top_k": 2.0}, "top_k 2.0"),
-        ({"temperature": 1, "top_p": 0}, "top_p 0: expected a number above 0"),
+        ({"temperature": 1, "top_p": 0}, "top_p 0: expected from 1e-12 up to 1"),
         ({"temperature": 1, "top_p": 1.01}, "top_p 1.01"),
         ({"temperature": 1, "min_p": 1.0}, "min_p 1.0: expected a number from 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
@@ -244,3 +244,10 @@ def test_all_bad_values_are_named_at_once() -> None:
 @pytest.mark.parametrize("how", [*SETTINGS, Sampling()], ids=repr)
 def test_only_active_settings_reach_the_program(how: Sampling) -> None:
     assert set(how.values()) == how.active
+
+
+def test_values_that_float32_cannot_divide_by_are_refused() -> None:
+    for name in ("temperature", "top_p", "repetition_penalty"):
+        with pytest.raises(InputError, match=name):
+            Sampling(**{"temperature": 1.0, name: 1e-38})
+    assert Sampling(temperature=1.0, top_k=3_000_000_000).values()["top_k"] == 2**31 - 1
