@@ -102,6 +102,11 @@ META = textwrap.dedent("""
         logits = model(tokens, 0)
     if rank == 0:
         np.save(out, logits.numpy())
+    # Leave when all are done, and at once: an interpreter that shuts down under gloo's threads
+    # aborts now and then.
+    store.set(f"done {rank}", "")
+    store.wait([f"done {r}" for r in range(degree)])
+    os._exit(0)
 """)
 
 
