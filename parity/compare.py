@@ -50,9 +50,7 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
     flat_relative, flat_peak = np.zeros(gold.live.size), np.zeros(gold.live.size)
     live = gold.live.reshape(-1)
     broken = 0
-    for (rows, t, cells), (_, g, _) in zip(
-        gold.blocks(subject), gold.blocks(gold.array), strict=True
-    ):
+    for rows, cells, (t, g) in gold.blocks(subject, gold.array):
         with np.errstate(invalid="ignore"):  # infinity less infinity
             delta = t - g
         if cells is not None:

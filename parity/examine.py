@@ -17,7 +17,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
-from parity.judge import Judge
+from parity.lockstep import Lockstep
 from parity.parties import Party, chunk_views
 from parity.result import TapRow
 from parity.scenarios import Inputs
@@ -188,14 +188,16 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     gold = start(reference)
     setup: Arrays = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        judge = Judge(lane, inputs.name, parties, pool)
+        lockstep = Lockstep(lane, [inputs], parties, pool)
+        (judge,) = lockstep.judges
         stage = 0
         for chunk in chunk_views(inputs, chunks):
             for _ in range(layers + 2):
                 truth = gold.step()
                 setup = truth if "positions" in truth else setup
                 before = len(judge.rows)
-                judge.stage(replace(chunk, mask=chunk.mask | _carrying(truth)), truth, gold)
+                shown = replace(chunk, mask=chunk.mask | _carrying(truth))
+                lockstep.stage([shown], truth, gold)
                 judge.rows[before:] = [_excused(row, truth) for row in judge.rows[before:]]
                 failed = sorted(
                     (r for r in judge.rows[before:] if not r.passed and r.tap not in SETUP_TAPS),
@@ -203,7 +205,7 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
                 )
                 if failed:
                     return _parted(
-                        recording, reference, inputs, judge, failed[0], stage, (truth, setup)
+                        recording, reference, inputs, judge.rows, failed[0], stage, (truth, setup)
                     )
                 stage += 1
     flagged = tuple(dict.fromkeys(row.tap for row in judge.rows if not row.passed))
@@ -233,7 +235,7 @@ def _parted(
     recording: Recording,
     reference: WrongReference,
     inputs: Inputs,
-    judge: Judge,
+    rows: list[TapRow],
     first: TapRow,
     stage: int,
     truths: tuple[Arrays, Arrays],
@@ -244,7 +246,7 @@ def _parted(
     stop = sum(sizes[: call + 1])
     flagged = tuple(
         row.tap
-        for row in judge.rows
+        for row in rows
         if not row.passed and row.tap in SETUP_TAPS and row.step == first.step
     )
     evidence = Evidence(
@@ -262,7 +264,7 @@ def _parted(
         reference=reference,
         lane=recording.subject.dtype,
     )
-    return Finding(judge.rows, first, stage, flagged, evidence)
+    return Finding(rows, first, stage, flagged, evidence)
 
 
 def _before(recording: Recording, stage: int) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ class Gold:
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Norm and largest element of each row, no less than a fraction of the tap's median."""
         norm, peak = np.zeros(self.live.size), np.zeros(self.live.size)
-        for rows, g, cells in self.blocks(self.array):
+        for rows, cells, (g,) in self.blocks(self.array):
             seen = g if cells is None else np.where(cells, g, 0.0)
             seen = np.where(np.isfinite(seen), seen, 0.0)
             norm[rows] = np.sqrt(np.einsum("ri,ri->r", seen, seen))
@@ -91,18 +91,20 @@ class Gold:
         shape = self.live.shape
         return _at_least(norm.reshape(shape), self.live), _at_least(peak.reshape(shape), self.live)
 
-    def blocks(self, array: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
-        """Yield an array of this tap's layout as blocks of rows, in float64.
+    def blocks(
+        self, *arrays: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray | None, list[np.ndarray]]]:
+        """Yield arrays of this tap's layout as blocks of rows, in float64.
 
         Yields:
-            Which rows, counted through `live` in order, the rows [r, elements], and for attention
-            maps which of their cells are visible.
+            Which rows, counted through `live` in order; for attention maps which of their cells
+            are visible [r, elements]; and each array's rows [r, elements].
         """
-        flat = array.reshape(self.live.size, -1)
-        size = max(1, _BLOCK_ELEMENTS // max(flat.shape[-1], 1))
-        for start in range(0, len(flat), size):
-            rows = slice(start, min(start + size, len(flat)))
-            yield rows, flat[rows].astype(np.float64, copy=False), self._cells(rows)
+        flat = [array.reshape(self.live.size, -1) for array in arrays]
+        size = max(1, _BLOCK_ELEMENTS // max(flat[0].shape[-1], 1))
+        for start in range(0, self.live.size, size):
+            rows = slice(start, min(start + size, self.live.size))
+            yield rows, self._cells(rows), [a[rows].astype(np.float64, copy=False) for a in flat]
 
     def _cells(self, rows: slice) -> np.ndarray | None:
         if self.axes != "BNTS":

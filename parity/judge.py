@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from parity.compare import against, difference
 from parity.gold import Difference, Gold
 from parity.parties import Chunk, Party
 from parity.result import TapRow, WitnessRow
-from parity.subjects.base import Run, Subject
+from parity.subjects.base import Subject
 from parity.taps import AXES, split_name
 from parity.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
 
@@ -30,13 +30,15 @@ class PassRecord:
 
 
 class Judge:
-    """Compares the parties' stages as they come, and keeps what it finds.
+    """Compares what the parties compute for one scenario, stage by stage, and keeps the findings.
+
+    `open` a stage, `hear` every party, `settle`. Comparing goes on in the background meanwhile.
 
     Args:
         lane: dtype under judgement.
         scenario: name of the inputs.
-        parties: who is under way; stepped in this order.
-        pool: compares several taps at a time.
+        parties: who is under way; heard in this order.
+        pool: compares several taps at a time: NumPy works outside the interpreter's lock.
     """
 
     def __init__(
@@ -46,36 +48,90 @@ class Judge:
         self.parties, self.pool = parties, pool
         self.rows: list[TapRow] = []
         self.unmatched: set[str] = set()
-        self._misshapen: set[str] = set()
         self._testimonies = {p.subject.name: Testimony() for p in parties if p.testifies}
+        self._chunk: Chunk
+        self._golds: dict[str, Gold] = {}
+        self._shown: Arrays = {}
+        self._heard: dict[Party, Heard] = {}
+        self._found: dict[Party, dict[str, Difference]] = {}
 
-    def stage(self, chunk: Chunk, truth: Arrays, gold_run: Run) -> None:
-        """Take every party one stage on, compare it with the gold, judge."""
-        golds = {
+    def open(self, chunk: Chunk, truth: Arrays) -> None:
+        """Begin a stage with the gold's taps."""
+        self._chunk, self._shown, self._found = chunk, {}, {}
+        self._golds = {
             name: Gold(name, value, chunk.rows_of(name), chunk.mask)
             for name, value in truth.items()
         }
-        shown: Arrays = {}
+
+    def hear(self, party: Party, taps: Arrays) -> None:
+        """Begin to compare a party's taps with the gold."""
+        compared = {
+            name: self.pool.submit(against, self._golds[name], value)
+            for name, value in taps.items()
+            if name in self._golds
+        }
+        missing = _unmatched(taps, self._golds, party.subject)
+        moved, gap = {}, None
+        if party.judged:
+            self.unmatched |= missing
+            moved = self._movements(party, taps)
+            self._shown = self._shown or taps
+        if party.testifies:
+            self._testimonies[party.subject.name].unmatched |= missing
+            gap = self._gap(taps)
+        self._heard[party] = Heard(compared, moved, gap)
+
+    def collect(self, party: Party) -> None:
+        """Wait until a party's taps have been compared, after which they may be dropped."""
+        heard = self._heard.pop(party, None)
+        if heard is None:
+            return
+        found = {name: future.result() for name, future in heard.compared.items()}
+        for name, future in heard.moved.items():
+            _bound_probabilities(found[name], *future.result())
+        if heard.gap is not None:
+            testimony = self._testimonies[party.subject.name]
+            testimony.subject_gap = max(testimony.subject_gap, heard.gap.result())
+        self._found[party] = found
+
+    def settle(self) -> None:
+        """End the stage: wait for what is being compared, and judge."""
         for party in self.parties:
-            force = _force(party, truth, self._misshapen)
-            taps = truth if party.run is gold_run else party.run.step(force)
-            party.differences = _compare(self.pool, golds, taps)
-            if party.judged:
-                self.unmatched |= _unmatched(taps, truth, party.subject)
-                self._misshapen |= {
-                    name for name in party.differences if taps[name].shape != truth[name].shape
-                }
-                _bound_probabilities(party, taps, golds)
-                shown = shown or taps
-            if party.testifies:
-                testimony = self._testimonies[party.subject.name]
-                testimony.unmatched |= _unmatched(taps, truth, party.subject)
-                testimony.note_gap(taps, shown, chunk)
+            self.collect(party)
         for party in self.parties:
             if party.judged:
-                self.rows += [self._row(party, name, chunk.step) for name in party.differences]
+                self.rows += [self._row(party, name) for name in self._found[party]]
             if party.testifies:
-                self._testimonies[party.subject.name].note(self.lane, party, self.parties)
+                self._note(party)
+
+    def _movements(self, party: Party, taps: Arrays) -> dict[str, Future[Movement]]:
+        """Begin to measure how far weights moved, and how far their scores account for that.
+
+        An isolated party's weights come of the gold's scores, not of its own.
+        """
+        found = {}
+        for name in taps:
+            scores = name.replace("attn_probs", "attn_scores")
+            if name == scores or party.mode == "isolated" or not {name, scores} <= set(self._golds):
+                continue
+            pairs = [(taps[n], self._golds[n]) for n in (scores, name) if n in taps]
+            if len(pairs) == 2 and all(t.shape == gold.array.shape for t, gold in pairs):
+                found[name] = self.pool.submit(_movement, *pairs[0], *pairs[1])
+        return found
+
+    def _gap(self, taps: Arrays) -> Future[float] | None:
+        """Begin to measure witness against subject where every difference ends up: the logits."""
+        if "logits" not in taps or "logits" not in self._shown:
+            return None
+        ours, theirs = self._shown["logits"], taps["logits"]
+        if ours.shape != theirs.shape:
+            return None
+        chunk = self._chunk
+        return self.pool.submit(
+            lambda: float(
+                difference("logits", ours, theirs, chunk.valid, chunk.mask).relative.max()
+            )
+        )
 
     def record(self) -> PassRecord:
         """Return what has been found."""
@@ -86,9 +142,9 @@ class Judge:
         ]
         return PassRecord(self.rows, witnesses, self.unmatched)
 
-    def _row(self, party: Party, name: str, step: int) -> TapRow:
-        limits, found = LIMITS[self.lane], party.differences[name]
-        honest = _honest(self.parties, "variant", party, name)
+    def _row(self, party: Party, name: str) -> TapRow:
+        limits, found = LIMITS[self.lane], self._found[party][name]
+        honest = self._honest("variant", party, name)
         minimum = limits.floor * UNIT_ROUNDOFF[self.lane]
         floor = noise_floor([d.relative for d in honest], found.live, minimum)
         peak_floor = noise_floor([d.peak for d in honest], found.live, minimum)
@@ -101,7 +157,7 @@ class Judge:
             lane=self.lane,
             scenario=self.scenario,
             mode="production" if "production" in party.roles else party.mode,
-            step=step,
+            step=self._chunk.step,
             dtype=found.dtype,
             error=float(found.relative.max()),
             noise=float(floor[at]),
@@ -113,6 +169,45 @@ class Judge:
             problems=tuple(found.problems),
             facts=found.facts,
         )
+
+    def _note(self, party: Party) -> None:
+        """Hold a stage of a witness to the noise of the precision it really works in."""
+        testimony = self._testimonies[party.subject.name]
+        effective = max(self.lane, party.subject.internal_dtype, key=lambda d: UNIT_ROUNDOFF[d])
+        role = "variant" if effective == self.lane else "interior"
+        minimum = LIMITS[effective].floor * UNIT_ROUNDOFF[effective]
+        for name, found in self._found[party].items():
+            honest = self._honest(role, party, name)
+            floor = noise_floor([d.relative for d in honest], found.live, minimum)
+            rho = float(np.where(found.live, found.relative / floor, 0.0).max())
+            testimony.note(name, found, rho)
+
+    def _honest(self, role: str, judged: Party, name: str) -> list[Difference]:
+        """Return what the parties of `role`, other than the judged one, differ by on one tap."""
+        shape = self._found[judged][name].relative.shape
+        found = [
+            self._found[p][name]
+            for p in self.parties
+            if role in p.roles
+            and p.mode == judged.mode
+            and p is not judged
+            and name in self._found[p]
+        ]
+        return [d for d in found if d.relative.shape == shape]
+
+
+# How far weights moved, how far their scores account for it, and by how much rounding may keep
+# rows from adding up to 1.
+Movement = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is being computed about a party's stage."""
+
+    compared: dict[str, Future[Difference]]
+    moved: dict[str, Future[Movement]]
+    gap: Future[float] | None
 
 
 @dataclass
@@ -127,28 +222,14 @@ class Testimony:
     error: float = 0.0
     subject_gap: float = 0.0
 
-    def note(self, lane: str, party: Party, parties: Sequence[Party]) -> None:
-        """Hold a stage of the witness to the noise of the precision it really works in."""
-        effective = max(lane, party.subject.internal_dtype, key=lambda d: UNIT_ROUNDOFF[d])
-        role = "variant" if effective == lane else "interior"
-        minimum = LIMITS[effective].floor * UNIT_ROUNDOFF[effective]
-        for name, found in party.differences.items():
-            honest = _honest(parties, role, party, name)
-            floor = noise_floor([d.relative for d in honest], found.live, minimum)
-            rho = float(np.where(found.live, found.relative / floor, 0.0).max())
-            self.compared.add(name)
-            self.problems += [f"{name}: {problem}" for problem in found.problems]
-            if AXES[split_name(name)[0]] != "R":
-                self.error = max(self.error, float(found.relative.max()))
-            if rho > self.rho or not self.worst_tap:
-                self.worst_tap, self.rho = name, rho
-
-    def note_gap(self, taps: Arrays, subject: Arrays, chunk: Chunk) -> None:
-        """Measure witness against subject where every difference ends up: in the logits."""
-        for name, value in taps.items():
-            if name == "logits" and name in subject and subject[name].shape == value.shape:
-                found = difference(name, subject[name], value, chunk.valid, chunk.mask)
-                self.subject_gap = max(self.subject_gap, float(found.relative.max()))
+    def note(self, name: str, found: Difference, rho: float) -> None:
+        """Add what was found of one tap."""
+        self.compared.add(name)
+        self.problems += [f"{name}: {problem}" for problem in found.problems]
+        if AXES[split_name(name)[0]] != "R":
+            self.error = max(self.error, float(found.relative.max()))
+        if rho > self.rho or not self.worst_tap:
+            self.worst_tap, self.rho = name, rho
 
     def row(self, party: Party, lane: str, scenario: str) -> WitnessRow:
         """Return the witness's row of the report."""
@@ -170,61 +251,34 @@ class Testimony:
         )
 
 
-def _honest(parties: Sequence[Party], role: str, judged: Party, name: str) -> list[Difference]:
-    """Return what the parties of `role`, other than the judged one, differ by on one tap."""
-    shape = judged.differences[name].relative.shape
-    found = [
-        p.differences[name]
-        for p in parties
-        if role in p.roles and p.mode == judged.mode and p is not judged and name in p.differences
-    ]
-    return [d for d in found if d.relative.shape == shape]
-
-
-def _force(party: Party, truth: Arrays, misshapen: set[str]) -> Arrays | None:
-    """Return the gold's values for an isolated party, less those of another shape."""
-    if party.mode != "isolated":
-        return None
-    return {name: value for name, value in truth.items() if name not in misshapen}
-
-
-def _compare(
-    pool: ThreadPoolExecutor, golds: Mapping[str, Gold], taps: Arrays
-) -> dict[str, Difference]:
-    """Compare a stage's taps, several at a time: NumPy works outside the interpreter's lock."""
-    shared = [name for name in taps if name in golds]
-    found = pool.map(lambda name: against(golds[name], taps[name]), shared)
-    return dict(zip(shared, found, strict=True))
-
-
-def _unmatched(taps: Arrays, truth: Arrays, subject: Subject) -> set[str]:
+def _unmatched(taps: Arrays, truth: Mapping[str, Gold], subject: Subject) -> set[str]:
     """Return taps on one side only that have not been declared absent."""
     missing = {n for n in truth if n not in taps and split_name(n)[0] not in subject.absent}
     return missing | {name for name in taps if name not in truth}
 
 
-def _bound_probabilities(party: Party, taps: Arrays, golds: Mapping[str, Gold]) -> None:
+def _movement(
+    scores: np.ndarray, gold_scores: Gold, probs: np.ndarray, gold_probs: Gold
+) -> Movement:
+    moved, allowed = total_variation(scores, gold_scores, probs, gold_probs)
+    return moved, allowed, row_sum_allowance(probs.dtype, probs.shape[-1])
+
+
+def _bound_probabilities(found: Difference, moved: float, allowed: float, keeps: float) -> None:
     """Require probabilities that add up, and moved no more than their scores account for."""
-    for name, result in party.differences.items():
-        scores = name.replace("attn_probs", "attn_scores")
-        if name == scores or scores not in taps or result.problems or party.mode == "isolated":
-            continue
-        if taps[scores].shape != golds[scores].array.shape:
-            continue
-        probs = taps[name]
-        keeps = row_sum_allowance(probs.dtype, probs.shape[-1])
-        if result.facts["row_sum_error"] > keeps:
-            result.problems.append(
-                f"rows of weights add up to 1 within {result.facts['row_sum_error']:.3g} only; "
-                f"rounding explains {keeps:.3g}"
-            )
-        moved, allowed = total_variation(taps[scores], golds[scores], probs, golds[name])
-        result.facts["total_variation"] = moved
-        if moved > allowed:
-            result.problems.append(
-                f"total variation {moved:.3g}, but the scores explain {allowed:.3g} at most: "
-                "mask or softmax differs"
-            )
+    if found.problems:
+        return
+    if found.facts["row_sum_error"] > keeps:
+        found.problems.append(
+            f"rows of weights add up to 1 within {found.facts['row_sum_error']:.3g} only; "
+            f"rounding explains {keeps:.3g}"
+        )
+    found.facts["total_variation"] = moved
+    if moved > allowed:
+        found.problems.append(
+            f"total variation {moved:.3g}, but the scores explain {allowed:.3g} at most: "
+            "mask or softmax differs"
+        )
 
 
 def _explain_flips(found: Difference, honest: Sequence[Difference], limit: float) -> None:

@@ -7,21 +7,29 @@ computed by all, compared with the gold, judged and forgotten.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import cast
 
+import numpy as np
+
 from parity.judge import Judge, PassRecord
-from parity.parties import Entry, Party, chunk_views
-from parity.scenarios import Inputs
-from parity.subjects.base import CachedSubject, Run, Subject
+from parity.parties import Chunk, Entry, Party, chunk_views
+from parity.scenarios import Inputs, joined
+from parity.subjects.base import Arrays, CachedSubject, Run, Subject
+from parity.taps import AXES, split_name
 
 Progress = Callable[[], None]
+
+# Comparing goes on while the next party computes, until this much waits to be compared.
+_WAITING_BYTES = 250_000_000
 
 
 def walk(
     lane: str,
-    inputs: Inputs,
+    parts: Sequence[Inputs],
     gold: Subject,
     entries: Sequence[Entry],
     modes: Sequence[str],
@@ -30,11 +38,11 @@ def walk(
     chunks: Sequence[int] | None = None,
     progress: Progress = lambda: None,
 ) -> PassRecord:
-    """Run all parties over one scenario in step with the gold and judge the subject.
+    """Run all parties over some scenarios in step with the gold and judge the subject.
 
     Args:
         lane: dtype under judgement.
-        inputs: the scenario.
+        parts: scenarios that `parity.scenarios.joined` can run as one batch; judged apart.
         gold: the float64 reference.
         entries: who takes part, and how.
         modes: `free`, `isolated`; or `decode` alone, with `chunks`.
@@ -42,6 +50,7 @@ def walk(
         chunks: columns per call of a decode run.
         progress: called after every stage.
     """
+    inputs = joined(parts)
 
     def start(subject: Subject) -> Run:
         if chunks is None:
@@ -56,10 +65,79 @@ def walk(
         if mode in e.modes and (mode != "isolated" or e.subject.can_force)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        judge = Judge(lane, inputs.name, parties, pool)
-        for chunk in chunk_views(inputs, chunks):
+        lockstep = Lockstep(lane, parts, parties, pool)
+        for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for _ in range(layers + 2):
-                truth = gold_run.step()
-                judge.stage(chunk, truth, gold_run)
+                lockstep.stage(views, gold_run.step(), gold_run)
                 progress()
-    return judge.record()
+    return lockstep.record()
+
+
+class Lockstep:
+    """Takes every party from stage to stage and has each scenario's rows judged.
+
+    Args:
+        lane: dtype under judgement.
+        parts: the scenarios whose rows, one after another, make the parties' batch.
+        parties: who is under way; stepped in this order.
+        pool: where comparing goes on.
+
+    Attributes:
+        judges: one a part.
+    """
+
+    def __init__(
+        self, lane: str, parts: Sequence[Inputs], parties: Sequence[Party], pool: ThreadPoolExecutor
+    ) -> None:
+        self.parties = parties
+        self.judges = [Judge(lane, part.name, parties, pool) for part in parts]
+        stops = np.cumsum([0, *(len(part.tokens) for part in parts)]).tolist()
+        self._rows = [slice(*pair) for pair in pairwise(stops)]
+        self._batch = stops[-1]
+        self._misshapen: set[str] = set()
+
+    def stage(self, views: Sequence[Chunk], truth: Arrays, gold_run: Run) -> None:
+        """Take every party one stage on, compare it with the gold, judge."""
+        for judge, chunk, rows in zip(self.judges, views, self._rows, strict=True):
+            judge.open(chunk, self._of(truth, rows))
+        waiting: deque[tuple[Party, int]] = deque()
+        for party in self.parties:
+            taps = truth if party.run is gold_run else party.run.step(self._force(party, truth))
+            if party.judged:
+                self._misshapen |= {
+                    n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
+                }
+            for judge, rows in zip(self.judges, self._rows, strict=True):
+                judge.hear(party, self._of(taps, rows))
+            waiting.append((party, sum(value.nbytes for value in taps.values())))
+            del taps
+            while sum(size for _, size in waiting) > _WAITING_BYTES:
+                first, _ = waiting.popleft()
+                for judge in self.judges:
+                    judge.collect(first)
+        for judge in self.judges:
+            judge.settle()
+
+    def record(self) -> PassRecord:
+        """Return what has been found in all parts."""
+        records = [judge.record() for judge in self.judges]
+        return PassRecord(
+            [row for record in records for row in record.rows],
+            [row for record in records for row in record.witnesses],
+            set().union(*(record.unmatched for record in records)),
+        )
+
+    def _of(self, taps: Mapping[str, np.ndarray], rows: slice) -> Arrays:
+        """Return one part's rows of each tap; what has no such rows is left for all to see."""
+        return {
+            name: value[rows]
+            if AXES.get(split_name(name)[0], "")[:1] == "B" and value.shape[:1] == (self._batch,)
+            else value
+            for name, value in taps.items()
+        }
+
+    def _force(self, party: Party, truth: Arrays) -> Arrays | None:
+        """Return the gold's values for an isolated party, less those of another shape."""
+        if party.mode != "isolated":
+            return None
+        return {name: value for name, value in truth.items() if name not in self._misshapen}

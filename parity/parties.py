@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from parity.gold import Difference
 from parity.scenarios import Inputs
 from parity.subjects.base import Run, Subject
 from parity.taps import CACHE_TAPS, split_name
@@ -31,15 +30,14 @@ class Entry:
     modes: tuple[str, ...]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Party:
-    """An entry on its way through a pass in one mode, with what its last stage differed by."""
+    """An entry on its way through a pass in one mode."""
 
     subject: Subject
     roles: frozenset[str]
     mode: str
     run: Run
-    differences: dict[str, Difference] = field(default_factory=dict)
 
     @property
     def judged(self) -> bool:

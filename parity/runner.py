@@ -26,7 +26,7 @@ from parity.lockstep import walk
 from parity.overrides import overridden
 from parity.parties import Entry
 from parity.result import Result
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
@@ -221,11 +221,11 @@ def _lanes(
     progress: Progress | None,
 ) -> tuple[list[PassRecord], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
-    passes = _passes(plan)
+    passes, groups = _passes(plan), batches(inputs)
     total = sum(
-        (layers + 2) * (1 if chunks is None else len(chunks(i)))
+        (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
         for _, chunks in passes
-        for i in inputs
+        for group in groups
     ) * len(plan.dtypes)
     done = 0
     gold = TorchReference(checkpoint, dtype="f64")
@@ -234,10 +234,11 @@ def _lanes(
     for lane in plan.dtypes:
         began = time.perf_counter()
         entries = _entries(plan, checkpoint, gold, make_subject(model, lane), lane)
-        for one in inputs:
+        for group in groups:
+            names = " ".join(one.name for one in group)
             for modes, chunks in passes:
 
-                def tick(lane: str = lane, name: str = one.name, what: str = modes[-1]) -> None:
+                def tick(lane: str = lane, name: str = names, what: str = modes[-1]) -> None:
                     nonlocal done
                     done += 1
                     if progress is not None:
@@ -245,12 +246,12 @@ def _lanes(
 
                 record = walk(
                     lane,
-                    one,
+                    group,
                     gold,
                     entries,
                     modes,
                     layers,
-                    chunks=None if chunks is None else chunks(one),
+                    chunks=None if chunks is None else chunks(group[0]),
                     progress=tick,
                 )
                 records.append(record)

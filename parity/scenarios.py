@@ -192,6 +192,36 @@ _BUILDERS = {
 }
 
 
+def batches(inputs: Sequence[Inputs]) -> list[list[Inputs]]:
+    """Group scenarios that can run as one batch: of one length, and masked by the same rules."""
+    groups: dict[tuple[int, int | None, bool], list[Inputs]] = {}
+    for one in inputs:
+        rules = one.tokens.shape[1], one.window, one.segments is None
+        groups.setdefault(rules, []).append(one)
+    return list(groups.values())
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """Return one batch of the rows of all parts, as `batches` has grouped them."""
+    if len(parts) == 1:
+        return parts[0]
+    assert len(batches(parts)) == 1, [part.name for part in parts]
+
+    def rows(field: str) -> np.ndarray:
+        return np.concatenate([getattr(part, field) for part in parts])
+
+    return Inputs(
+        name="+".join(part.name for part in parts),
+        tokens=rows("tokens"),
+        positions=rows("positions"),
+        valid=rows("valid"),
+        mask=rows("mask"),
+        segments=None if parts[0].segments is None else rows("segments"),
+        window=parts[0].window,
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
 def prompt_columns(length: int) -> int:
     """Return how many of a scenario's columns are the prompt when it is decoded: two thirds."""
     return max(1, 2 * length // 3)

@@ -93,7 +93,7 @@ class Bench:
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record: PassRecord = walk(
                 self.lane,
-                inputs,
+                [inputs],
                 self._gold,
                 [
                     Entry(subject, frozenset({"subject"}), ("free", "isolated", "decode")),

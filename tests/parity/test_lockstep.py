@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def walk_with(
     modes: tuple[str, ...] = ("free",),
 ) -> PassRecord:
     entries = [Entry(one, roles, MODES) for one, roles in ((subject, SUBJECT), *others)]
-    return walk("f64", scripted_inputs(), gold, entries, modes, LAYERS)
+    return walk("f64", [scripted_inputs()], gold, entries, modes, LAYERS)
 
 
 def by_tap(record: PassRecord, mode: str = "free") -> dict[str, TapRow]:
@@ -179,7 +180,7 @@ def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
         Entry(Scripted("s"), SUBJECT, MODES),
         Entry(production, frozenset({"production"}), ("free",)),
     ]
-    record = walk("f64", scripted_inputs(), Scripted("gold"), entries, MODES, LAYERS)
+    record = walk("f64", [scripted_inputs()], Scripted("gold"), entries, MODES, LAYERS)
     assert {row.mode for row in record.rows} == {"free", "isolated", "production"}
     assert (
         len([row for row in record.rows if row.mode == "production" and row.tap == "logits"]) == 1
@@ -225,7 +226,7 @@ def test_production_may_not_lose_its_logits() -> None:
         Entry(Scripted("s"), SUBJECT, MODES),
         Entry(mute, frozenset({"production"}), ("free",)),
     ]
-    record = walk("f64", scripted_inputs(), Scripted("gold"), entries, ("free",), LAYERS)
+    record = walk("f64", [scripted_inputs()], Scripted("gold"), entries, ("free",), LAYERS)
     assert record.unmatched == {"logits"}
 
 
@@ -236,3 +237,31 @@ def test_a_row_says_which_dtype_its_array_had() -> None:
 
     rows = by_tap(walked(Scripted("s", change=narrow)))
     assert rows["embed"].dtype == "float32" and rows["norm"].dtype == "float64"
+
+
+def test_scenarios_that_share_a_batch_are_judged_apart() -> None:
+    def change(taps: Arrays) -> None:
+        if "layers.1.v_proj" in taps:
+            taps["layers.1.v_proj"] = taps["layers.1.v_proj"].copy()
+            taps["layers.1.v_proj"][3, 2] += 1e-3
+
+    parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
+    entries = [Entry(Scripted("s", change=change), SUBJECT, MODES)]
+    record = walk("f64", parts, Scripted("gold"), entries, ("free",), LAYERS)
+    assert len(record.rows) == 2 * len(expected_names(LAYERS))
+    (failed,) = (row for row in record.rows if not row.passed)
+    assert (failed.tap, failed.scenario) == ("layers.1.v_proj", "second")
+    assert failed.worst is not None and failed.worst.index["B"] == 1
+
+
+def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
+    def halve(taps: Arrays) -> None:
+        if "norm" in taps:
+            taps["norm"] = taps["norm"][:1]
+
+    parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
+    entries = [Entry(Scripted("s", change=halve), SUBJECT, MODES)]
+    record = walk("f64", parts, Scripted("gold"), entries, ("free",), LAYERS)
+    failed = {row.scenario: row.problems[0] for row in record.rows if not row.passed}
+    assert failed.keys() == {"scripted", "second"}
+    assert "shape (1, 5, 7), the reference has (2, 5, 7)" in failed["second"]

@@ -13,6 +13,8 @@ from parity.scenarios import (
     LONG_POSITION_STARTS,
     SCENARIOS,
     Inputs,
+    batches,
+    joined,
     scenario,
     visible,
 )
@@ -183,3 +185,21 @@ def test_the_text_is_long_and_varied() -> None:
     assert "1024" in text
     assert "def " in text
     assert not text.isascii()
+
+
+def test_scenarios_of_one_length_and_rule_share_a_batch() -> None:
+    groups = batches([build(name) for name in SCENARIOS])
+    names = [[one.name for one in group] for group in groups]
+    ragged = ["long_positions", "right_padded", "left_padded", "mixed_lengths"]
+    assert names == [["causal"], ragged, ["packed"], ["windowed"]]
+    batch = joined(groups[1])
+    start = 0
+    for part in groups[1]:
+        rows = slice(start, start + len(part.tokens))
+        for field in ("tokens", "positions", "valid", "mask"):
+            assert np.array_equal(getattr(batch, field)[rows], getattr(part, field))
+        start = rows.stop
+    assert start == len(batch.tokens) and batch.segments is None and batch.window is None
+    assert joined(groups[2]) is groups[2][0]
+    with pytest.raises(AssertionError, match="windowed"):
+        joined([groups[1][0], groups[3][0]])

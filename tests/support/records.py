@@ -107,7 +107,8 @@ def _values(name: str, inputs: Inputs, noise: float, seed: int) -> np.ndarray:
         return inputs.mask
     if kind == "positions":
         return inputs.positions
-    shape = tuple(SIZES[axis] for axis in AXES[kind])
+    sizes = SIZES | {"B": len(inputs.tokens)}
+    shape = tuple(sizes[axis] for axis in AXES[kind])
     exact = np.random.default_rng(sum(name.encode())).standard_normal(shape)
     if kind == "layers.attn_probs":
         exact = np.where(inputs.mask[:, None], np.exp(exact), 0.0)
