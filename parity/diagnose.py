@@ -284,6 +284,7 @@ def _described(
             "effective": "",
             "configured": "",
             "remedy": "",
+            "experiments": [],
             "suspects": listed,
             "others": [],
         }
@@ -292,6 +293,10 @@ def _described(
         **named[0],
         "confirmed": agrees,
         "evidence": evidence,
+        "experiments": [
+            {"changed": s.hypothesis.said, "tap": s.tap, "before": s.before, "after": s.after}
+            for s in steps
+        ],
         "suspects": listed,
         "others": named[1:],
     }

@@ -10,6 +10,8 @@ import numpy as np
 
 from parity.attention_maps import row_sum_allowance, total_variation
 from parity.compare import against, difference
+from parity.exhibit import Exhibit
+from parity.extent import extent
 from parity.gold import Difference, Gold
 from parity.parties import Chunk, Party
 from parity.result import TapRow, WitnessRow
@@ -27,6 +29,7 @@ class PassRecord:
     rows: list[TapRow] = field(default_factory=list)
     witnesses: list[WitnessRow] = field(default_factory=list)
     unmatched: set[str] = field(default_factory=set)
+    exhibits: list[Exhibit] = field(default_factory=list)
 
 
 class Judge:
@@ -39,12 +42,18 @@ class Judge:
         scenario: name of the inputs.
         parties: who is under way; heard in this order.
         pool: compares several taps at a time: NumPy works outside the interpreter's lock.
+        exhibit: keeps what a report shows of it, if given.
     """
 
     def __init__(
-        self, lane: str, scenario: str, parties: Sequence[Party], pool: ThreadPoolExecutor
+        self,
+        lane: str,
+        scenario: str,
+        parties: Sequence[Party],
+        pool: ThreadPoolExecutor,
+        exhibit: Exhibit | None = None,
     ) -> None:
-        self.lane, self.scenario = lane, scenario
+        self.lane, self.scenario, self.exhibit = lane, scenario, exhibit
         self.parties, self.pool = parties, pool
         self.rows: list[TapRow] = []
         self.unmatched: set[str] = set()
@@ -98,9 +107,14 @@ class Judge:
         """End the stage: wait for what is being compared, and judge."""
         for party in self.parties:
             self.collect(party)
+        at_hand = self._shown  # the first judged party's; the others' are gone
         for party in self.parties:
             if party.judged:
-                self.rows += [self._row(party, name) for name in self._found[party]]
+                rows = [self._row(party, name, at_hand.get(name)) for name in self._found[party]]
+                if self.exhibit is not None:
+                    self.exhibit.look(self._golds, at_hand, rows)
+                self.rows += rows
+                at_hand = {}
             if party.testifies:
                 self._note(party)
 
@@ -140,9 +154,10 @@ class Judge:
             for p in self.parties
             if p.testifies
         ]
-        return PassRecord(self.rows, witnesses, self.unmatched)
+        exhibits = [] if self.exhibit is None else [self.exhibit]
+        return PassRecord(self.rows, witnesses, self.unmatched, exhibits)
 
-    def _row(self, party: Party, name: str) -> TapRow:
+    def _row(self, party: Party, name: str, at_hand: np.ndarray | None) -> TapRow:
         limits, found = LIMITS[self.lane], self._found[party][name]
         honest = self._honest("variant", party, name)
         minimum = limits.floor * UNIT_ROUNDOFF[self.lane]
@@ -152,22 +167,27 @@ class Judge:
         if name == "logits":
             _explain_flips(found, honest, limits.rho(party.mode))
         at = np.unravel_index(int(np.argmax(rho)), rho.shape)
+        mode = "production" if "production" in party.roles else party.mode
+        limit = limits.rho(party.mode)
+        if self.exhibit is not None:
+            self.exhibit.fold(mode, name, rho, found.live, self._chunk.start_of(name))
         return TapRow(
             tap=name,
             lane=self.lane,
             scenario=self.scenario,
-            mode="production" if "production" in party.roles else party.mode,
+            mode=mode,
             step=self._chunk.step,
             dtype=found.dtype,
             error=float(found.relative.max()),
             noise=float(floor[at]),
             rho=float(rho[at]),
-            limit=limits.rho(party.mode),
+            limit=limit,
             peak_rho=float(np.where(found.live, found.peak / peak_floor, 0.0).max()),
             peak_limit=limits.peak(party.mode),
             worst=found.worst,
             problems=tuple(found.problems),
             facts=found.facts,
+            extent=extent(found, rho, limit, self._golds[name], at_hand, floor),
         )
 
     def _note(self, party: Party) -> None:

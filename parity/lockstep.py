@@ -15,6 +15,7 @@ from typing import cast
 
 import numpy as np
 
+from parity.exhibit import Exhibit
 from parity.judge import Judge, PassRecord
 from parity.parties import Chunk, Entry, Party, chunk_views
 from parity.scenarios import Inputs, joined
@@ -65,7 +66,8 @@ def walk(
         if mode in e.modes and (mode != "isolated" or e.subject.can_force)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lockstep = Lockstep(lane, parts, parties, pool)
+        exhibits = [Exhibit.of(lane, part, layers, cached=chunks is not None) for part in parts]
+        lockstep = Lockstep(lane, parts, parties, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for _ in range(layers + 2):
                 lockstep.stage(views, gold_run.step(), gold_run)
@@ -81,16 +83,25 @@ class Lockstep:
         parts: the scenarios whose rows, one after another, make the parties' batch.
         parties: who is under way; stepped in this order.
         pool: where comparing goes on.
+        exhibits: one a part, for what a report shows.
 
     Attributes:
         judges: one a part.
     """
 
     def __init__(
-        self, lane: str, parts: Sequence[Inputs], parties: Sequence[Party], pool: ThreadPoolExecutor
+        self,
+        lane: str,
+        parts: Sequence[Inputs],
+        parties: Sequence[Party],
+        pool: ThreadPoolExecutor,
+        exhibits: Sequence[Exhibit | None] = (),
     ) -> None:
         self.parties = parties
-        self.judges = [Judge(lane, part.name, parties, pool) for part in parts]
+        self.judges = [
+            Judge(lane, part.name, parties, pool, exhibit)
+            for part, exhibit in zip(parts, exhibits or [None] * len(parts), strict=True)
+        ]
         stops = np.cumsum([0, *(len(part.tokens) for part in parts)]).tolist()
         self._rows = [slice(*pair) for pair in pairwise(stops)]
         self._batch = stops[-1]
@@ -125,6 +136,7 @@ class Lockstep:
             [row for record in records for row in record.rows],
             [row for record in records for row in record.witnesses],
             set().union(*(record.unmatched for record in records)),
+            [exhibit for record in records for exhibit in record.exhibits],
         )
 
     def _of(self, taps: Mapping[str, np.ndarray], rows: slice) -> Arrays:

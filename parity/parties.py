@@ -75,6 +75,10 @@ class Chunk:
         """Return which of a tap's rows are real tokens: a cache also holds earlier chunks'."""
         return self.held if split_name(name)[0] in CACHE_TAPS else self.valid
 
+    def start_of(self, name: str) -> int:
+        """Return which of the pass's columns a tap's first one is."""
+        return self.held.shape[1] - self.rows_of(name).shape[1]
+
 
 def chunk_views(inputs: Inputs, chunks: Sequence[int] | None) -> Iterator[Chunk]:
     """Yield the calls of a run; without `chunks` there is one, over all columns."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from parity.extent import Extent
 from parity.gold import Worst
+
+if TYPE_CHECKING:
+    from parity.exhibit import Exhibit
 
 # 1.0: first published.
 SCHEMA_VERSION = "1.0"
@@ -37,6 +41,7 @@ class TapRow:
         worst: the element that differs most.
         problems: differences that no tolerance excuses.
         facts: further figures (logits: KL, shift, flips; attention: row sums, total variation).
+        extent: which tokens and heads are beyond the limit on rho; None where none is.
     """
 
     tap: str
@@ -54,6 +59,7 @@ class TapRow:
     worst: Worst | None
     problems: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
+    extent: Extent | None = None
 
     @property
     def passed(self) -> bool:
@@ -114,7 +120,11 @@ class Divergence:
 
 @dataclass
 class Result:
-    """Everything a run found; `verdict` and `first_divergence` first."""
+    """Everything a run found; `verdict` and `first_divergence` first.
+
+    `exhibits` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
+    stay out of the JSON document.
+    """
 
     rows: list[TapRow]
     witnesses: list[WitnessRow]
@@ -130,6 +140,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     cause: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    exhibits: list[Exhibit] = field(default_factory=list)
+    texts: dict[str, list[list[str]]] = field(default_factory=dict)
 
     @property
     def disagreeing(self) -> list[WitnessRow]:

@@ -135,6 +135,8 @@ def run(
             # Linux counts kilobytes here.
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         },
+        exhibits=[exhibit for record in records for exhibit in record.exhibits],
+        texts={i.name: token_texts(opened, i.tokens) for i in inputs},
     )
     if not result.rows:
         raise InputError("no tap was compared: the subject produced none under a canonical name")
@@ -210,6 +212,16 @@ def _encoder(
     vocab = checkpoint.config.vocab_size
     note = "the checkpoint has no tokenizer: token ids are the bytes of the text"
     return (lambda text: [byte % vocab for byte in text.encode()]), [note]
+
+
+def token_texts(checkpoint: Checkpoint, tokens: np.ndarray) -> list[list[str]]:
+    """Return what each token of a batch [B T] reads as, alone."""
+    if checkpoint.tokenizer_loader is None:
+        spelled = {int(i): chr(i) if i < 128 else f"<{i}>" for i in np.unique(tokens)}
+    else:
+        tokenizer = checkpoint.tokenizer()
+        spelled = {int(i): tokenizer.decode([int(i)]) for i in np.unique(tokens)}
+    return [[spelled[int(i)] for i in row] for row in tokens]
 
 
 def _lanes(

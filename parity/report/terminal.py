@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parity.extent import Extent
 from parity.result import Divergence, Result, TapRow, WitnessRow
 from parity.taps import LAYER_TAPS, split_name
 
@@ -78,6 +79,8 @@ def divergence_lines(first: Divergence) -> Iterable[str]:
         yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:
         yield f"  worst at {place(row)}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
+    if row.extent is not None:
+        yield f"  beyond the limit: {spread(row.extent)}"
     for problem in row.problems:
         yield f"  {problem}"
     yield f"  origin: {KINDS[first.kind]}"
@@ -103,6 +106,19 @@ def place(row: TapRow) -> str:
     """Name the worst element's place in words."""
     assert row.worst is not None
     return ", ".join(f"{AXIS_WORDS[axis]} {i}" for axis, i in row.worst.index.items())
+
+
+def spread(extent: Extent) -> str:
+    """Say which tokens and heads a failure takes in."""
+    row, token = extent.first["B"], extent.first["T"]
+    said = f"{extent.tokens} of {extent.of_tokens} tokens, from row {row}, token {token} on"
+    if not extent.of_heads:
+        return said
+    if len(extent.heads) == extent.of_heads:
+        return f"{said}; all {extent.of_heads} heads"
+    listed = ", ".join(map(str, extent.heads[:8])) + (", ..." if len(extent.heads) > 8 else "")
+    heads = "head" if len(extent.heads) == 1 else "heads"
+    return f"{said}; {heads} {listed} of {extent.of_heads}"
 
 
 def _cause_lines(result: Result) -> Iterable[str]:
@@ -180,7 +196,9 @@ def _logits_line(result: Result) -> str:
         said = f"{flips:.0f} top-1 flips"
         if flips:
             said += f", {unexplained:.0f} beyond rounding" if unexplained else " within rounding"
-        parts.append(f"{lane} KL {max(f.get('kl_max', 0.0) for f in facts):.1e}, {said}")
+        shift = max(f.get("shift", 0.0) for f in facts)
+        kl = max(f.get("kl_max", 0.0) for f in facts)
+        parts.append(f"{lane} KL {kl:.1e}, shift {shift:.1e}, {said}")
     return "logits: " + "; ".join(parts)
 
 

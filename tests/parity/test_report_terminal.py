@@ -11,6 +11,7 @@ import pytest
 from records import result, row, witness_row
 from rich.console import Console
 
+from parity.extent import Extent
 from parity.report.terminal import MOST_LAYERS, place, show
 from parity.result import Result
 from parity.taps import LAYER_TAPS
@@ -59,6 +60,26 @@ def test_a_single_element_beyond_its_limit_is_said() -> None:
     assert "80^" in text
     clean = shown(result([row("layers.0.q_proj", peak_rho=60.0)]))
     assert clean.startswith("equal") and "largest element:" not in clean
+
+
+@pytest.mark.parametrize(
+    ("heads", "of_heads", "said"),
+    [
+        ((), 0, "3 of 10 tokens, from row 1, token 4 on"),
+        ((5,), 9, "3 of 10 tokens, from row 1, token 4 on; head 5 of 9"),
+        ((0, 1), 2, "3 of 10 tokens, from row 1, token 4 on; all 2 heads"),
+        (tuple(range(9)), 12, "token 4 on; heads 0, 1, 2, 3, 4, 5, 6, 7, ... of 12"),
+    ],
+)
+def test_how_far_a_failure_spreads(heads: tuple[int, ...], of_heads: int, said: str) -> None:
+    found = Extent(3, 10, {"B": 1, "T": 4}, heads, of_heads)
+    assert said in shown(result([row("layers.0.q_rope", failed=True, extent=found)]))
+
+
+def test_the_logits_line_has_divergence_shift_and_flips() -> None:
+    facts = {"kl_max": 0.25, "shift": 1.5, "top1_flips": 3.0, "unexplained_flips": 1.0}
+    text = shown(result([row("logits", facts=facts)]))
+    assert "logits: f64 KL 2.5e-01, shift 1.5e+00, 3 top-1 flips, 1 beyond rounding" in text
 
 
 def test_a_cause_is_shown_with_its_evidence() -> None:

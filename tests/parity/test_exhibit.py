@@ -1,0 +1,138 @@
+"""What a pass keeps for pictures: folded by the largest value, bounded, faithful about zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from records import row
+
+from parity.exhibit import (
+    HIDDEN,
+    LEAKED,
+    LOST,
+    MOST_COLUMNS,
+    SMALLEST_WEIGHT,
+    VISIBLE,
+    Exhibit,
+    coded,
+    decoded,
+    fold_cells,
+    folded,
+)
+from parity.gold import Gold
+
+B, N, T, LAYERS = 2, 3, 5, 4
+VALID = np.array([[True] * 5, [False, True, True, True, True]])
+MASK = np.tril(np.ones((T, T), bool)) & VALID[:, :, None] & VALID[:, None, :]
+
+
+def exhibit(columns: int = T, mask: np.ndarray | None = MASK) -> Exhibit:
+    return Exhibit("f64", "causal", LAYERS + 2, mask, B, columns)
+
+
+def probs() -> np.ndarray:
+    scores = np.random.default_rng(1).standard_normal((B, N, T, T))
+    raw = np.where(MASK[:, None], np.exp(scores), 0.0)
+    return raw / np.maximum(raw.sum(-1, keepdims=True), 1e-300)
+
+
+def look(shown: Exhibit, layer: int, maps: np.ndarray, *, failed: bool = False) -> None:
+    name = f"layers.{layer}.attn_probs"
+    gold = Gold(name, probs(), VALID, MASK)
+    shown.look({name: gold}, {name: maps}, [row(name, failed=failed)])
+
+
+def test_a_grid_keeps_the_worst_operator_of_each_token() -> None:
+    shown, live = exhibit(), np.ones((B, T), bool)
+    quiet, loud = np.ones((B, T)), np.zeros((B, T))
+    loud[1, 3] = 7.0
+    shown.fold("free", "layers.2.q_proj", quiet, live, 0)
+    shown.fold("free", "layers.2.mlp_act", loud, live, 0)
+    grid = shown.grids["free"]
+    assert grid.rho.shape == (LAYERS + 2, B, T)
+    assert grid.rho[3, 1, 3] == 7.0 and grid.rho[3, 0, 0] == 1.0
+    assert grid.names[grid.tap[3, 1, 3]] == "mlp_act" and grid.names[grid.tap[3, 0, 0]] == "q_proj"
+    assert np.isnan(grid.rho[[0, 1, 2, 4, 5]]).all()
+
+
+def test_pads_and_what_has_no_tokens_stay_empty() -> None:
+    shown = exhibit()
+    shown.fold("free", "embed", np.ones((B, T)), VALID, 0)
+    shown.fold("free", "rope.inv_freq", np.ones(3), np.ones(3, bool), 0)
+    shown.fold("free", "positions", np.ones((B, T)), VALID, 0)
+    grid = shown.grids["free"]
+    assert np.isnan(grid.rho[0, 1, 0]) and grid.rho[0, 1, 1] == 1.0 and grid.names == ["embed"]
+
+
+def test_heads_are_folded_by_the_largest_and_no_number_is_infinite() -> None:
+    shown, rho = exhibit(), np.zeros((B, N, T))
+    rho[0, 2, 1], rho[0, 0, 4] = 5.0, np.nan
+    shown.fold("free", "layers.0.attn_probs", rho, np.ones(rho.shape, bool), 0)
+    grid = shown.grids["free"].rho[1]
+    assert grid[0, 1] == 5.0 and grid[0, 4] == np.inf
+
+
+def test_pieces_of_a_cached_run_stand_where_they_belong() -> None:
+    shown = exhibit(mask=None)
+    shown.fold("decode", "logits", np.full((B, 3), 2.0), np.ones((B, 3), bool), 0)
+    shown.fold("decode", "logits", np.full((B, 1), 9.0), np.ones((B, 1), bool), 3)
+    assert shown.grids["decode"].rho[-1, 0].tolist()[:4] == [2.0, 2.0, 2.0, 9.0]
+
+
+def test_a_long_row_is_folded_by_the_largest() -> None:
+    columns = 3 * MOST_COLUMNS + 1
+    shown, rho = exhibit(columns), np.zeros((B, columns))
+    rho[0, 17] = 4.0
+    shown.fold("free", "norm", rho, np.ones(rho.shape, bool), 0)
+    grid = shown.grids["free"]
+    assert grid.step == 4 and grid.rho.shape[2] <= MOST_COLUMNS
+    assert grid.rho[-1, 0, 4] == 4.0 and grid.rho[-1, 0].sum() == 4.0
+
+
+def test_the_scale_is_fixed_and_zero_is_apart() -> None:
+    codes = coded(np.array([0.0, 1e-30, 0.99e-4, 1e-4, 1.0, 3.0, np.nan, np.inf]))
+    assert codes.tolist() == [0, 1, 2, 2, 254, 254, 255, 255]
+    assert coded(np.array([0.9e-4])).tolist() == [1]
+    for weight in (2e-4, 0.01, 0.5):
+        assert decoded(int(coded(np.array([weight]))[0])) == pytest.approx(weight, rel=0.02)
+
+
+def test_folding_keeps_a_single_leak() -> None:
+    maps = np.zeros((7, 7))
+    maps[5, 6] = 0.01
+    assert folded(maps, 3).shape == (3, 3) and folded(maps, 3)[1, 2] == 0.01
+    cells = np.full((4, 4), HIDDEN, np.uint8)
+    cells[0, 0], cells[2, 3], cells[3, 3], cells[3, 0] = VISIBLE, LOST, LEAKED, LOST
+    assert fold_cells(cells, 2).tolist() == [[VISIBLE, HIDDEN], [LOST, LEAKED]]
+
+
+def test_maps_are_kept_of_three_layers_and_the_first_that_fails() -> None:
+    shown = exhibit()
+    wrong = probs()
+    wrong[0, 1, 2, 4], wrong[0, 1, 2, 0] = 0.25, 0.0
+    for layer in range(LAYERS):
+        look(shown, layer, wrong if layer >= 1 else probs(), failed=layer >= 1)
+    assert sorted(shown.sheets) == [0, 1, 2, 3] and shown.failed_layer == 1
+    sheet = shown.sheets[1]
+    assert (sheet.row, sheet.heads, sheet.weights.shape) == (0, (0, 1, 2), (3, 3, T, T))
+    assert sheet.cells[1, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
+    assert not np.isin(sheet.cells[[0, 2]], (LEAKED, LOST)).any()
+    assert sheet.moved[1] > 0.2 > sheet.moved[0] == 0.0
+    assert shown.details is not None and shown.details.heads[0] == 1
+    assert shown.obeyed is not None and shown.obeyed[0] == 1 and shown.obeyed[1][0, 2, 4]
+
+
+def test_of_equal_maps_nothing_is_flagged() -> None:
+    shown = exhibit()
+    for layer in range(LAYERS):
+        look(shown, layer, probs())
+    assert sorted(shown.sheets) == [0, 2, 3] and shown.details is None
+    assert shown.failed_layer is None
+    assert not shown.sheets[0].weights[:, 2].any(), "no difference is an exact zero"
+    assert (SMALLEST_WEIGHT <= probs()[0]).any()
+
+
+def test_maps_of_another_shape_are_left_out() -> None:
+    shown = exhibit()
+    look(shown, 0, probs()[..., :3], failed=True)
+    assert not shown.sheets and shown.failed_layer == 0
