@@ -16,7 +16,6 @@ import numpy as np
 
 from parity.gold import Gold
 from parity.result import TapRow
-from parity.scenarios import Inputs
 from parity.taps import split_name
 
 # Columns a grid keeps for a row of tokens, cells a side that a small and a large map keep.
@@ -25,9 +24,10 @@ SMALL, LARGE = 96, 640
 MOST_HEADS, FLAGGED_HEADS = 32, 2
 
 # Codes of weights: 0 is an exact zero, 1 more than nothing and less than the scale shows,
-# 2 to 254 the scale, 255 no number.
+# 2 to 253 the scale, 254 no number; 255 is left for cells that show nothing.
 SMALLEST_WEIGHT = 1e-4
-_LEVELS = 252
+LEVELS = 251
+NO_NUMBER, NOTHING = 254, 255
 # Codes of cells.
 VISIBLE, HIDDEN, LEAKED, LOST = 0, 1, 2, 3
 
@@ -83,7 +83,7 @@ class Exhibit:
         sheets: attention maps by layer, every head small.
         details: of the first failing layer, the heads most at odds, large.
         given: the mask that the subject reports to use [B, T, S], if it does.
-        obeyed: the layer and which keys carry weight there, in any head.
+        obeyed: a layer and what its weights do with each cell, any head counting [B, T, S].
         failed_layer: the first layer with a failing tap.
     """
 
@@ -99,13 +99,6 @@ class Exhibit:
     given: np.ndarray | None = None
     obeyed: tuple[int, np.ndarray] | None = None
     failed_layer: int | None = None
-
-    @classmethod
-    def of(cls, lane: str, inputs: Inputs, layers: int, *, cached: bool) -> Exhibit:
-        """Return an empty one for a pass through `layers` layers."""
-        batch, columns = inputs.tokens.shape
-        mask = None if cached else inputs.mask
-        return cls(lane, inputs.name, layers + 2, mask, batch, columns)
 
     def fold(self, mode: str, tap: str, rho: np.ndarray, live: np.ndarray, start: int) -> None:
         """Keep the worst of a tap's figures at each token; `start` is its first column."""
@@ -150,7 +143,7 @@ class Exhibit:
             if taps[name].shape != gold.array.shape:
                 continue
             if first or self.obeyed is None:
-                self.obeyed = layer, (taps[name] != 0).any(1)
+                self.obeyed = layer, _obeyed(gold, taps[name])
             if first or layer in (0, (self.stages - 2) // 2, self.stages - 3):
                 self._keep(layer, gold, taps[name], first)
 
@@ -179,6 +172,18 @@ def _largest(probs: np.ndarray, gold: np.ndarray, live: np.ndarray) -> float:
     gap = np.abs(probs.astype(np.float64) - gold)
     gap = np.where(np.isnan(gap), np.inf, gap)[live]
     return float(gap.max(initial=0.0))
+
+
+def _obeyed(gold: Gold, probs: np.ndarray) -> np.ndarray:
+    """Return visible, hidden, leaked or lost for each cell [B, T, S]: lost or leaked in any head.
+
+    A weight the reference itself has nearly at zero may underflow: that is no loss.
+    """
+    live = np.any(gold.live, axis=1)[..., None]
+    cells = np.where(gold.mask, VISIBLE, HIDDEN).astype(np.uint8)
+    cells[(probs != 0).any(1) & ~gold.mask & live] = LEAKED
+    cells[((probs == 0) & (gold.array >= SMALLEST_WEIGHT)).any(1) & gold.mask] = LOST
+    return cells
 
 
 def _folded(
@@ -238,11 +243,11 @@ def coded(weights: np.ndarray) -> np.ndarray:
     size = np.abs(weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.log10(size / SMALLEST_WEIGHT) / -np.log10(SMALLEST_WEIGHT)
-        codes = np.clip(np.round(place * _LEVELS), -1, _LEVELS) + 2
+        codes = np.clip(np.round(place * LEVELS), -1, LEVELS) + 2
     codes = np.where(size == 0, 0, codes)
-    return np.where(np.isfinite(size), codes, 255).astype(np.uint8)
+    return np.where(np.isfinite(size), codes, NO_NUMBER).astype(np.uint8)
 
 
 def decoded(code: int) -> float:
-    """Return the weight a code on the scale (2 to 254) stands for."""
-    return float(SMALLEST_WEIGHT ** (1 - (code - 2) / _LEVELS))
+    """Return the weight a code on the scale (2 to 253) stands for."""
+    return float(SMALLEST_WEIGHT ** (1 - (code - 2) / LEVELS))

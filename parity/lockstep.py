@@ -65,8 +65,11 @@ def walk(
         for e in entries
         if mode in e.modes and (mode != "isolated" or e.subject.can_force)
     ]
+    exhibits = [
+        Exhibit(lane, part.name, layers + 2, None if chunks else part.mask, *part.tokens.shape)
+        for part in parts
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        exhibits = [Exhibit.of(lane, part, layers, cached=chunks is not None) for part in parts]
         lockstep = Lockstep(lane, parts, parties, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for _ in range(layers + 2):

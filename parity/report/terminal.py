@@ -171,15 +171,15 @@ def _lane_table(result: Result) -> Table:
     for row in result.rows:
         groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
     for group, rows in groups.items():
-        worst = max(rows, key=lambda r: (not r.passed, _nearest(r)[0]))
+        worst = max(rows, key=lambda r: (not r.passed, nearest(r)[0]))
         error = f"{max(r.error for r in rows):.1e}"
-        _, rho, limit, mark = _nearest(worst)
+        _, rho, limit, mark = nearest(worst)
         cells = (*group, error, f"{rho:.3g}{mark}", f"{limit:g}", worst.tap)
         table.add_row(*cells, style=None if worst.passed else "red")
     return table
 
 
-def _nearest(row: TapRow) -> tuple[float, float, float, str]:
+def nearest(row: TapRow) -> tuple[float, float, float, str]:
     """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
     token = (row.rho / row.limit, row.rho, row.limit, "")
     peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")

@@ -1,0 +1,279 @@
+"""The report's figures as plain data: grids of rho, error growth, attention maps, masks.
+
+Shapes: B batch, T tokens, S keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity.exhibit import (
+    HIDDEN,
+    LEAKED,
+    LEVELS,
+    LOST,
+    NO_NUMBER,
+    NOTHING,
+    VISIBLE,
+    Exhibit,
+    Grid,
+    Maps,
+    fold_cells,
+)
+from parity.report.sprites import marks, picture, tiled
+from parity.report.terminal import place
+from parity.result import TapRow
+from parity.taps import CACHE_TAPS, LAYER_TAPS, split_name
+
+# log10 rho, shown on one scale in every grid of every report.
+RHO_SCALE = (-2.0, 6.0)
+# Code of a cell that a mask shows.
+_SEEN = 2 + LEVELS // 3
+_MASK_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sprite: a data URI, its layer of violations, and how it is divided into tiles."""
+
+    data: str
+    marks: str | None
+    across: int
+    down: int
+    width: int
+    height: int
+
+    @property
+    def bytes(self) -> int:
+        """Return how long it is."""
+        return len(self.data) + len(self.marks or "")
+
+
+def rho_codes(rho: np.ndarray) -> np.ndarray:
+    """Return rho on the fixed logarithmic scale; NaN shows nothing, infinity is no number."""
+    low, high = RHO_SCALE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = (np.log10(rho) - low) / (high - low)
+        codes = np.where(at < 0, 1, 2 + np.round(np.clip(at, 0, 1) * LEVELS))
+    codes = np.where(rho == 0, 0, codes)
+    codes = np.where(np.isinf(rho), NO_NUMBER, codes)
+    return np.where(np.isnan(rho), NOTHING, codes).astype(np.uint8)
+
+
+def operator_grid(rows: Sequence[TapRow]) -> dict[str, Any] | None:
+    """Return layers by operators of one run; of several steps the worst."""
+    cells: dict[tuple[int, str], TapRow] = {}
+    for row in rows:
+        kind, layer = split_name(row.tap)
+        if layer is None:
+            continue
+        key = layer, kind.removeprefix("layers.")
+        if key not in cells or _worse(row, cells[key]):
+            cells[key] = row
+    if not cells:
+        return None
+    names = [name for name in (*LAYER_TAPS, *CACHE_TAPS) if any(k[1] == name for k in cells)]
+    layers = sorted({layer for layer, _ in cells})
+    rho = np.full((len(layers), len(names)), np.nan)
+    wrong = np.zeros(rho.shape, bool)
+    figures: list[list[Any]] = []
+    for i, layer in enumerate(layers):
+        for j, name in enumerate(names):
+            if (layer, name) not in cells:
+                figures.append([])
+                continue
+            row = cells[layer, name]
+            rho[i, j] = math.inf if math.isnan(row.rho) else row.rho
+            wrong[i, j] = not row.passed
+            figures.append([_short(row.rho), _short(row.error), *_words(row)])
+    return {
+        "picture": _single(rho_codes(rho), marks(wrong, strip=True)),
+        "names": names,
+        "layers": layers,
+        "figures": figures,
+    }
+
+
+def layer_of(row: TapRow) -> int:
+    """Return the layer a row is of, -1 for none."""
+    layer = split_name(row.tap)[1]
+    return -1 if layer is None else layer
+
+
+def _worse(row: TapRow, than: TapRow) -> bool:
+    return (not row.passed, not row.rho <= than.rho) > (not than.passed, False)
+
+
+def _words(row: TapRow) -> list[str]:
+    """Return where a failing tap is worst and what else is wrong with it."""
+    if row.passed:
+        return []
+    return [*([place(row)] if row.worst is not None else []), *row.problems[:2]]
+
+
+def _short(value: float) -> str:
+    return f"{value:.2e}"
+
+
+def outside_layers(rows: Sequence[TapRow]) -> list[TapRow]:
+    """Return the taps of no layer, of several steps the worst."""
+    found: dict[str, TapRow] = {}
+    for row in rows:
+        alone = split_name(row.tap)[1] is None
+        if alone and (row.tap not in found or _worse(row, found[row.tap])):
+            found[row.tap] = row
+    return list(found.values())
+
+
+def token_grid(grid: Grid, limit: float) -> dict[str, Any]:
+    """Return stages by tokens of one run; rows of the batch stand side by side, one gap apart."""
+    stages, batch, columns = grid.rho.shape
+    gap = np.full((stages, 1), np.nan)
+    blocks: list[np.ndarray] = []
+    for b in range(batch):
+        blocks += [grid.rho[:, b], gap]
+    rho = np.concatenate(blocks[:-1], axis=1)
+    taps = np.concatenate([grid.tap[:, b] for b in range(batch)], axis=1)
+    return {
+        "picture": _single(rho_codes(rho), marks(rho > limit, strip=True)),
+        # Which operator it is, as a picture too: it packs better than a list.
+        "taps": _single(taps, None),
+        "names": grid.names,
+        "step": grid.step,
+        "columns": columns,
+        "batch": batch,
+        "stages": stages,
+    }
+
+
+def _single(codes: np.ndarray, wrong: str | None) -> Picture:
+    return Picture(picture(codes), wrong, 1, 1, codes.shape[1], codes.shape[0])
+
+
+def growth(rows: Sequence[TapRow], stages: int) -> dict[str, Any] | None:
+    """Return the error of each stage's last tap and the noise there, as points of a drawing.
+
+    The error is that of the token nearest its limit: above the band is beyond the limit.
+    """
+    last: dict[int, TapRow] = {}
+    for row in rows:
+        kind, layer = split_name(row.tap)
+        stage = layer + 1 if layer is not None else {"embed": 0, "norm": stages - 1}.get(kind)
+        if stage is None or kind in CACHE_TAPS or kind == "layers.attn_probs":
+            continue
+        if stage not in last or row.tap != last[stage].tap or _worse(row, last[stage]):
+            last[stage] = row
+    points: list[dict[str, Any]] = [
+        {
+            "stage": stage,
+            "name": row.tap,
+            "error": row.rho * row.noise,
+            "noise": row.noise,
+            "limit": row.noise * row.limit,
+            "passed": row.passed,
+        }
+        for stage, row in sorted(last.items())
+    ]
+    points = [p for p in points if 0 < p["noise"] < math.inf]
+    if len(points) < 2:
+        return None
+    return _drawn(points)
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 240, 46, 24, 8
+
+
+def _drawn(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Place points on a canvas of `WIDTH` by `HEIGHT`, logarithmic upwards."""
+    exact = min(p["noise"] for p in points) * 1e-3
+    shown = [v for p in points for v in (p["error"], p["noise"], p["limit"]) if exact < v < 1e30]
+    low = math.floor(math.log10(max(min(shown), exact)))
+    high = math.ceil(math.log10(max(shown)))
+    high = max(high, low + 1)
+    first, last = points[0]["stage"], points[-1]["stage"]
+
+    def x(stage: int) -> float:
+        return round(LEFT + (WIDTH - LEFT - 12) * (stage - first) / max(last - first, 1), 1)
+
+    def y(value: float) -> float:
+        at = math.log10(min(max(value, 10.0**low), 10.0**high)) if value == value else high
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - at) / (high - low), 1)
+
+    for p in points:
+        p |= {"x": x(p["stage"]), "y": y(p["error"])}
+    upper = [f"{p['x']},{y(p['limit'])}" for p in points]
+    lower = [f"{p['x']},{y(p['noise'])}" for p in reversed(points)]
+    step = max(1, (high - low) // 6)
+    ticks = [(y(10.0**e), f"1e{e}") for e in range(low, high + 1, step)]
+    every = max(1, (last - first) // 12)
+    return {
+        "points": points,
+        "line": " ".join(f"{p['x']},{p['y']}" for p in points),
+        "band": " ".join([*upper, *lower]),
+        "ticks": ticks,
+        "stages": [(p["x"], _stage(p)) for p in points if (p["stage"] - first) % every == 0],
+    }
+
+
+def _stage(point: dict[str, Any]) -> str:
+    layer = split_name(point["name"])[1]
+    return point["name"] if layer is None else str(layer)
+
+
+def sheet(maps: Maps) -> Picture:
+    """Return the maps of a layer as one sprite: a row of tiles a head, JAX, PyTorch, difference."""
+    tiles, wrong = [], []
+    for weights, cells in zip(maps.weights, maps.cells, strict=True):
+        hidden = cells == HIDDEN
+        unseen = hidden | (cells == LEAKED)  # to the reference a leak is a hidden cell
+        subject, gold, gap = weights
+        tiles.append(
+            [
+                np.where(hidden, NOTHING, subject),
+                np.where(unseen, NOTHING, gold),
+                np.where(hidden, NOTHING, gap),
+            ]
+        )
+        bad = (cells == LEAKED) | (cells == LOST)
+        wrong.append([bad, np.zeros_like(bad), bad])
+    height, width = maps.cells.shape[1:]
+    return Picture(picture(tiled(tiles)), marks(tiled(wrong)), 3, len(maps.heads), width, height)
+
+
+def masks(exhibit: Exhibit) -> dict[str, Any] | None:
+    """Return the intended mask and the observed ones of a pass, a row of tiles a batch row."""
+    if exhibit.mask is None:
+        return None
+    intended = np.where(exhibit.mask, VISIBLE, HIDDEN).astype(np.uint8)
+    columns = [("intended", intended)]
+    if exhibit.given is not None:
+        given = intended.copy()
+        live = exhibit.mask.any(2, keepdims=True)  # what a pad attends to is nobody's concern
+        given[exhibit.given & ~exhibit.mask & live] = LEAKED
+        given[~exhibit.given & exhibit.mask] = LOST
+        columns.append(("observed: the mask it reports", given))
+    if exhibit.obeyed is not None:
+        layer, obeyed = exhibit.obeyed
+        columns.append((f"observed: who carries weight in layer {layer}", obeyed))
+    step = -(-max(intended.shape[1:]) // _MASK_SIDE)
+    tiles, wrong = [], []
+    for b in range(len(intended)):
+        row = [fold_cells(cells[b], step) for _, cells in columns]
+        tiles.append([np.where((c == HIDDEN) | (c == LOST), NOTHING, _SEEN) for c in row])
+        wrong.append([(c == LEAKED) | (c == LOST) for c in row])
+    height, width = tiles[0][0].shape
+    counts = [int(np.isin(cells, (LEAKED, LOST)).sum()) for _, cells in columns]
+    return {
+        "picture": Picture(
+            picture(tiled(tiles)), marks(tiled(wrong)), len(columns), len(tiles), width, height
+        ),
+        "columns": [name for name, _ in columns],
+        "wrong": counts,
+        "step": step,
+        "rows": len(tiles),
+    }

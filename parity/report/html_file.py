@@ -1,0 +1,308 @@
+"""The result as one HTML file that needs nothing else: no network, no other file.
+
+What it holds is limited by its size alone: the verdict, the figures and the first failing layer
+come before the maps of other passes, which are left out, and said to be, where room runs out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from parity.exhibit import LEVELS, SMALLEST_WEIGHT, Exhibit, Maps
+from parity.report import figures
+from parity.report.figures import Picture
+from parity.report.json_file import write_text
+from parity.report.sprites import VIOLATION, palette
+from parity.report.terminal import KINDS, OWN_RUNS, nearest, place, spread
+from parity.result import Result, TapRow
+
+# A report is to be mailed and attached.
+MOST_BYTES = 5_000_000
+# Left for what is not a picture of attention once the other figures are counted.
+_RESERVE = 150_000
+
+
+def write(result: Result, path: Path) -> None:
+    """Write a result's report to `path`, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_text(path, page(result))
+
+
+def page(result: Result) -> str:
+    """Return the report: one self-contained HTML document of at most `MOST_BYTES`."""
+    templates = _templates()
+    style, script = (_source(f"report.{kind}") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    model = _Model(result)
+    return templates.get_template("report.html").render(
+        result=result,
+        first=result.first_divergence,
+        cause=result.cause,
+        kinds=KINDS,
+        runs=model.runs,
+        matrix=model.matrix(),
+        lines=model.lines,
+        scenarios=model.scenarios,
+        passes=model.passes(),
+        sprites=model.sprites,
+        left_out=model.left_out,
+        worst_text=_worst_text(result),
+        data=model.data(),
+        start=model.start,
+        logits=_logits(result),
+        overrides=_overrides(result),
+        drawing=figures,
+        scales=_scales(),
+        violation=VIOLATION,
+        style=Markup(style),
+        script=Markup(script),
+        script_digest=digest,
+    )
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("parity.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": lambda value: f"{value:.2e}",
+        "short": lambda value: f"{value:.3g}",
+        "place": place,
+        "spread": spread,
+        "token": readable,
+        "bar": _bar,
+    }
+    return environment
+
+
+class _Model:
+    """Gathers the figures and keeps count of their size."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.sprites: list[Picture] = []
+        self.left_out: list[str] = []
+        groups: dict[tuple[str, str, str], list[TapRow]] = {}
+        for row in result.rows:
+            groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
+        exhibits = {(e.lane, e.scenario, mode): e for e in result.exhibits for mode in e.grids}
+        self.runs = [
+            self._run(number, group, rows, exhibits.get(group))
+            for number, (group, rows) in enumerate(groups.items())
+        ]
+        self.lines = list(dict.fromkeys((run["lane"], run["mode"]) for run in self.runs))
+        self.scenarios = list(dict.fromkeys(run["scenario"] for run in self.runs))
+        self.start = self._start()
+
+    def _start(self) -> dict[str, Any]:
+        """Return the run that is shown first: where the divergence is, or the first."""
+        first = self.result.first_divergence
+        if first is not None:
+            wanted = first.row.lane, first.row.scenario, first.row.mode
+            for run in self.runs:
+                if (run["lane"], run["scenario"], run["mode"]) == wanted:
+                    return run
+        return self.runs[0]
+
+    def _sprite(self, made: Picture) -> int:
+        self.sprites.append(made)
+        return len(self.sprites) - 1
+
+    def _run(
+        self,
+        number: int,
+        group: tuple[str, str, str],
+        rows: list[TapRow],
+        exhibit: Exhibit | None,
+    ) -> dict[str, Any]:
+        lane, scenario, mode = group
+        worst = max(rows, key=lambda r: (not r.passed, nearest(r)[0]))
+        operators = figures.operator_grid(rows)
+        tokens = None
+        if exhibit is not None and scenario in self.result.texts:
+            tokens = figures.token_grid(exhibit.grids[mode], worst.limit)
+            tokens["taps"] = self._sprite(tokens["taps"])
+        for grid in (operators, tokens):
+            if grid is not None:
+                grid["sprite"] = self._sprite(grid["picture"])
+        layers = max(map(figures.layer_of, rows))
+        return {
+            "id": f"r{number}",
+            "lane": lane,
+            "scenario": scenario,
+            "mode": mode,
+            "worst": worst,
+            "nearest": nearest(worst),
+            "error": max(row.error for row in rows),
+            "failed": sum(not row.passed for row in rows),
+            "taps": len(rows),
+            "passed": all(row.passed for row in rows),
+            "operators": operators,
+            "tokens": tokens,
+            "growth": figures.growth(rows, layers + 3),
+            "outside": figures.outside_layers(rows),
+        }
+
+    def matrix(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+        """Return the runs by dtype and mode, then scenario."""
+        found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for run in self.runs:
+            found.setdefault((run["lane"], run["mode"]), {})[run["scenario"]] = run
+        return found
+
+    def passes(self) -> list[dict[str, Any]]:
+        """Return masks and attention maps by pass, those of the run shown first before others."""
+        wanted = self.start["lane"], self.start["scenario"]
+        ordered = sorted(self.result.exhibits, key=lambda e: (e.lane, e.scenario) != wanted)
+        room = (
+            MOST_BYTES
+            - _RESERVE
+            - sum(s.bytes for s in self.sprites)
+            - len(json.dumps(self.data()))
+        )
+        found = []
+        for exhibit in ordered:
+            mask = figures.masks(exhibit)
+            if mask is None:
+                continue
+            mask["sprite"] = self._sprite(mask["picture"])
+            room -= mask["picture"].bytes
+            sheets = []
+            for what, maps in _sheets(exhibit):
+                made = figures.sheet(maps)
+                if made.bytes > room:
+                    self.left_out.append(f"{exhibit.lane} {exhibit.scenario} layer {maps.layer}")
+                    continue
+                room -= made.bytes
+                sheets.append({"maps": maps, "sprite": self._sprite(made), "what": what})
+            found.append({"exhibit": exhibit, "mask": mask, "sheets": sheets})
+        return found
+
+    def data(self) -> dict[str, Any]:
+        """Return what the script needs to say what the pointer is on."""
+        return {
+            "palette": palette(),
+            "levels": LEVELS,
+            "smallest": SMALLEST_WEIGHT,
+            "rho": figures.RHO_SCALE,
+            "texts": {
+                name: [[readable(text) for text in row] for row in rows]
+                for name, rows in self.result.texts.items()
+            },
+            "runs": {
+                run["id"]: {
+                    "scenario": run["scenario"],
+                    "limit": run["worst"].limit,
+                    "operators": _picked(run["operators"], "names", "layers", "figures"),
+                    "tokens": _picked(
+                        run["tokens"], "names", "step", "columns", "batch", "stages", "taps"
+                    ),
+                }
+                for run in self.runs
+            },
+        }
+
+
+def _picked(grid: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
+    return None if grid is None else {name: grid[name] for name in names}
+
+
+def _sheets(exhibit: Exhibit) -> Iterator[tuple[str, Maps]]:
+    """Yield a pass's maps: the first failing layer, its flagged heads in full, then the others."""
+    failing = exhibit.failed_layer
+    if failing in exhibit.sheets:
+        yield "the first failing layer", exhibit.sheets[failing]
+    if exhibit.details is not None:
+        yield "the heads most at odds", exhibit.details
+    for layer, maps in sorted(exhibit.sheets.items()):
+        if layer != failing:
+            yield "", maps
+
+
+def _logits(result: Result) -> list[dict[str, Any]]:
+    """Return the logits' figures by dtype, the worst of the subject's own runs."""
+    rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
+    names = ("kl_max", "kl_p999", "shift", "range", "top1_flips", "unexplained_flips")
+    return [
+        {
+            "lane": lane,
+            **{
+                name: max(row.facts.get(name, 0.0) for row in rows if row.lane == lane)
+                for name in names
+            },
+        }
+        for lane in dict.fromkeys(row.lane for row in rows)
+    ]
+
+
+def _bar(error: float) -> float:
+    """Return how long an error's bar is, of 1: logarithmic from 1e-17 to 10."""
+    if not error < 10:  # NaN, too
+        return 1.0
+    return round(max(0.0, (math.log10(max(error, 1e-17)) + 17) / 18), 3)
+
+
+def _worst_text(result: Result) -> str | None:
+    """Return what the token reads at which the first divergence is worst."""
+    first = result.first_divergence
+    if first is None or first.row.worst is None or first.row.mode == "decode":
+        return None
+    index, texts = first.row.worst.index, result.texts.get(first.row.scenario, [])
+    if "T" not in index or not index["B"] < len(texts):
+        return None
+    row = texts[index["B"]]
+    return row[index["T"]] if index["T"] < len(row) else None
+
+
+def _overrides(result: Result) -> list[tuple[str, Any, Any]]:
+    """Return what the subject's configuration has otherwise than the checkpoint's."""
+    configured = result.checkpoint.get("config", {})
+    subject = result.checkpoint.get("subject_config", {})
+    return [
+        (name, configured.get(name), value)
+        for name, value in subject.items()
+        if configured.get(name) != value
+    ]
+
+
+def _scales() -> dict[str, list[tuple[str, float]]]:
+    """Return the marks beside the two colour scales, with their place from 0 to 1."""
+    low, high = figures.RHO_SCALE
+    return {
+        "rho": [(f"1e{e}", (e - low) / (high - low)) for e in range(int(low), int(high) + 1, 2)],
+        "weight": [(f"1e{e}", (e + 4) / 4) for e in range(-4, 1)],
+    }
+
+
+_SHOWN_AS = {"\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍"}
+
+
+def readable(text: str) -> str:
+    """Return a token's text with what cannot be seen, or would rearrange a line, spelled out."""
+    return "".join(
+        _SHOWN_AS.get(c) or (f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" else c)
+        for c in text
+    )
