@@ -7,6 +7,7 @@ the unit roundoff. What r needs to be an honest implementation, several of them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,5 +74,11 @@ def noise_floor(errors: Sequence[np.ndarray], live: np.ndarray, minimum: float) 
     if not errors:
         return np.full(live.shape, minimum)
     envelope = np.max(np.stack(errors), axis=0)
-    upper = float(np.quantile(envelope[live], NOISE_QUANTILE)) if live.any() else 0.0
+    upper = _quantile(envelope[live]) if live.any() else 0.0
     return np.maximum(envelope, max(upper, minimum))
+
+
+def _quantile(values: np.ndarray) -> float:
+    """Return the smallest value that `NOISE_QUANTILE` of the others do not exceed."""
+    rank = math.ceil(NOISE_QUANTILE * (values.size - 1))
+    return float(np.partition(values, rank)[rank])
