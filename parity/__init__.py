@@ -10,12 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parity.report.assertion import assert_equal
+    from parity.report.outputs import write_report
     from parity.result import Result
     from parity.runner import run
 
-_HOME = {"Result": "result", "run": "runner"}
+_HOME = {
+    "Result": "result",
+    "assert_equal": "report.assertion",
+    "run": "runner",
+    "write_report": "report.outputs",
+}
 
-__all__ = ["Result", "run"]
+__all__ = ["Result", "assert_equal", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -54,9 +54,15 @@ def run_command(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the whole result here.")
     ] = None,
+    html_path: Annotated[
+        Path | None, typer.Option("--html", help="Write a report of one offline page here.")
+    ] = None,
+    junit_path: Annotated[
+        Path | None, typer.Option("--junit", help="Write JUnit XML here, for a CI's test view.")
+    ] = None,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
-    from parity.report import json_file, terminal
+    from parity.report import outputs, terminal
 
     try:
         from parity.runner import DEFAULT_SCENARIOS, run
@@ -66,8 +72,7 @@ def run_command(
         needs = "parity run: PyTorch is not installed; pip install 'jaxllama[parity]'"
         raise InputError(needs) from error
 
-    if json_path is not None:
-        json_file.check_writable(json_path)
+    outputs.check_outputs(json_path, html_path, junit_path)
     errors = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -94,8 +99,7 @@ def run_command(
             length=length,
             progress=progress,
         )
-    if json_path is not None:
-        json_file.write(result, json_path)
+    outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())
     raise typer.Exit(result.exit_code)
 

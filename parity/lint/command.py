@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from jaxllama.errors import InputError
+from parity.lint import sarif
 from parity.lint.case import Case
 from parity.lint.files import load_array, load_file, looks_like_file
 from parity.lint.linter import lint
@@ -18,6 +19,8 @@ from parity.lint.pages import page
 from parity.lint.report import text
 from parity.lint.rule import lookup
 from parity.lint.spectext import parse_spec
+from parity.report.json_file import write_text
+from parity.report.outputs import check_outputs
 
 # What an .npz or .pt may hold beside the mask, under the names people save them by.
 _BESIDE = {
@@ -75,12 +78,16 @@ def lint_command(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the report here; - for stdout.")
     ] = None,
+    sarif_path: Annotated[
+        Path | None, typer.Option("--sarif", help="Write SARIF 2.1.0 here, for code hosts.")
+    ] = None,
 ) -> None:
     """Check an attention mask by every rule that has what it needs."""
     _one_of("--use", use, ("bool", "additive"))
     _one_of("--layout", layout, ("bts", "nts"))
     _one_of("--empty-row", empty_row, ("zero", "self", "error"))
     _one_of("--align", align, ("top_left", "bottom_right"))
+    check_outputs(None if str(json_path) == "-" else json_path, sarif_path)
     named = {
         "ids": input_ids,
         "labels": labels,
@@ -115,9 +122,9 @@ def lint_command(
     report = lint(case)
     document = json.dumps({"mask": mask, **report.to_json()}, indent=1)
     if json_path is not None and str(json_path) != "-":
-        from parity.report.json_file import write_text
-
         write_text(json_path, document + "\n")
+    if sarif_path is not None:
+        write_text(sarif_path, json.dumps(sarif.document(report, mask), indent=1) + "\n")
     typer.echo(document if str(json_path) == "-" else text(report, case, mask))
     if report.errors:
         raise typer.Exit(1)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from parity.exhibit import LEVELS, SMALLEST_WEIGHT, Exhibit, Maps
 from parity.report import figures
@@ -68,8 +67,8 @@ def page(result: Result) -> str:
         drawing=figures,
         scales=_scales(),
         violation=VIOLATION,
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         script_digest=digest,
     )
 

@@ -1,10 +1,11 @@
-"""The result as JSON, written whole or not at all."""
+"""The result as JSON; and writing any report whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 from jaxllama.errors import InputError
@@ -19,18 +20,27 @@ def write(result: Result, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: beside its place, then renamed.
 
+    A new file gets the permissions the user's umask leaves, an existing one keeps its own. What is
+    no regular file (a pipe, /dev/stdout) is written to as it is.
+
     Raises:
         InputError: the file cannot be written.
     """
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()  # the file a link leads to, not the link
+        beside = path.parent / f".{secrets.token_hex(8)}.tmp"
         try:
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
+                if path.exists():
+                    os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
                 file.write(text)
-            os.chmod(beside, 0o644)
             os.replace(beside, path)
         except BaseException:
-            os.unlink(beside)
+            beside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
@@ -48,7 +58,9 @@ def check_writable(path: Path) -> None:
             raise InputError(f"{path}: is a directory; give a file to write the report to")
         if not path.parent.is_dir():
             raise InputError(f"{path}: no directory {path.parent}; make it first")
-        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        regular = path.is_file() or not path.exists()
+        needed = [path.resolve().parent] if regular else []
+        if not all(os.access(one, os.W_OK) for one in [*needed, *([path] * path.exists())]):
             raise InputError(f"{path}: no permission to write there")
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -42,6 +42,18 @@ def show(result: Result, console: Console) -> None:
     console.print(f"again: {result.command}", soft_wrap=True, highlight=False, markup=False)
 
 
+def summary(result: Result) -> list[str]:
+    """Return the verdict, where the difference begins, its cause and the command, as lines."""
+    first = result.first_divergence
+    return [
+        _headline(result).plain,
+        *([] if first is None else divergence_lines(first)),
+        *_cause_lines(result),
+        *_inconclusive_lines(result),
+        f"again: {result.command}",
+    ]
+
+
 def _headline(result: Result) -> Text:
     lanes = list(dict.fromkeys(row.lane for row in result.rows))
     witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))

@@ -97,7 +97,7 @@ def test_a_module_that_loads_torch_is_seen():
 
 
 # Distributions whose import name is not theirs.
-DISTRIBUTIONS = {"llama_models": "llama-models", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {"PIL": "pillow", "llama_models": "llama-models", "orbax": "orbax-checkpoint"}
 
 
 def imported_distributions(package: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,37 @@ def test_an_existing_report_is_replaced(tmp_path: Path) -> None:
     json_file.check_writable(path)
     json_file.write_text(path, "newer")
     assert path.read_text() == "newer"
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.fixture
+def private() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("private")
+def test_permissions_are_the_umasks_or_what_they_were(tmp_path: Path) -> None:
+    json_file.write_text(tmp_path / "new", "text")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "old").write_text("older")
+    (tmp_path / "old").chmod(0o640)
+    json_file.write_text(tmp_path / "old", "newer")
+    assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("older")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    json_file.write_text(tmp_path / "link", "newer")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "newer"
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    json_file.check_writable(tmp_path / "pipe")
+    json_file.write_text(tmp_path / "pipe", "through")
+    assert os.read(reading, 99) == b"through"
+    os.close(reading)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

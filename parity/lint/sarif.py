@@ -1,0 +1,73 @@
+"""A lint report as SARIF 2.1.0, which code hosts and editors read."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from parity.lint.findings import Finding
+from parity.lint.linter import LintReport
+from parity.lint.pages import page
+from parity.lint.rule import RuleFile, catalogue
+
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def document(report: LintReport, mask: str) -> dict[str, Any]:
+    """Return the report as one SARIF run: every rule with its page, a result a finding.
+
+    Args:
+        report: what the rules found.
+        mask: what was linted: `FILE`, `FILE:KEY` or a spec.
+    """
+    file = mask.partition(":")[0]
+    uri = Path(file).as_posix() if Path(file).is_file() else None
+    order = list(catalogue())
+    run: dict[str, Any] = {
+        "tool": {
+            "driver": {
+                "name": "parity lint",
+                "semanticVersion": metadata.version("jaxllama"),
+                "rules": [_rule(rule_file) for rule_file in catalogue().values()],
+            }
+        },
+        "invocations": [{"executionSuccessful": True}],
+        "results": [_result(finding, order, uri, mask) for finding in report.findings],
+    }
+    if uri is not None:
+        run["artifacts"] = [{"location": {"uri": uri}}]
+    return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+@cache
+def _rule(file: RuleFile) -> dict[str, Any]:
+    rule = file.rule
+    return {
+        "id": rule.id,
+        "name": rule.name,
+        "shortDescription": {"text": rule.name},
+        "fullDescription": {"text": f"{rule.checks} {rule.why}"},
+        "help": {"text": rule.remedy, "markdown": page(file)},
+        "defaultConfiguration": {"level": rule.severity},
+    }
+
+
+def _result(finding: Finding, order: list[str], uri: str | None, mask: str) -> dict[str, Any]:
+    location: dict[str, Any] = {
+        "logicalLocations": [{"name": str(finding.place), "fullyQualifiedName": mask}]
+    }
+    if uri is not None:
+        # An array has no lines; code hosts show nothing without one.
+        region = {"startLine": 1}
+        location["physicalLocation"] = {"artifactLocation": {"uri": uri, "index": 0}}
+        location["physicalLocation"]["region"] = region
+    return {
+        "ruleId": finding.rule,
+        "ruleIndex": order.index(finding.rule),
+        "level": finding.severity,
+        "message": {"text": finding.message},
+        "locations": [location],
+        "occurrenceCount": finding.count,
+    }
