@@ -24,7 +24,7 @@ from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
-from parity.subjects.torch_weights import HeldWeights, TorchWeights, held
+from parity.subjects.torch_weights import HeldWeights, TorchWeights, held, weights
 
 Variant = Literal["eager", "reordered", "sdpa", "doubled"]
 
@@ -93,7 +93,7 @@ class TorchReference:
         self.compute = torch_dtype(dtype)
         self.wide = widened(self.compute)
         self.internal_dtype = "f64" if dtype == "f64" else "f32"
-        self.weights: TorchWeights | HeldWeights = TorchWeights(checkpoint)
+        self.weights: TorchWeights | HeldWeights = weights(checkpoint)
         self._checkpoint = checkpoint
 
     def start(self, inputs: Inputs) -> Run:
@@ -203,7 +203,8 @@ class TorchReference:
             probs = scores.flip(-1).softmax(-1).flip(-1)
         else:
             probs = scores.softmax(-1)
-        return probs.masked_fill(~visible.any(-1, keepdim=True), 0)
+        empty = ~visible.any(-1, keepdim=True)
+        return probs.masked_fill(empty, 0) if empty.any() else probs
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Recorder) -> Tensor:
         """Return each query head's weighted values [B T N H]."""

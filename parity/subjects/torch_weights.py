@@ -1,4 +1,4 @@
-"""A checkpoint's weights as torch tensors, read when asked for and never kept."""
+"""A checkpoint's weights as torch tensors, read when asked for; few are kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from jaxllama.files import inside
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch_arrays import to_torch
 
+# References that walk together ask for the same weights in turn: a layer's nine are kept, since
+# opening a file costs more than what is read from it.
+RECENT = 9
 # A model no larger than this is cast once for decoding, where it is used at every step.
 HELD_BYTES = 1_500_000_000
 
@@ -33,6 +36,7 @@ class TorchWeights:
     def __init__(self, checkpoint: CheckpointLike) -> None:
         self._checkpoint = checkpoint
         self._files: dict[str, Path] = {}
+        self._recent: dict[str, torch.Tensor] = {}
         path = checkpoint.path
         if checkpoint.format == "hf" and path is not None:
             directory = path if path.is_dir() else path.parent
@@ -43,6 +47,13 @@ class TorchWeights:
         return name in names or name.removeprefix("model.") in names
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._recent:
+            self._recent[name] = self._read(name)
+            while len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+        return self._recent[name]
+
+    def _read(self, name: str) -> torch.Tensor:
         if not self._files:
             return to_torch(self._checkpoint.read(name))
         # Checkpoints saved from the bare model, without its head, lack the prefix.
@@ -65,8 +76,8 @@ class HeldWeights:
     """
 
     def __init__(self, checkpoint: CheckpointLike, dtype: torch.dtype) -> None:
-        self._checkpoint = checkpoint  # keeps its id, by which the cast weights are shared
-        self._weights = TorchWeights(checkpoint)
+        self._checkpoint = checkpoint  # keeps its id, by which weights are shared
+        self._weights = weights(checkpoint)
         self._dtype = dtype
         self._cast: dict[str, torch.Tensor] = {}
 
@@ -79,17 +90,25 @@ class HeldWeights:
         return self._cast[name]
 
 
-_shared: WeakValueDictionary[tuple[int, torch.dtype], HeldWeights] = WeakValueDictionary()
+_shared: WeakValueDictionary[tuple[int, torch.dtype | None], TorchWeights | HeldWeights]
+_shared = WeakValueDictionary()
+
+
+def weights(checkpoint: CheckpointLike) -> TorchWeights:
+    """Return a checkpoint's weights, shared with all who ask for them."""
+    found = _shared.get((id(checkpoint), None)) or TorchWeights(checkpoint)
+    _shared[id(checkpoint), None] = found
+    assert isinstance(found, TorchWeights)
+    return found
 
 
 def held(checkpoint: CheckpointLike, dtype: torch.dtype) -> TorchWeights | HeldWeights:
     """Return weights for a run of many calls: held, and shared with other such runs, if small."""
     elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
     if elements * dtype.itemsize > HELD_BYTES:
-        return TorchWeights(checkpoint)
-    key = id(checkpoint), dtype
-    found = _shared.get(key) or HeldWeights(checkpoint, dtype)
-    _shared[key] = found
+        return weights(checkpoint)
+    found = _shared.get((id(checkpoint), dtype)) or HeldWeights(checkpoint, dtype)
+    _shared[id(checkpoint), dtype] = found
     return found
 
 
