@@ -1,7 +1,7 @@
 """Proof that a JAX Llama computes what PyTorch computes, tensor by tensor.
 
 The names below are the public interface; each is imported from its module when first used, so that
-the core (`taps`, `compare`, `tolerance`, `locate`) needs numpy alone.
+the core (`taps`, `distance`, `tolerance`, `locate`) needs numpy alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parity.capturing import capture
+    from parity.offline import compare, recheck
     from parity.report.assertion import assert_equal
     from parity.report.outputs import write_report
     from parity.result import Result
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Result": "result",
     "assert_equal": "report.assertion",
+    "capture": "capturing",
+    "compare": "offline",
+    "recheck": "offline",
     "run": "runner",
     "write_report": "report.outputs",
 }
 
-__all__ = ["Result", "assert_equal", "run", "write_report"]
+__all__ = ["Result", "assert_equal", "capture", "compare", "recheck", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

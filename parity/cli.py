@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxllama.errors import InputError, JaxLlamaError
 from parity.lint.command import explain_command, lint_command
+from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
 from parity.selftest.command import selftest_command
 
@@ -42,6 +43,13 @@ def run_command(
         list[str] | None,
         typer.Option(help="Scenario to run; repeatable, commas allowed, or all."),
     ] = None,
+    subject: Annotated[
+        str,
+        typer.Option(
+            help="What is judged: jaxllama, an attention backend (xla, dot_product, cudnn), "
+            "torch, hf, meta, a directory of traces, or module:name."
+        ),
+    ] = "jaxllama",
     override: Annotated[
         list[str] | None,
         typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
@@ -98,6 +106,7 @@ def run_command(
             prompt=_prompt(prompt, tokens),
             length=length,
             progress=progress,
+            subject=subject,
         )
     outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())
@@ -115,6 +124,9 @@ def _prompt(text: str | None, tokens: str | None) -> str | list[int] | None:
         raise InputError(f"--tokens {tokens!r}: expected whole numbers with commas") from None
 
 
+app.command("capture")(capture_command)
+app.command("compare")(compare_command)
+app.command("recheck")(recheck_command)
 app.command("lint")(lint_command)
 app.command("probe")(probe_command)
 app.command("explain")(explain_command)

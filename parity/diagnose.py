@@ -19,7 +19,7 @@ from torch import Tensor
 from parity.causes.base import Evidence, Hypothesis, catalogue
 from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
 from parity.causes.wrong import Site, WrongReference
-from parity.compare import against
+from parity.distance import against
 from parity.examine import Finding, Recording, examine, record, shortened
 from parity.gold import Gold
 from parity.result import Divergence, TapRow

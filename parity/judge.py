@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from parity.attention_maps import row_sum_allowance, total_variation
-from parity.compare import against, difference
+from parity.distance import against, difference
 from parity.exhibit import Exhibit
 from parity.extent import extent
 from parity.gold import Difference, Gold

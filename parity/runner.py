@@ -7,37 +7,32 @@ import resource
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
-from jaxllama.config import LlamaConfig
+from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.errors import InputError
-from jaxllama.model import Llama
-from parity import environment
+from parity import environment, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.overrides import overridden
 from parity.parties import Entry
+from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
+from parity.subjects import given
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import expected_names
-from parity.tolerance import LIMITS, NOISE_QUANTILE, UNIT_ROUNDOFF
 
 REFERENCES = ("torch", "hf", "meta")
-LANES = ("f64", "f32", "bf16")
 MODES = ("free", "isolated", "decode")
-# Single tokens fed at the end of a decode run, after a prompt fed in two pieces.
-DECODE_STEPS = 6
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,14 +52,14 @@ def run(
     checkpoint: str | Path | Checkpoint = "tiny",
     *,
     reference: str | Sequence[str] = "torch",
-    dtypes: str | Sequence[str] = LANES,
+    dtypes: str | Sequence[str] | None = None,
     modes: str | Sequence[str] = ("free", "isolated"),
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
     overrides: Sequence[str] = (),
     prompt: Prompt | None = None,
     length: int | None = None,
     progress: Progress | None = None,
-    subject: Callable[[Llama, str], Subject] = JaxLlama,
+    subject: given.Given = "jaxllama",
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -72,14 +67,17 @@ def run(
         checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
         reference: `torch` (our eager reference), `hf`, `meta`, several of them, or `all`. The
             float64 gold and the noise are our reference's in any case.
-        dtypes: of `f64`, `f32`, `bf16`. float64 decides meaning, the others rounding.
+        dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. float64 decides
+            meaning, the others rounding.
         modes: `free`, `isolated` (each operator on the gold's inputs), `decode` (through caches).
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`.
         prompt: text or token ids in place of the built-in text.
         length: tokens per row in place of each scenario's own.
         progress: called with what is under way, stages done and stages in all.
-        subject: makes the implementation under judgement from the loaded model and a dtype.
+        subject: the implementation under judgement: a subject of one dtype, several by dtype, a
+            function that makes one of the loaded model and a dtype, or a name: an attention
+            backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -87,30 +85,28 @@ def run(
     Raises:
         JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
     """
-    plan = _plan(reference, dtypes, modes, scenarios, overrides)
+    resolved = given.resolve(subject)
+    lanes = given.lanes_of(resolved, dtypes)
+    plan = _plan(reference, lanes, modes, scenarios, overrides)
     began = time.perf_counter()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         config = overridden(opened.config, plan.overrides)
         _check_witnesses(plan, opened)
-        encode, encoding_notes = _encoder(opened, prompt)
+        encode, encoding_notes = encoder(opened, prompt)
         inputs = [
             scenario(name, encode, opened.config, prompt=prompt, length=length)
             for name in plan.scenarios
         ]
-        model = load_model(
-            _reconfigured(opened, config), dtype="float32", param_dtype=_weights_dtype(opened)
-        )
-        records, seconds = _lanes(plan, opened, model, inputs, subject, progress)
+        make = given.maker(resolved, opened, config)
+        records, seconds = _lanes(plan, opened, make, inputs, progress)
         rows = [row for record in records for row in record.rows]
         first = first_divergence(rows)
         cause = None
         if first is not None:
-            cause = cause_of(
-                first, rows, inputs, opened, lambda lane: subject(model, lane), decode_chunks
-            )
+            cause = cause_of(first, rows, inputs, opened, make, decode_chunks)
         facts = environment.describe()
-    sample = subject(model, plan.dtypes[0])
+        sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
         witnesses=[row for record in records for row in record.witnesses],
@@ -119,11 +115,11 @@ def run(
         unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
         first_divergence=first,
         cause=cause,
-        inputs=[_inputs_facts(i) for i in inputs],
-        tolerance=_tolerance_facts(plan),
+        inputs=[inputs_facts(i) for i in inputs],
+        tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan, prompt, length),
+        command=_command(checkpoint, plan, prompt, length, subject),
         notes=[
             *(f"{i.name}: {note}" for i in inputs for note in i.notes),
             *opened.notes,
@@ -143,22 +139,6 @@ def run(
     return result
 
 
-def _reconfigured(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
-    """Return the checkpoint under the subject's config, which an error then names as its source."""
-    if config == checkpoint.config:
-        return checkpoint
-    source = f"{checkpoint.config_source} with --override"
-    return replace(checkpoint, config=config, config_source=source)
-
-
-def _weights_dtype(checkpoint: Checkpoint) -> np.dtype:
-    """Return a dtype that holds every weight exactly: all lanes share one copy of them."""
-    stored = {info.dtype for info in checkpoint.tensors.values()}
-    if len(stored) == 1:
-        return stored.pop()
-    return np.dtype(np.float64 if np.dtype(np.float64) in stored else np.float32)
-
-
 def _plan(
     reference: str | Sequence[str],
     dtypes: str | Sequence[str],
@@ -167,25 +147,12 @@ def _plan(
     overrides: Sequence[str],
 ) -> Plan:
     return Plan(
-        reference=_chosen("--reference", reference, REFERENCES),
-        dtypes=_chosen("--dtype", dtypes, LANES),
-        modes=_chosen("--mode", modes, MODES),
-        scenarios=_chosen("--scenario", scenarios, SCENARIOS),
+        reference=chosen("--reference", reference, REFERENCES),
+        dtypes=chosen("--dtype", dtypes, LANES),
+        modes=chosen("--mode", modes, MODES),
+        scenarios=chosen("--scenario", scenarios, SCENARIOS),
         overrides=tuple(overrides),
     )
-
-
-def _chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
-    words = given.split(",") if isinstance(given, str) else list(given)
-    wanted = set(known) if "all" in words else {word.strip() for word in words}
-    unknown = sorted(wanted - set(known))
-    if unknown or not wanted:
-        raise InputError(
-            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
-            f"{', '.join(known)}, separated by commas, or all"
-        )
-    return tuple(word for word in known if word in wanted)
 
 
 def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -199,37 +166,11 @@ def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
         meta.check_config(checkpoint.config)
 
 
-def _encoder(
-    checkpoint: Checkpoint, prompt: Prompt | None
-) -> tuple[Callable[[str], Sequence[int]], list[str]]:
-    """Return what turns text into ids, and what the report must say about it."""
-    if checkpoint.tokenizer_loader is not None:
-        return checkpoint.tokenizer().encode, []
-    if isinstance(prompt, str):
-        raise InputError(
-            f"{checkpoint.label}: has no tokenizer for the prompt; give token ids (--tokens)"
-        )
-    vocab = checkpoint.config.vocab_size
-    note = "the checkpoint has no tokenizer: token ids are the bytes of the text"
-    return (lambda text: [byte % vocab for byte in text.encode()]), [note]
-
-
-def token_texts(checkpoint: Checkpoint, tokens: np.ndarray) -> list[list[str]]:
-    """Return what each token of a batch [B T] reads as, alone."""
-    if checkpoint.tokenizer_loader is None:
-        spelled = {int(i): chr(i) if i < 128 else f"<{i}>" for i in np.unique(tokens)}
-    else:
-        tokenizer = checkpoint.tokenizer()
-        spelled = {int(i): tokenizer.decode([int(i)]) for i in np.unique(tokens)}
-    return [[spelled[int(i)] for i in row] for row in tokens]
-
-
 def _lanes(
     plan: Plan,
     checkpoint: Checkpoint,
-    model: Llama,
+    make: given.Maker,
     inputs: Sequence[Inputs],
-    make_subject: Callable[[Llama, str], Subject],
     progress: Progress | None,
 ) -> tuple[list[PassRecord], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
@@ -245,7 +186,7 @@ def _lanes(
     seconds: dict[str, float] = {}
     for lane in plan.dtypes:
         began = time.perf_counter()
-        entries = _entries(plan, checkpoint, gold, make_subject(model, lane), lane)
+        entries = _entries(plan, checkpoint, gold, make(lane), lane)
         for group in groups:
             names = " ".join(one.name for one in group)
             for modes, chunks in passes:
@@ -286,19 +227,12 @@ def _passes(
     return walks
 
 
-def decode_chunks(inputs: Inputs) -> list[int]:
-    """Split a scenario's columns: a prompt in two unequal pieces, then one token at a time."""
-    columns = inputs.tokens.shape[1]
-    singles = min(DECODE_STEPS, max(columns - 2, 0))
-    prompt = columns - singles
-    first = max(1, prompt * 2 // 3)
-    return [size for size in (first, prompt - first, *[1] * singles) if size]
-
-
 def _entries(
     plan: Plan, checkpoint: Checkpoint, gold: Subject, subject: Subject, lane: str
 ) -> list[Entry]:
     """Return who takes part at one dtype: the subject, and what gives noise and testimony."""
+    if "decode" in plan.modes:
+        given.check_decodes(subject)
     entries = [Entry(subject, frozenset({"subject"}), MODES)]
     if isinstance(subject, JaxLlama):
         entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
@@ -328,33 +262,6 @@ def _entries(
     return entries
 
 
-def _inputs_facts(inputs: Inputs) -> dict[str, Any]:
-    batch, columns = inputs.tokens.shape
-    return {
-        "scenario": inputs.name,
-        "batch": batch,
-        "tokens": columns,
-        "real_tokens": int(inputs.valid.sum()),
-        "positions": [int(inputs.positions.min()), int(inputs.positions.max())],
-        "sha256": inputs.digest(),
-    }
-
-
-def _tolerance_facts(plan: Plan) -> dict[str, Any]:
-    return {
-        "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
-        "source": (
-            "limits set on clean runs of tiny and SmolLM2, see CHANGELOG.md; parity selftest "
-            "counts false alarms on clean runs of its own"
-        ),
-        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
-        "lanes": {
-            lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]}
-            for lane in plan.dtypes
-        },
-    }
-
-
 def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path) if checkpoint.path else None,
@@ -368,7 +275,11 @@ def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[s
 
 
 def _command(
-    checkpoint: str | Path | Checkpoint, plan: Plan, prompt: Prompt | None, length: int | None
+    checkpoint: str | Path | Checkpoint,
+    plan: Plan,
+    prompt: Prompt | None,
+    length: int | None,
+    subject: given.Given,
 ) -> str:
     name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
     words = ["parity", "run", name]
@@ -376,6 +287,8 @@ def _command(
     words += ["--mode", ",".join(plan.modes), "--scenario", ",".join(plan.scenarios)]
     for assignment in plan.overrides:
         words += ["--override", assignment]
+    if isinstance(subject, str) and subject != "jaxllama":
+        words += ["--subject", subject]
     if isinstance(prompt, str):
         words += ["--prompt", prompt]
     elif prompt is not None:

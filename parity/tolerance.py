@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -82,3 +83,18 @@ def _quantile(values: np.ndarray) -> float:
     """Return the smallest value that `NOISE_QUANTILE` of the others do not exceed."""
     rank = math.ceil(NOISE_QUANTILE * (values.size - 1))
     return float(np.partition(values, rank)[rank])
+
+
+def facts(lanes: Sequence[str]) -> dict[str, Any]:
+    """Return what reports say of the tolerance in force at some dtypes."""
+    return {
+        "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
+        "source": (
+            "limits set on clean runs of tiny and SmolLM2, see CHANGELOG.md; parity selftest "
+            "counts false alarms on clean runs of its own"
+        ),
+        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
+        "lanes": {
+            lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]} for lane in lanes
+        },
+    }

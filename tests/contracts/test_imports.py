@@ -42,7 +42,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
     planted = {
         "jaxllama/rope.py": "def _planted() -> None:\n    import torch\n",
         "jaxllama/cache.py": "from jaxllama import attention\n",
-        "parity/compare.py": "from parity.taps import jax\n",
+        "parity/distance.py": "from parity.taps import jax\n",
         "parity/taps.py": "import jax\n",
         "jaxllama/unplaced.py": "",
     }
@@ -87,7 +87,7 @@ for module in pkgutil.walk_packages(jaxllama.__path__, "jaxllama."):
 
 
 def test_the_core_of_parity_loads_numpy_alone():
-    loaded = loaded_by("import parity.taps, parity.compare, parity.tolerance, parity.locate")
+    loaded = loaded_by("import parity.taps, parity.distance, parity.tolerance, parity.locate")
     assert {"parity", "numpy"} <= loaded
     assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.compare import against
+from parity.distance import against
 from parity.extent import extent
 from parity.gold import Gold
 

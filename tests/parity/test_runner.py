@@ -16,10 +16,11 @@ from witnesses import changed, small, swap
 from jaxllama.checkpoint.samples import tiny
 from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
-from parity import runner
+from parity import prepare, runner
 from parity.parties import Entry
 from parity.result import Result
 from parity.scenarios import Inputs
+from parity.subjects import given
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama import JaxLlama, JaxRun
 from parity.subjects.torch_reference import TorchReference
@@ -180,7 +181,7 @@ def test_without_a_tokenizer_the_text_is_taken_as_bytes_and_said_so() -> None:
 def test_a_witness_that_cannot_express_the_model_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "load_model", lambda *_, **__: pytest.fail("loaded first"))
+    monkeypatch.setattr(given, "load_model", lambda *_, **__: pytest.fail("loaded first"))
     linear = RopeScaling(kind="linear", factor=2.0)
     with pytest.raises(InputError, match="rope_scaling"):
         quick(small(scaling=linear), reference="meta")
@@ -227,7 +228,7 @@ def test_decoding_feeds_every_column_once(length: int) -> None:
     )
     chunks = runner.decode_chunks(inputs)
     assert sum(chunks) == length and min(chunks) >= 1
-    assert length < 9 or chunks[-runner.DECODE_STEPS :] == [1] * runner.DECODE_STEPS
+    assert length < 9 or chunks[-prepare.DECODE_STEPS :] == [1] * prepare.DECODE_STEPS
 
 
 def test_torch_sees_no_gradient_mode_left_on() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.attention_maps import total_variation
-from parity.compare import difference
+from parity.distance import difference
 from parity.gold import Difference, Gold
 
 rng = np.random.default_rng(5)

@@ -1,0 +1,104 @@
+"""`parity capture`, `parity compare`, `parity recheck`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jaxllama.errors import InputError
+from parity.result import Result
+
+
+def capture_command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to make.")],
+    subject: Annotated[
+        str, typer.Option(help="What is run; as for parity run: jaxllama, torch, hf, ...")
+    ] = "jaxllama",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="f64, f32, bf16, several with commas; all that there are if not given."),
+    ] = None,
+    mode: Annotated[str, typer.Option(help="free, decode, or both with a comma.")] = "free",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Scenario to run; repeatable, commas allowed, or all."),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text in place of the built-in one.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+) -> None:
+    """Save every tensor of one implementation, to be compared in another environment."""
+    from parity.capturing import capture
+    from parity.scenarios import DEFAULT_SCENARIOS
+
+    try:
+        files = capture(
+            checkpoint,
+            out,
+            subject=subject,
+            dtypes=dtype,
+            modes=mode,
+            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+            overrides=override or (),
+            prompt=prompt,
+            length=length,
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        needs = f"parity capture --subject {subject}: pip install 'jaxllama[parity]'"
+        raise InputError(needs) from error
+    size = sum(path.stat().st_size for path in files)
+    print(f"captured: {len(files)} traces, {size / 1e6:.1f} MB, in {out}")
+
+
+def compare_command(
+    subject: Annotated[Path, typer.Argument(help="Directory of the capture under judgement.")],
+    reference: Annotated[Path, typer.Argument(help="Directory of the capture it is held to.")],
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole result here.")
+    ] = None,
+) -> None:
+    """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
+    from parity.offline import compare
+
+    _report(lambda: compare(subject, reference), json_path)
+
+
+def recheck_command(
+    results: Annotated[Path, typer.Argument(help="What parity run --json wrote.")],
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Limit on rho: NUMBER, DTYPE=NUMBER or DTYPE.MODE=NUMBER; repeatable."),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the new result here.")
+    ] = None,
+) -> None:
+    """Judge saved figures again under other limits, without running a model."""
+    from parity.offline import recheck
+
+    _report(lambda: recheck(results, limits=limit or ()), json_path)
+
+
+def _report(judge: Callable[[], Result], json_path: Path | None) -> None:
+    """Judge, write and print, and leave with the verdict's exit code."""
+    from parity.report import json_file, terminal
+
+    if json_path is not None:
+        json_file.check_writable(json_path)
+    result = judge()
+    if json_path is not None:
+        json_file.write(result, json_path)
+    terminal.show(result, Console())
+    raise typer.Exit(result.exit_code)

@@ -1,0 +1,94 @@
+"""What precedes a run or a capture: options, inputs and weights; PyTorch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxllama.checkpoint import Checkpoint
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from parity.scenarios import Inputs, Prompt
+
+LANES = ("f64", "f32", "bf16")
+# Single tokens fed at the end of a decode run, after a prompt fed in two pieces.
+DECODE_STEPS = 6
+
+
+def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
+    words = given.split(",") if isinstance(given, str) else list(given)
+    wanted = set(known) if "all" in words else {word.strip() for word in words}
+    unknown = sorted(wanted - set(known))
+    if unknown or not wanted:
+        raise InputError(
+            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
+            f"{', '.join(known)}, separated by commas, or all"
+        )
+    return tuple(word for word in known if word in wanted)
+
+
+def encoder(
+    checkpoint: Checkpoint, prompt: Prompt | None
+) -> tuple[Callable[[str], Sequence[int]], list[str]]:
+    """Return what turns text into ids, and what the report must say about it."""
+    if checkpoint.tokenizer_loader is not None:
+        return checkpoint.tokenizer().encode, []
+    if isinstance(prompt, str):
+        raise InputError(
+            f"{checkpoint.label}: has no tokenizer for the prompt; give token ids (--tokens)"
+        )
+    vocab = checkpoint.config.vocab_size
+    note = "the checkpoint has no tokenizer: token ids are the bytes of the text"
+    return (lambda text: [byte % vocab for byte in text.encode()]), [note]
+
+
+def token_texts(checkpoint: Checkpoint, tokens: np.ndarray) -> list[list[str]]:
+    """Return what each token of a batch [B T] reads as, alone."""
+    if checkpoint.tokenizer_loader is None:
+        spelled = {int(i): chr(i) if i < 128 else f"<{i}>" for i in np.unique(tokens)}
+    else:
+        tokenizer = checkpoint.tokenizer()
+        spelled = {int(i): tokenizer.decode([int(i)]) for i in np.unique(tokens)}
+    return [[spelled[int(i)] for i in row] for row in tokens]
+
+
+def reconfigured(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
+    """Return the checkpoint under the subject's config, which an error then names as its source."""
+    if config == checkpoint.config:
+        return checkpoint
+    source = f"{checkpoint.config_source} with --override"
+    return replace(checkpoint, config=config, config_source=source)
+
+
+def weights_dtype(checkpoint: Checkpoint) -> np.dtype:
+    """Return a dtype that holds every weight exactly: all lanes share one copy of them."""
+    stored = {info.dtype for info in checkpoint.tensors.values()}
+    if len(stored) == 1:
+        return stored.pop()
+    return np.dtype(np.float64 if np.dtype(np.float64) in stored else np.float32)
+
+
+def decode_chunks(inputs: Inputs) -> list[int]:
+    """Split a scenario's columns: a prompt in two unequal pieces, then one token at a time."""
+    columns = inputs.tokens.shape[1]
+    singles = min(DECODE_STEPS, max(columns - 2, 0))
+    prompt = columns - singles
+    first = max(1, prompt * 2 // 3)
+    return [size for size in (first, prompt - first, *[1] * singles) if size]
+
+
+def inputs_facts(inputs: Inputs) -> dict[str, Any]:
+    """Return what reports say of a scenario's inputs."""
+    batch, columns = inputs.tokens.shape
+    return {
+        "scenario": inputs.name,
+        "batch": batch,
+        "tokens": columns,
+        "real_tokens": int(inputs.valid.sum()),
+        "positions": [int(inputs.positions.min()), int(inputs.positions.max())],
+        "sha256": inputs.digest(),
+    }
