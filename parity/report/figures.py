@@ -31,7 +31,7 @@ from parity.result import TapRow
 from parity.taps import CACHE_TAPS, LAYER_TAPS, split_name
 
 # log10 rho, shown on one scale in every grid of every report.
-RHO_SCALE = (-2.0, 6.0)
+RHO_SCALE = (-2.0, 14.0)
 # Code of a cell that a mask shows.
 _SEEN = 2 + LEVELS // 3
 _MASK_SIDE = 512

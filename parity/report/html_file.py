@@ -28,8 +28,9 @@ from parity.result import Result, TapRow
 
 # A report is to be mailed and attached.
 MOST_BYTES = 5_000_000
-# Left for what is not a picture of attention once the other figures are counted.
-_RESERVE = 150_000
+# Taken off beyond the excess when a page came out too long; and what a tile's markup takes.
+_SPARE = 50_000
+_TILE_BYTES = 450
 
 
 def write(result: Result, path: Path) -> None:
@@ -43,33 +44,45 @@ def write(result: Result, path: Path) -> None:
 
 def page(result: Result) -> str:
     """Return the report: one self-contained HTML document of at most `MOST_BYTES`."""
-    templates = _templates()
+    room = MOST_BYTES
+    while True:
+        text = _rendered(_Model(result, room), result)
+        excess = len(text.encode()) - MOST_BYTES
+        if excess <= 0 or room <= 0:
+            return text
+        room -= excess + _SPARE
+
+
+def _rendered(model: _Model, result: Result) -> str:
     style, script = (_source(f"report.{kind}") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    model = _Model(result)
-    return templates.get_template("report.html").render(
-        result=result,
-        first=result.first_divergence,
-        cause=result.cause,
-        kinds=KINDS,
-        runs=model.runs,
-        matrix=model.matrix(),
-        lines=model.lines,
-        scenarios=model.scenarios,
-        passes=model.passes(),
-        sprites=model.sprites,
-        left_out=model.left_out,
-        worst_text=_worst_text(result),
-        data=model.data(),
-        start=model.start,
-        logits=_logits(result),
-        overrides=_overrides(result),
-        drawing=figures,
-        scales=_scales(),
-        violation=VIOLATION,
-        style=style,
-        script=script,
-        script_digest=digest,
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            result=result,
+            first=result.first_divergence,
+            cause=result.cause,
+            kinds=KINDS,
+            runs=model.runs,
+            matrix=model.matrix(),
+            lines=model.lines,
+            scenarios=model.scenarios,
+            passes=model.passes(),
+            sprites=model.sprites,
+            left_out=model.left_out,
+            where=_where(result),
+            data=model.data(),
+            start=model.start,
+            logits=_logits(result),
+            overrides=_overrides(result),
+            drawing=figures,
+            scales=_scales(),
+            violation=VIOLATION,
+            style=style,
+            script=script,
+            script_digest=digest,
+        )
     )
 
 
@@ -98,10 +111,15 @@ def _templates() -> Environment:
 
 
 class _Model:
-    """Gathers the figures and keeps count of their size."""
+    """Gathers the figures, and as many attention maps as there is room for.
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
+    Args:
+        result: what is to be shown.
+        room: bytes for all of it; where there is none left, figures on hover are the first to go.
+    """
+
+    def __init__(self, result: Result, room: int) -> None:
+        self.result, self.room = result, room
         self.sprites: list[Picture] = []
         self.left_out: list[str] = []
         groups: dict[tuple[str, str, str], list[TapRow]] = {}
@@ -176,12 +194,7 @@ class _Model:
         """Return masks and attention maps by pass, those of the run shown first before others."""
         wanted = self.start["lane"], self.start["scenario"]
         ordered = sorted(self.result.exhibits, key=lambda e: (e.lane, e.scenario) != wanted)
-        room = (
-            MOST_BYTES
-            - _RESERVE
-            - sum(s.bytes for s in self.sprites)
-            - len(json.dumps(self.data()))
-        )
+        room = self.room - sum(s.bytes for s in self.sprites) - len(json.dumps(self.data()))
         found = []
         for exhibit in ordered:
             mask = figures.masks(exhibit)
@@ -190,18 +203,20 @@ class _Model:
             mask["sprite"] = self._sprite(mask["picture"])
             room -= mask["picture"].bytes
             sheets = []
-            for what, maps in _sheets(exhibit):
+            for what, maps in _sheets(exhibit, in_full=exhibit is ordered[0]):
                 made = figures.sheet(maps)
-                if made.bytes > room:
+                size = made.bytes + 3 * len(maps.heads) * _TILE_BYTES
+                if size > room:
                     self.left_out.append(f"{exhibit.lane} {exhibit.scenario} layer {maps.layer}")
                     continue
-                room -= made.bytes
+                room -= size
                 sheets.append({"maps": maps, "sprite": self._sprite(made), "what": what})
             found.append({"exhibit": exhibit, "mask": mask, "sheets": sheets})
         return found
 
     def data(self) -> dict[str, Any]:
         """Return what the script needs to say what the pointer is on."""
+        said = ["figures"] if self.room > 0 else []
         return {
             "palette": palette(),
             "levels": LEVELS,
@@ -215,7 +230,7 @@ class _Model:
                 run["id"]: {
                     "scenario": run["scenario"],
                     "limit": run["worst"].limit,
-                    "operators": _picked(run["operators"], "names", "layers", "figures"),
+                    "operators": _picked(run["operators"], "names", "layers", *said),
                     "tokens": _picked(
                         run["tokens"], "names", "step", "columns", "batch", "stages", "taps"
                     ),
@@ -229,12 +244,12 @@ def _picked(grid: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
     return None if grid is None else {name: grid[name] for name in names}
 
 
-def _sheets(exhibit: Exhibit) -> Iterator[tuple[str, Maps]]:
+def _sheets(exhibit: Exhibit, *, in_full: bool) -> Iterator[tuple[str, Maps]]:
     """Yield a pass's maps: the first failing layer, its flagged heads in full, then the others."""
     failing = exhibit.failed_layer
     if failing in exhibit.sheets:
         yield "the first failing layer", exhibit.sheets[failing]
-    if exhibit.details is not None:
+    if exhibit.details is not None and in_full:
         yield "the heads most at odds", exhibit.details
     for layer, maps in sorted(exhibit.sheets.items()):
         if layer != failing:
@@ -264,16 +279,18 @@ def _bar(error: float) -> float:
     return round(max(0.0, (math.log10(max(error, 1e-17)) + 17) / 18), 3)
 
 
-def _worst_text(result: Result) -> str | None:
-    """Return what the token reads at which the first divergence is worst."""
+def _where(result: Result) -> str:
+    """Name the place where the first divergence is worst, with what its token reads."""
     first = result.first_divergence
-    if first is None or first.row.worst is None or first.row.mode == "decode":
-        return None
-    index, texts = first.row.worst.index, result.texts.get(first.row.scenario, [])
-    if "T" not in index or not index["B"] < len(texts):
-        return None
-    row = texts[index["B"]]
-    return row[index["T"]] if index["T"] < len(row) else None
+    if first is None or first.row.worst is None:
+        return ""
+    said, index = place(first.row), first.row.worst.index
+    texts = result.texts.get(first.row.scenario, [])
+    if first.row.mode == "decode" or "T" not in index or not index["B"] < len(texts):
+        return said
+    spelled = readable(texts[index["B"]][index["T"]])
+    token = f"token {index['T']}"
+    return said.replace(token, f"{token} “{spelled}”")
 
 
 def _overrides(result: Result) -> list[tuple[str, Any, Any]]:

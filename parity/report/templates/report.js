@@ -76,10 +76,11 @@
   };
 
   const kinds = {
-    operators(tile, x, y) {
+    operators(tile, x, y, sprite) {
       const grid = data.runs[tile.closest(".run").id].operators;
-      const [rho, error, ...words] = grid.figures[y * grid.names.length + x];
       const where = `layers.${grid.layers[y]}.${grid.names[x]}`;
+      if (!grid.figures) return `${where}\nrho ${said(codeAt(sprite, x, y), ...data.rho)}`;
+      const [rho, error, ...words] = grid.figures[y * grid.names.length + x];
       if (rho === undefined) return `${where}\nnot compared`;
       return [where, `rho ${rho}, error ${error}`, ...words].join("\n");
     },
