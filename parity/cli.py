@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxllama.errors import InputError, JaxLlamaError
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
+from parity.report.progress import progress_bar
 from parity.selftest.command import selftest_command
 
 app = typer.Typer(
@@ -81,21 +81,7 @@ def run_command(
         raise InputError(needs) from error
 
     outputs.check_outputs(json_path, html_path, junit_path)
-    errors = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
+    with progress_bar() as progress:
         result = run(
             checkpoint,
             reference=reference,

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.causes.base import Evidence, Hypothesis, catalogue
+from parity.causes.base import HELD_TAPS, Evidence, Hypothesis, catalogue
 from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
-from parity.causes.wrong import Site, WrongReference
+from parity.causes.wrong import Held, Site, WrongReference
 from parity.distance import against
-from parity.examine import Finding, Recording, examine, record, shortened
+from parity.examine import Finding, examine
 from parity.gold import Gold
+from parity.recording import Recording, record, shortened
 from parity.result import Divergence, TapRow
 from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.torch_arrays import to_torch
+from parity.subjects.torch_reference import TorchReference
 
 # Causes looked for one after the other, and hypotheses tried in full for each of them.
 MOST_CAUSES = 12
@@ -37,13 +39,32 @@ WORTH_TRYING = 0.1
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A hypothesis put into the whole reference.
+
+    Attributes:
+        hypothesis: what was tried.
+        left: the tap's error on the subject's own inputs; 0 where only a whole run shows it.
+        reference, inputs: wrong in that way, too.
+        after: how far the subject agrees with them.
+    """
+
+    hypothesis: Hypothesis
+    left: float
+    reference: WrongReference
+    inputs: Inputs
+    after: Finding
+
+
+@dataclass(frozen=True)
 class Step:
-    """One cause on the way to agreement."""
+    """One cause on the way to agreement: the tap's error before and after, and as in `Trial`."""
 
     hypothesis: Hypothesis
     tap: str
     before: float
     after: float
+    left: float
 
 
 def diagnose(
@@ -79,10 +100,10 @@ def _diagnosed(
         best = _best_trial(recording, found, ranked, deadline)
         if best is None:
             break
-        hypothesis, reference, inputs, after = best
         tap, step = found.first.tap, found.first.step
-        steps.append(Step(hypothesis, tap, found.error(tap, step), after.error(tap, step)))
-        found = after
+        before, after = found.error(tap, step), best.after.error(tap, step)
+        steps.append(Step(best.hypothesis, tap, before, after, best.left))
+        reference, inputs, found = best.reference, best.inputs, best.after
     return _described(start, found, _merged(steps), suspects)
 
 
@@ -105,11 +126,11 @@ def cause_of(
         decode_chunks: how a scenario is fed through a cache.
 
     Returns:
-        As `diagnose`; None where the subject's own run shows nothing: rounding that appears on
-        the gold's inputs alone, or in the compiled run without taps.
+        As `diagnose`, of the mode in which it diverges; None where that shows nothing but logits:
+        the compiled run without taps.
     """
     row = first.row
-    if row.mode not in ("free", "decode"):
+    if row.mode not in ("free", "decode", "isolated"):
         return None
     alike = {
         r.scenario
@@ -121,7 +142,8 @@ def cause_of(
     layers = checkpoint.config.num_hidden_layers
     chosen = shortened(chosen, checkpoint.config, row.lane, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
-    return diagnose(record(subject, chosen, chunks, layers), checkpoint)
+    gold = TorchReference(checkpoint) if row.mode == "isolated" else None
+    return diagnose(record(subject, chosen, chunks, layers, gold), checkpoint)
 
 
 def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:
@@ -158,29 +180,36 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     weights = [c for c in hypothesis.changes if c.weight is not None]
     if not changes and not weights:
         return 0.0
-    value = to_torch(np.asarray(evidence.truth[tap], np.float64))
-    if weights:
-        value = recomputed(evidence, evidence.reference.with_changes(weights), value)
-    seen = {
-        name: to_torch(np.asarray(array, np.float64))
-        for name, array in evidence.subject.items()
-        if array.dtype != bool
-    }
     reference = evidence.reference
+    value = recomputed(evidence, reference.with_changes(weights), _wide(evidence.truth[tap]))
+    seen = {name: _wide(array) for name, array in evidence.subject.items() if array.dtype != bool}
+    if tap in HELD_TAPS:  # what it holds is what is in question
+        seen |= {name: _wide(evidence.truth[name]) for name in HELD_TAPS if name in evidence.truth}
     freq = evidence.setup.get("rope.inv_freq", evidence.true_setup["rope.inv_freq"])
     cos, sin = reference.angles(
         to_torch(np.asarray(freq, np.float64)), to_torch(np.array(evidence.positions))
     )
     mask = to_torch(np.array(evidence.mask))
+    held = Held(
+        evidence.sizes,
+        to_torch(np.array(evidence.inputs.valid)),
+        {i: (_wide(k), _wide(v)) for i, (k, v) in evidence.written.items()},
+    )
     with torch.no_grad():
         for change in changes:
             assert change.value is not None
-            site = Site(reference, evidence.layer, tap, value, seen, cos, sin, mask)
-            value = change.value(site)
+            value = change.value(
+                Site(reference, evidence.layer, tap, value, seen, cos, sin, mask, held)
+            )
     wrong = value.numpy()
-    cells = evidence.mask | ((wrong > 0).any(1) if tap == "attn_probs" else False)
-    difference = against(Gold(evidence.tap, wrong, evidence.valid, cells), evidence.subject[tap])
+    cells = evidence.mask | ((wrong != 0).any(1) if tap == "attn_probs" else False)
+    rows = evidence.held if tap in HELD_TAPS else evidence.valid
+    difference = against(Gold(evidence.tap, wrong, rows, cells), evidence.subject[tap])
     return float(difference.relative.max()) if np.isfinite(difference.relative).all() else 1e300
+
+
+def _wide(array: np.ndarray) -> Tensor:
+    return to_torch(np.asarray(array, np.float64))
 
 
 def recomputed(evidence: Evidence, reference: WrongReference, otherwise: Tensor) -> Tensor:
@@ -188,7 +217,7 @@ def recomputed(evidence: Evidence, reference: WrongReference, otherwise: Tensor)
     tap, prefix = evidence.short, f"model.layers.{evidence.layer}"
 
     def given(name: str) -> Tensor:
-        return to_torch(np.asarray(evidence.subject[name], np.float64))
+        return _wide(evidence.subject[name])
 
     with torch.no_grad():
         if tap == "embed":
@@ -209,15 +238,15 @@ def _best_trial(
     found: Finding,
     ranked: Sequence[tuple[Hypothesis, float]],
     deadline: float,
-) -> tuple[Hypothesis, WrongReference, Inputs, Finding] | None:
+) -> Trial | None:
     """Try the best hypotheses on the whole reference; return the one that goes farthest."""
     evidence = found.evidence
     assert evidence is not None and found.first is not None
-    best: tuple[Hypothesis, WrongReference, Inputs, Finding] | None = None
+    best: Trial | None = None
     trials, first = 0, found.first
     enough = max(WORTH_TRYING * first.error, first.limit * first.noise)
     for hypothesis, left in ranked:
-        if left > enough or trials >= MOST_TRIALS:
+        if left > max(enough, hypothesis.noise) or trials >= MOST_TRIALS:
             continue
         if trials and time.monotonic() > deadline:
             break
@@ -225,11 +254,12 @@ def _best_trial(
             reference = evidence.reference.with_changes(scoped.changes)
             inputs = _inputs(evidence.inputs, scoped)
             after = examine(recording, reference, inputs)
+            trial = Trial(scoped, left, reference, inputs, after)
             if after.first is None:
-                return scoped, reference, inputs, after
-            farthest = found if best is None else best[3]
+                return trial
+            farthest = found if best is None else best.after
             if after.progress > farthest.progress:
-                best = scoped, reference, inputs, after
+                best = trial
         trials += 1
     return best
 
@@ -319,10 +349,13 @@ def _named(step: Step) -> dict[str, Any]:
 
 
 def _line(step: Step) -> str:
-    return (
-        f"{step.hypothesis.said} on the reference: error at {step.tap} "
-        f"{step.before:.1e} -> {step.after:.0e}"
-    )
+    said = f"{step.hypothesis.said} on the reference: error at {step.tap} {step.before:.1e} -> "
+    if step.after < step.before or step.left >= step.before:
+        line = f"{said}{step.after:.0e}"
+    else:  # its values stand at ties, which a run's own rounding decides
+        line = f"{said}{step.left:.0e} on the subject's own inputs"
+    noise = step.hypothesis.noise
+    return line + (f"; it rounds by up to {noise:.0e} itself" if noise else "")
 
 
 def _suspects(ranked: Sequence[tuple[Hypothesis, float]]) -> list[dict[str, Any]]:

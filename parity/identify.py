@@ -71,6 +71,53 @@ def frequencies(turn: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> n
     return np.angle(turned[step].sum(0))
 
 
+# Turns this far from those of a whole position, as a share of the unit circle, are of none.
+_TURN_GAP = 1e-3
+_CANDIDATES = 1 << 12
+
+
+def solve_positions(
+    turn: np.ndarray, table: np.ndarray, valid: np.ndarray, highest: int
+) -> np.ndarray | None:
+    """Return the whole positions [B T] that turns [B T R] are of; 0 on pads.
+
+    Every candidate is held against all pairs at once: fast ones tell neighbours apart, slow ones
+    which full turn it is.
+
+    Args:
+        turn: unit complex numbers, see `Rotation`.
+        table: radians per token of each pair [R].
+        valid: which tokens are real [B T].
+        highest: largest position to look for.
+
+    Returns:
+        None where a token's turn is no whole position's.
+    """
+    flat = turn[valid]
+    best, found = np.full(len(flat), -np.inf), np.zeros(len(flat), np.int64)
+    for start in range(0, highest + 1, _CANDIDATES):
+        candidates = np.arange(start, min(start + _CANDIDATES, highest + 1))
+        likeness = (flat @ np.exp(-1j * np.outer(table, candidates))).real
+        at = likeness.argmax(1)
+        value = likeness[np.arange(len(flat)), at]
+        found = np.where(value > best, candidates[at], found)
+        best = np.maximum(best, value)
+    if not len(flat) or (1 - best / len(table)).max() > _TURN_GAP:
+        return None
+    positions = np.zeros(valid.shape, np.int64)
+    positions[valid] = found
+    return positions
+
+
+def offset_and_stride(got: np.ndarray, right: np.ndarray) -> tuple[int, float] | None:
+    """Return a, b where positions are a + b times the right ones [tokens]; None if no line fits."""
+    if len(np.unique(right)) < 2:
+        return None
+    b, a = np.polyfit(right.astype(np.float64), got.astype(np.float64), 1)
+    a, b = round(float(a)), round(float(b), 6)
+    return (a, b) if np.array_equal(a + np.rint(b * right), got) else None
+
+
 @dataclass(frozen=True)
 class Frequencies:
     """An angle table, in words.

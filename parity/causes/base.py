@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from parity.causes.wrong import Change, WrongReference
 
 Arrays = Mapping[str, np.ndarray]
+# What a layer's cache holds, by short name.
+HELD_TAPS = {"keys": "cache.k", "values": "cache.v"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Cause:
             f"# {self.id}: {self.title}",
             f"## What happens\n\n{self.what}",
             f"## Why\n\n{self.why}",
-            f"## Where it shows first\n\n{', '.join(self.taps)}",
+            f"## Where it shows first\n\n{', '.join(HELD_TAPS.get(tap, tap) for tap in self.taps)}",
             f"## What to do\n\n{self.remedy}",
         ]
         if self.sources:
@@ -76,6 +79,8 @@ class Hypothesis:
         effective, configured: what the operator did, and what the configuration asks for.
         mask: what the queries see in the place of the scenario's mask [B T T].
         positions: in the place of the scenario's [B T].
+        noise: how exactly the wrong operator can be repeated, relative; a hypothesis whose own
+            rounding is as large as the difference cannot make it smaller.
     """
 
     cause: str
@@ -85,6 +90,7 @@ class Hypothesis:
     configured: str = ""
     mask: Any = None  # arrays; Any, so that keyword arguments of strings can be unpacked
     positions: Any = None
+    noise: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class Evidence:
         observed_positions: the same of its positions [B T].
         reference: as it is understood so far.
         lane: dtype of the subject's run.
+        written: keys and values that the subject has made so far, by layer [B S K H].
+        ask: runs the subject on other inputs and returns its head's taps; None where it cannot.
     """
 
     tap: str
@@ -119,14 +127,15 @@ class Evidence:
     observed_positions: np.ndarray | None
     reference: WrongReference
     lane: str
-    notes: list[str] = field(default_factory=list)
+    written: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    ask: Callable[[Inputs], Arrays] | None = None
 
     @cached_property
     def short(self) -> str:
         """The tap without its layer: `q_rope`; what a cache holds is `keys` and `values`."""
         kind, _ = split_name(self.tap)
         if kind in CACHE_TAPS:
-            return {"cache.k": "keys", "cache.v": "values"}[kind]
+            return next(short for short, name in HELD_TAPS.items() if name == kind)
         return kind if kind in SETUP_TAPS else kind.removeprefix("layers.")
 
     @property
@@ -143,6 +152,18 @@ class Evidence:
     def valid(self) -> np.ndarray:
         """Which of the call's tokens are real [B T]."""
         return self.inputs.valid[:, self.columns]
+
+    @property
+    def held(self) -> np.ndarray:
+        """Which columns are real of those that the call attends to [B S]."""
+        return self.inputs.valid[:, : self.columns.stop]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Columns of every call so far, this one included."""
+        chunks = tuple(self.chunks or (self.columns.stop,))
+        fed = zip(chunks, accumulate(chunks), strict=True)
+        return tuple(size for size, stop in fed if stop <= self.columns.stop)
 
     @property
     def mask(self) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-import torch
+from torch import Tensor
 
 from parity.causes.base import Cause, Evidence, Hypothesis
-from parity.causes.operators import Value, one
+from parity.causes.narrowing import narrowed
+from parity.causes.wrong import Change, Site
 
 CAUSE = Cause(
     id="logits-rounded",
@@ -23,11 +25,12 @@ CAUSE = Cause(
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose each dtype."""
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        facts = {"effective": name, "configured": e.lane}
-        yield one(e, "logits-rounded", f"logits in {name}", rounded(dtype), **facts)
+    for dtype in ("bfloat16", "float16"):
+        change = Change("logits", partial(rounded, dtype), rounds=True)
+        facts = {"effective": dtype, "configured": e.lane}
+        yield Hypothesis("logits-rounded", f"logits in {dtype}", (change,), **facts)
 
 
-def rounded(dtype: torch.dtype) -> Value:
-    """Return a rounding through a dtype."""
-    return lambda site: site.value.to(dtype).to(site.value.dtype)
+def rounded(dtype: str, site: Site) -> Tensor:
+    """Round logits to a dtype."""
+    return narrowed(site, site.value, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from parity.causes.base import Evidence, Hypothesis
+from parity.identify import offset_and_stride
 
 
 def observed(e: Evidence) -> np.ndarray | None:
@@ -43,6 +44,9 @@ def in_words(e: Evidence, seen: np.ndarray) -> str:
         return f"positions held at {got[wrong][0]}"
     if np.array_equal(got, right // 2):
         return "positions halved"
+    line = offset_and_stride(got, right)
+    if line is not None:
+        return f"positions {line[0]} + {line[1]:g} times the right ones"
     columns = np.broadcast_to(np.arange(seen.shape[1]), seen.shape)
     if np.array_equal(got, columns[valid]):
         return "positions counted in columns, pads included"

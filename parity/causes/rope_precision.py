@@ -43,6 +43,9 @@ CAUSE = Cause(
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose a 16 bit table, 16 bit positions, then 16 bit cosines and sines."""
     table = effective_table(e)
+    if table is None and not e.flagged and "rope.inv_freq" in e.setup:
+        # To a 16 bit run a table of 16 bits is within rounding; its angles far along are not.
+        table = np.asarray(e.setup["rope.inv_freq"], np.float64)
     name = None if table is None else rounding(e, table)
     if table is not None and name is not None:
         said = f"inv_freq in {name}"

@@ -19,6 +19,31 @@ from parity.subjects.torch_run import TorchRun
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a cache has been given, before any change: what it ought to hold.
+
+    Attributes:
+        sizes: columns of every call so far, this one included.
+        valid: which columns of the whole scenario are real [B T].
+        written: keys and values by layer [B S K H]; later layers lack this call's.
+    """
+
+    sizes: tuple[int, ...]
+    valid: Tensor
+    written: dict[int, tuple[Tensor, Tensor]]
+
+    @property
+    def start(self) -> int:
+        """How many columns earlier calls have filled."""
+        return sum(self.sizes[:-1])
+
+    @property
+    def stop(self) -> int:
+        """How many columns are filled with this call."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
 class Site:
     """Where a tap is computed.
 
@@ -31,6 +56,7 @@ class Site:
             what is attended to.
         cos, sin: of the call's positions [B T H/2]; empty outside of layers.
         mask: what the call's queries see [B T S].
+        held: of the cache; None without one.
     """
 
     reference: TorchReference
@@ -41,6 +67,7 @@ class Site:
     cos: Tensor
     sin: Tensor
     mask: Tensor
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +75,13 @@ class Change:
     """A tap or a weight that is not what it ought to be.
 
     Attributes:
-        tap: short name of the tap that `value` computes; empty for a change of weights.
+        tap: short name of the tap that `value` computes; empty for a change of weights. `keys` and
+            `values` are what a cache holds after a call: the change is given what it held before,
+            changes included, with the call's own appended.
         value: what the faulty operator gives.
         layers: in which layers; None for all.
+        rounds: whether it rounds what the reference does not: its honest variants then include two
+            whose values are nudged before, so that ties may fall to either side.
         weight: what a faulty reader makes of the weight of a name, given a way to read any;
             returns None for the weights that it leaves alone.
     """
@@ -59,6 +90,7 @@ class Change:
     value: Callable[[Site], Tensor] | None = None
     layers: frozenset[int] | None = None
     weight: Callable[[str, Callable[[str], Tensor]], Tensor | None] | None = None
+    rounds: bool = False
 
     def within(self, layer: int) -> Change:
         """Return the same change in one layer alone."""
@@ -73,6 +105,7 @@ class WrongReference(TorchReference):
         changes: made one after the other, where they meet.
         dtype: as for the reference.
         variant: as for the reference.
+        nudge: -1, 0 or 1: where values that a change rounds are moved to before.
     """
 
     def __init__(
@@ -82,14 +115,31 @@ class WrongReference(TorchReference):
         *,
         dtype: str = "f64",
         variant: Variant = "eager",
+        nudge: int = 0,
     ) -> None:
         super().__init__(checkpoint, dtype=dtype, variant=variant)
         self.changes = tuple(changes)
         self.checkpoint = checkpoint
+        self.nudge = nudge
 
-    def again(self, dtype: str, variant: Variant) -> WrongReference:
+    def again(self, dtype: str, variant: Variant, nudge: int = 0) -> WrongReference:
         """Return the same in another dtype or another order of summing."""
-        return WrongReference(self.checkpoint, self.changes, dtype=dtype, variant=variant)
+        return WrongReference(
+            self.checkpoint, self.changes, dtype=dtype, variant=variant, nudge=nudge
+        )
+
+    def honest(self, lane: str, *, isolated: bool = False) -> list[WrongReference]:
+        """Return the variants whose rounding is the noise of this reference.
+
+        They are those of a run (see `parity.runner`), made wrong like this one; and where a change
+        rounds, two more, for the values that stand at a tie.
+        """
+        found = [] if isolated else [self.again(lane, "reordered")]
+        found += [self.again(lane, "eager")] if lane != "f64" else []
+        if any(change.rounds for change in self.changes):
+            found += [self.again(lane, "eager", nudge) for nudge in (-1, 1)]
+            found += [self.again(lane, "reordered")] if isolated else []
+        return found
 
     def with_changes(self, changes: Sequence[Change]) -> WrongReference:
         """Return the same with more changes."""
@@ -112,6 +162,8 @@ class WrongReference(TorchReference):
 
     def layer(self, i: int, x: Tensor, around: Surroundings, tap: Recorder) -> Tensor:
         edited = EditedTap(self, i, tap, around)
+        if isinstance(around, EditedCache):
+            around = replace(around, tap=edited)
         return super().layer(i, x, around, edited)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Recorder) -> Tensor:
@@ -128,8 +180,37 @@ class WrongReference(TorchReference):
 class WrongRun(TorchRun):
     """A pass of a `WrongReference`."""
 
+    _written: dict[int, tuple[Tensor, Tensor]] | None = None
+
     def _embed(self, start: int, stop: int, tap: Recorder) -> None:
         super()._embed(start, stop, EditedTap(self._reference, None, tap, None))
+        if self._cache is None:
+            return
+        self._written = {} if self._written is None else self._written
+        sizes = tuple(b - a for a, b in self._ranges if b <= stop)
+        held = Held(sizes, self._batch(self._inputs.valid), self._written)
+        a = self._around
+        self._around = EditedCache(a.cos, a.sin, a.mask, a.cache, held)
+
+
+@dataclass
+class EditedCache(Surroundings):
+    """Surroundings whose cache holds what changes make of it."""
+
+    held: Held
+    tap: EditedTap | None = None
+
+    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values to the layer's cache, change it, and return all that it holds."""
+        assert self.cache is not None and self.tap is not None
+        written = self.held.written
+        past = written.get(layer, (k[:, :0], v[:, :0]))
+        written[layer] = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+        k, v = super().remember(layer, k, v)
+        self.tap.seen |= {"keys": k, "values": v}
+        k, v = self.tap.edited("keys", k), self.tap.edited("values", v)
+        self.cache[layer] = k, v
+        return k, v
 
 
 class EditedTap(Recorder):
@@ -147,19 +228,24 @@ class EditedTap(Recorder):
         self.values = tap.values
 
     def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
+        self.seen[name] = self._tap(name, self.edited(name, value), *views, **named)
+        return self.seen[name]
+
+    def edited(self, name: str, value: Tensor) -> Tensor:
+        """Return what the changes of this tap make of its value."""
         assert isinstance(self._reference, WrongReference)
         for change in self._reference.changes:
             if change.tap == name and (change.layers is None or self._layer in change.layers):
                 assert change.value is not None
                 value = change.value(self._site(name, value)).to(value.dtype)
-        self.seen[name] = self._tap(name, value, *views, **named)
-        return self.seen[name]
+        return value
 
     def _site(self, name: str, value: Tensor) -> Site:
         none = torch.empty(0)
         a = self._around
         cos, sin, mask = (none, none, none) if a is None else (a.cos, a.sin, a.mask)
-        return Site(self._reference, self._layer, name, value, self.seen, cos, sin, mask)
+        held = a.held if isinstance(a, EditedCache) else None
+        return Site(self._reference, self._layer, name, value, self.seen, cos, sin, mask, held)
 
 
 Read = Callable[[str], Tensor]

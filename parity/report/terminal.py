@@ -117,7 +117,8 @@ AXIS_WORDS = {
 def place(row: TapRow) -> str:
     """Name the worst element's place in words."""
     assert row.worst is not None
-    return ", ".join(f"{AXIS_WORDS[axis]} {i}" for axis, i in row.worst.index.items())
+    words = AXIS_WORDS | ({"T": "query"} if "S" in row.worst.index else {})
+    return ", ".join(f"{words[axis]} {i}" for axis, i in row.worst.index.items())
 
 
 def spread(extent: Extent) -> str:

@@ -112,16 +112,15 @@ class Bench:
         """Judge the subject that has a fault, on the inputs that show it."""
         return self.judge(self._subject(fault), fault.scenario, fault.mode)
 
-    def cause(self, fault: Fault) -> dict[str, Any] | None:
+    def cause(self, fault: Fault, first: Divergence) -> dict[str, Any] | None:
         """Return what `parity run` would say is wrong, in the form of `parity.result.Result`."""
-        from parity.diagnose import diagnose
-        from parity.examine import record
+        from parity.diagnose import cause_of
 
-        inputs, layers = self.inputs(fault.scenario), self.checkpoint.config.num_hidden_layers
-        chunks = decode_chunks(inputs) if fault.decodes else None
+        inputs, subject = self.inputs(fault.scenario), self._subject(fault)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            recording = record(self._subject(fault), inputs, chunks, layers)
-        return diagnose(recording, self.checkpoint)
+            return cause_of(
+                first, [first.row], [inputs], self.checkpoint, lambda lane: subject, decode_chunks
+            )
 
     def clean(self, scenario: str, mode: str) -> Judgement:
         """Judge the subject without a fault, on the same code path."""

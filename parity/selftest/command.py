@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxllama.errors import InputError
+from parity.report.progress import progress_bar
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.
 MOST_JOBS = 4
@@ -43,23 +43,11 @@ def selftest_command(
         raise InputError(f"--family {','.join(unknown)}: expected some of {', '.join(known)}")
     if json_path is not None:
         json_file.check_writable(json_path)
-    errors = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar() as progress:
         matrix = selftest(
             Plan(quick=quick, families=tuple(families)),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
-            progress=lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total
-            ),
+            progress=progress,
         )
     if json_path is not None:
         json_file.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")

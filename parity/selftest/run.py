@@ -126,10 +126,10 @@ def _explained(fault: Fault) -> Judgement:
     """Judge a fault, then ask for its cause; failing to explain is no failure to detect."""
     bench = benches().of(fault)
     judged = bench.inject(fault)
-    if judged.verdict != "divergent":
+    if judged.verdict != "divergent" or judged.first is None:
         return judged
     try:
-        return replace(judged, cause=bench.cause(fault))
+        return replace(judged, cause=bench.cause(fault, judged.first))
     except Exception as error:
         return replace(judged, cause={"id": "", "error": f"{type(error).__name__}: {error}"})
 

@@ -17,7 +17,7 @@ from parity.subjects.torch_reference import TorchReference
 from parity.taps import LAYER_TAPS, in_flow_order
 
 CHECKPOINT = small()
-SHOWN = {*LAYER_TAPS, "embed", "norm", "logits"}
+SHOWN = {*LAYER_TAPS, "embed", "norm", "logits", "keys", "values"}
 
 
 def inputs() -> Inputs:

@@ -19,7 +19,8 @@ from jaxllama.checkpoint import Checkpoint
 from parity import runner
 from parity.causes.wrong import WrongReference
 from parity.diagnose import diagnose
-from parity.examine import examine, record, shortened
+from parity.examine import examine
+from parity.recording import record, shortened
 from parity.scenarios import scenario
 from parity.subjects.base import Subject
 from parity.subjects.torch_reference import TorchReference
@@ -118,13 +119,36 @@ def test_theta_is_solved_without_the_table() -> None:
     assert found["id"].startswith("rope-")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda p: p + 3, "positions shifted by +3"),
+        (lambda p: p // 2, "positions halved"),
+        (lambda p: np.minimum(p, 5), "positions held at 5"),
+    ],
+)
+@pytest.mark.parametrize("chunks", [None, [8, 4, 1]])
+def test_positions_are_solved_of_rotations_alone(wrong: Any, said: str, chunks: Any) -> None:
+    inputs = scenario("causal", lambda text: list(text.encode()), CHECKPOINT.config, length=13)
+    subject = TorchReference(CHECKPOINT)
+    recording = record(subject, replace(inputs, positions=wrong(inputs.positions)), chunks, LAYERS)
+    recording = replace(recording, inputs=inputs)
+    for stage in recording.stages:
+        stage.pop("positions", None)
+    subject.absent = frozenset({"positions"})
+    found = diagnose(recording, CHECKPOINT)
+    assert found is not None
+    assert (found["id"], found["confirmed"]) == ("position-offset", True)
+    assert said in found["summary"] and ", configured " in found["summary"]
+
+
 W = "model.layers.1.{}.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (swap(W.format("mlp.gate_proj"), W.format("mlp.up_proj")), "gate-up-swapped"),
+        (swap(W.format("mlp.gate_proj"), W.format("mlp.up_proj")), "weight-swapped"),
         (swap(W.format("input_layernorm"), "model.layers.0.input_layernorm.weight"), None),
         (
             lambda w: w.update({n: w[n].astype(np.float16).astype(np.float32) for n in w}),
@@ -144,7 +168,7 @@ def test_two_faults_are_named_one_after_the_other() -> None:
     assert found["confirmed"]
     assert [found["id"], *(other["id"] for other in found["others"])] == [
         "rope-sign",
-        "gate-up-swapped",
+        "weight-swapped",
     ]
 
 

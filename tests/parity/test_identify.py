@@ -38,6 +38,32 @@ def test_a_rotation_tells_pairing_sign_and_frequencies(pairing: str, sign: int) 
     np.testing.assert_allclose(solved, freq, rtol=1e-6, atol=1e-11)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_turns_tell_positions(noise: float) -> None:
+    table = inv_freq(TINY)
+    positions = np.array([[7, 3, 0, 8209, 9, 1], [4, 4, 5000, 2, 1, 0]])
+    valid = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]], bool)
+    turn = np.exp(1j * (positions[..., None] * table + noise * RNG.standard_normal(len(table))))
+    found = identify.solve_positions(turn, table, valid, 9000)
+    np.testing.assert_array_equal(found, np.where(valid, positions, 0))
+
+
+def test_turns_of_no_whole_position_tell_none() -> None:
+    table, valid = inv_freq(TINY), np.ones((1, 2), bool)
+    turn = np.exp(1j * np.array([[[3.5], [4.0]]]) * table)
+    assert identify.solve_positions(turn, table, valid, 100) is None
+    turn = np.exp(1j * np.array([[[50.0], [4.0]]]) * table)
+    assert identify.solve_positions(turn, table, valid, 40) is None  # none is that far
+
+
+@pytest.mark.parametrize(("offset", "stride"), [(1, 1), (0, 2), (5, 3), (-2, -1)])
+def test_positions_tell_offset_and_stride(offset: int, stride: int) -> None:
+    right = np.arange(20)
+    assert identify.offset_and_stride(offset + stride * right, right) == (offset, stride)
+    assert identify.offset_and_stride(right**2, right) is None
+    assert identify.offset_and_stride(right[:1], right[:1]) is None
+
+
 def test_what_is_no_rotation_leaves_a_residual() -> None:
     x, y = RNG.standard_normal((2, B, T, N, H))
     assert identify.rotation(x, y).residual > 0.1

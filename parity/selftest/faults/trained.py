@@ -32,7 +32,7 @@ def faults() -> list[Fault]:
     pairing = fault("R1", kind, "layer 17", tap, "rope-pairing")
     kind, tap = "kv heads tiled, not repeated", "layers.12.attn_scores"
     heads = fault("G1", kind, "layer 12", tap, "kv-head-map")
-    gate = fault("W2", "gate and up swapped", "layer 29", "layers.29.gate_proj", "gate-up-swapped")
+    gate = fault("W2", "gate and up swapped", "layer 29", "layers.29.gate_proj", "weight-swapped")
     return [
         # Its own is 1e5.
         replace(theta, flagged=("rope.inv_freq",), config=configured(rope_theta=1e4)),

@@ -101,7 +101,7 @@ def _tied() -> list[Fault]:
 def _exchanged() -> list[Fault]:
     found = []
     for kind, a, b, family, cause in (
-        ("gate and up swapped", "mlp.gate_proj", "mlp.up_proj", "W2", "gate-up-swapped"),
+        ("gate and up swapped", "mlp.gate_proj", "mlp.up_proj", "W2", "weight-swapped"),
         ("k and v swapped", "self_attn.k_proj", "self_attn.v_proj", "W7", "weight-swapped"),
     ):
         for layer in (0, 1, 2):
