@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup parity test lint types clean
+.PHONY: help setup browser parity test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
+	@echo 'make browser  install Chromium, which tests of the report need, where none is'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
 	@echo 'make clean    remove .venv and caches'
@@ -19,8 +20,17 @@ parity: $(READY)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/parity run smollm2 --reference all
 
+# Without a browser the report's tests fail and say so; all others run.
 test: $(READY)
+	-@$(MAKE) --no-print-directory browser
 	$(BIN)/python -m pytest $(ARGS)
+
+# The report is tested in a real browser; with root's rights on Debian or Ubuntu it is installed.
+browser:
+	@if PYTHONPATH=tests/support $(PYTHON) -c 'import browser, sys; sys.exit(not browser.find_browser())'; then :; \
+	elif command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+	else echo 'make browser: install Chromium or Chrome, or set BROWSER_PATH to one' >&2; exit 1; fi
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,214 @@
+"""The report in a real browser: it draws, answers the pointer, and fetches nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import REMEDY, find_browser
+from exhibits import CAUSE, SCRIPT, leaking, pictured, rotated
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from parity.report import html_file
+from parity.report.sprites import VIOLATION
+
+READABLE_SCRIPT = SCRIPT.replace(" ", "␣")
+VERMILION = tuple(int(VIOLATION[i : i + 2], 16) for i in (1, 3, 5))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.fail(REMEDY)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "leaking.html"
+    html_file.write(pictured(leaking, cause=CAUSE), path)
+    return path
+
+
+class Visit:
+    """One page opened in the browser, with all it asked the network for and complained about."""
+
+    def __init__(self, browser: Browser, path: Path, **options: object) -> None:
+        self.page: Page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | options)
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(path.as_uri())
+
+    @property
+    def fetched(self) -> list[str]:
+        """Everything but the file itself and what it carries inside."""
+        own = self.page.url
+        return [url for url in self.requests if url != own and not url.startswith("data:")]
+
+    def tile(self, kind: str, number: int = 0) -> Locator:
+        shown = f".run:not([hidden]) [data-kind={kind}], .pass:not([hidden]) [data-kind={kind}]"
+        return self.page.locator(shown).nth(number)
+
+    def at(self, tile: Locator, x: int, y: int) -> tuple[float, float]:
+        """Return the middle of a cell, on the screen."""
+        tile.scroll_into_view_if_needed()
+        box = tile.bounding_box()
+        assert box is not None
+        columns, rows = (int(tile.get_attribute(f"data-{name}") or 0) for name in "wh")
+        return box["x"] + box["width"] * (x + 0.5) / columns, box["y"] + box["height"] * (
+            y + 0.5
+        ) / rows
+
+    def hover(self, tile: Locator, x: int, y: int) -> str:
+        """Return what the page says of a cell."""
+        left, top = self.at(tile, x, y)
+        self.page.mouse.move(left, top)
+        tip = self.page.locator("#tip")
+        for _ in range(50):  # the picture is read when the pointer first comes to it
+            self.page.mouse.move(left + 0.5, top)
+            self.page.mouse.move(left, top)
+            if tip.is_visible() and tip.inner_text() != "…":
+                break
+            self.page.wait_for_timeout(20)
+        return tip.inner_text()
+
+    def pixels(self, tile: Locator, x: int, y: int, side: int = 9) -> np.ndarray:
+        """Return the colours around the middle of a cell [side, side, 3]."""
+        left, top = self.at(tile, x, y)
+        self.page.mouse.move(0, 0)
+        clip = {"x": left - side / 2, "y": top - side / 2, "width": side, "height": side}
+        return np.array(Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def visit(browser: Browser, report: Path) -> Iterator[Visit]:
+    opened = Visit(browser, report)
+    yield opened
+    opened.page.close()
+
+
+def test_it_renders_without_complaint(visit: Visit) -> None:
+    assert visit.complaints == []
+    assert visit.page.locator("h1").inner_text().split() == [
+        "divergent",
+        "first",
+        "at",
+        "layers.1.attn_probs",
+    ]
+    box = visit.page.locator("#cause").bounding_box()
+    assert box is not None and box["y"] + box["height"] < 900, "the cause is on the first screen"
+    assert "theta 1e+06" in visit.page.locator("#cause").inner_text()
+    assert visit.page.locator(".run:visible").count() == 1
+    assert visit.page.locator("svg:visible circle").count() > 0
+
+
+def test_nothing_is_fetched(visit: Visit, browser: Browser, report: Path, tmp_path: Path) -> None:
+    assert visit.fetched == []
+    planted = '<img src="http://127.0.0.1:9/seen.png">'
+    text = report.read_text(encoding="utf-8").replace("<main>", f"<main>{planted}")
+    (tmp_path / "held.html").write_text(text, encoding="utf-8")
+    held = Visit(browser, tmp_path / "held.html")
+    held.page.wait_for_timeout(200)
+    assert any("Content Security Policy" in said for said in held.complaints)
+    (tmp_path / "free.html").write_text(
+        text.replace("default-src", "x-src").replace("img-src", "y-src")
+    )
+    free = Visit(browser, tmp_path / "free.html")
+    free.page.wait_for_timeout(200)
+    assert free.fetched == ["http://127.0.0.1:9/seen.png"]
+    held.page.close()
+    free.page.close()
+
+
+def test_a_token_like_a_script_is_text(visit: Visit) -> None:
+    said = visit.hover(visit.tile("weights"), 2, 3)
+    assert f"key 2 “{READABLE_SCRIPT}”" in said and "query 3 “↵”" in said
+    assert visit.page.locator("#tip *").count() == 0
+    assert visit.page.title() != "run"
+    planted = "document.getElementById('tip').innerHTML = '<b>markup</b>'"
+    visit.page.evaluate(planted)
+    assert visit.page.locator("#tip *").count() == 1, "markup would be noticed"
+
+
+def test_the_pointer_reads_weights(visit: Visit) -> None:
+    leak = visit.tile("weights", 3)  # three tiles a head: this is head 1's first
+    said = visit.hover(leak, 4, 2)
+    assert said.startswith("layer 1, head 1\nquery 2 ") and "key 4 " in said
+    assert "JAX about 0.25\nPyTorch hidden\ndifference about 0.25" in said
+    lost = visit.hover(leak, 0, 2)
+    assert "JAX exactly 0" in lost and "PyTorch about" in lost
+    assert "JAX hidden\nPyTorch hidden\ndifference hidden" in visit.hover(leak, 4, 1)
+
+
+def test_the_pointer_reads_the_grids_and_masks(visit: Visit) -> None:
+    said = visit.hover(visit.tile("operators"), 8, 1)
+    assert said.startswith("layers.1.attn_probs\nrho ") and "1 hidden keys carry weight" in said
+    said = visit.hover(visit.tile("tokens"), 2, 2)
+    assert said.startswith(f"layer 1, row 0, token 2 “{READABLE_SCRIPT}”\nrho ")
+    assert " in attn_probs\nlimit 256" in said
+    assert "row 1, token 0 " in visit.hover(visit.tile("tokens"), 6, 2)
+    assert "a pad: not compared" in visit.hover(visit.tile("tokens"), 10, 2)
+    said = visit.hover(visit.tile("mask"), 4, 2)
+    assert said.endswith("intended: hidden\nobserved: hidden\nobserved: visible")
+
+
+def test_violations_have_a_colour_and_a_layer_of_their_own(visit: Visit) -> None:
+    leak = visit.tile("weights", 3)
+    assert (visit.pixels(leak, 4, 2) == VERMILION).all()
+    assert not (visit.pixels(leak, 1, 2) == VERMILION).all(-1).any()
+    visit.page.locator("#marks").uncheck()
+    assert not (visit.pixels(leak, 4, 2) == VERMILION).all(-1).any()
+    visit.page.locator("#marks").check()
+
+
+def test_hidden_cells_are_hatched_and_others_are_plain(visit: Visit) -> None:
+    maps = visit.tile("weights")
+    assert len(np.unique(visit.pixels(maps, 4, 1).reshape(-1, 3), axis=0)) > 1
+    assert len(np.unique(visit.pixels(maps, 1, 3).reshape(-1, 3), axis=0)) == 1
+
+
+def test_another_run_can_be_chosen(visit: Visit) -> None:
+    buttons = visit.page.locator("[data-run]")
+    before = visit.page.locator(".run:visible").get_attribute("id")
+    buttons.nth(1).click()
+    after = visit.page.locator(".run:visible").get_attribute("id")
+    assert after != before and buttons.nth(1).get_attribute("aria-pressed") == "true"
+    buttons.nth(0).click()
+    assert visit.page.locator(".run:visible").get_attribute("id") == before
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_widths_and_schemes(browser: Browser, report: Path, width: int, scheme: str) -> None:
+    seen = Visit(browser, report, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    shot = Image.open(io.BytesIO(seen.page.screenshot())).convert("L")
+    ground = np.bincount(np.array(shot).reshape(-1)).argmax()
+    assert ground > 200 if scheme == "light" else ground < 60
+    assert seen.complaints == []
+    seen.page.close()
+
+
+def test_without_scripts_the_verdict_is_still_there(browser: Browser, tmp_path: Path) -> None:
+    html_file.write(pictured(rotated, cause=CAUSE), tmp_path / "out.html")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((tmp_path / "out.html").as_uri())
+    assert page.locator("h1").is_visible() and page.locator(".run:visible").count() == 1
+    context.close()
+
+
+def test_a_missing_browser_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chromium")
+    assert find_browser() is None and "make browser" in REMEDY
