@@ -82,6 +82,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         command=join(["parity", "compare", str(subject), str(reference)]),
         notes=notes,
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
+        exhibits=[exhibit for record in records for exhibit in record.exhibits],
     )
 
 

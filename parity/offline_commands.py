@@ -68,11 +68,13 @@ def compare_command(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the whole result here.")
     ] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
+    junit_path: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
 ) -> None:
     """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
     from parity.offline import compare
 
-    _report(lambda: compare(subject, reference), json_path)
+    _report(lambda: compare(subject, reference), json_path, html_path, junit_path)
 
 
 def recheck_command(
@@ -84,21 +86,26 @@ def recheck_command(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the new result here.")
     ] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
+    junit_path: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
 ) -> None:
     """Judge saved figures again under other limits, without running a model."""
     from parity.offline import recheck
 
-    _report(lambda: recheck(results, limits=limit or ()), json_path)
+    _report(lambda: recheck(results, limits=limit or ()), json_path, html_path, junit_path)
 
 
-def _report(judge: Callable[[], Result], json_path: Path | None) -> None:
+def _report(
+    judge: Callable[[], Result],
+    json_path: Path | None,
+    html_path: Path | None,
+    junit_path: Path | None,
+) -> None:
     """Judge, write and print, and leave with the verdict's exit code."""
-    from parity.report import json_file, terminal
+    from parity.report import outputs, terminal
 
-    if json_path is not None:
-        json_file.check_writable(json_path)
+    outputs.check_outputs(json_path, html_path, junit_path)
     result = judge()
-    if json_path is not None:
-        json_file.write(result, json_path)
+    outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())
     raise typer.Exit(result.exit_code)

@@ -28,7 +28,7 @@ from parity.exhibit import (
 from parity.report.sprites import marks, picture, tiled
 from parity.report.terminal import place
 from parity.result import TapRow
-from parity.taps import CACHE_TAPS, LAYER_TAPS, split_name
+from parity.taps import AXES, CACHE_TAPS, split_name
 
 # log10 rho, shown on one scale in every grid of every report.
 RHO_SCALE = (-2.0, 14.0)
@@ -68,16 +68,17 @@ def rho_codes(rho: np.ndarray) -> np.ndarray:
 def operator_grid(rows: Sequence[TapRow]) -> dict[str, Any] | None:
     """Return layers by operators of one run; of several steps the worst."""
     cells: dict[tuple[int, str], TapRow] = {}
+    shown = set()
     for row in rows:
         kind, layer = split_name(row.tap)
         if layer is None:
             continue
-        key = layer, kind.removeprefix("layers.")
-        if key not in cells or _worse(row, cells[key]):
-            cells[key] = row
+        shown.add(kind)
+        if (layer, kind) not in cells or _worse(row, cells[layer, kind]):
+            cells[layer, kind] = row
     if not cells:
         return None
-    names = [name for name in (*LAYER_TAPS, *CACHE_TAPS) if any(k[1] == name for k in cells)]
+    names = [kind for kind in AXES if kind in shown]
     layers = sorted({layer for layer, _ in cells})
     rho = np.full((len(layers), len(names)), np.nan)
     wrong = np.zeros(rho.shape, bool)
@@ -93,10 +94,19 @@ def operator_grid(rows: Sequence[TapRow]) -> dict[str, Any] | None:
             figures.append([_short(row.rho), _short(row.error), *_words(row)])
     return {
         "picture": _single(rho_codes(rho), marks(wrong, strip=True)),
-        "names": names,
+        "kinds": names,
+        "names": [_label(kind) for kind in names],
         "layers": layers,
         "figures": figures,
     }
+
+
+def _label(kind: str) -> str:
+    """Shorten a kind of tap to a column's heading; gradients are marked as such."""
+    if not kind.startswith("grad."):
+        return kind.removeprefix("layers.")
+    parts = kind.split(".")
+    return "∂ " + ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])
 
 
 def layer_of(row: TapRow) -> int:

@@ -230,7 +230,7 @@ class _Model:
                 run["id"]: {
                     "scenario": run["scenario"],
                     "limit": run["worst"].limit,
-                    "operators": _picked(run["operators"], "names", "layers", *said),
+                    "operators": _picked(run["operators"], "kinds", "layers", *said),
                     "tokens": _picked(
                         run["tokens"], "names", "step", "columns", "batch", "stages", "taps"
                     ),
@@ -259,7 +259,7 @@ def _sheets(exhibit: Exhibit, *, in_full: bool) -> Iterator[tuple[str, Maps]]:
 def _logits(result: Result) -> list[dict[str, Any]]:
     """Return the logits' figures by dtype, the worst of the subject's own runs."""
     rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
-    names = ("kl_max", "kl_p999", "shift", "range", "top1_flips", "unexplained_flips")
+    names = ("kl_max", "shift", "range", "top1_flips", "unexplained_flips")
     return [
         {
             "lane": lane,
@@ -308,7 +308,7 @@ def _scales() -> dict[str, list[tuple[str, float]]]:
     """Return the marks beside the two colour scales, with their place from 0 to 1."""
     low, high = figures.RHO_SCALE
     return {
-        "rho": [(f"1e{e}", (e - low) / (high - low)) for e in range(int(low), int(high) + 1, 2)],
+        "rho": [(f"1e{e}", (e - low) / (high - low)) for e in range(int(low), int(high) + 1, 4)],
         "weight": [(f"1e{e}", (e + 4) / 4) for e in range(-4, 1)],
     }
 

@@ -78,11 +78,11 @@
   const kinds = {
     operators(tile, x, y, sprite) {
       const grid = data.runs[tile.closest(".run").id].operators;
-      const where = `layers.${grid.layers[y]}.${grid.names[x]}`;
-      if (!grid.figures) return `${where}\nrho ${said(codeAt(sprite, x, y), ...data.rho)}`;
-      const [rho, error, ...words] = grid.figures[y * grid.names.length + x];
-      if (rho === undefined) return `${where}\nnot compared`;
-      return [where, `rho ${rho}, error ${error}`, ...words].join("\n");
+      const kind = grid.kinds[x].replace(/(layers|cache)\./, `$&${grid.layers[y]}.`);
+      if (!grid.figures) return `${kind}\nrho ${said(codeAt(sprite, x, y), ...data.rho)}`;
+      const [rho, error, ...words] = grid.figures[y * grid.kinds.length + x];
+      if (rho === undefined) return `${kind}\nnot compared`;
+      return [kind, `rho ${rho}, error ${error}`, ...words].join("\n");
     },
     tokens(tile, x, y, sprite) {
       const run = data.runs[tile.closest(".run").id];
