@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxllama.config import LlamaConfig, RopeScaling
     from jaxllama.errors import CheckpointError, ConfigError, InputError, JaxLlamaError
     from jaxllama.generate import Generation
+    from jaxllama.loss import next_token_loss
     from jaxllama.model import Llama
     from jaxllama.presets import PRESETS, preset
     from jaxllama.sampling import Sampling
@@ -42,6 +43,7 @@ _HOME = {
     "convert": "checkpoint.convert",
     "generate_text": "text",
     "load_model": "checkpoint",
+    "next_token_loss": "loss",
     "open_checkpoint": "checkpoint",
     "preset": "presets",
     "verify": "checkpoint.verify",
@@ -66,6 +68,7 @@ __all__ = [
     "convert",
     "generate_text",
     "load_model",
+    "next_token_loss",
     "open_checkpoint",
     "preset",
     "verify",

@@ -37,7 +37,7 @@ def run_command(
         str, typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all.")
     ] = "all",
     mode: Annotated[
-        str, typer.Option(help="free, isolated, decode, several with commas, or all.")
+        str, typer.Option(help="free, isolated, decode, grad, several with commas, or all.")
     ] = "free,isolated",
     scenario: Annotated[
         list[str] | None,

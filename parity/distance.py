@@ -83,8 +83,9 @@ def _worst(gold: Gold, subject: np.ndarray, relative: np.ndarray) -> Worst | Non
     if gold.axes == "BNTS":
         delta = np.where(gold.mask[row[0], row[2]], delta, 0.0)
     column = int(np.abs(delta[0]).argmax())
-    inner = np.unravel_index(column, subject.shape[relative.ndim :] or (1,))
-    index = dict(zip(gold.axes, map(int, (*row, *inner)), strict=False))
+    place = int(relative.argmax()) * delta.size + column
+    inner = np.unravel_index(place, subject.shape) if subject.shape else ()
+    index = dict(zip(gold.axes, map(int, inner), strict=True))
     return Worst(index, float(t[column]), float(g[column]))
 
 

@@ -71,9 +71,11 @@ class Gold:
 
     @cached_property
     def live(self) -> np.ndarray:
-        """Which rows are compared: [B, T], for attention maps [B, N, T]."""
+        """Which rows are compared: [B, T], for attention maps [B, N, T], for weights [out]."""
         if self.axes == "R":
             return np.ones(self.array.shape, bool)
+        if not self.axes.startswith("B"):  # a matrix row by row; a vector or a number as a whole
+            return np.ones(self.array.shape[:-1] or 1, bool)
         if self.axes != "BNTS":
             return self.valid
         rows = (self.valid & self.mask.any(-1))[:, None, :]

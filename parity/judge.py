@@ -126,7 +126,9 @@ class Judge:
         found = {}
         for name in taps:
             scores = name.replace("attn_probs", "attn_scores")
-            if name == scores or party.mode == "isolated" or not {name, scores} <= set(self._golds):
+            if split_name(name)[0] != "layers.attn_probs" or party.mode == "isolated":
+                continue
+            if not {name, scores} <= set(self._golds):
                 continue
             pairs = [(taps[n], self._golds[n]) for n in (scores, name) if n in taps]
             if len(pairs) == 2 and all(t.shape == gold.array.shape for t, gold in pairs):
@@ -260,7 +262,7 @@ class Testimony:
             mode=party.mode,
             is_gold=party.is_gold,
             compared=len(self.compared),
-            absent=tuple(sorted(party.subject.absent)),
+            absent=party.absent,
             unmatched=tuple(sorted(self.unmatched)),
             worst_tap=self.worst_tap,
             rho=self.rho,

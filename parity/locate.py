@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parity.result import Divergence, TapRow
-from parity.taps import SETUP_TAPS, flow_key
+from parity.taps import GRAD_TAPS, SETUP_TAPS, flow_key, split_name
 
 
 def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
@@ -39,6 +39,8 @@ def _classify(failed: list[TapRow], lane: str) -> Divergence:
     if not running:
         return Divergence(isolated[0], "operator", flagged)
     first = running[0]
+    if split_name(first.tap)[0] in GRAD_TAPS:  # no forward tap failed: those sort first
+        return Divergence(first, "loss" if first.tap == "loss" else "backward", flagged)
     wrong_operators = {row.tap for row in isolated}
     if first.tap in wrong_operators:
         return Divergence(first, "operator", flagged)

@@ -19,7 +19,7 @@ from parity.exhibit import Exhibit
 from parity.judge import Judge, PassRecord
 from parity.parties import Chunk, Entry, Party, chunk_views
 from parity.scenarios import Inputs, joined
-from parity.subjects.base import Arrays, CachedSubject, Run, Subject
+from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
 from parity.taps import AXES, split_name
 
 Progress = Callable[[], None]
@@ -43,10 +43,11 @@ def walk(
 
     Args:
         lane: dtype under judgement.
-        parts: scenarios that `parity.scenarios.joined` can run as one batch; judged apart.
+        parts: scenarios that `parity.scenarios.joined` can run as one batch; judged apart. One
+            alone to be differentiated: a parameter's gradient is that of the whole batch.
         gold: the float64 reference.
         entries: who takes part, and how.
-        modes: `free`, `isolated`; or `decode` alone, with `chunks`.
+        modes: `free`, `isolated`; or `decode` alone, with `chunks`; or `grad` alone.
         layers: L.
         chunks: columns per call of a decode run.
         progress: called after every stage.
@@ -54,6 +55,8 @@ def walk(
     inputs = joined(parts)
 
     def start(subject: Subject) -> Run:
+        if "grad" in modes:
+            return cast(DifferentiableSubject, subject).start_grad(inputs)
         if chunks is None:
             return subject.start(inputs)
         return cast(CachedSubject, subject).start_decode(inputs, chunks)

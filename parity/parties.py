@@ -9,7 +9,7 @@ import numpy as np
 
 from parity.scenarios import Inputs
 from parity.subjects.base import Run, Subject
-from parity.taps import CACHE_TAPS, split_name
+from parity.taps import CACHE_TAPS, GRAD_TAPS, split_name
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
             is an honest run whose error is the noise; a `witness` must agree with the gold;
             `interior` is the noise of what computes in float32 whatever it is given; `gold`
             marks the reference itself.
-        modes: of `free`, `isolated` and `decode`, those it runs in.
+        modes: of `free`, `isolated`, `decode` and `grad`, those it runs in.
     """
 
     subject: Subject
@@ -53,6 +53,12 @@ class Party:
     def testifies(self) -> bool:
         """Whether this is a witness's own run, not one on the gold's inputs."""
         return "witness" in self.roles and self.mode != "isolated"
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The tap kinds it cannot show of those that its mode is about."""
+        backward = self.mode == "grad"
+        return tuple(sorted(k for k in self.subject.absent if (k in GRAD_TAPS) is backward))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class TapRow:
         lane: dtype of the run: `f64`, `f32`, `bf16`.
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
-            gold's values), `decode` (through the cache) or `production` (compiled whole, no taps).
+            gold's values), `decode` (through the cache), `grad` (the backward pass) or `production`
+            (compiled whole, no taps; forward or backward).
         step: which chunk of a decode run; 0 otherwise.
         dtype: of the array itself.
         error: largest per-token relative error.
@@ -110,11 +111,13 @@ class Divergence:
     """Where a difference begins.
 
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
-    such as the angle table or the mask is wrong), `drift` (accumulated rounding) or `setup`.
+    such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
+    a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
+    this one is computed from are right).
     """
 
     row: TapRow
-    kind: Literal["operator", "upstream", "drift", "setup"]
+    kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward"]
     flagged: tuple[str, ...]
 
 

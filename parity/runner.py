@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
+from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity import environment, tolerance
+from parity import environment, gradients, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
 from parity.locate import first_divergence
@@ -29,10 +30,10 @@ from parity.subjects import given
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
-from parity.taps import expected_names
+from parity.taps import GRAD_TAPS, expected_names, gradient_names
 
 REFERENCES = ("torch", "hf", "meta")
-MODES = ("free", "isolated", "decode")
+MODES = ("free", "isolated", "decode", "grad")
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,6 +47,20 @@ class Plan:
     modes: tuple[str, ...]
     scenarios: tuple[str, ...]
     overrides: tuple[str, ...]
+
+    @property
+    def forward_scenarios(self) -> tuple[str, ...]:
+        """What is run forwards."""
+        return self.scenarios if set(self.modes) - {"grad"} else ()
+
+    @property
+    def grad_scenarios(self) -> tuple[str, ...]:
+        """What is differentiated."""
+        return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
+
+    def shows(self, kind: str) -> bool:
+        """Return whether its modes are about a kind of tap."""
+        return "grad" in self.modes if kind in GRAD_TAPS else bool(self.forward_scenarios)
 
 
 def run(
@@ -69,7 +84,9 @@ def run(
             float64 gold and the noise are our reference's in any case.
         dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. float64 decides
             meaning, the others rounding.
-        modes: `free`, `isolated` (each operator on the gold's inputs), `decode` (through caches).
+        modes: `free`, `isolated` (each operator on the gold's inputs), `decode` (through caches),
+            `grad` (the loss and its gradients; of the scenarios in `parity.gradients.SCENARIOS`
+            unless others are given).
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`.
         prompt: text or token ids in place of the built-in text.
@@ -94,36 +111,40 @@ def run(
         config = overridden(opened.config, plan.overrides)
         _check_witnesses(plan, opened)
         encode, encoding_notes = encoder(opened, prompt)
-        inputs = [
-            scenario(name, encode, opened.config, prompt=prompt, length=length)
-            for name in plan.scenarios
-        ]
+
+        def built(names: Sequence[str]) -> list[Inputs]:
+            return [scenario(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+
+        inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
+        gradients.check_inputs(differentiated)
         make = given.maker(resolved, opened, config)
-        records, seconds = _lanes(plan, opened, make, inputs, progress)
+        records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress)
         rows = [row for record in records for row in record.rows]
         first = first_divergence(rows)
         cause = None
         if first is not None:
             cause = cause_of(first, rows, inputs, opened, make, decode_chunks)
         facts = environment.describe()
+        shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
         witnesses=[row for record in records for row in record.witnesses],
-        expected=len(expected_names(config.num_hidden_layers, cache="decode" in plan.modes)),
-        absent=tuple(sorted(sample.absent)),
+        expected=_expected(plan, config),
+        absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
         first_divergence=first,
         cause=cause,
-        inputs=[inputs_facts(i) for i in inputs],
+        inputs=[inputs_facts(i) for i in shown],
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
         command=_command(checkpoint, plan, prompt, length, subject),
         notes=[
-            *(f"{i.name}: {note}" for i in inputs for note in i.notes),
+            *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
             *encoding_notes,
+            *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
         ],
         timing={
             **seconds,
@@ -132,7 +153,7 @@ def run(
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         },
         exhibits=[exhibit for record in records for exhibit in record.exhibits],
-        texts={i.name: token_texts(opened, i.tokens) for i in inputs},
+        texts={i.name: token_texts(opened, i.tokens) for i in shown},
     )
     if not result.rows:
         raise InputError("no tap was compared: the subject produced none under a canonical name")
@@ -146,13 +167,26 @@ def _plan(
     scenarios: str | Sequence[str],
     overrides: Sequence[str],
 ) -> Plan:
-    return Plan(
+    plan = Plan(
         reference=chosen("--reference", reference, REFERENCES),
         dtypes=chosen("--dtype", dtypes, LANES),
         modes=chosen("--mode", modes, MODES),
         scenarios=chosen("--scenario", scenarios, SCENARIOS),
         overrides=tuple(overrides),
     )
+    if "grad" in plan.modes:
+        gradients.lanes_for(plan.dtypes)
+    return plan
+
+
+def _expected(plan: Plan, config: LlamaConfig) -> int:
+    """Return how many different taps the plan's modes are about."""
+    layers, names = config.num_hidden_layers, []
+    if plan.forward_scenarios:
+        names += expected_names(layers, cache="decode" in plan.modes)
+    if plan.grad_scenarios:
+        names += gradient_names(layers, tied=config.tie_word_embeddings)
+    return len(names)
 
 
 def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -171,6 +205,7 @@ def _lanes(
     checkpoint: Checkpoint,
     make: given.Maker,
     inputs: Sequence[Inputs],
+    differentiated: Sequence[Inputs],
     progress: Progress | None,
 ) -> tuple[list[PassRecord], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
@@ -180,11 +215,20 @@ def _lanes(
         for _, chunks in passes
         for group in groups
     ) * len(plan.dtypes)
+    grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
+    total += (layers + 2) * len(differentiated) * len(grad_lanes)
     done = 0
+
+    def report(what: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(what, done, total)
+
     gold = TorchReference(checkpoint, dtype="f64")
     records: list[PassRecord] = []
     seconds: dict[str, float] = {}
-    for lane in plan.dtypes:
+    for lane in plan.dtypes if inputs else ():
         began = time.perf_counter()
         entries = _entries(plan, checkpoint, gold, make(lane), lane)
         for group in groups:
@@ -192,10 +236,7 @@ def _lanes(
             for modes, chunks in passes:
 
                 def tick(lane: str = lane, name: str = names, what: str = modes[-1]) -> None:
-                    nonlocal done
-                    done += 1
-                    if progress is not None:
-                        progress(f"{lane} {name} {what}", done, total)
+                    report(f"{lane} {name} {what}")
 
                 record = walk(
                     lane,
@@ -211,6 +252,15 @@ def _lanes(
         seconds[f"{lane}_s"] = time.perf_counter() - began
         del entries
         gc.collect()
+    if grad_lanes:
+        began = time.perf_counter()
+        del gold  # and the float64 weights that it holds for decoding
+        for lane in grad_lanes:
+            records += gradients.judge_gradients(
+                checkpoint, make(lane), plan.reference, differentiated, report
+            )
+            gc.collect()
+        seconds["grad_s"] = time.perf_counter() - began
     return records, seconds
 
 

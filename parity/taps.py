@@ -36,6 +36,37 @@ LAYER_TAPS = {
 HEAD_TAPS = {"norm": "BTD", "logits": "BTV"}
 CACHE_TAPS = {"cache.k": "BSKH", "cache.v": "BSKH"}
 
+# Gradients of the loss, by what they are taken with respect to: every activation and every
+# parameter, the parameters under their canonical (Hugging Face) names. O and I are a weight's
+# output and input features. Order is the backward pass: what stands further down is computed from
+# what stands above, and a parameter's gradient from that of the product it takes part in.
+GRAD_HEAD = {
+    "loss": "",
+    "grad.logits": "BTV",
+    "grad.lm_head.weight": "VD",
+    "grad.norm": "BTD",
+    "grad.model.norm.weight": "D",
+}
+_WEIGHT_OF = {
+    "input_layernorm": ("input_layernorm", "D"),
+    "q_proj": ("self_attn.q_proj", "OI"),
+    "k_proj": ("self_attn.k_proj", "OI"),
+    "v_proj": ("self_attn.v_proj", "OI"),
+    "o_proj": ("self_attn.o_proj", "OI"),
+    "post_attention_layernorm": ("post_attention_layernorm", "D"),
+    "gate_proj": ("mlp.gate_proj", "OI"),
+    "up_proj": ("mlp.up_proj", "OI"),
+    "down_proj": ("mlp.down_proj", "OI"),
+}
+GRAD_LAYER: dict[str, str] = {}
+for _name, _axes in reversed(LAYER_TAPS.items()):
+    GRAD_LAYER[f"grad.layers.{_name}"] = _axes
+    if _name in _WEIGHT_OF:
+        GRAD_LAYER[f"grad.model.layers.{_WEIGHT_OF[_name][0]}.weight"] = _WEIGHT_OF[_name][1]
+GRAD_EMBED = {"grad.embed": "BTD", "grad.model.embed_tokens.weight": "VD"}
+GRAD_TAPS = GRAD_HEAD | GRAD_LAYER | GRAD_EMBED
+PARAMETER_GRADIENTS = frozenset(kind for kind in GRAD_TAPS if kind.endswith(".weight"))
+
 # By kind: a tap's name without its layer number.
 AXES = {
     **SETUP_TAPS,
@@ -43,11 +74,12 @@ AXES = {
     **{f"layers.{name}": axes for name, axes in LAYER_TAPS.items()},
     **HEAD_TAPS,
     **CACHE_TAPS,
+    **GRAD_TAPS,
 }
 # What is attended to: read from the cache after this step's keys and values have been written.
 _ORDER = {kind: float(place) for place, kind in enumerate(AXES)}
 _ORDER |= {"cache.k": _ORDER["layers.k_rope"] + 0.3, "cache.v": _ORDER["layers.k_rope"] + 0.6}
-_INDEXED = re.compile(r"^(layers|cache)\.(\d+)\.(.+)$")
+_INDEXED = re.compile(r"^((?:grad\.)?(?:model\.)?layers|cache)\.(\d+)\.(.+)$")
 
 
 def split_name(name: str) -> tuple[str, int | None]:
@@ -55,6 +87,8 @@ def split_name(name: str) -> tuple[str, int | None]:
 
     >>> split_name("layers.3.q_proj")
     ('layers.q_proj', 3)
+    >>> split_name("grad.model.layers.3.mlp.up_proj.weight")
+    ('grad.model.layers.mlp.up_proj.weight', 3)
     >>> split_name("logits")
     ('logits', None)
     """
@@ -67,6 +101,9 @@ def split_name(name: str) -> tuple[str, int | None]:
 def flow_key(name: str) -> tuple[int, int, float]:
     """Sort key that puts tap names in data-flow order; unknown names come last."""
     kind, layer = split_name(name)
+    if kind in GRAD_TAPS:  # after the forward pass, and the last layer first
+        stage = 3 if kind in GRAD_HEAD else 4 if kind in GRAD_LAYER else 5
+        return stage, -(layer or 0), _ORDER[kind]
     stage = 0 if kind in SETUP_TAPS or kind == "embed" else 1 if layer is not None else 2
     return stage, layer or 0, _ORDER.get(kind, len(_ORDER))
 
@@ -90,5 +127,21 @@ def expected_names(layers: int, *, cache: bool = False) -> list[str]:
         *(f"layers.{i}.{name}" for i in range(layers) for name in LAYER_TAPS),
         *(f"cache.{i}.{kind.removeprefix('cache.')}" for i in range(layers) for kind in held),
         *HEAD_TAPS,
+    ]
+    return in_flow_order(names)
+
+
+def gradient_names(layers: int, *, tied: bool) -> list[str]:
+    """Return every tap of a backward pass through `layers` layers, in the order of its flow.
+
+    Args:
+        layers: L.
+        tied: whether the head is the embedding, and has no gradient of its own.
+    """
+    kinds = [kind for kind in GRAD_TAPS if not (tied and kind == "grad.lm_head.weight")]
+    names = [
+        kind.replace("layers.", f"layers.{i}.", 1)
+        for kind in kinds
+        for i in (range(layers) if kind in GRAD_LAYER else range(1))
     ]
     return in_flow_order(names)

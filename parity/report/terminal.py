@@ -73,6 +73,8 @@ KINDS = {
     "upstream": "what it was given: on the reference's inputs it is right",
     "drift": "accumulated rounding: on the reference's inputs every operator is right",
     "setup": "the setup of the run: no activation has moved yet",
+    "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
+    "backward": "this step of the backward pass: the gradients it starts from are right",
 }
 
 
@@ -90,7 +92,8 @@ def divergence_lines(first: Divergence) -> Iterable[str]:
     if row.peak_rho > row.peak_limit:
         yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:
-        yield f"  worst at {place(row)}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
+        at = f" at {place(row)}" if row.worst.index else ""
+        yield f"  worst{at}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
     if row.extent is not None:
         yield f"  beyond the limit: {spread(row.extent)}"
     for problem in row.problems:
@@ -111,6 +114,8 @@ AXIS_WORDS = {
     "D": "feature",
     "F": "feature",
     "V": "vocabulary entry",
+    "O": "output feature",
+    "I": "input feature",
 }
 
 

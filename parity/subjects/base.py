@@ -6,7 +6,7 @@ K kv heads, G = N // K, H head dim, D model dim, F mlp dim, V vocabulary, L laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.scenarios import Inputs
-from parity.taps import HEAD_TAPS, LAYER_TAPS, SETUP_TAPS
+from parity.taps import HEAD_TAPS, LAYER_TAPS, SETUP_TAPS, in_flow_order
 
 Arrays = dict[str, np.ndarray]
 
@@ -133,6 +133,37 @@ class CachedSubject(Subject, Protocol):
         Raises:
             InputError: chunks that are not positive or do not add up to T.
         """
+
+
+class DifferentiableSubject(Subject, Protocol):
+    """A subject that also shows the gradients of its loss."""
+
+    def start_grad(self, inputs: Inputs) -> Run:
+        """Begin a backward pass of the mean cross-entropy of every real token's successor.
+
+        It takes L + 2 steps: the head, the layers from last to first, the embedding. Names and
+        their order are those of `parity.taps.gradient_names`: `loss`, `grad.<parameter name>` in
+        the parameter's own layout, and `grad.<tap>` for the loss's gradient in each activation.
+        All are of the run's dtype. A gradient in an activation's pads or hidden cells carries no
+        meaning. Nothing is forced: a step's argument is None.
+
+        Raises:
+            InputError: no token has a successor.
+        """
+
+
+class GeneratedRun:
+    """A `Run` whose stages a generator yields; they cannot be forced."""
+
+    def __init__(self, stages: Iterator[Arrays]) -> None:
+        self._stages = stages
+
+    def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
+        try:
+            values = next(self._stages)
+        except StopIteration:
+            raise RuntimeError("every stage of this run has been handed over") from None
+        return {name: values[name] for name in in_flow_order(values)}
 
 
 def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jaxllama.errors import CheckpointError, InputError, join_problems
 from parity.scenarios import Inputs, visible
-from parity.subjects.base import CheckpointLike, chunk_ranges
+from parity.subjects.base import CheckpointLike, GeneratedRun, chunk_ranges
 from parity.subjects.observe import (
     HEADS_INSIDE,
     LayerWatch,
@@ -25,7 +25,7 @@ from parity.subjects.observe import (
 )
 from parity.subjects.staged import StagedRun, Stages
 from parity.subjects.torch_arrays import to_numpy, to_torch, torch_dtype
-from parity.taps import LAYER_TAPS
+from parity.taps import GRAD_TAPS, LAYER_TAPS, PARAMETER_GRADIENTS
 
 try:
     from transformers import DynamicCache, LlamaForCausalLM
@@ -36,6 +36,8 @@ except ModuleNotFoundError as error:
         f"Hugging Face as a witness needs the package {error.name}, which is not installed: "
         "pip install 'jaxllama[parity]'"
     ) from error
+
+GRADIENTS_SHOWN = PARAMETER_GRADIENTS | {"loss", "grad.layers.input"}
 
 
 class HFLlama:
@@ -54,7 +56,8 @@ class HFLlama:
     """
 
     name = "hf"
-    absent: frozenset[str] = frozenset()
+    # Inside a layer only the forward pass can be watched.
+    absent: frozenset[str] = frozenset(GRAD_TAPS) - GRADIENTS_SHOWN
     can_force = True
     internal_dtype = "f32"
 
@@ -73,6 +76,13 @@ class HFLlama:
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> StagedRun:
         """Feed the inputs through a `DynamicCache`; see `parity.subjects.base.CachedSubject`."""
         return self._run(inputs, chunk_ranges(inputs, chunks), keep=True)
+
+    def start_grad(self, inputs: Inputs) -> GeneratedRun:
+        """Begin a backward pass; see `parity.subjects.base.DifferentiableSubject`."""
+        from parity.subjects.hf_grad import by_stage
+
+        mask = attention_mask(inputs, 0, inputs.tokens.shape[1], self.model.dtype)
+        return GeneratedRun(by_stage(self.model, inputs, mask))
 
     def _run(self, inputs: Inputs, ranges: list[tuple[int, int]], keep: bool) -> StagedRun:
         def forward(stages: Stages) -> None:

@@ -18,8 +18,8 @@ from jaxllama.masks import Mask, Tokens
 from jaxllama.model import Llama
 from jaxllama.taps import Taps
 from parity.scenarios import Inputs
-from parity.subjects.base import Arrays, chunk_ranges, in_stage_order
-from parity.taps import AXES
+from parity.subjects.base import Arrays, GeneratedRun, chunk_ranges, in_stage_order
+from parity.taps import AXES, PARAMETER_GRADIENTS
 
 DTYPES: dict[str, DTypeLike] = {"f64": jnp.float64, "f32": jnp.float32, "bf16": jnp.bfloat16}
 # The keys of a forward pass that shows no weights: judged by attention's output alone.
@@ -55,6 +55,11 @@ class JaxLlama:
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> JaxRun:
         return JaxRun(self.model, inputs, chunks)
 
+    def start_grad(self, inputs: Inputs) -> GeneratedRun:
+        from parity.subjects.jax_grad import by_stage  # which imports this module
+
+        return GeneratedRun(by_stage(self.model, inputs))
+
     def production(self) -> Production:
         """Return the same model as users run it: scanned, compiled whole, without taps."""
         return Production(self)
@@ -68,7 +73,7 @@ class Production:
     """
 
     can_force = False
-    absent = frozenset(AXES) - {"logits"}
+    absent = frozenset(AXES) - {"logits", "loss"} - PARAMETER_GRADIENTS
 
     def __init__(self, watched: JaxLlama) -> None:
         self.model = watched.model
@@ -78,6 +83,11 @@ class Production:
 
     def start(self, inputs: Inputs) -> ProductionRun:
         return ProductionRun(self.model, inputs)
+
+    def start_grad(self, inputs: Inputs) -> GeneratedRun:
+        from parity.subjects.jax_grad import whole
+
+        return GeneratedRun(whole(self.model, inputs))
 
 
 class ProductionRun:
@@ -91,7 +101,7 @@ class ProductionRun:
         self._stages_left -= 1
         if self._stages_left:
             return {}
-        tokens = _tokens(self._inputs, slice(None))
+        tokens = tokens_of(self._inputs, slice(None))
         mask = mask_spec(self._inputs).bind(tokens, tokens, empty_row="zero")
         ids = jnp.asarray(self._inputs.tokens)
         return {"logits": np.asarray(_forward(self._model, ids, mask, tokens.positions))}
@@ -133,7 +143,7 @@ class JaxRun:
 
     def _embed(self, forced: Recorded) -> dict[str, jax.Array]:
         start, stop = self._ranges[self._chunk]
-        queries = keys = _tokens(self._inputs, slice(start, stop))
+        queries = keys = tokens_of(self._inputs, slice(start, stop))
         if self._cache is not None:
             assert queries.segments is not None
             self._cache = self._cache.settle().extend(
@@ -192,7 +202,8 @@ def mask_spec(inputs: Inputs) -> Mask:
     return spec
 
 
-def _tokens(inputs: Inputs, columns: slice) -> Tokens:
+def tokens_of(inputs: Inputs, columns: slice) -> Tokens:
+    """Return some columns of a scenario as the model is told of them."""
     return Tokens(
         positions=jnp.asarray(inputs.positions[:, columns]),
         valid=jnp.asarray(inputs.valid[:, columns]),

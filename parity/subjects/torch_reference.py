@@ -22,9 +22,9 @@ from torch import Tensor
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.scenarios import Inputs
-from parity.subjects.base import CheckpointLike, Run
+from parity.subjects.base import CheckpointLike, GeneratedRun, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
-from parity.subjects.torch_weights import HeldWeights, TorchWeights, held, weights
+from parity.subjects.torch_weights import Weights, held, weights
 
 Variant = Literal["eager", "reordered", "sdpa", "doubled"]
 
@@ -93,7 +93,7 @@ class TorchReference:
         self.compute = torch_dtype(dtype)
         self.wide = widened(self.compute)
         self.internal_dtype = "f64" if dtype == "f64" else "f32"
-        self.weights: TorchWeights | HeldWeights = weights(checkpoint)
+        self.weights: Weights = weights(checkpoint)
         self._checkpoint = checkpoint
 
     def start(self, inputs: Inputs) -> Run:
@@ -108,6 +108,12 @@ class TorchReference:
 
         self.weights = held(self._checkpoint, self.compute)
         return TorchRun(self, inputs, chunks)
+
+    def start_grad(self, inputs: Inputs) -> Run:
+        """Begin a backward pass; see `parity.subjects.base.DifferentiableSubject`."""
+        from parity.subjects.torch_grad import by_stage
+
+        return GeneratedRun(by_stage(self, inputs))
 
     # Operators. Override one to make the reference wrong in that one way.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,6 +21,14 @@ from parity.subjects.torch_arrays import to_torch
 RECENT = 9
 # A model no larger than this is cast once for decoding, where it is used at every step.
 HELD_BYTES = 1_500_000_000
+
+
+class Weights(Protocol):
+    """Tensors by canonical name."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
 
 
 class TorchWeights:

@@ -40,6 +40,7 @@ JAXLLAMA = {
     "convert",
     "generate_text",
     "load_model",
+    "next_token_loss",
     "open_checkpoint",
     "preset",
     "verify",

@@ -1,0 +1,141 @@
+"""Judging a backward pass: the loss and its gradients against PyTorch's autograd.
+
+The stages of a backward pass run from the head down; each is compared and forgotten, as those of
+a forward pass are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxllama.errors import InputError
+from parity.judge import PassRecord
+from parity.lockstep import walk
+from parity.parties import Entry
+from parity.scenarios import DEFAULT_SCENARIOS, Inputs
+from parity.subjects.base import CheckpointLike, Subject
+from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.torch_grad import successors
+from parity.subjects.torch_reference import TorchReference
+
+Progress = Callable[[str], None]
+
+# Not bfloat16: training keeps gradients of what it accumulates in float32, and of how well single
+# roundings go the forward pass tells.
+LANES = ("f64", "f32")
+# In place of the default scenarios, whose longest costs more to differentiate than all else is
+# worth. It has rows of several documents, and one that ends in pads.
+SCENARIOS = ("packed",)
+MODE = ("grad",)
+
+
+def scenarios_for(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the scenarios to differentiate where these were chosen for the forward passes."""
+    return SCENARIOS if chosen == DEFAULT_SCENARIOS else chosen
+
+
+def lanes_for(chosen: Sequence[str]) -> tuple[str, ...]:
+    """Return the dtypes to differentiate in.
+
+    Raises:
+        InputError: none of the chosen ones.
+    """
+    lanes = tuple(lane for lane in LANES if lane in chosen)
+    if not lanes:
+        raise InputError(
+            f"--mode grad with --dtype {','.join(chosen)}: gradients are judged in "
+            f"{' and '.join(LANES)}; add one of them"
+        )
+    return lanes
+
+
+def check_inputs(inputs: Sequence[Inputs]) -> None:
+    """Refuse inputs whose loss would be a mean of nothing.
+
+    Raises:
+        InputError: no token of a scenario is followed by another.
+    """
+    for one in inputs:
+        if not successors(one):
+            raise InputError(
+                f"--mode grad, scenario {one.name}: no token is followed by another of its "
+                "document, so there is no loss; give at least 2 tokens"
+            )
+
+
+def notes_for(dtypes: Sequence[str], references: Sequence[str]) -> list[str]:
+    """Return what a report must say of what was not differentiated."""
+    notes = []
+    if "bf16" in dtypes:
+        notes.append("gradients are judged in float64 and float32, not in bfloat16")
+    if "hf" in references:
+        notes.append("transformers' gradients are witnesses in float32 alone")
+    if "meta" in references:
+        notes.append("Meta's reference computes no gradients, and is no witness of them")
+    return notes
+
+
+def judge_gradients(
+    checkpoint: CheckpointLike,
+    subject: Subject,
+    references: Sequence[str],
+    inputs: Sequence[Inputs],
+    progress: Progress = lambda _: None,
+) -> list[PassRecord]:
+    """Compare the subject's gradients with the float64 gold's, scenario by scenario.
+
+    Args:
+        checkpoint: what all run.
+        subject: what is judged; of float64 or float32.
+        references: witnesses asked for.
+        inputs: the scenarios.
+        progress: called with what is under way after every stage.
+
+    Returns:
+        A record for each scenario.
+
+    Raises:
+        InputError: the subject offers no gradients.
+    """
+    if not hasattr(subject, "start_grad"):
+        raise InputError(
+            f"{subject.name}: offers no gradients; leave out --mode grad, or give it a start_grad "
+            "(parity.subjects.base.DifferentiableSubject)"
+        )
+    lane, layers = subject.dtype, checkpoint.config.num_hidden_layers
+    gold = TorchReference(checkpoint, dtype="f64")
+    entries = _entries(checkpoint, gold, subject, references, lane)
+
+    def judged(one: Inputs) -> PassRecord:
+        def tick() -> None:
+            progress(f"{lane} {one.name} grad")
+
+        return walk(lane, [one], gold, entries, MODE, layers, progress=tick)
+
+    return [judged(one) for one in inputs]
+
+
+def _entries(
+    checkpoint: CheckpointLike,
+    gold: TorchReference,
+    subject: Subject,
+    references: Sequence[str],
+    lane: str,
+) -> list[Entry]:
+    """Return who takes part at one dtype: the subject, and what gives noise and testimony."""
+    entries = [Entry(subject, frozenset({"subject"}), MODE)]
+    if isinstance(subject, JaxLlama):
+        entries.append(Entry(subject.production(), frozenset({"production"}), MODE))
+    reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
+    entries.append(Entry(reordered, frozenset({"variant"}), MODE))
+    witness = frozenset({"witness"}) if "torch" in references else frozenset()
+    if lane != "f64":
+        eager = TorchReference(checkpoint, dtype=lane)
+        entries.append(Entry(eager, witness | {"variant"}, MODE))
+    elif witness:
+        entries.append(Entry(gold, witness | {"gold"}, MODE))
+    if "hf" in references and lane == "f32":
+        from parity.subjects.hf import HFLlama
+
+        entries.append(Entry(HFLlama(checkpoint, dtype=lane), frozenset({"witness"}), MODE))
+    return entries

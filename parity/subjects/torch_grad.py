@@ -1,0 +1,167 @@
+"""Gradients of the reference by PyTorch's autograd, stage by stage.
+
+Shapes: B batch, T tokens, D model dim, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.scenarios import Inputs
+from parity.subjects.base import Arrays
+from parity.subjects.torch_arrays import Recorder, View, to_numpy, to_torch
+from parity.subjects.torch_reference import Surroundings, TorchReference
+from parity.subjects.torch_weights import Weights
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def next_token_loss(logits: Tensor, inputs: Inputs) -> Tensor:
+    """Return the mean cross-entropy of every real token's successor in its document.
+
+    Written pair by pair, apart from `jaxllama.loss`: a document is walked along its real tokens.
+
+    Args:
+        logits: [B T V].
+        inputs: the scenario.
+    """
+    pairs = successors(inputs)
+    batch, column, target = (torch.tensor(values) for values in zip(*pairs, strict=True))
+    chosen = logits[batch, column]
+    return (chosen.logsumexp(-1) - chosen[torch.arange(len(pairs)), target]).mean()
+
+
+def successors(inputs: Inputs) -> list[tuple[int, int, int]]:
+    """Return (row, column, id of the next real token) for each token that has a successor."""
+    pairs = []
+    for b, valid in enumerate(inputs.valid):
+        real = np.flatnonzero(valid).tolist()
+        for here, there in pairwise(real):
+            if inputs.segments is None or inputs.segments[b, here] == inputs.segments[b, there]:
+                pairs.append((b, here, int(inputs.tokens[b, there])))
+    return pairs
+
+
+class Leaves:
+    """Weights as leaves of autograd, in the run's dtype; each is made when first asked for."""
+
+    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+        self.made: dict[str, Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made[name] = self._weights[name].to(self._dtype).detach().requires_grad_()
+        return self.made[name]
+
+
+class Watching(Recorder):
+    """Keeps the tensors themselves, for autograd to be asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[str, Tensor] = {}
+
+    def __call__(
+        self,
+        name: str,
+        value: Tensor,
+        canonical: View | None = None,
+        native: View | None = None,
+    ) -> Tensor:
+        self.tensors[name] = value
+        return value
+
+
+@dataclass
+class _Stage:
+    """A stage being differentiated: its weights as leaves, its taps, and its input."""
+
+    leaves: Leaves
+    taps: Watching
+    x: Tensor
+
+    def gradients(self, output: Tensor, pulled: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the gradients of weights and taps by name, and the input's."""
+        wanted = self.leaves.made | self.taps.tensors
+        *found, x = torch.autograd.grad(
+            output, [*wanted.values(), self.x], pulled, materialize_grads=True, allow_unused=True
+        )
+        return dict(zip(wanted, found, strict=True)), x
+
+
+def by_stage(reference: TorchReference, inputs: Inputs) -> Iterator[Arrays]:
+    """Differentiate the reference from its loss down to its embedding.
+
+    The stream into each stage is kept from a pass without gradients, and each stage is run again
+    to be differentiated: one layer's weights and gradients are alive at a time.
+
+    Yields:
+        Gradients under canonical names, as `parity.subjects.base.DifferentiableSubject` orders
+        them.
+    """
+    layers = reference.config.num_hidden_layers
+    ids = to_torch(inputs.tokens.astype(np.int64))
+    positions, mask = to_torch(inputs.positions.copy()), to_torch(inputs.mask.copy())
+    with torch.no_grad():
+        freq = reference.inv_freq().to(reference.wide)
+        around = Surroundings(*reference.angles(freq, positions), mask, None)
+        streams = [reference.embed(ids)]
+        for index in range(layers):
+            streams.append(reference.layer(index, streams[-1], around, Watching()))
+
+    stage = _begin(reference, streams.pop())
+    with _borrowing(reference, stage.leaves):
+        loss = next_token_loss(reference.head(stage.x, stage.taps), inputs)
+    found, pulled = stage.gradients(loss, None)
+    tied = found.pop(EMBEDDING, None)
+    del stage
+    yield {"loss": to_numpy(loss)} | _named(found, "grad.")
+    for index in reversed(range(layers)):
+        stage = _begin(reference, streams.pop())
+        with _borrowing(reference, stage.leaves):
+            output = reference.layer(index, stage.x, around, stage.taps)
+        found, pulled = stage.gradients(output, pulled)
+        del stage, output
+        yield _named(found, f"grad.layers.{index}.")
+    stage = _begin(reference, pulled)
+    with _borrowing(reference, stage.leaves):
+        embedded = reference.embed(ids)
+    (gradient,) = torch.autograd.grad(embedded, stage.leaves[EMBEDDING], pulled)
+    if tied is not None:
+        gradient = gradient + tied
+    yield _named({"embed": pulled, EMBEDDING: gradient}, "grad.")
+
+
+def _begin(reference: TorchReference, x: Tensor) -> _Stage:
+    leaves = Leaves(reference.weights, reference.compute)
+    return _Stage(leaves, Watching(), x.detach().requires_grad_())
+
+
+def _named(found: dict[str, Tensor], prefix: str) -> Arrays:
+    """Return gradients under their names: a parameter's is its own, a tap gets the prefix."""
+    return {
+        (f"grad.{name}" if name.endswith(".weight") else prefix + name): to_numpy(gradient)
+        for name, gradient in found.items()
+    }
+
+
+@contextmanager
+def _borrowing(reference: TorchReference, leaves: Leaves) -> Iterator[None]:
+    """Let a reference run on leaves, with gradients, and give it its own weights back."""
+    own, reference.weights = reference.weights, leaves
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        reference.weights = own
