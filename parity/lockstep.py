@@ -71,6 +71,7 @@ def walk(
     exhibits = [
         Exhibit(lane, part.name, layers + 2, None if chunks else part.mask, *part.tokens.shape)
         for part in parts
+        if "grad" not in modes
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         lockstep = Lockstep(lane, parts, parties, pool, exhibits)

@@ -26,6 +26,7 @@ from parity import gradients, runner
 from parity.locate import first_divergence
 from parity.result import Divergence, TapRow
 from parity.scenarios import Inputs, visible
+from parity.subjects import given
 from parity.subjects.base import Arrays, GeneratedRun
 from parity.subjects.jax_grad import Loss, by_stage, loss_of
 from parity.subjects.jaxllama import JaxLlama, mask_spec, tokens_of
@@ -375,7 +376,7 @@ def test_a_gradient_that_is_missing_leaves_the_verdict_open(
 
 
 def test_what_has_no_gradient_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "load_model", lambda *_, **__: pytest.fail("loaded first"))
+    monkeypatch.setattr(given, "load_model", lambda *_, **__: pytest.fail("loaded first"))
     with pytest.raises(InputError, match="gradients are judged in f64 and f32"):
         runner.run(small(), modes="grad", dtypes="bf16")
     with pytest.raises(InputError, match="at least 2 tokens"):
