@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "jaxllama/README.md", "parity/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "jaxllama/README.md",
+    "parity/README.md",
+    "parity/report/README.md",
+)
 README = (ROOT / "README.md").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -75,6 +83,20 @@ def test_links_lead_somewhere(page: str):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists()
+
+
+def test_the_workflow_for_other_projects_would_run():
+    text = (ROOT / "parity/report/README.md").read_text()
+    (workflow,) = (yaml.safe_load(block) for block in blocks("yaml", text))
+    (job,) = workflow["jobs"].values()
+    steps = [shlex.split(step["run"]) for step in job["steps"] if "run" in step]
+    ours = [words for words in steps if words[0] == "parity"]
+    assert {words[1] for words in ours} == {"run", "lint"}
+    assert [unparsable(words) for words in ours] == [None] * len(ours)
+    # What one step writes, a later one takes up.
+    written = {words[i + 1] for words in ours for i, word in enumerate(words) if word[:2] == "--"}
+    taken = [str(v) for step in job["steps"] for v in step.get("with", {}).values()]
+    assert all(any(name in said for said in taken) for name in written)
 
 
 def test_ci_runs_what_readme_says():

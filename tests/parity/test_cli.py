@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,20 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parity.runner.open_checkpoint", opened)
 
 
+def shown_in_readme(verdict: str) -> str:
+    """Return what README shows of a run that ends so."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (found,) = re.findall(rf"^```\n({verdict}: .*?)^```", text, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def outline(said: str) -> list[str]:
+    """Return the lines below the first without their figures, which hang on the run's length."""
+    below = takewhile(str.strip, said.splitlines()[1:])  # tables follow a blank line
+    lines = [re.sub(r"-?\d[\d.]*(e[+-]?\d+)?", "#", line) for line in below]
+    return [line for line in lines if "largest element" not in line]
+
+
 def test_equal(parity, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     ran = parity("run", *SMALL, "--json", str(path))
@@ -66,6 +82,13 @@ def test_divergent(parity) -> None:
     first, second = ran.out.splitlines()[:2]
     assert first.startswith("divergent") and "layers.0.q_rope" in second
     assert "flagged: rope.inv_freq" in ran.out
+    assert outline(shown_in_readme("divergent")) == outline(ran.out)
+
+
+def test_an_outline_keeps_words_and_drops_figures() -> None:
+    said = "divergent: 96 taps in f64\n error 1.2e-15: a\n largest element: 3"
+    assert outline(said) == [" error #: a"]
+    assert outline("a\n error 1.2e-15: b") != outline(said)
 
 
 @pytest.mark.usefixtures("no_work")
