@@ -72,8 +72,10 @@ class Judge:
             for name, value in truth.items()
         }
 
-    def hear(self, party: Party, taps: Arrays) -> None:
-        """Begin to compare a party's taps with the gold."""
+    def hear(self, party: Party, taps: Arrays | None) -> None:
+        """Begin to compare a party's taps, or None for the gold's own, with the gold."""
+        if taps is None:
+            taps = {name: gold.array for name, gold in self._golds.items()}
         compared = {
             name: self.pool.submit(against, self._golds[name], value)
             for name, value in taps.items()

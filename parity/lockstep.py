@@ -126,7 +126,7 @@ class Lockstep:
                     n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
                 }
             for judge, rows in zip(self.judges, self._rows, strict=True):
-                judge.hear(party, self._of(taps, rows))
+                judge.hear(party, None if taps is truth else self._of(taps, rows))
             waiting.append((party, sum(value.nbytes for value in taps.values())))
             del taps
             while sum(size for _, size in waiting) > _WAITING_BYTES:
