@@ -133,8 +133,14 @@ class Frequencies:
     exact: bool
 
 
-def solve_frequencies(table: np.ndarray, config: LlamaConfig) -> Frequencies:
-    """Return theta and scaling of an angle table [R], with as little changed as possible."""
+def solve_frequencies(table: np.ndarray, config: LlamaConfig, noise: float = 0.0) -> Frequencies:
+    """Return theta and scaling of an angle table [R], with as little changed as possible.
+
+    Args:
+        table: radians per token.
+        config: what the subject should go by.
+        noise: of the table's entries, where it was measured on rotations: radians per token.
+    """
     table = np.asarray(table, np.float64)
     close = max(1e-9, 4 * _table_noise(table))
 
@@ -142,10 +148,12 @@ def solve_frequencies(table: np.ndarray, config: LlamaConfig) -> Frequencies:
         if not (np.isfinite(theta) and theta > 1):
             return False
         made = inv_freq(config.replace(rope_theta=theta, rope_scaling=scaling))
-        return bool(np.allclose(table, made, rtol=close, atol=0))
+        return bool(np.allclose(table, made, rtol=close, atol=noise))
 
     exact = _theta(table, config.head_dim)
-    theta = _tidy(exact)
+    with np.errstate(all="ignore"):
+        slack = float(config.head_dim / 2 * noise * (1 / abs(table[0]) + 1 / abs(table[1])))
+    theta = _tidy(exact, slack)
     linear = 1 / table[0] if table[0] > 0 else np.nan
     candidates: list[tuple[float, RopeScaling | None]] = [
         (config.rope_theta, None),
@@ -175,8 +183,11 @@ def _theta(table: np.ndarray, head_dim: int) -> float:
         return float((table[1] / table[0]) ** (-head_dim / 2))
 
 
-def _tidy(theta: float) -> float:
-    """Return the nearby round number, if there is one within rounding."""
+def _tidy(theta: float, slack: float = 0.0) -> float:
+    """Return the nearby round number, if there is one within rounding, or the relative slack."""
+    round_one = float(f"{theta:.2g}") if np.isfinite(theta) else theta
+    if abs(round_one - theta) <= slack * abs(theta):
+        return round_one
     rounded = float(f"{theta:.6g}") if np.isfinite(theta) else theta
     return rounded if abs(rounded - theta) <= 1e-6 * abs(theta) else theta
 

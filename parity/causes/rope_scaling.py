@@ -8,7 +8,15 @@ import numpy as np
 
 from jaxllama.rope import inv_freq
 from parity.causes.base import Cause, Evidence, Hypothesis
-from parity.causes.tables import configured, effective_table, in_words, of_table, ratio, rounding
+from parity.causes.tables import (
+    configured,
+    effective_table,
+    in_words,
+    of_table,
+    ratio,
+    rounding,
+    table_noise,
+)
 from parity.identify import solve_frequencies
 
 CAUSE = Cause(
@@ -45,7 +53,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     table = effective_table(e)
     if table is None:
         return
-    found = solve_frequencies(table, e.config)
+    found = solve_frequencies(table, e.config, table_noise(e))
     asked = in_words(e.config.rope_scaling)
     if found.exact and found.theta == e.config.rope_theta:
         said = f"scaling {in_words(found.scaling)}"
@@ -58,7 +66,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
             configured=asked,
         )
     plain = inv_freq(e.config.replace(rope_scaling=None))
-    kept = np.isclose(table, plain, rtol=1e-6)
+    kept = np.isclose(table, plain, rtol=1e-6, atol=table_noise(e))
     if not found.exact and kept[0] and not kept.all() and rounding(e, table) is None:
         pairs = int((~kept).sum())
         said = f"{pairs} slow frequencies scaled by {ratio(table, plain)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parity.causes.base import Cause, Evidence, Hypothesis
-from parity.causes.tables import configured, effective_table, in_words
+from parity.causes.tables import configured, effective_table, in_words, table_noise
 from parity.identify import solve_frequencies
 
 CAUSE = Cause(
@@ -40,7 +40,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     table = effective_table(e)
     if table is None:
         return
-    found = solve_frequencies(table, e.config)
+    found = solve_frequencies(table, e.config, table_noise(e))
     if found.exact and found.theta != e.config.rope_theta:
         said = f"theta={found.theta:g}"
         if found.scaling != e.config.rope_scaling:

@@ -1,1 +1,35 @@
-"""The implementations under comparison: one file each, all with the interface of `base`."""
+"""Implementations under comparison, each behind the interface of `base`.
+
+The functions make subjects of implementations not written here; see README.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parity.subjects.foreign import from_callable, from_nnx, from_torch
+    from parity.subjects.names import Calls, Tap
+    from parity.subjects.traces import from_traces
+
+_HOME = {
+    "Calls": "names",
+    "Tap": "names",
+    "from_callable": "foreign",
+    "from_nnx": "foreign",
+    "from_torch": "foreign",
+    "from_traces": "traces",
+}
+
+__all__ = ["Calls", "Tap", "from_callable", "from_nnx", "from_torch", "from_traces"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'parity.subjects' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"parity.subjects.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

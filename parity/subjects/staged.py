@@ -10,11 +10,11 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from parity.subjects.base import Arrays, in_stage_order
-from parity.subjects.torch_arrays import Recorder
 
 Force = Mapping[str, np.ndarray] | None
 
@@ -27,11 +27,12 @@ class Stages:
     """The running pass's end of the exchange: records, and passes from stage to stage.
 
     Attributes:
-        tap: records into the present stage.
+        tap: records into the present stage; has the stage's arrays as `values`.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.tap = Recorder()
+    def __init__(self, layers: int, recorder: Callable[[Force], Any]) -> None:
+        self._recorder = recorder
+        self.tap = recorder(None)
         self.requests: SimpleQueue[Force | type[_Abandon]] = SimpleQueue()
         self.results: SimpleQueue[Arrays | BaseException] = SimpleQueue()
         self._layers = layers
@@ -42,11 +43,11 @@ class Stages:
         request = self.requests.get()
         if isinstance(request, type):
             raise _Abandon
-        self.tap = Recorder(request)
+        self.tap = self._recorder(request)
 
     def hand_over(self) -> None:
         """Give the present stage's taps to whoever asked for them, keeping none."""
-        values, self.tap = self.tap.values, Recorder()
+        values, self.tap = self.tap.values, self._recorder(None)
         self.results.put(in_stage_order(values, self._stage, self._layers))
         self._stage = (self._stage + 1) % (self._layers + 2)
 
@@ -66,10 +67,17 @@ class StagedRun:
             `hand_over` after the last.
         layers: L.
         calls: how often it calls the model: once, or once for each chunk.
+        recorder: makes what records a stage, of the values forced in it; PyTorch's if not given.
     """
 
-    def __init__(self, forward: Callable[[Stages], None], layers: int, calls: int = 1) -> None:
-        self._stages = Stages(layers)
+    def __init__(
+        self,
+        forward: Callable[[Stages], None],
+        layers: int,
+        calls: int = 1,
+        recorder: Callable[[Force], Any] | None = None,
+    ) -> None:
+        self._stages = Stages(layers, recorder or _torch_recorder())
         self._left = calls * (layers + 2)
         # Neither the thread nor the finalizer may hold the run, or it would never be dropped.
         self._thread = threading.Thread(
@@ -97,6 +105,12 @@ class StagedRun:
         self._stop()
         if self._thread.is_alive():
             self._thread.join()
+
+
+def _torch_recorder() -> Callable[[Force], Any]:
+    from parity.subjects.torch_arrays import Recorder
+
+    return Recorder
 
 
 def _work(forward: Callable[[Stages], None], stages: Stages) -> None:
