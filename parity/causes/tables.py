@@ -18,8 +18,8 @@ from parity.subjects.torch_reference import TorchReference
 # A subject without a table of its own shows frequencies by its rotations alone. What a rotation
 # leaves unexplained beyond this share is no rotation.
 ROTATION_RESIDUAL = 1e-6
-# Turns between neighbouring tokens in float32: a few units in the last place of a radian.
-MEASURED_NOISE = 8 * 2.0**-24
+# Units in the last place by which float32 rounds a rotation, beside those of the angle itself.
+MEASURED_UNITS = 8
 
 
 def effective_table(e: Evidence) -> np.ndarray | None:
@@ -40,7 +40,10 @@ def effective_table(e: Evidence) -> np.ndarray | None:
 
 def table_noise(e: Evidence) -> float:
     """Return how far off a frequency may be that was measured on rotations: radians per token."""
-    return 0.0 if "rope.inv_freq" in e.setup or e.lane == "f64" else MEASURED_NOISE
+    if "rope.inv_freq" in e.setup or e.lane == "f64":
+        return 0.0
+    # An angle is a position times at most one radian, rounded before neighbours are subtracted.
+    return 2.0**-24 * (MEASURED_UNITS + float(e.positions.max(initial=0)))
 
 
 def of_table(cause: str, said: str, table: np.ndarray, **facts: str) -> Hypothesis:

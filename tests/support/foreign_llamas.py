@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -106,6 +108,13 @@ def tunix() -> ModuleType:
     return importlib.import_module("tunix.models.llama3.model")
 
 
+@contextmanager
+def plain_jax() -> Iterator[None]:
+    """Promote as JAX does by default: our tests are stricter than other people's code."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def tunix_model(checkpoint: Checkpoint) -> nnx.Module:
     """Return tunix's model with a checkpoint's weights."""
     c, code = checkpoint.config, tunix()
@@ -120,7 +129,7 @@ def tunix_model(checkpoint: Checkpoint) -> nnx.Module:
         rope_theta=int(c.rope_theta),
         norm_eps=c.rms_norm_eps,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_jax():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the names its parameters have
         model = code.Llama3(config, rngs=nnx.Rngs(0))
 
@@ -129,22 +138,23 @@ def tunix_model(checkpoint: Checkpoint) -> nnx.Module:
 
     D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
     N, K, V = c.num_attention_heads, c.num_key_value_heads, c.vocab_size
-    model.embedder.input_embedding.value = weight("model.embed_tokens", D, V).T
-    model.final_norm.w.value = weight("model.norm")
-    model.lm_head.w.value = weight("lm_head", D, V)
+    model.embedder.input_embedding[...] = weight("model.embed_tokens", D, V).T
+    model.final_norm.w[...] = weight("model.norm")
+    model.lm_head.w[...] = weight("lm_head", D, V)
     for i, layer in enumerate(model.layers):
         name = f"model.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            getattr(layer, norm).w.value = weight(f"{name}.{norm}")
+            getattr(layer, norm).w[...] = weight(f"{name}.{norm}")
         for part, heads in (("q_proj", N), ("k_proj", K), ("v_proj", K)):
-            getattr(layer.attn, part).w.value = weight(f"{name}.self_attn.{part}", D, heads, H)
-        layer.attn.o_proj.w.value = weight(f"{name}.self_attn.o_proj", N, H, D)
+            getattr(layer.attn, part).w[...] = weight(f"{name}.self_attn.{part}", D, heads, H)
+        layer.attn.o_proj.w[...] = weight(f"{name}.self_attn.o_proj", N, H, D)
         for part, shape in (("gate_proj", (D, F)), ("up_proj", (D, F)), ("down_proj", (F, D))):
-            getattr(layer.mlp, part).kernel.value = weight(f"{name}.mlp.{part}", *shape)
+            getattr(layer.mlp, part).kernel[...] = weight(f"{name}.mlp.{part}", *shape)
     return model
 
 
 def tunix_call(model: Any, inputs: Inputs) -> Any:
     """Run tunix's model on a scenario."""
     tokens, positions, mask = map(jnp.asarray, (inputs.tokens, inputs.positions, inputs.mask))
-    return model(tokens, positions, None, mask)
+    with plain_jax():
+        return model(tokens, positions, None, mask)
