@@ -154,7 +154,7 @@ def solve_frequencies(table: np.ndarray, config: LlamaConfig, noise: float = 0.0
     with np.errstate(all="ignore"):
         slack = float(config.head_dim / 2 * noise * (1 / abs(table[0]) + 1 / abs(table[1])))
     theta = _tidy(exact, slack)
-    linear = 1 / table[0] if table[0] > 0 else np.nan
+    linear = max(1 / table[0], 1.0) if table[0] > 0 else np.nan  # measured, it may be just below
     candidates: list[tuple[float, RopeScaling | None]] = [
         (config.rope_theta, None),
         (theta, config.rope_scaling),
@@ -203,7 +203,7 @@ def _scalings(
     plain = inv_freq(config.replace(rope_theta=base, rope_scaling=None))
     with np.errstate(all="ignore"):
         factor = _tidy(float(np.max(plain / table)))
-    if not np.isfinite(factor) or factor <= 0:
+    if not np.isfinite(factor) or factor < 1:
         return []
     if now is None or now.kind != "llama3":
         usual = RopeScaling(

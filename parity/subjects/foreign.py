@@ -192,7 +192,7 @@ def from_callable(
             for tap, value in sorted(taps, key=lambda pair: flow_key(pair[0].name)):
                 watch.result(tap, value)
 
-    called: str = name or getattr(function, "__name__", "function")
+    called = name or str(getattr(function, "__name__", "function"))
     return Foreign(
         called, dtype, config, places, internal_dtype, False, forward, [],
         (np.asarray, lambda array, value: value),

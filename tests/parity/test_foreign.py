@@ -23,6 +23,9 @@ from parity.subjects.base import Subject
 from parity.subjects.names import canonical, native, sizes_of
 from parity.taps import AXES
 
+# What tunix uses of JAX and Flax is older than what is installed.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tunix")
+
 # Neither implementation reads llama3's scaling in the version tested here, or it needs none.
 CHECKPOINT = small(scaling=None)
 CONFIG = CHECKPOINT.config

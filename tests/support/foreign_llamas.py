@@ -111,7 +111,11 @@ def tunix() -> ModuleType:
 @contextmanager
 def plain_jax() -> Iterator[None]:
     """Promote as JAX does by default: our tests are stricter than other people's code."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.enable_x64(False),
+    ):
         yield
 
 
@@ -132,6 +136,12 @@ def tunix_model(checkpoint: Checkpoint) -> nnx.Module:
     with warnings.catch_warnings(), plain_jax():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the names its parameters have
         model = code.Llama3(config, rngs=nnx.Rngs(0))
+        _fill(model, checkpoint)
+    return model
+
+
+def _fill(model: Any, checkpoint: Checkpoint) -> None:
+    c = checkpoint.config
 
     def weight(name: str, *shape: int) -> jax.Array:
         return jnp.asarray(checkpoint.read(f"{name}.weight").T.reshape(shape or (-1,)), jnp.float32)
@@ -150,7 +160,6 @@ def tunix_model(checkpoint: Checkpoint) -> nnx.Module:
         layer.attn.o_proj.w[...] = weight(f"{name}.self_attn.o_proj", N, H, D)
         for part, shape in (("gate_proj", (D, F)), ("up_proj", (D, F)), ("down_proj", (F, D))):
             getattr(layer.mlp, part).kernel[...] = weight(f"{name}.mlp.{part}", *shape)
-    return model
 
 
 def tunix_call(model: Any, inputs: Inputs) -> Any:
