@@ -277,13 +277,13 @@ def masks(exhibit: Exhibit) -> dict[str, Any] | None:
         tiles.append([np.where((c == HIDDEN) | (c == LOST), NOTHING, _SEEN) for c in row])
         wrong.append([(c == LEAKED) | (c == LOST) for c in row])
     height, width = tiles[0][0].shape
-    counts = [int(np.isin(cells, (LEAKED, LOST)).sum()) for _, cells in columns]
+    violations = [np.isin(cells, (LEAKED, LOST)).sum((1, 2)).tolist() for _, cells in columns]
     return {
         "picture": Picture(
             picture(tiled(tiles)), marks(tiled(wrong)), len(columns), len(tiles), width, height
         ),
         "columns": [name for name, _ in columns],
-        "wrong": counts,
+        "wrong": violations,
         "step": step,
         "rows": len(tiles),
     }

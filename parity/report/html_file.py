@@ -246,11 +246,12 @@ def _picked(grid: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
 
 def _sheets(exhibit: Exhibit, *, in_full: bool) -> Iterator[tuple[str, Maps]]:
     """Yield a pass's maps: the first failing layer, its flagged heads in full, then the others."""
-    failing = exhibit.failed_layer
+    failing, details = exhibit.failed_layer, exhibit.details
+    folded = failing in exhibit.sheets and exhibit.sheets[failing].step > 1
     if failing in exhibit.sheets:
         yield "the first failing layer", exhibit.sheets[failing]
-    if exhibit.details is not None and in_full:
-        yield "the heads most at odds", exhibit.details
+    if details is not None and in_full and folded:
+        yield "the heads most at odds", details
     for layer, maps in sorted(exhibit.sheets.items()):
         if layer != failing:
             yield "", maps

@@ -17,6 +17,8 @@ from parity.report import html_file
 from parity.report.sprites import VIOLATION
 
 READABLE_SCRIPT = SCRIPT.replace(" ", "␣")
+# On a machine busy with other work a browser can stand still for half a minute.
+PATIENCE_MS = 180_000
 VERMILION = tuple(int(VIOLATION[i : i + 2], 16) for i in (1, 3, 5))
 
 
@@ -26,7 +28,7 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.fail(REMEDY)
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path)
+        opened = playwright.chromium.launch(executable_path=path, timeout=PATIENCE_MS)
         yield opened
         opened.close()
 
@@ -43,6 +45,7 @@ class Visit:
 
     def __init__(self, browser: Browser, path: Path, **options: object) -> None:
         self.page: Page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | options)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -75,7 +78,7 @@ class Visit:
         left, top = self.at(tile, x, y)
         self.page.mouse.move(left, top)
         tip = self.page.locator("#tip")
-        for _ in range(50):  # the picture is read when the pointer first comes to it
+        for _ in range(500):  # the picture is read when the pointer first comes to it
             self.page.mouse.move(left + 0.5, top)
             self.page.mouse.move(left, top)
             if tip.is_visible() and tip.inner_text() != "…":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_violations_are_on_the_maps_and_masks() -> None:
     (exhibit,) = found.exhibits
     assert exhibit.failed_layer == 1
     mask = figures.masks(exhibit)
-    assert mask is not None and mask["wrong"] == [0, 0, 2]
+    assert mask is not None and mask["wrong"] == [[0, 0], [0, 0], [2, 0]]
     assert mask["columns"][2] == "observed: who carries weight in layer 1"
     cells = exhibit.sheets[1].cells
     assert (cells == LEAKED).sum() == (cells == LOST).sum() == 1
@@ -169,6 +170,24 @@ def test_the_worst_of_several_steps_is_shown() -> None:
     ]
     grid = figures.operator_grid(rows)
     assert grid is not None and grid["figures"] == [["9.00e+00", "5.00e-16"]]
+
+
+def test_gradients_have_columns_of_their_own() -> None:
+    names = ("loss", "grad.layers.1.q_proj", "grad.model.layers.1.self_attn.q_proj.weight")
+    rows = [row(name, mode="grad") for name in names]
+    grid = figures.operator_grid(rows)
+    assert grid is not None and grid["layers"] == [1]
+    assert grid["names"] == ["∂ q_proj", "∂ q_proj.weight"]
+    assert [found.tap for found in figures.outside_layers(rows)] == ["loss"]
+    assert "∂ q_proj.weight" in html_file.page(result(rows))
+
+
+def test_large_maps_are_shown_where_small_ones_are_folded() -> None:
+    found = pictured(leaking)
+    (exhibit,) = found.exhibits
+    assert "the heads most at odds" not in html_file.page(found)
+    exhibit.sheets[1] = replace(exhibit.sheets[1], step=6)
+    assert "the heads most at odds" in html_file.page(found)
 
 
 def kept(found: Result) -> dict[str, Any]:
