@@ -9,6 +9,15 @@ import numpy as np
 
 from parity.gold import Difference, Gold, Worst
 
+# What rounding inside a softmax may move weights by, in spacings eps = 2u of its dtype and beyond
+# what its scores' own difference explains. With |score| <= size, score - max is at most 2 size and
+# rounds by eps/2 of it: each exponential is off by eps * size. The exponential itself is good to
+# eps, the quotient and the stored weight round by eps/2 each: eps * (size + 2) for a weight, the
+# same again for the sum that divides it, and half of that together is total variation. A sum of n
+# terms adds sqrt(n) eps/4 if its roundings are random. Of size and 2 + sqrt(n)/8 the constants are
+# twice and more, up to n = 256 keys summed in a row; kernels sum longer rows in blocks. `parity
+# selftest --calibrate` prints how much of it clean runs use.
+SOFTMAX_STEPS, SCORE_STEPS = 8, 2
 _SINGLE = float(np.finfo(np.float32).eps)
 
 
@@ -64,18 +73,19 @@ def row_sum_allowance(dtype: np.dtype, keys: int) -> float:
 
 def total_variation(
     scores: np.ndarray, gold_scores: Gold, probs: np.ndarray, gold_probs: Gold
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Return the largest total variation over rows, and what the score difference allows there.
 
     A softmax whose scores move by a difference of range R over the visible keys moves its weights
     by at most tanh(R / 4) in total variation, and there are scores for which it moves by exactly
-    that. On top come the roundings of exponentials and of the weights themselves.
+    that. On top come the roundings of exponentials and of the weights, see `SOFTMAX_STEPS`.
 
     Returns:
-        (total variation, bound) of the row that comes closest to its bound or passes it most.
+        (total variation, bound, share) of the row that uses most of what is allowed for rounding;
+        above a share of 1 it passes its bound.
     """
     unit = max(_epsilon(scores.dtype), _epsilon(probs.dtype))
-    worst, at_bound, excess = 0.0, 0.0, -np.inf
+    worst, at_bound, share = 0.0, 0.0, -np.inf
     everything = scores, gold_scores.array, probs, gold_probs.array
     for rows, cells, (t, g, weights, gold_weights) in gold_scores.blocks(*everything):
         assert cells is not None
@@ -88,12 +98,13 @@ def total_variation(
             size = np.where(cells, np.abs(g), 0.0).max(1)
             moved = 0.5 * np.abs(weights - gold_weights).sum(1)
         moved = np.where(live, moved, 0.0)
-        bound = np.tanh(spread / 4) + unit * (8 + 2 * size)
-        row = int(np.argmax(moved - bound))
-        if moved[row] - bound[row] > excess:
-            worst, at_bound = float(moved[row]), float(bound[row])
-            excess = worst - at_bound
-    return worst, at_bound
+        slack = unit * (SOFTMAX_STEPS + SCORE_STEPS * size)
+        used = (moved - np.tanh(spread / 4)) / slack
+        row = int(np.argmax(used))
+        if used[row] > share:
+            share, worst = float(used[row]), float(moved[row])
+            at_bound = worst + (1 - share) * float(slack[row])
+    return worst, at_bound, share
 
 
 def _underflow(dtype: np.dtype) -> float:

@@ -202,7 +202,7 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
                 Site(reference, evidence.layer, tap, value, seen, cos, sin, mask, held)
             )
     wrong = value.numpy()
-    cells = evidence.mask | ((wrong != 0).any(1) if tap == "attn_probs" else False)
+    cells = evidence.mask | ((wrong > 0).any(1) if tap == "attn_probs" else False)
     rows = evidence.held if tap in HELD_TAPS else evidence.valid
     difference = against(Gold(evidence.tap, wrong, rows, cells), evidence.subject[tap])
     return float(difference.relative.max()) if np.isfinite(difference.relative).all() else 1e300

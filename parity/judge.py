@@ -220,9 +220,9 @@ class Judge:
         return [d for d in found if d.relative.shape == shape]
 
 
-# How far weights moved, how far their scores account for it, and by how much rounding may keep
-# rows from adding up to 1.
-Movement = tuple[float, float, float]
+# How far weights moved, how far they may, what share of the rounding allowed for in that they use,
+# and by how much rounding may keep rows from adding up to 1.
+Movement = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -284,11 +284,13 @@ def _unmatched(taps: Arrays, truth: Mapping[str, Gold], subject: Subject) -> set
 def _movement(
     scores: np.ndarray, gold_scores: Gold, probs: np.ndarray, gold_probs: Gold
 ) -> Movement:
-    moved, allowed = total_variation(scores, gold_scores, probs, gold_probs)
-    return moved, allowed, row_sum_allowance(probs.dtype, probs.shape[-1])
+    moved, allowed, share = total_variation(scores, gold_scores, probs, gold_probs)
+    return moved, allowed, share, row_sum_allowance(probs.dtype, probs.shape[-1])
 
 
-def _bound_probabilities(found: Difference, moved: float, allowed: float, keeps: float) -> None:
+def _bound_probabilities(
+    found: Difference, moved: float, allowed: float, share: float, keeps: float
+) -> None:
     """Require probabilities that add up, and moved no more than their scores account for."""
     if found.problems:
         return
@@ -297,7 +299,7 @@ def _bound_probabilities(found: Difference, moved: float, allowed: float, keeps:
             f"rows of weights add up to 1 within {found.facts['row_sum_error']:.3g} only; "
             f"rounding explains {keeps:.3g}"
         )
-    found.facts["total_variation"] = moved
+    found.facts |= {"total_variation": moved, "total_variation_rounding": max(share, 0.0)}
     if moved > allowed:
         found.problems.append(
             f"total variation {moved:.3g}, but the scores explain {allowed:.3g} at most: "

@@ -18,11 +18,12 @@ from parity.result import Divergence
 from parity.runner import _entries, _plan, decode_chunks
 from parity.scenarios import Inputs, scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
+from parity.selftest.figures import Figure, figures
 from parity.selftest.memo import Memo
 from parity.selftest.models import checkpoint
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch_reference import TorchReference, Variant
 
 # Prime and short: float64 shows a fault on the first tokens that it touches.
 LENGTH = 23
@@ -38,11 +39,13 @@ class Judgement:
         verdict: `equal`, `divergent` or `inconclusive`.
         first: where it says the difference begins.
         cause: what it says is wrong, see `parity.result.Result`.
+        figures: how near the run came to each limit.
     """
 
     verdict: str
     first: Divergence | None
     cause: dict[str, Any] | None = None
+    figures: tuple[Figure, ...] = ()
 
 
 class Bench:
@@ -90,15 +93,15 @@ class Bench:
         """
         inputs = self.inputs(name)
         decodes = mode == "decode"
+        entries = [Entry(subject, frozenset({"subject"}), ("free", "isolated", "decode"))]
+        if isinstance(subject, JaxLlama):
+            entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record: PassRecord = walk(
                 self.lane,
                 [inputs],
                 self._gold,
-                [
-                    Entry(subject, frozenset({"subject"}), ("free", "isolated", "decode")),
-                    *self._honest,
-                ],
+                [*entries, *self._honest],
                 ("decode",) if decodes else ("free", "isolated"),
                 self.checkpoint.config.num_hidden_layers,
                 chunks=decode_chunks(inputs) if decodes else None,
@@ -106,7 +109,7 @@ class Bench:
         first = first_divergence(record.rows)
         disagree = record.unmatched or any(not w.agrees or w.unmatched for w in record.witnesses)
         verdict = "inconclusive" if disagree else "divergent" if first else "equal"
-        return Judgement(verdict, first)
+        return Judgement(verdict, first, figures=figures(record.rows))
 
     def inject(self, fault: Fault) -> Judgement:
         """Judge the subject that has a fault, on the inputs that show it."""
@@ -131,6 +134,11 @@ class Bench:
         with jax.enable_x64(True):
             model = faulty_model(self.checkpoint, None)
             subject = JaxLlama(model, self.lane, backend=backend)
+        return self.judge(subject, scenario, mode)
+
+    def witness(self, scenario: str, mode: str, variant: Variant) -> Judgement:
+        """Judge an honest variant of the reference, as if it were the subject."""
+        subject = TorchReference(self.checkpoint, dtype=self.lane, variant=variant)
         return self.judge(subject, scenario, mode)
 
     def _subject(self, fault: Fault | None) -> FaultySubject:

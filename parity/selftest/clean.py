@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxllama.attention import Backend
 from parity.selftest.bench import Benches, Judgement
 from parity.selftest.fault import Fault
 from parity.selftest.faults.controls import controls
+from parity.subjects.torch_reference import Variant
 
 # These have one shape, and so share their compiled operations.
 MODELS = ("base", "plain", "linear", "tied", "seed8", "seed9")
@@ -23,6 +24,10 @@ SCENARIOS = (
     "mixed_lengths",
 )
 LANES = ("f64", "f32", "bf16")
+# Honest PyTorch that is no part of the noise: it has to keep the limits that noise sets.
+VARIANTS: dict[str, Variant] = {"fused PyTorch": "sdpa", "PyTorch in a larger batch": "doubled"}
+# Models of a calibration: heads, width and tying differ, scalings within a shape.
+CALIBRATED = ("base", "plain", "tied", "mqa", "square")
 DECODED = ("causal", "left_padded", "mixed_lengths", "packed", "windowed")
 
 
@@ -31,7 +36,8 @@ class Clean:
     """One run without a fault.
 
     Attributes:
-        kind: `clean twin`, `compiled`, `fused attention`, or a benign difference's.
+        kind: `clean twin` (operation by operation), `compiled` (stage by stage, and scanned whole
+            beside it), `fused attention`, one of `VARIANTS`, or a benign difference's.
         model, scenario, lane, mode: on what.
         control: the benign difference.
     """
@@ -50,6 +56,8 @@ class Clean:
             return bench.inject(self.control)
         if self.kind == "clean twin":
             return bench.clean(self.scenario, self.mode)
+        if self.kind in VARIANTS:
+            return bench.witness(self.scenario, self.mode, VARIANTS[self.kind])
         backend: Backend = "dot_product" if self.kind == "fused attention" else "xla"
         return bench.compiled(self.scenario, self.mode, backend)
 
@@ -77,3 +85,28 @@ def clean_runs(*, quick: bool = False) -> Iterator[Clean]:
             control.mode,
             control=control,
         )
+
+
+def calibration_runs(seeds: Sequence[int]) -> Iterator[Clean]:
+    """Yield clean runs on models of fresh seeds, those of one bench together.
+
+    Every model at every dtype goes through all scenarios compiled (and scanned whole), some of them
+    operation by operation, through a cache, with fused attention, and as the PyTorch variants
+    that measure no noise.
+    """
+    for seed in seeds:
+        for place, form in enumerate(CALIBRATED):
+            model, turn = f"{form}@{seed}", seed + place
+            scenarios = [SCENARIOS[(turn + i) % len(SCENARIOS)] for i in range(len(SCENARIOS))]
+            for lane in LANES:
+                yield from (Clean("compiled", model, s, lane, "free") for s in scenarios)
+                yield Clean("clean twin", model, scenarios[0], lane, "free")
+                yield from (
+                    Clean(k, model, s, lane, "free")
+                    for k, s in zip(VARIANTS, scenarios, strict=False)
+                )
+                if lane != "f64":
+                    yield Clean("fused attention", model, scenarios[1], lane, "free")
+                for i in range(2):
+                    decoded = DECODED[(turn + i) % len(DECODED)]
+                    yield Clean("compiled", model, decoded, lane, "decode")

@@ -27,6 +27,13 @@ def selftest_command(
     family: Annotated[
         str | None, typer.Option(help="Only these families of faults: R3,M1.")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Clean runs on fresh models alone: seen, limit, headroom."
+        ),
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds of the fresh models: 101,102.")] = "101,102",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
@@ -41,11 +48,17 @@ def selftest_command(
     known = dict.fromkeys(fault.family for fault in catalogue())
     if unknown := [word for word in families if word not in known]:
         raise InputError(f"--family {','.join(unknown)}: expected some of {', '.join(known)}")
+    try:
+        fresh = tuple(int(word) for word in seeds.split(",")) if calibrate else ()
+    except ValueError:
+        raise InputError(f"--seeds {seeds}: expected whole numbers with commas") from None
+    if calibrate and (quick or families):
+        raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
         json_file.check_writable(json_path)
     with progress_bar() as progress:
         matrix = selftest(
-            Plan(quick=quick, families=tuple(families)),
+            Plan(quick=quick, families=tuple(families), seeds=fresh),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
             progress=progress,
         )

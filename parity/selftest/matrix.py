@@ -8,6 +8,7 @@ from typing import Any
 
 from parity.selftest.bench import Judgement
 from parity.selftest.fault import Fault
+from parity.selftest.figures import Figure, Range, ranges
 
 # 1.0: first published.
 SCHEMA_VERSION = "1.0"
@@ -75,6 +76,7 @@ class CleanRun:
         verdict: `equal`, or it is a false alarm.
         found: the tap that was blamed.
         error: the exception that ended the run, if one did.
+        figures: how near it came to each limit.
     """
 
     kind: str
@@ -85,6 +87,7 @@ class CleanRun:
     verdict: str
     found: str = ""
     error: str = ""
+    figures: tuple[Figure, ...] = ()
 
     @property
     def alarm(self) -> bool:
@@ -120,6 +123,13 @@ class Matrix:
         """Whether every fault was detected and located, and nothing else was."""
         return not self.misses and not self.alarms
 
+    @property
+    def ranges(self) -> list[Range]:
+        """How near the clean runs came to the limits."""
+        return ranges(
+            (row.lane, f"{row.kind} {row.model} {row.scenario}", row.figures) for row in self.clean
+        )
+
     def summary(self) -> dict[str, int]:
         """Return the sums that scripts rely on."""
         rows = self.injections
@@ -143,6 +153,7 @@ class Matrix:
             "unnamed": [row.id for row in self.unnamed],
             "injections": [row.to_dict() for row in self.injections],
             "clean": [{**asdict(row), "false_alarm": row.alarm} for row in self.clean],
+            "calibration": [row.to_dict() for row in self.ranges],
             "seconds": round(self.seconds, 1),
         }
 

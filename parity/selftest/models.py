@@ -24,7 +24,7 @@ def checkpoint(name: str) -> Checkpoint:
     `linear` and `plain` other rope scalings; `tied` a tied head; `mqa` one kv head; `seed8` and
     `seed9` other weights; `wide` a residual stream long enough for sums in bfloat16 to go wrong;
     `peaked` attention on few keys; `near_tied` pairs of vocabulary entries that all but tie;
-    `smollm2` is the trained model.
+    `smollm2` is the trained model. `tied@101` has the form of `tied` and weights of seed 101.
     """
     if name == "smollm2":
         return open_checkpoint("smollm2")
@@ -43,6 +43,9 @@ def checkpoint(name: str) -> Checkpoint:
         "seed9": {"hidden_size": 90},
         "wide": {"hidden_size": 384, "num_hidden_layers": 2, "intermediate_size": 40},
     }
+    if "@" in name:
+        form, seed = name.split("@")
+        return tiny(seed=int(seed), **({"num_hidden_layers": LAYERS} | forms[form]))
     return tiny(seed=list(forms).index(name) + 1, **({"num_hidden_layers": LAYERS} | forms[name]))
 
 

@@ -7,6 +7,7 @@ import textwrap
 from rich.console import Console
 from rich.table import Table
 
+from parity.selftest.figures import table
 from parity.selftest.matrix import Matrix, by_family
 
 # Of a family's kinds the first are enough on a terminal of 80 columns; JSON has them all.
@@ -25,7 +26,10 @@ def show(matrix: Matrix, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_table(matrix))
+    if matrix.injections:
+        console.print(_table(matrix))
+    if matrix.clean:
+        console.print(table(matrix.ranges))
     for row in matrix.misses:
         what = "not located" if row.detected else "NOT DETECTED"
         _line(console, f"{what}: {row.id}")

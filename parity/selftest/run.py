@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from parity.selftest.bench import Judgement, benches
-from parity.selftest.clean import Clean, clean_runs
+from parity.selftest.clean import Clean, calibration_runs, clean_runs
 from parity.selftest.fault import Fault
 from parity.selftest.faults import catalogue
 from parity.selftest.matrix import CleanRun, Injection, Matrix, injection
@@ -31,13 +31,17 @@ class Plan:
     Attributes:
         quick: one injection of each family and a few clean runs, for continuous integration.
         families: only these, as `R3`; no clean runs then. Empty for all.
+        seeds: of fresh models; clean runs over these alone then, and no injections.
     """
 
     quick: bool = False
     families: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     def tasks(self) -> list[Task]:
         """Return injections and clean runs, those of one bench together."""
+        if self.seeds:
+            return list(calibration_runs(self.seeds))
         clean = [] if self.families else list(clean_runs(quick=self.quick))
         tasks: list[Task] = [*self.faults(), *clean]
         return sorted(tasks, key=lambda task: (task.model, task.lane, task.mode))
@@ -146,4 +150,5 @@ def _row(task: Task, judged: Judgement | None, error: str) -> Row:
         verdict=judged.verdict if judged else "error",
         found=judged.first.row.tap if judged and judged.first else "",
         error=error,
+        figures=judged.figures if judged else (),
     )

@@ -267,7 +267,9 @@ class TestTotalVariation:
         gold_scores = Gold("layers.0.attn_scores", scores, valid, mask)
         gold_probs = Gold("layers.0.attn_probs", softmax(scores, mask), valid, mask)
         probs = softmax(other, mask) if probs is None else probs
-        return total_variation(other, gold_scores, probs, gold_probs)
+        moved, bound, share = total_variation(other, gold_scores, probs, gold_probs)
+        assert (share > 1) == (moved > bound) or share == pytest.approx(1)
+        return moved, bound
 
     @given(
         st.lists(st.floats(-30, 30), min_size=2, max_size=9),
