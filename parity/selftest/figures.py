@@ -78,10 +78,8 @@ def ranges(runs: Iterable[tuple[str, str, Sequence[Figure]]]) -> list[Range]:
             if f.seen >= largest:
                 largest, where = f.seen, f"{what}: {f.tap}"
             found[key] = Range(*key, now.runs + 1, largest, f.limit, where)
-    lanes, modes = ("f64", "f32", "bf16"), ("free", "isolated", "decode", "production")
-    return sorted(
-        found.values(), key=lambda r: (r.quantity, lanes.index(r.lane), modes.index(r.mode))
-    )
+    lanes = ("f64", "f32", "bf16")
+    return sorted(found.values(), key=lambda r: (r.quantity, lanes.index(r.lane), r.mode))
 
 
 def table(found: Sequence[Range]) -> Table:

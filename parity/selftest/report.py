@@ -18,17 +18,20 @@ def show(matrix: Matrix, console: Console) -> None:
     """Print the sums first, then a line for each family, then every miss by name."""
     sums = matrix.summary()
     style = "bold green" if matrix.passed else "bold red"
-    console.print(
+    injected = (
         f"{sums['detected']} of {sums['injections']} injections of {sums['kinds']} kinds detected, "
         f"{sums['located']} located, {sums['named']} named, {sums['confirmed']} confirmed; "
-        f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs",
+    )
+    console.print(
+        (injected if matrix.injections else "")
+        + f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs",
         style=style,
         highlight=False,
         soft_wrap=True,
     )
     if matrix.injections:
         console.print(_table(matrix))
-    if matrix.clean:
+    if matrix.ranges:
         console.print(table(matrix.ranges))
     for row in matrix.misses:
         what = "not located" if row.detected else "NOT DETECTED"

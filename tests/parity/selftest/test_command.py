@@ -38,6 +38,8 @@ def test_a_family_is_injected_and_saved(
     [
         (["--family", "R3,Q7"], "--family Q7: expected some of"),
         (["--json", "missing/matrix.json"], "no directory missing"),
+        (["--calibrate", "--quick"], "--calibrate: runs no injections"),
+        (["--calibrate", "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
     ],
 )
 def test_bad_usage_is_refused_before_any_work(
