@@ -140,7 +140,9 @@ def cause_of(
     chosen = min((i for i in inputs if i.name in alike), key=lambda i: i.tokens.size)
     subject = make_subject(row.lane)
     layers = checkpoint.config.num_hidden_layers
-    chosen = shortened(chosen, checkpoint.config, row.lane, layers)
+    # An isolated run is kept with the gold's values, in float64.
+    kept = "f64" if row.mode == "isolated" else row.lane
+    chosen = shortened(chosen, checkpoint.config, kept, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
     gold = TorchReference(checkpoint) if row.mode == "isolated" else None
     return diagnose(record(subject, chosen, chunks, layers, gold), checkpoint)

@@ -7,17 +7,20 @@ apart from the causes that are to be found.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from records import row
 from torch import Tensor
 from witnesses import inputs_for, small
 
 from parity.causes.wrong import WrongReference
-from parity.diagnose import diagnose
+from parity.diagnose import cause_of, diagnose
 from parity.recording import record
+from parity.result import Divergence
 from parity.scenarios import Inputs
 from parity.subjects import torch_reference
 from parity.subjects.torch_reference import Surroundings, TorchReference
@@ -122,13 +125,13 @@ def in_slots(shift: Callable[[int, int, int], int], flip: bool = False) -> Any:
         cache.appended(layer, k, v)
         stop = start + k.shape[1]
         lengths = INPUTS.valid[:, :start].sum(1)
-        for row, length in enumerate(lengths.tolist()):
+        for b, length in enumerate(lengths.tolist()):
             at = shift(length, int(lengths.max()), k.shape[1])
             for column in range(start, stop):
-                if INPUTS.valid[row, column] and at < COLUMNS:
+                if INPUTS.valid[b, column] and at < COLUMNS:
                     for buffer, made in zip(buffers, (k, v), strict=True):
-                        buffer[row, at] = made[row, column - start]
-                at += int(INPUTS.valid[row, column])
+                        buffer[b, at] = made[b, column - start]
+                at += int(INPUTS.valid[b, column])
         if flip and k.shape[1] == 1:
             buffers[0] = buffers[0].roll(1, 0)
         cache.buffers[layer] = buffers
@@ -278,9 +281,14 @@ def test_a_fault_that_only_the_golds_inputs_show_is_named() -> None:
     wide = small(hidden_size=384, intermediate_size=40)
     inputs = inputs_for(wide, "causal", 11)
     subject = Norms(wide, dtype="bf16")
-    found = diagnose(record(subject, inputs, None, LAYERS, TorchReference(wide)), wide)
+    divergent = row("layers.0.input_layernorm", failed=True, lane="bf16", mode="isolated")
+    first = Divergence(divergent, "operator", ())
+    found = cause_of(first, [divergent], [inputs], wide, lambda lane: subject, lambda i: [])
     assert found is not None
     assert (found["id"], found["confirmed"], found["others"]) == ("norm-upcast", True, [])
+    # The compiled run shows logits alone: there is nothing to explain them by.
+    hidden = replace(first, row=replace(divergent, tap="logits", mode="production"))
+    assert cause_of(hidden, [hidden.row], [inputs], wide, lambda _: subject, lambda i: []) is None
     honest = TorchReference(wide, dtype="bf16", variant="reordered")
     assert diagnose(record(honest, inputs, None, LAYERS, TorchReference(wide)), wide) is None
 
