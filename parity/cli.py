@@ -34,8 +34,9 @@ def run_command(
         str, typer.Option(help="Witnesses: torch, hf, meta, several with commas, or all.")
     ] = "torch",
     dtype: Annotated[
-        str, typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all.")
-    ] = "all",
+        str | None,
+        typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all, which is usual."),
+    ] = None,
     mode: Annotated[
         str, typer.Option(help="free, isolated, decode, grad, several with commas, or all.")
     ] = "free,isolated",
@@ -68,6 +69,10 @@ def run_command(
     junit_path: Annotated[
         Path | None, typer.Option("--junit", help="Write JUnit XML here, for a CI's test view.")
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told."),
+    ] = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.report import outputs, terminal
@@ -93,6 +98,7 @@ def run_command(
             length=length,
             progress=progress,
             subject=subject,
+            stream=stream,
         )
     outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())

@@ -26,7 +26,7 @@ from parity.parties import Entry
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
-from parity.subjects import given
+from parity.subjects import given, streamed
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
@@ -75,6 +75,7 @@ def run(
     length: int | None = None,
     progress: Progress | None = None,
     subject: given.Given = "jaxllama",
+    stream: bool = False,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -95,6 +96,8 @@ def run(
         subject: the implementation under judgement: a subject of one dtype, several by dtype, a
             function that makes one of the loaded model and a dtype, or a name: an attention
             backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
+        stream: hold one layer of each side at a time, for checkpoints larger than memory; in
+            `f32` and `bf16` unless `dtypes` says otherwise.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -103,8 +106,12 @@ def run(
         JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
     """
     resolved = given.resolve(subject)
+    if stream:
+        resolved, dtypes = given.OfCheckpoint(streamed.Streamed), dtypes or streamed.LANES
     lanes = given.lanes_of(resolved, dtypes)
     plan = _plan(reference, lanes, modes, scenarios, overrides)
+    if stream:
+        streamed.check_options(subject, plan.modes, plan.reference)
     began = time.perf_counter()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
@@ -139,11 +146,12 @@ def run(
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan, prompt, length, subject),
+        command=_command(checkpoint, plan, prompt, length, subject) + " --stream" * stream,
         notes=[
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
             *encoding_notes,
+            *([streamed.NOTE] if stream else ()),
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
         ],
         timing={

@@ -34,9 +34,16 @@ finally:
 """
 
 
-def synthetic(name: str) -> Checkpoint:
-    """Return a checkpoint of random weights below 1, made tensor by tensor when read."""
+def synthetic(name: str, layers: int | None = None) -> Checkpoint:
+    """Return a checkpoint of random weights below 1, made tensor by tensor when read.
+
+    Args:
+        name: of a preset.
+        layers: how many layers, if not all.
+    """
     config = preset(name)
+    if layers is not None:
+        config = config.replace(num_hidden_layers=layers)
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16)
     bits &= 0xBF7F  # without the exponent's highest bit nothing is NaN, infinite or above 1
     shapes = dict(expected_tensors(config))

@@ -162,7 +162,13 @@ class JaxRun:
         prefix = f"layers.{index}."
         own = {k.removeprefix(prefix): v for k, v in forced.items() if k.startswith(prefix)}
         self._x, self._cache, taps = _layer(
-            self._model, index, self._x, self._cos_sin, self._mask, self._cache, own
+            self._model,
+            self._place(index),
+            self._x,
+            self._cos_sin,
+            self._mask,
+            self._cache,
+            own,
         )
         return {
             f"{name.split('.')[0]}.{index}.{name.split('.')[1]}"
@@ -170,6 +176,10 @@ class JaxRun:
             else prefix + name: value
             for name, value in taps.items()
         }
+
+    def _place(self, layer: int) -> int:
+        """Return where the model at hand keeps a layer."""
+        return layer
 
     def _by_column(self, taps: dict[str, jax.Array], columns: int) -> Arrays:
         """Bring keys from cache slots to the columns of the inputs."""

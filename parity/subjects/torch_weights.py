@@ -19,6 +19,8 @@ from parity.subjects.torch_arrays import to_torch
 # References that walk together ask for the same weights in turn: a layer's nine are kept, since
 # opening a file costs more than what is read from it.
 RECENT = 9
+# But no more than this: a layer of the 405B model alone has 6.4 GB.
+RECENT_BYTES = 1_500_000_000
 # A model no larger than this is cast once for decoding, where it is used at every step.
 HELD_BYTES = 1_500_000_000
 
@@ -58,7 +60,10 @@ class TorchWeights:
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._recent:
             self._recent[name] = self._read(name)
-            while len(self._recent) > RECENT:
+            while len(self._recent) > 1 and (
+                len(self._recent) > RECENT
+                or sum(kept.nbytes for kept in self._recent.values()) > RECENT_BYTES
+            ):
                 del self._recent[next(iter(self._recent))]
         return self._recent[name]
 

@@ -1,0 +1,144 @@
+"""--stream: the same findings as without, and never more in memory than a stage."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from witnesses import LAYERS, changed, inputs_for, small
+
+from jaxllama.checkpoint import Checkpoint, load_model
+from jaxllama.checkpoint.part import load_part
+from jaxllama.checkpoint.samples import in_memory
+from jaxllama.errors import CheckpointError, InputError
+from parity import runner
+from parity.result import Result
+from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.streamed import NOTE, Streamed
+
+DEEP = 7
+
+
+@pytest.fixture(scope="module")
+def deep() -> Checkpoint:
+    """A checkpoint so deep that a stage is a small part of it: three layers, over and over."""
+    base = small()
+    weights = {name: base.read(name) for name in base.tensors}
+    for i in range(DEEP):
+        for name in base.tensors:
+            if name.startswith(f"model.layers.{i % LAYERS}."):
+                weights[name.replace(f".{i % LAYERS}.", f".{i}.", 1)] = base.read(name)
+    return in_memory(base.config.replace(num_hidden_layers=DEEP), weights)
+
+
+def quick(checkpoint: Checkpoint, **options: Any) -> Result:
+    settings: dict[str, Any] = {"dtypes": "f64", "scenarios": "right_padded", "length": 8}
+    return runner.run(checkpoint, **(settings | options))
+
+
+def test_streaming_finds_what_a_run_of_the_whole_model_finds(deep: Checkpoint) -> None:
+    whole, streamed = quick(deep), quick(deep, stream=True)
+    rows = [row for row in whole.rows if row.mode != "production"]
+    assert streamed.rows == rows and streamed.verdict == "equal"
+    assert streamed.compared == streamed.expected
+    assert NOTE in streamed.notes and streamed.command.endswith("--stream")
+    assert NOTE not in whole.notes
+
+
+def test_no_more_than_one_stage_is_held(deep: Checkpoint) -> None:
+    """Weights in JAX arrays, counted, beside those of the model loaded whole."""
+
+    def held() -> int:
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    inputs = inputs_for(deep, "right_padded", 8)
+    sizes = {n: info.nbytes for n, info in deep.tensors.items()}
+    layer = sum(size for n, size in sizes.items() if n.startswith("model.layers.1."))
+    largest = max(layer, sizes["model.embed_tokens.weight"])
+    before = held()
+    subject = Streamed(deep, "f32")
+    runs = [subject.start(inputs), subject.start(inputs)]
+    most = 0
+    for _ in range(DEEP + 2):
+        for run in runs:
+            run.step()
+            most = max(most, held() - before)
+    slack = largest / 2  # residual streams, masks
+    assert layer < most < largest + slack < sum(sizes.values()) / 3
+    del runs, subject
+    before = held()
+    model = load_model(deep, dtype="float32")  # the negative control
+    assert held() - before > largest + slack and model is not None
+
+
+def test_every_tensor_is_read_by_the_subject_once_a_run(deep: Checkpoint) -> None:
+    reads: list[str] = []
+
+    def read(name: str) -> np.ndarray:
+        reads.append(name)
+        return deep.read(name)
+
+    inputs = inputs_for(deep, "right_padded", 8)
+    subject = Streamed(replace(deep, reader=read), "f32")
+    assert not reads
+    runs = [subject.start(inputs), subject.start(inputs)]
+    for _ in range(DEEP + 2):
+        for run in runs:
+            run.step()
+    assert sorted(reads) == sorted(deep.tensors)
+
+
+def test_a_fault_in_one_layer_is_located(deep: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(weights: dict[str, np.ndarray]) -> None:
+        weights["model.layers.2.mlp.up_proj.weight"][3, 4] += 0.5
+
+    wrong = changed(deep, spoil)
+
+    class Spoilt(Streamed):
+        def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+            super().__init__(wrong, dtype)
+
+    monkeypatch.setattr(runner.streamed, "Streamed", Spoilt)
+    result = quick(deep, stream=True)
+    assert result.verdict == "divergent"
+    assert result.first_divergence is not None
+    assert result.first_divergence.row.tap == "layers.2.up_proj"
+    assert result.first_divergence.kind == "operator"
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    assert quick(small(tied=True), stream=True, dtypes=None, modes="free").verdict == "equal"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modes": "grad"}, "--mode grad"),
+        ({"modes": "free,decode"}, "--mode decode"),
+        ({"reference": "torch,hf"}, "--reference hf"),
+        ({"subject": JaxLlama}, "leave out --subject"),
+    ],
+)
+def test_what_needs_whole_models_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quick(small(), stream=True, **options)
+
+
+def test_bad_checkpoints_are_refused() -> None:
+    def lose(weights: dict[str, np.ndarray]) -> None:
+        del weights["model.layers.1.mlp.up_proj.weight"]
+
+    def spoil(weights: dict[str, np.ndarray]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
+
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight: missing"):
+        Streamed(changed(small(), lose), "f32")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj.*NaN"):
+        load_part(changed(small(), spoil), 1, dtype="float32", param_dtype="float32")
+    with pytest.raises(InputError, match="layer 3: expected 0 to 2"):
+        load_part(small(), 3, dtype="float32", param_dtype="float32")
