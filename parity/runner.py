@@ -107,7 +107,8 @@ def run(
     """
     resolved = given.resolve(subject)
     if stream:
-        resolved, dtypes = given.OfCheckpoint(streamed.Streamed), dtypes or streamed.LANES
+        resolved = given.OfCheckpoint(streamed.Streamed)
+        dtypes = streamed.LANES if dtypes is None else dtypes
     lanes = given.lanes_of(resolved, dtypes)
     plan = _plan(reference, lanes, modes, scenarios, overrides)
     if stream:
