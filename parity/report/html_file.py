@@ -289,9 +289,13 @@ def _where(result: Result) -> str:
     texts = result.texts.get(first.row.scenario, [])
     if first.row.mode == "decode" or "T" not in index or not index["B"] < len(texts):
         return said
-    spelled = readable(texts[index["B"]][index["T"]])
-    token = f"token {index['T']}"
-    return said.replace(token, f"{token} “{spelled}”")
+    row = texts[index["B"]]
+    named = {"token": index["T"], "query": index["T"], "key": index.get("S", 0)}
+    parts = []
+    for part in said.split(", "):
+        at = named.get(part.split()[0], len(row))
+        parts.append(f"{part} “{readable(row[at])}”" if at < len(row) else part)
+    return ", ".join(parts)
 
 
 def _overrides(result: Result) -> list[tuple[str, Any, Any]]:

@@ -182,6 +182,11 @@ def test_gradients_have_columns_of_their_own() -> None:
     assert "∂ q_proj.weight" in html_file.page(result(rows))
 
 
+def test_the_worst_place_is_named_with_its_tokens() -> None:
+    (said,) = re.findall(r"worst at (.*?) subject", Page(html_file.page(pictured(leaking))).text)
+    assert said == f"row 0, head 1, query 2 “{SCRIPT.replace(' ', '␣')}”, key 0 “The”"
+
+
 def test_large_maps_are_shown_where_small_ones_are_folded() -> None:
     found = pictured(leaking)
     (exhibit,) = found.exhibits

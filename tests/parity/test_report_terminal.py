@@ -176,4 +176,4 @@ def test_places_are_named_in_words() -> None:
     assert worst is not None
     worst.index.clear()
     worst.index.update({"B": 0, "N": 5, "T": 203, "S": 17})
-    assert place(row("layers.0.attn_probs", worst=worst)) == "row 0, head 5, token 203, key 17"
+    assert place(row("layers.0.attn_probs", worst=worst)) == "row 0, head 5, query 203, key 17"
