@@ -93,10 +93,13 @@ def facts(lanes: Sequence[str]) -> dict[str, Any]:
     return {
         "rule": "per token: error / max(noise, floor * unit_roundoff) <= rho",
         "source": (
-            "limits set on clean runs of tiny and SmolLM2, see CHANGELOG.md; parity selftest "
-            "counts false alarms on clean runs of its own"
+            "limits set on clean runs of tiny and SmolLM2, see CHANGELOG.md; `parity selftest "
+            "--calibrate` prints the largest seen on fresh models beside each limit"
         ),
-        "noise": f"own reference, eager and reordered; quantile {NOISE_QUANTILE} over tokens",
+        "noise": (
+            f"own reference, eager and reordered (float64: reordered; isolated: eager, in float64 "
+            f"the floor alone); quantile {NOISE_QUANTILE} over tokens"
+        ),
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]} for lane in lanes
         },
