@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity import attention_maps, logits
+from parity import attention_maps, clock, logits
 from parity.gold import Difference, Gold, Worst, finite_difference
 
 
@@ -27,7 +27,8 @@ def against(gold: Gold, subject: np.ndarray) -> Difference:
     if subject is gold.array:
         none = np.zeros(gold.live.shape)
         return Difference(none, none, gold.live, dtype=subject.dtype.name)
-    result = _against(gold, subject)
+    with clock.counted("comparing", processor=True):
+        result = _against(gold, subject)
     result.dtype = subject.dtype.name
     return result
 

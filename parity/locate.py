@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parity.result import Divergence, TapRow
-from parity.taps import GRAD_TAPS, SETUP_TAPS, flow_key, split_name
+from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
 
 
 def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
@@ -50,3 +50,12 @@ def _classify(failed: list[TapRow], lane: str) -> Divergence:
         # Rounding accumulates until it shows somewhere; the operator that rounds badly is named.
         return Divergence(isolated[0], "operator", flagged)
     return Divergence(first, "drift" if lane != "f64" else "upstream", flagged)
+
+
+def unseen_before(tap: str, shown: Sequence[str]) -> tuple[str, ...]:
+    """Return the taps between `tap` and the last one shown before it: what it may be due to."""
+    layers = [layer for _, layer in map(split_name, [tap, *shown]) if layer is not None]
+    names = [name for name in expected_names(max(layers, default=-1) + 1) if name not in SETUP_TAPS]
+    before = names[: names.index(tap)] if tap in names else []
+    seen = [place for place, name in enumerate(before) if name in set(shown)]
+    return tuple(before[seen[-1] + 1 if seen else 0 :])

@@ -15,6 +15,7 @@ from typing import cast
 
 import numpy as np
 
+from parity import clock
 from parity.exhibit import Exhibit
 from parity.judge import Judge, PassRecord
 from parity.parties import Chunk, Entry, Party, chunk_views
@@ -120,7 +121,8 @@ class Lockstep:
             judge.open(chunk, self._of(truth, rows))
         waiting: deque[tuple[Party, int]] = deque()
         for party in self.parties:
-            taps = truth if party.run is gold_run else party.run.step(self._force(party, truth))
+            with clock.counted(_expense(party)):
+                taps = truth if party.run is gold_run else party.run.step(self._force(party, truth))
             if party.judged:
                 self._misshapen |= {
                     n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
@@ -160,3 +162,10 @@ class Lockstep:
         if party.mode != "isolated":
             return None
         return {name: value for name, value in truth.items() if name not in self._misshapen}
+
+
+def _expense(party: Party) -> str | None:
+    """Return under which name a party's seconds are counted, None for what is no cost of taps."""
+    if "production" in party.roles:
+        return "bare"
+    return f"subject_{party.mode}" if party.judged else None

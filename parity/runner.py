@@ -16,7 +16,7 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity import environment, gradients, tolerance
+from parity import clock, environment, gradients, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
 from parity.locate import first_divergence
@@ -36,6 +36,9 @@ REFERENCES = ("torch", "hf", "meta")
 MODES = ("free", "isolated", "decode", "grad")
 
 Progress = Callable[[str, int, int], None]
+
+
+jax.monitoring.register_event_duration_secs_listener(clock.on_event)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def run(
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference)
     began = time.perf_counter()
+    clock.restart()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         config = overridden(opened.config, plan.overrides)
@@ -157,6 +161,7 @@ def run(
         ],
         timing={
             **seconds,
+            **clock.taken(),
             "total_s": time.perf_counter() - began,
             # Linux counts kilobytes here.
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,

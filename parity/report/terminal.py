@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.extent import Extent
+from parity.locate import unseen_before
 from parity.result import Divergence, Result, TapRow, WitnessRow
 from parity.taps import LAYER_TAPS, split_name
 
@@ -23,7 +24,7 @@ def show(result: Result, console: Console) -> None:
     """Print a result; the first line is the verdict."""
     console.print(_headline(result), soft_wrap=True)
     if result.first_divergence is not None:
-        for line in divergence_lines(result.first_divergence):
+        for line in divergence_lines(result.first_divergence, result):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     for line in _cause_lines(result):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -38,6 +39,8 @@ def show(result: Result, console: Console) -> None:
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)
+    if "bare_s" in result.timing:
+        console.print(_cost_line(result.timing), soft_wrap=True, highlight=False, markup=False)
     console.print(_environment_line(result), soft_wrap=True, highlight=False, markup=False)
     console.print(f"again: {result.command}", soft_wrap=True, highlight=False, markup=False)
 
@@ -47,7 +50,7 @@ def summary(result: Result) -> list[str]:
     first = result.first_divergence
     return [
         _headline(result).plain,
-        *([] if first is None else divergence_lines(first)),
+        *([] if first is None else divergence_lines(first, result)),
         *_cause_lines(result),
         *_inconclusive_lines(result),
         f"again: {result.command}",
@@ -59,7 +62,9 @@ def _headline(result: Result) -> Text:
     witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
     text = Text(result.verdict, style=STYLES[result.verdict])
     against = f" against {', '.join(witnesses)}" if witnesses else ""
-    text.append(f": {result.compared} taps in {', '.join(lanes)}{against}", style="default")
+    partial = result.absent and result.compared < result.expected
+    taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
+    text.append(f": {taps} taps in {', '.join(lanes)}{against}", style="default")
     if result.first_divergence is not None:
         text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
     return text
@@ -68,6 +73,9 @@ def _headline(result: Result) -> Text:
 # Modes in which the subject carries its own values on.
 OWN_RUNS = ("free", "decode")
 
+# What is said of how an operator does on the reference's inputs, and what where none was asked.
+ASKED = ("upstream", "drift")
+NOT_ASKED = "this tap or what is not shown before it: nothing was run on the reference's inputs"
 KINDS = {
     "operator": "the operator itself: on the reference's inputs it is wrong too",
     "upstream": "what it was given: on the reference's inputs it is right",
@@ -78,7 +86,7 @@ KINDS = {
 }
 
 
-def divergence_lines(first: Divergence) -> Iterable[str]:
+def divergence_lines(first: Divergence, result: Result | None = None) -> Iterable[str]:
     """Yield the first divergence in words: where, how much, and what kind of start it is."""
     row = first.row
     where = f"{row.lane}, scenario {row.scenario}, {row.mode}"
@@ -98,9 +106,18 @@ def divergence_lines(first: Divergence) -> Iterable[str]:
         yield f"  beyond the limit: {spread(row.extent)}"
     for problem in row.problems:
         yield f"  {problem}"
-    yield f"  origin: {KINDS[first.kind]}"
+    alone = result is not None and not _isolated(result, row)
+    yield f"  origin: {NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]}"
+    unseen = () if result is None else unseen_before(row.tap, [r.tap for r in result.rows])
+    if unseen:
+        yield f"  not shown just before it: {_few(unseen)}"
     if first.flagged:
         yield f"  flagged: {', '.join(first.flagged)}"
+
+
+def _isolated(result: Result, row: TapRow) -> bool:
+    where = row.lane, row.scenario, "isolated"
+    return any((r.lane, r.scenario, r.mode) == where for r in result.rows)
 
 
 AXIS_WORDS = {
@@ -305,6 +322,16 @@ def _coverage_line(result: Result) -> str:
     absent = f", declared absent: {', '.join(result.absent)}" if result.absent else ""
     unmatched = f", unmatched {len(result.unmatched)}" if result.unmatched else ", none unmatched"
     return f"coverage: {result.compared} of {result.expected} taps compared{unmatched}{absent}"
+
+
+def _cost_line(timing: Mapping[str, float]) -> str:
+    """Say what showing and comparing tensors costs, against the run that shows none."""
+    bare, shown = timing["bare_s"], timing.get("subject_free_s", 0.0)
+    return (
+        f"cost: forward passes {bare:.1f} s as users run them, {shown:.1f} s with taps; "
+        f"comparing {timing.get('comparing_s', 0.0):.1f} s of a processor; "
+        f"compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
+    )
 
 
 def _environment_line(result: Result) -> str:

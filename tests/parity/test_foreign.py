@@ -16,6 +16,7 @@ from witnesses import inputs_for, small
 
 import parity
 from jaxllama.errors import InputError
+from parity.report.terminal import summary
 from parity.result import Result
 from parity.scenarios import Inputs
 from parity.subjects import Calls, Tap, from_callable, from_nnx, from_torch
@@ -125,6 +126,11 @@ def test_few_names_give_a_coarse_place_and_say_what_lies_before_it(tunix: Any) -
     assert result.first_divergence is not None
     assert result.first_divergence.row.tap == "layers.0.output"
     assert result.compared == 4 and "layers.q_rope" in result.absent
+    said = "\n".join(summary(result))
+    assert said.startswith("divergent: 4 of 60 taps")
+    assert "not shown just before it: embed, layers.0.input, " in said
+    alone = "\n".join(summary(judged(nnx(tunix, COARSE), modes="free")))
+    assert "nothing was run on the reference's inputs" in alone
 
 
 @pytest.mark.usefixtures("theta_obeyed")

@@ -1,0 +1,57 @@
+"""Where the seconds of a run go: computing with taps, computing without, comparing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_lock = threading.Lock()
+_seconds: defaultdict[str, float] = defaultdict(float)
+
+
+class _Compiling(threading.local):
+    seconds = 0.0
+
+
+_compiling = _Compiling()
+
+
+def restart() -> None:
+    """Begin to count anew."""
+    with _lock:
+        _seconds.clear()
+
+
+def taken() -> dict[str, float]:
+    """Return the seconds counted, by what they went to."""
+    with _lock:
+        return {f"{what}_s": seconds for what, seconds in sorted(_seconds.items())}
+
+
+@contextmanager
+def counted(what: str | None, *, processor: bool = False) -> Iterator[None]:
+    """Count what is done inside, less what this thread compiles; `what` None counts nothing.
+
+    Args:
+        what: under which name.
+        processor: count this thread's processor time, for work that others overlap.
+    """
+    now = time.thread_time if processor else time.perf_counter
+    began, compiled = now(), _compiling.seconds
+    try:
+        yield
+    finally:
+        apart = _compiling.seconds - compiled
+        with _lock:
+            if what is not None:
+                _seconds[what] += now() - began - apart
+                _seconds["compiling"] += apart
+
+
+def on_event(event: str, seconds: float, **_: object) -> None:
+    """Hear of what JAX spent tracing and compiling in this thread."""
+    if event.startswith("/jax/core/compile/"):
+        _compiling.seconds += seconds
