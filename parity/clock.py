@@ -51,7 +51,7 @@ def counted(what: str | None, *, processor: bool = False) -> Iterator[None]:
                 _seconds["compiling"] += apart
 
 
-def on_event(event: str, seconds: float, **_: object) -> None:
+def on_event(event: str, duration_secs: float, **_: str | int) -> None:
     """Hear of what JAX spent tracing and compiling in this thread."""
     if event.startswith("/jax/core/compile/"):
-        _compiling.seconds += seconds
+        _compiling.seconds += duration_secs

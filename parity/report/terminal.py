@@ -75,7 +75,7 @@ OWN_RUNS = ("free", "decode")
 
 # What is said of how an operator does on the reference's inputs, and what where none was asked.
 ASKED = ("upstream", "drift")
-NOT_ASKED = "this tap or what is not shown before it: nothing was run on the reference's inputs"
+NOT_ASKED = "it or what it was given: nothing was run on the reference's inputs"
 KINDS = {
     "operator": "the operator itself: on the reference's inputs it is wrong too",
     "upstream": "what it was given: on the reference's inputs it is right",
@@ -108,7 +108,12 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         yield f"  {problem}"
     alone = result is not None and not _isolated(result, row)
     yield f"  origin: {NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]}"
-    unseen = () if result is None else unseen_before(row.tap, [r.tap for r in result.rows])
+    partial = result is not None and result.absent
+    unseen = (
+        ()
+        if result is None or not partial
+        else unseen_before(row.tap, [r.tap for r in result.rows])
+    )
     if unseen:
         yield f"  not shown just before it: {_few(unseen)}"
     if first.flagged:

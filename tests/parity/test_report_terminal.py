@@ -48,7 +48,7 @@ def test_a_divergence_is_placed_measured_and_explained() -> None:
     assert "1e+06 times the noise, limit 32" in text
     assert "worst at row 0, token 3, feature 5: 1.5, reference 1.25" in text
     assert "a [bracketed] problem" in text
-    assert "origin: what it was given" in text
+    assert "origin: it or what it was given: nothing was run" in text
     assert "flagged: rope.inv_freq" in text
     assert lines[-1] == "again: parity run tiny"
 
