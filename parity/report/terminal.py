@@ -35,7 +35,9 @@ def show(result: Result, console: Console) -> None:
         console.print(_logits_line(result), soft_wrap=True, highlight=False, markup=False)
     if result.witnesses:
         console.print(_witness_table(result.witnesses))
-    console.print(_grid(result))
+    grid = _grid(result)
+    if grid.row_count:  # none of a backward pass
+        console.print(grid)
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)

@@ -23,7 +23,11 @@ from parity.taps import AXES, PARAMETER_GRADIENTS
 
 DTYPES: dict[str, DTypeLike] = {"f64": jnp.float64, "f32": jnp.float32, "bf16": jnp.bfloat16}
 # The keys of a forward pass that shows no weights: judged by attention's output alone.
-WEIGHTLESS = frozenset({"layers.attn_scores", "layers.attn_probs"})
+WEIGHTLESS = frozenset(
+    prefix + name
+    for prefix in ("", "grad.")
+    for name in ("layers.attn_scores", "layers.attn_probs")
+)
 
 
 class JaxLlama:

@@ -352,6 +352,15 @@ def test_the_compiled_model_is_judged_too(checkpoint: Checkpoint, packed: Inputs
     assert not all(row.passed for row in rows if row.mode == "production")
 
 
+def test_a_fused_backend_shows_no_gradients_of_weights(
+    checkpoint: Checkpoint, packed: Inputs
+) -> None:
+    fused = JaxLlama(load_model(checkpoint, dtype="float32"), "f32", backend="dot_product")
+    shown = set(together(fused.start_grad(packed)))
+    hidden = set(gradient_names(LAYERS, tied=False)) - shown
+    assert hidden and {split_name(name)[0] for name in hidden} == fused.absent & set(GRAD_TAPS)
+
+
 def test_a_gradient_that_is_missing_leaves_the_verdict_open(
     checkpoint: Checkpoint, packed: Inputs
 ) -> None:
