@@ -258,19 +258,15 @@ def _sheets(exhibit: Exhibit, *, in_full: bool) -> Iterator[tuple[str, Maps]]:
 
 
 def _logits(result: Result) -> list[dict[str, Any]]:
-    """Return the logits' figures by dtype, the worst of the subject's own runs."""
+    """Return the logits' figures by dtype: the worst of the subject's own runs, flips of all."""
     rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
-    names = ("kl_max", "shift", "range", "top1_flips", "unexplained_flips")
-    return [
-        {
-            "lane": lane,
-            **{
-                name: max(row.facts.get(name, 0.0) for row in rows if row.lane == lane)
-                for name in names
-            },
-        }
-        for lane in dict.fromkeys(row.lane for row in rows)
-    ]
+    found = []
+    for lane in dict.fromkeys(row.lane for row in rows):
+        facts = [row.facts for row in rows if row.lane == lane]
+        worst = {n: max(f.get(n, 0.0) for f in facts) for n in ("kl_max", "shift", "range")}
+        flips = {n: sum(f.get(n, 0.0) for f in facts) for n in ("top1_flips", "unexplained_flips")}
+        found.append({"lane": lane, **worst, **flips})
+    return found
 
 
 def _bar(error: float) -> float:
