@@ -22,7 +22,7 @@ from jaxllama.checkpoint.load import head_problems, raise_problems, structure_pr
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.meta_format import lay_out_meta
 from jaxllama.checkpoint.opening import open_checkpoint
-from jaxllama.checkpoint.orbax import OrbaxSink
+from jaxllama.checkpoint.orbax_write import OrbaxSink
 from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
 from jaxllama.errors import CheckpointError, InputError
 

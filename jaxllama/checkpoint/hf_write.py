@@ -12,6 +12,7 @@ from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.hf import COMPANIONS, CONFIG, INDEX, SINGLE
 from jaxllama.checkpoint.layout import Layout, Piece, byte_size, split_evenly, unchanged
 from jaxllama.checkpoint.safetensors_file import build_header
+from jaxllama.config_formats.hf import HARMLESS
 
 # transformers' own default for one file.
 _SHARD_BYTES = 5_000_000_000
@@ -50,8 +51,16 @@ def lay_out_hf(
 
 
 def hf_config(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
-    """Return the dict of config.json, with the dtype that most of the weights have."""
+    """Return the dict of config.json, with the dtype that most of the weights have.
+
+    What the source's says besides, such as `initializer_range`, is kept.
+    """
     config = dict(checkpoint.config.to_hf())
+    config |= {
+        name: value
+        for name, value in checkpoint.hf_config.items()
+        if name in HARMLESS and not name.startswith("_")
+    }
     count: dict[str, int] = {}
     for name, dtype in dtypes.items():
         size = byte_size(checkpoint.tensors[name].shape, np.dtype(np.uint8))

@@ -38,23 +38,47 @@ class Staging:
         self.target, self.overwrite = target, overwrite
         self.root = target.parent / f".{target.name}.partial"
         self.files = self.root / "files"
-        if _occupied(target) and not overwrite:
-            raise CheckpointError(f"{target}: exists already; remove it or ask to overwrite it")
+        if not self.root.exists():
+            self._refuse_existing()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._journal: IO[str] = (self.root / "journal.jsonl").open("a+", encoding="utf-8")
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._settle()
         except BlockingIOError:
             self._journal.close()
             raise CheckpointError(f"{target}: another process is writing it") from None
         except OSError as error:
             raise self.unwritable(error) from error
+        self._refuse_existing()
         self.done = self._resume(plan)
+
+    def _refuse_existing(self) -> None:
+        if self.overwrite or not _occupied(self.target):
+            return
+        if hasattr(self, "_journal"):
+            self.close() if self._staged() else self.discard()
+        raise CheckpointError(f"{self.target}: exists already; remove it or ask to overwrite it")
+
+    def _staged(self) -> bool:
+        return self.files.is_dir() and any(self.files.iterdir())
+
+    def _settle(self) -> None:
+        """Finish a renaming that a crash cut short, or undo it where the target is not there."""
+        undo = not self.target.exists()
+        for old in self.root.glob("old-*"):
+            if undo:
+                os.rename(old, self.target.with_name(old.name.removeprefix("old-")))
+            elif old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
 
     def _resume(self, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
         self._journal.seek(0)
         first, *lines = self._journal.read().split("\n") or [""]
-        if first == json.dumps(plan):
+        # Where nothing is staged, a crash came between the renaming and the end.
+        if first == json.dumps(plan) and self._staged():
             # A line cut off by a crash does not end in a newline; it is the last.
             return {entry["name"]: entry for entry in map(json.loads, lines[:-1])}
         try:
@@ -81,16 +105,20 @@ class Staging:
     def commit(self, renames: dict[str, Path]) -> None:
         """Rename finished files to their places, in order, and remove the staging directory.
 
+        What is replaced lies in the staging directory meanwhile: `_settle` puts it back after a
+        failure or a crash.
+
         Args:
             renames: place of each entry of `files`; "." stands for the whole directory.
         """
         sync(self.files)
+        if self.overwrite:
+            # What makes the target loadable goes first here, and comes last below.
+            for place in reversed(renames.values()):
+                if place.exists():
+                    os.rename(place, self.root / f"old-{place.name}")
         for name, place in renames.items():
-            staged = self.files if name == "." else self.files / name
-            old = self.root / f"old-{place.name}"
-            if self.overwrite and place.exists():
-                os.rename(place, old)
-            os.rename(staged, place)
+            os.rename(self.files if name == "." else self.files / name, place)
         sync(self.target.parent)
         self.discard()
 
@@ -105,12 +133,19 @@ class Staging:
 
     def unwritable(self, error: OSError) -> CheckpointError:
         """Return the error for a target that cannot be written, and remove what there is of it."""
+        reason = error.strerror or str(error)
+        with suppress(OSError):
+            self._settle()
         if hasattr(self, "_journal"):
             self.discard()
         else:
             shutil.rmtree(self.root, ignore_errors=True)
-        reason = error.strerror or str(error)
-        return CheckpointError(f"{self.target}: cannot be written: {reason}; nothing is left of it")
+        left = "nothing is left of it"
+        if self.root.exists():
+            left = f"remove {self.root}, which is left of it"
+        elif self.overwrite and self.target.exists():
+            left = "what was there is as it was"
+        return CheckpointError(f"{self.target}: cannot be written: {reason}; {left}")
 
 
 def _occupied(target: Path) -> bool:

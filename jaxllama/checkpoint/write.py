@@ -50,6 +50,9 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Close everything; the files are complete."""
 
+    def abort(self) -> None:
+        """Let go of the files after a failure; they are about to be removed."""
+
 
 class FileSink:
     """Files with a planned layout."""
@@ -92,6 +95,8 @@ class FileSink:
         """Close the files."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+    abort = finish
 
 
 def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
@@ -285,16 +290,20 @@ def run(
         CheckpointError: see `stream`; or the target cannot be written.
     """
     staging = Staging(target, plan, overwrite=overwrite)
+    sink: Sink | None = None
     try:
-        result = stream(checkpoint, dtypes, make_sink(staging.files), staging, plan, progress)
+        sink = make_sink(staging.files)
+        result = stream(checkpoint, dtypes, sink, staging, plan, progress)
         if hf_config is not None:
             # Beside a target that is one file, in one that is a directory.
             name = MANIFEST if "." in renames else f"{target.name}.{MANIFEST}"
             (staging.files / name).write_bytes(Manifest(result.digests, hf_config).to_json())
         staging.commit(dict(renames))
-    except OSError as error:
-        raise staging.unwritable(error) from error
-    except Exception:
+    except Exception as error:
+        if sink is not None:
+            sink.abort()
+        if isinstance(error, OSError):
+            raise staging.unwritable(error) from error
         staging.discard()
         raise
     except BaseException:  # interrupted: a later run resumes

@@ -49,8 +49,9 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "chunk_size_feed_forward": ((None, 0), "a chunked MLP"),
 }
 # Fields that no output of a forward pass depends on: bookkeeping, training, generation defaults.
+# A conversion carries them along.
 # fmt: off
-_HARMLESS = frozenset([
+HARMLESS = frozenset([
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
     "attention_dropout", "attn_implementation", "bad_words_ids", "begin_suppress_tokens",
     "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
@@ -106,7 +107,7 @@ def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaC
         f"{name} {value!r} is not a known field and could change the numbers; "
         "remove it if it is certain not to"
         for name, value in config.items()
-        if value is not None and name not in _HARMLESS and name not in _READ and name not in _ONLY
+        if value is not None and name not in HARMLESS and name not in _READ and name not in _ONLY
     ]
     fields: dict[str, Any] = {name: config.get(name) for name in _SAME_NAME}
     fields["head_dim"] = _head_dim(config)

@@ -76,6 +76,19 @@ def test_a_round_trip_keeps_the_whole_config(tmp_path):
     assert open_checkpoint(meta).config.eos_token_ids == ()
 
 
+@pytest.mark.parametrize("via", ["hf", "orbax"])
+def test_what_config_json_says_besides_is_kept(single, tmp_path, via):
+    file = single / "config.json"
+    said = {"initializer_range": 0.03, "use_cache": False, "transformers_version": "4.43.0"}
+    stale = {"dtype": "float16", "torch_dtype": "float16", "_name_or_path": "/home/me/llama"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said, **stale}))
+    convert(single, tmp_path / "via", to=via)
+    convert(tmp_path / "via", tmp_path / "out", to="hf", dtype="bfloat16")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said.items() <= found.items() and "_name_or_path" not in found
+    assert found["dtype"] == found["torch_dtype"] == "bfloat16"
+
+
 def test_public_names_and_progress(tmp_path):
     seen = []
     result = jaxllama.convert("tiny", tmp_path / "out", to="hf", progress=lambda *x: seen.append(x))

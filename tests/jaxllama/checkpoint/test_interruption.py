@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -12,7 +13,15 @@ import time
 
 import pytest
 
-from jaxllama.checkpoint import FORMATS, convert, open_checkpoint, tiny, verify, write
+from jaxllama.checkpoint import (
+    FORMATS,
+    check_manifest,
+    convert,
+    open_checkpoint,
+    tiny,
+    verify,
+    write,
+)
 from jaxllama.errors import CheckpointError
 
 # Forks a child for every kill, so that start-up is paid once. The child converts, and kills itself
@@ -90,9 +99,9 @@ def test_kill_leaves_nothing_or_the_whole(tmp_path, to, kills, monkeypatch):
 # TensorStore writes in threads of its own: killed by the clock, in a process for each.
 ORBAX = textwrap.dedent("""
     import sys
-    from jaxllama.checkpoint import convert, orbax, tiny, write
+    from jaxllama.checkpoint import convert, orbax_write, tiny, write
 
-    write._FLUSH_BYTES = orbax._BATCH_BYTES = 1
+    write._FLUSH_BYTES = orbax_write._BATCH_BYTES = 1
     source = tiny(num_hidden_layers=2)
     print("ready", flush=True)
     convert(source, sys.argv[1], to="orbax")
@@ -183,6 +192,69 @@ def test_a_torn_journal_line_is_not_believed(tmp_path, monkeypatch):
     assert verify(source, tmp_path / "out").equal
 
 
+@pytest.fixture
+def renames(monkeypatch):
+    """A list of what happens at each renaming into or out of place: None, or what is raised.
+
+    An entry is (before, error): whether it is raised before the renaming, or after it.
+    """
+    plan: list[tuple[bool, BaseException] | None] = []
+    real = os.rename
+
+    def rename(old, new):
+        before, error = (plan.pop(0) if plan else None) or (True, None)
+        if error and before:
+            raise error
+        real(old, new)
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "rename", rename)
+    return plan
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("name", "number"), [("out", 0), ("out", 1), *(("out.gguf", n) for n in range(4))]
+)
+def test_stopped_while_replacing(tmp_path, renames, name, number, before):
+    """The old or the new, never a mixture; and started again, the new."""
+    to = "gguf" if name.endswith("gguf") else "hf"
+    old, new, target = tiny(seed=1), tiny(), tmp_path / name
+    convert(old, target, to=to)
+    renames += [None] * number + [(before, _Stopped())]
+    with pytest.raises(_Stopped):
+        convert(new, target, to=to, overwrite=True)
+    if target.exists():
+        assert any(verify(source, target).equal for source in (old, new))
+    convert(new, target, to=to, overwrite=True)
+    assert verify(new, target).equal
+    check_manifest(open_checkpoint(target))
+    assert not (tmp_path / f".{name}.partial").exists()
+
+
+@pytest.mark.parametrize(("name", "number"), [("out", 1), ("out.gguf", 3)])
+def test_failure_while_replacing_puts_the_old_back(tmp_path, renames, name, number):
+    to, target = "gguf" if name.endswith("gguf") else "hf", tmp_path / name
+    convert(tiny(seed=1), target, to=to)
+    before = sorted(tmp_path.rglob("*"))
+    renames += [None] * number + [(True, OSError(errno.EIO, os.strerror(errno.EIO)))]
+    with pytest.raises(CheckpointError, match=r"Input/output error; what was there is as it was"):
+        convert(tiny(), target, to=to, overwrite=True)
+    assert verify(tiny(seed=1), target).equal and sorted(tmp_path.rglob("*")) == before
+    check_manifest(open_checkpoint(target))
+
+
+def test_what_a_crash_at_the_very_end_left_is_removed(tmp_path, renames):
+    renames.append((False, _Stopped()))
+    with pytest.raises(_Stopped):
+        convert("tiny", tmp_path / "out", to="hf")
+    assert (tmp_path / ".out.partial").exists() and verify("tiny", tmp_path / "out").equal
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert("tiny", tmp_path / "out", to="hf")
+    assert not (tmp_path / ".out.partial").exists()
+
+
 def test_file_too_large_for_the_system_is_one_line(tmp_path):
     """A limit on file sizes stands in for a full disk, in a process of its own."""
     script = textwrap.dedent("""
@@ -191,7 +263,7 @@ def test_file_too_large_for_the_system_is_one_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         main(["convert", "tiny", sys.argv[1], "--to", sys.argv[2], "--quiet"])
     """)
-    for to in ("hf", "gguf"):
+    for to in ("hf", "gguf", "orbax"):
         run = subprocess.run(
             [sys.executable, "-c", script, tmp_path / "out", to], capture_output=True, text=True
         )

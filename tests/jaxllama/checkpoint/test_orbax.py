@@ -20,7 +20,8 @@ MESHES = textwrap.dedent("""
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
     from jaxllama.checkpoint import open_checkpoint, tiny, verify
-    from jaxllama.checkpoint.orbax import restore_sharded, save_sharded
+    from jaxllama.checkpoint.orbax import restore_sharded
+    from jaxllama.checkpoint.orbax_write import save_sharded
 
     def placed(mesh, *axes):
         def sharding(name, shape):
