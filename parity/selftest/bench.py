@@ -68,7 +68,7 @@ class Bench:
     @cached_property
     def _honest(self) -> list[Entry]:
         """Everybody that `parity run` would ask beside the subject, remembering their answers."""
-        plan = _plan("torch", self.lane, "all", "causal", ())
+        plan = _plan("torch", self.lane, "free,isolated,decode", "causal", ())
         gold = self._gold
         asked = _entries(plan, self.checkpoint, gold, gold, self.lane)[1:]
         return [

@@ -10,6 +10,7 @@ import pytest
 from records import row
 from rich.console import Console
 
+from parity.selftest.bench import Bench
 from parity.selftest.clean import calibration_runs, clean_runs
 from parity.selftest.figures import Figure, figures, ranges, table
 from parity.selftest.matrix import CleanRun, Matrix
@@ -81,3 +82,11 @@ def test_a_seed_gives_other_weights_of_the_same_form(form: str) -> None:
     assert fresh.config == usual.config
     assert np.array_equal(fresh.read(name), again.read(name))
     assert not np.array_equal(fresh.read(name), usual.read(name))
+
+
+@pytest.mark.parametrize("lane", ["f64", "f32", "bf16"])
+def test_a_bench_has_references_at_every_dtype(lane: str) -> None:
+    """It asks for modes by name: not every one that `all` stands for runs at every dtype."""
+    honest = Bench("base", lane)._honest
+    assert any("variant" in entry.roles for entry in honest)
+    assert {mode for entry in honest for mode in entry.modes} >= {"free", "decode"}
