@@ -3,9 +3,11 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +65,65 @@ def test_restores_on_another_mesh_than_it_was_saved_on(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.endswith(f"restored {tmp_path / 'out'}\n")
+
+
+HOST = textwrap.dedent("""
+    import os, sys
+    from pathlib import Path
+    import jax, numpy as np
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+    from jax.sharding import NamedSharding, PartitionSpec
+    from jaxllama.checkpoint import tiny
+    from jaxllama.checkpoint.orbax import restore_sharded
+
+    mesh, source = jax.make_mesh((2,), ("x",)), tiny(num_hidden_layers=1)
+    def rows(name, shape):
+        return NamedSharding(mesh, PartitionSpec("x") if len(shape) == 2 else PartitionSpec())
+    for name, array in restore_sharded(Path(sys.argv[3]), rows).items():
+        for shard in array.addressable_shards:
+            assert np.array_equal(np.asarray(shard.data), source.read(name)[shard.index])
+    print("restored", flush=True)
+    os._exit(0)
+""")
+
+
+def test_each_host_reads_its_own_slices_alone(tmp_path, monkeypatch):
+    """Of two hosts each has a copy without the chunks that the other alone needs."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    from jaxllama.checkpoint import orbax
+
+    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
+    whole = convert(tiny(num_hidden_layers=1), tmp_path / "whole", to="orbax").target
+    hosts = []
+    for rank in range(2):
+        directory = Path(shutil.copytree(whole, tmp_path / f"host{rank}"))
+        for name, leaf in ocp.metadata(whole / "arrays").metadata.items():
+            half, step = leaf.shape[0] // 2, leaf.storage_metadata.chunk_shape[0]
+            for chunk in directory.rglob(f"{name}/c/*/*"):  # of matrices
+                first = int(chunk.parent.name) * step
+                if first >= half if rank == 0 else first + step <= half:
+                    chunk.unlink()
+        hosts.append(directory)
+    with pytest.raises(CheckpointError, match="damaged or not complete"):
+        validate(open_checkpoint(hosts[0]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(port), str(rank), directory],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, directory in enumerate(hosts)
+    ]
+    for process in running:
+        out, errors = process.communicate(timeout=120)
+        assert out == "restored\n", errors[-2000:]
 
 
 def test_arrays_are_stored_in_chunks(tmp_path, monkeypatch):
