@@ -32,8 +32,9 @@ def main() -> int:
     parser.add_argument("--preset", default="llama-3.1-8b")
     parser.add_argument("--layers", type=int, help="as many of its layers; all if not given")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint")
-    parser.add_argument("options", nargs="*", help="for parity run, after --")
-    arguments = parser.parse_args()
+    given = [*sys.argv[1:], "--"]
+    stop = given.index("--")
+    arguments, options = parser.parse_args(given[:stop]), given[stop + 1 : -1]
     arguments.work.mkdir(parents=True, exist_ok=True)
     layers = "" if arguments.layers is None else f"-{arguments.layers}"
     checkpoint = arguments.work / f"{arguments.preset}{layers}"
@@ -42,7 +43,7 @@ def main() -> int:
         if not checkpoint.exists():
             convert(synthetic(arguments.preset, arguments.layers), checkpoint, to="hf")
         nbytes = sum(file.stat().st_size for file in checkpoint.iterdir())
-        command = ["run", str(checkpoint), "--stream", "--json", str(report), *arguments.options]
+        command = ["run", str(checkpoint), "--stream", "--json", str(report), *options]
         started = time.monotonic()
         code = subprocess.run([sys.executable, "-c", _CHILD, *command]).returncode
         seconds = time.monotonic() - started
