@@ -132,3 +132,7 @@ def main() -> None:
     except JaxLlamaError as error:
         print(f"parity: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

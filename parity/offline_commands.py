@@ -59,7 +59,9 @@ def capture_command(
         needs = f"parity capture --subject {subject}: pip install 'jaxllama[parity]'"
         raise InputError(needs) from error
     size = sum(path.stat().st_size for path in files)
-    print(f"captured: {len(files)} traces, {size / 1e6:.1f} MB, in {out}")
+    print(
+        f"captured: {len(files)} {'trace' if len(files) == 1 else 'traces'}, {size / 1e6:.1f} MB, in {out}"
+    )
 
 
 def compare_command(

@@ -102,6 +102,11 @@ def convert(
         for name in checkpoint.tensors
     }
     place = Path(target)
+    if checkpoint.path is not None and place.resolve() in checkpoint.path.resolve().parents:
+        raise InputError(
+            f"{place}: {checkpoint.path}, the source, lies in it and would be removed with what it "
+            "replaces; choose another target"
+        )
     plan = _plan(checkpoint, form, dtypes, shards, lora)
     total = sum(
         i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()

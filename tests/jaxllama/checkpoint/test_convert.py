@@ -144,6 +144,15 @@ def test_existing_targets_are_kept_unless_overwritten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_target_that_holds_its_source_is_refused(tmp_path):
+    source = tmp_path / "all" / "source"
+    convert("tiny", source, to="hf")
+    with pytest.raises(InputError, match="the source, lies in it and would be removed"):
+        convert(source, tmp_path / "all", to="meta", overwrite=True)
+    assert verify("tiny", source).equal
+    convert(source, tmp_path / "all" / "other", to="meta")  # beside it is no harm
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
