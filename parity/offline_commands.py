@@ -59,9 +59,8 @@ def capture_command(
         needs = f"parity capture --subject {subject}: pip install 'jaxllama[parity]'"
         raise InputError(needs) from error
     size = sum(path.stat().st_size for path in files)
-    print(
-        f"captured: {len(files)} {'trace' if len(files) == 1 else 'traces'}, {size / 1e6:.1f} MB, in {out}"
-    )
+    count = "1 trace" if len(files) == 1 else f"{len(files)} traces"
+    print(f"captured: {count}, {size / 1e6:.1f} MB, in {out}")
 
 
 def compare_command(

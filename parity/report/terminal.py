@@ -299,7 +299,7 @@ def _grid(result: Result) -> Table:
         cells = []
         for name in LAYER_TAPS:
             rho = worst.get((layer, name))
-            text = "" if rho is None else str(round(math.log10(max(rho, 1e-9))))
+            text = "" if rho is None else f"{math.log10(max(rho, 1e-9)):z.0f}"
             wrong = (layer, name) in failed
             style = "bold red" if wrong else "green"
             cells.append(Text("!" + text if wrong else text, style=style))
