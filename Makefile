@@ -20,10 +20,11 @@ parity: $(READY)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/parity run smollm2 --reference all
 
-# Without a browser the report's tests fail and say so; all others run.
+# Without a browser the report's tests fail and say so; all others run. Most of the time is compiling,
+# one core a process.
 test: $(READY)
 	-@$(MAKE) --no-print-directory browser
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The report is tested in a real browser; with root's rights on Debian or Ubuntu it is installed.
 browser:

@@ -24,9 +24,6 @@ def against(gold: Gold, subject: np.ndarray) -> Difference:
 
     A shape mismatch is reported as a problem, never repaired.
     """
-    if subject is gold.array:
-        none = np.zeros(gold.live.shape)
-        return Difference(none, none, gold.live, dtype=subject.dtype.name)
     with clock.counted("comparing", processor=True):
         result = _against(gold, subject)
     result.dtype = subject.dtype.name

@@ -168,9 +168,10 @@ def positions(recording: Recording, inputs: Inputs, table: np.ndarray) -> np.nda
     for call, size in enumerate(recording.chunks or (inputs.tokens.shape[1],)):
         setup, taps = (recording.stages[call * (layers + 2) + i] for i in (0, 1))
         names = "layers.0.q_proj", "layers.0.q_rope"
-        if any(taps[n].shape[1] != size if n in taps else True for n in names):
-            return None
-        turned = rotation(*(np.asarray(taps[n], np.float64) for n in names))
+        before, after = (np.asarray(taps.get(n, 0), np.float64) for n in names)
+        if before.shape != after.shape or before.shape[1:2] != (size,):
+            return None  # not shown, or not in the layout it should have
+        turned = rotation(before, after)
         table = np.asarray(setup.get("rope.inv_freq", table), np.float64)
         valid = inputs.valid[:, start : start + size]
         found = None

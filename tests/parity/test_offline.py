@@ -276,7 +276,7 @@ def test_the_commands(
     out = tmp_path / "out"
     options = ("-o", out, "--length", 5, "--dtype", "f64", "--scenario", "causal")
     code, said = run("capture", "tiny", *options)
-    assert code == 0 and said.startswith("captured: 1 traces")
+    assert code == 0 and said.startswith("captured: 1 trace,")
     code, said = run("capture", "tiny", *options)
     assert code == 2 and "exists already" in said
     code, said = run("compare", made / "wrong", made / "torch", "--json", tmp_path / "c.json")
