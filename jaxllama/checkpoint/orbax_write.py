@@ -51,7 +51,7 @@ def save_sharded(
         raise CheckpointError(f"{path}: exists already; remove it or choose another")
     try:
         with _saving(path):
-            ocp.save(path / ARRAYS, dict(tensors))
+            ocp.save(path.absolute() / ARRAYS, dict(tensors))
         if jax.process_index() == 0:
             for name, content in _small(checkpoint, tensors).items():
                 (path / name).write_bytes(content)
@@ -75,7 +75,8 @@ class OrbaxSink:
     flushes_beside = True
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype], directory: Path):
-        self._checkpoint, self._dtypes, self._directory = checkpoint, dtypes, directory
+        self._checkpoint, self._dtypes = checkpoint, dtypes
+        self._directory = directory.absolute()  # Orbax takes no other
         self._batch: dict[str, np.ndarray] = {}
         self._saving: Any = None
         self._resumed = False

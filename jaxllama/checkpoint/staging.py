@@ -58,7 +58,7 @@ class Staging:
             return
         if hasattr(self, "_journal"):
             self.close() if self._staged() else self.discard()
-        raise CheckpointError(f"{self.target}: exists already; remove it or ask to overwrite it")
+        raise CheckpointError(f"{self.target}: exists already; remove it or choose another")
 
     def _staged(self) -> bool:
         return self.files.is_dir() and any(self.files.iterdir())

@@ -98,6 +98,10 @@ def verify(
         for name in b.tensors
         if name not in a.tensors
     ]
+    for side, checkpoint in (("first", a), ("second", b)):
+        for problem in checkpoint.problems:
+            name, _, detail = problem.partition(": ")
+            differences.append(Difference(name, "unexpected", f"in the {side}: {detail}"))
     return Verification(digests, tuple(differences), _config_differences(a, b))
 
 

@@ -9,10 +9,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllama.checkpoint import convert, open_checkpoint, tiny, validate
+from jaxllama.checkpoint import convert, open_checkpoint, tiny, validate, verify
+from jaxllama.checkpoint.orbax_write import save_sharded
 from jaxllama.errors import CheckpointError
 
 # Eight devices have to be asked for before JAX starts, so in a process of its own.
@@ -166,3 +168,11 @@ def test_damage_is_one_line(tmp_path, damage, capfd):
     assert "\n" not in str(error.value)
     gc.collect()
     assert capfd.readouterr().err == ""
+
+
+def test_relative_paths_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    convert("tiny", "out", to="orbax")
+    assert verify("tiny", "out").equal
+    save_sharded(Path("saved"), {"a": jnp.arange(3.0)}, tiny().config)
+    assert (tmp_path / "saved" / "arrays").is_dir()

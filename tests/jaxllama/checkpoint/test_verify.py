@@ -147,3 +147,14 @@ def test_manifest_of_changed_weights(tmp_path, base):
     (target / "jaxllama_manifest.json").unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
         check_manifest(open_checkpoint(target))
+
+
+def test_a_tensor_that_no_llama_has_is_a_difference(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    convert("tiny", tmp_path / "out", to="hf")
+    file = tmp_path / "out" / "model.safetensors"
+    save_file(load_file(file) | {"model.layers.1.self_attn.q_norm.weight": np.ones(16)}, file)
+    found = verify("tiny", tmp_path / "out")
+    assert not found.equal
+    assert [d.name for d in found.differences] == ["model.layers.1.self_attn.q_norm.weight"]
