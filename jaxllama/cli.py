@@ -108,16 +108,21 @@ def convert(
         def advance(name: str, nbytes: int, total: int) -> None:
             bar.update(task, total=total, advance=nbytes)
 
-        done = run(
-            source,
-            target,
-            to=to,
-            dtype=dtype,
-            shards=shards,
-            lora=lora,
-            overwrite=overwrite,
-            progress=advance,
-        )
+        try:
+            done = run(
+                source,
+                target,
+                to=to,
+                dtype=dtype,
+                shards=shards,
+                lora=lora,
+                overwrite=overwrite,
+                progress=advance,
+            )
+        except KeyboardInterrupt:
+            for left in target.parent.glob(f".{target.name}*.partial"):
+                console.print(f"stopped: run it again to go on from {left}, or remove that")
+            raise
     for note in done.notes:
         print(f"note: {note}")
     for name, (changed, size, largest) in done.losses.items():

@@ -62,7 +62,7 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
             broken += wrong
             square = np.einsum("ri,ri->r", delta, delta)
         flat_relative[rows] = np.sqrt(square)
-        flat_peak[rows] = np.maximum(delta.max(1), -delta.min(1))
+        flat_peak[rows] = np.maximum(delta.max(1), -delta.min(1)) + 0.0  # no -0.0
     relative, peak = (flat.reshape(gold.live.shape) for flat in (flat_relative, flat_peak))
     for array, size in zip((relative, peak), gold.sizes, strict=True):
         array[~gold.live] = 0.0

@@ -54,6 +54,9 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     first = primary[runs[0]].info
     alone = [" ".join(run) for run in primary if run not in theirs]
     notes = [f"{reference} holds no run {run} to compare with" for run in alone]
+    notes += [
+        f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
+    ]
     divergence = first_divergence(rows)
     if divergence is not None:
         notes.append(

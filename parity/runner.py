@@ -210,7 +210,7 @@ def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
     if "meta" in plan.reference:
         from parity.subjects import meta
 
-        meta.library()
+        meta.reference_package()
         meta.check_config(checkpoint.config)
 
 
@@ -348,7 +348,9 @@ def _command(
     name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
     words = ["parity", "run", name]
     words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
-    words += ["--mode", ",".join(plan.modes), "--scenario", ",".join(plan.scenarios)]
+    words += ["--mode", ",".join(plan.modes)]
+    if plan.scenarios != DEFAULT_SCENARIOS:  # gradients have another default than the rest
+        words += ["--scenario", ",".join(plan.scenarios)]
     for assignment in plan.overrides:
         words += ["--override", assignment]
     if isinstance(subject, str) and subject != "jaxllama":

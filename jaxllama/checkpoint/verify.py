@@ -118,17 +118,19 @@ def _detail(values: np.ndarray, other: np.ndarray) -> str:
     if values.shape != other.shape:
         return f"shape {values.shape} against {other.shape}"
     dtypes = "" if values.dtype == other.dtype else f"{values.dtype} against {other.dtype}, "
-    changed, largest, size = 0, 0.0, 0.0
+    changed, strange, largest, size = 0, 0, 0.0, 0.0
     first, second = values.reshape(-1), other.reshape(-1)
     for i in range(0, first.size, 1 << 20):
         x, y = (v[i : i + (1 << 20)].astype(np.float64) for v in (first, second))
         with np.errstate(invalid="ignore"):
             gap = np.abs(y - x)
         changed += int(np.count_nonzero(~(gap == 0)))
-        largest = max(largest, float(np.nanmax(gap, initial=0.0)))
+        strange += int(np.count_nonzero(~np.isfinite(gap)))
+        largest = max(largest, float(np.max(gap, initial=0.0, where=np.isfinite(gap))))
         size = max(size, float(np.nanmax(np.abs(x), initial=0.0)))
     share = f"{changed} of {values.size} elements"
-    return f"{dtypes}{share} differ, by up to {largest:.3g} (values up to {size:.3g})"
+    beyond = f"; {strange} of them are NaN or infinite" if strange else ""
+    return f"{dtypes}{share} differ, by up to {largest:.3g} (values up to {size:.3g}){beyond}"
 
 
 def _explain(a: Checkpoint, b: Checkpoint, name: str, values: np.ndarray, other: np.ndarray) -> str:

@@ -225,7 +225,7 @@ def nearest(row: TapRow) -> tuple[float, float, float, str]:
     """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
     token = (row.rho / row.limit, row.rho, row.limit, "")
     peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")
-    return max(token, peak)
+    return max(token, peak, key=lambda figures: figures[0])
 
 
 def _logits_line(result: Result) -> str:

@@ -83,7 +83,7 @@ class MetaLlama:
         self.config = checkpoint.config
         self.compute = torch_dtype(dtype)
         check_config(self.config)
-        self._library = library()
+        self._package = reference_package()
         single_process()
         self.model: Any = self._load(TorchWeights(checkpoint))
         self.present = Present()
@@ -105,7 +105,7 @@ class MetaLlama:
         """Return Meta's own table of rotations [end H/2], complex64, for positions below `end`."""
         c = self.config
         scaled = c.rope_scaling is not None
-        return self._library.precompute_freqs_cis(c.head_dim, end, c.rope_theta, scaled)
+        return self._package.precompute_freqs_cis(c.head_dim, end, c.rope_theta, scaled)
 
     def watch(self, recorder: Recorder) -> LayerWatch:
         """Return the mode that records a layer's inner taps in canonical layout."""
@@ -117,7 +117,7 @@ class MetaLlama:
 
     def _load(self, weights: TorchWeights) -> nn.Module:
         c = self.config
-        args = self._library.ModelArgs(
+        args = self._package.ModelArgs(
             dim=c.hidden_size,
             n_layers=c.num_hidden_layers,
             n_heads=c.num_attention_heads,
@@ -134,7 +134,7 @@ class MetaLlama:
             max_batch_size=1,
             max_seq_len=1,
         )
-        model: nn.Module = self._library.Transformer(args)
+        model: nn.Module = self._package.Transformer(args)
         stored: dict[str, Tensor] = {}  # so that a tied head shares the embedding's memory
         state = {}
         for name in model.state_dict():
@@ -198,7 +198,7 @@ def check_config(config: LlamaConfig) -> None:
         raise InputError(join_problems(title, problems))
 
 
-def library() -> ModuleType | Any:
+def reference_package() -> ModuleType | Any:
     """Return `llama_models.llama3.model`.
 
     Raises:

@@ -99,3 +99,14 @@ def test_script_is_the_same_command(tmp_path):
     )
     assert "nothing lost" in run.stdout
     assert verify("tiny", tmp_path / "a").equal
+
+
+def test_an_interrupt_says_what_it_leaves(capsys, tmp_path, monkeypatch):
+    def interrupted(source, target, **options):
+        target.with_name(f".{target.name}.partial").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxllama.checkpoint.convert", interrupted)
+    code, _, errors = _run(capsys, "convert", "tiny", tmp_path / "out", "--to", "hf")
+    assert code == 130
+    assert "run it again to go on from" in errors and ".out.partial" in errors.replace("\n", "")

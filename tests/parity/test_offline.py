@@ -126,6 +126,16 @@ def test_what_only_the_subject_holds_leaves_the_verdict_open(made: Path, tmp_pat
     assert "f64 right_padded decode" in result.unmatched
 
 
+def test_what_only_the_reference_holds_is_said(made: Path, tmp_path: Path) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(made / "jax", fewer)
+    (fewer / "f64-right_padded-free-jaxllama.safetensors").unlink()
+    result = parity.compare(fewer, made / "torch")
+    assert f"{fewer} holds no run f64 right_padded free: not judged" in result.notes
+    whole = parity.compare(made / "jax", made / "torch")
+    assert not any("not judged" in note for note in whole.notes)
+
+
 def test_an_undeclared_gap_in_a_capture_leaves_the_verdict_open(damaged: Path, made: Path) -> None:
     trace = read_trace(damaged)
     with TraceWriter(damaged, trace.inputs) as writer:

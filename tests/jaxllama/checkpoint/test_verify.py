@@ -158,3 +158,11 @@ def test_a_tensor_that_no_llama_has_is_a_difference(tmp_path):
     found = verify("tiny", tmp_path / "out")
     assert not found.equal
     assert [d.name for d in found.differences] == ["model.layers.1.self_attn.q_norm.weight"]
+
+
+def test_a_nan_is_called_one(base):
+    name = "model.norm.weight"
+    broken = base.read(name).copy()
+    broken[3] = np.nan
+    detail = _only(base, _changed(base, **{name: broken})).detail
+    assert detail.startswith("1 of ") and detail.endswith("; 1 of them are NaN or infinite")
