@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity import attention_maps, clock, logits
+from parity import attention_maps, logits
 from parity.gold import Difference, Gold, Worst, finite_difference
 
 
@@ -19,18 +19,22 @@ def difference(
     return against(Gold(name, gold, valid, mask), subject)
 
 
-def against(gold: Gold, subject: np.ndarray) -> Difference:
+def against(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Difference:
     """Return how far `subject` is from the gold.
 
     A shape mismatch is reported as a problem, never repaired.
+
+    Args:
+        gold: the reference's tap.
+        subject: the same tap of another.
+        locate: whether to say which element differs most.
     """
-    with clock.counted("comparing", processor=True):
-        result = _against(gold, subject)
+    result = _against(gold, subject, locate)
     result.dtype = subject.dtype.name
     return result
 
 
-def _against(gold: Gold, subject: np.ndarray) -> Difference:
+def _against(gold: Gold, subject: np.ndarray, locate: bool) -> Difference:
     if subject.shape != gold.array.shape:
         empty = np.zeros((1,))
         axes = ", ".join(gold.axes)
@@ -41,6 +45,8 @@ def _against(gold: Gold, subject: np.ndarray) -> Difference:
     if gold.kind == "logits":
         return logits.compare(gold, subject)
     result = _rows(gold, subject)
+    if locate:
+        result.worst = _worst(gold, subject, result.relative)
     if gold.kind == "layers.attn_probs":
         attention_maps.check_rows(result, gold, subject)
     return result
@@ -55,7 +61,7 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
         with np.errstate(invalid="ignore"):  # infinity less infinity
             delta = t - g
         if cells is not None:
-            delta = np.where(cells, delta, 0.0)
+            np.copyto(delta, 0.0, where=~cells)
         square = np.einsum("ri,ri->r", delta, delta)
         if not np.isfinite(square).all():
             delta, wrong = finite_difference(t, g, live[rows], cells)
@@ -68,7 +74,7 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
         array[~gold.live] = 0.0
         with np.errstate(over="ignore"):  # against a gold of nothing
             array /= size
-    result = Difference(relative, peak, gold.live, _worst(gold, subject, relative))
+    result = Difference(relative, peak, gold.live)
     if broken:
         result.problems.append(f"{broken} elements are NaN or infinite in one and not in the other")
     return result

@@ -83,7 +83,7 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     gold = start(reference)
     setup: Arrays = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lockstep = Lockstep(lane, [inputs], parties, pool)
+        lockstep = Lockstep({lane: parties}, [inputs], pool)
         (judge,) = lockstep.judges
         stage = 0
         for chunk in chunk_views(inputs, chunks):

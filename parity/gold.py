@@ -13,7 +13,7 @@ from parity.taps import AXES, split_name
 # A token whose gold is nearly zero has no meaningful relative error of its own: it is measured
 # against this fraction of its tap's median token.
 _SCALE_FLOOR = 0.1
-_BLOCK_ELEMENTS = 1 << 17
+_BLOCK_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Difference:
     facts: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
     dtype: str = ""
+
+    def scaled(self, factor: float) -> Difference:
+        """Return what every figure would be at rounding that is `factor` as coarse."""
+        tokens = {name: values * factor for name, values in self.tokens.items()}
+        return Difference(self.relative * factor, self.peak * factor, self.live, tokens=tokens)
 
 
 class Gold:
@@ -100,17 +105,29 @@ class Gold:
 
         Yields:
             Which rows, counted through `live` in order; for attention maps which of their cells
-            are visible [r, elements]; and each array's rows [r, elements].
+            are visible [r, elements]; and each array's rows [r, elements]. Attention maps end with
+            the last column that one of the rows sees: half of a causal one is not looked at.
         """
         flat = [array.reshape(self.live.size, -1) for array in arrays]
-        size = max(1, _BLOCK_ELEMENTS // max(flat[0].shape[-1], 1))
-        for start in range(0, self.live.size, size):
-            rows = slice(start, min(start + size, self.live.size))
-            yield rows, self._cells(rows), [a[rows].astype(np.float64, copy=False) for a in flat]
+        for rows, cells, stop in self._blocks:
+            yield rows, cells, [a[rows, :stop].astype(np.float64, copy=False) for a in flat]
 
-    def _cells(self, rows: slice) -> np.ndarray | None:
-        if self.axes != "BNTS":
-            return None
+    @cached_property
+    def _blocks(self) -> list[tuple[slice, np.ndarray | None, int]]:
+        """Which rows make a block, which cells of them are visible, and before which column."""
+        columns = self.array.size // max(self.live.size, 1)
+        size, found = max(1, _BLOCK_ELEMENTS // max(columns, 1)), []
+        for start in range(0, self.live.size, size):
+            rows, cells, stop = slice(start, min(start + size, self.live.size)), None, columns
+            if self.axes == "BNTS":
+                cells = self.cells(rows)
+                stop = int(np.flatnonzero(cells.any(0)).max(initial=0)) + 1
+                cells = cells[:, :stop]
+            found.append((rows, cells, stop))
+        return found
+
+    def cells(self, rows: slice) -> np.ndarray:
+        """Return which keys are visible [r, S] in some rows of an attention map."""
         b, _, q = np.unravel_index(np.arange(rows.start, rows.stop), self.live.shape)
         return self.mask[b, q]
 

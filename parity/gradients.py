@@ -110,7 +110,7 @@ def judge_gradients(
         def tick() -> None:
             progress(f"{lane} {one.name} grad")
 
-        return walk(lane, [one], gold, entries, MODE, layers, progress=tick)
+        return walk({lane: entries}, [one], gold, MODE, layers, progress=tick)
 
     return [judged(one) for one in inputs]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from parity.attention_maps import row_sum_allowance, total_variation
-from parity.distance import against, difference
 from parity.exhibit import Exhibit
 from parity.extent import extent
 from parity.gold import Difference, Gold
+from parity.logits import gap
 from parity.parties import Chunk, Party
 from parity.result import TapRow, WitnessRow
 from parity.subjects.base import Subject
@@ -20,6 +20,8 @@ from parity.taps import AXES, split_name
 from parity.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
 
 Arrays = Mapping[str, np.ndarray]
+# Tasks that compare taps with the gold, each some of them by name.
+Compared = Sequence[Future[dict[str, Difference]]]
 
 
 @dataclass
@@ -59,29 +61,17 @@ class Judge:
         self.unmatched: set[str] = set()
         self._testimonies = {p.subject.name: Testimony() for p in parties if p.testifies}
         self._chunk: Chunk
-        self._golds: dict[str, Gold] = {}
+        self._golds: Mapping[str, Gold] = {}
         self._shown: Arrays = {}
         self._heard: dict[Party, Heard] = {}
         self._found: dict[Party, dict[str, Difference]] = {}
 
-    def open(self, chunk: Chunk, truth: Arrays) -> None:
+    def open(self, chunk: Chunk, golds: Mapping[str, Gold]) -> None:
         """Begin a stage with the gold's taps."""
-        self._chunk, self._shown, self._found = chunk, {}, {}
-        self._golds = {
-            name: Gold(name, value, chunk.rows_of(name), chunk.mask)
-            for name, value in truth.items()
-        }
+        self._chunk, self._golds, self._shown, self._found = chunk, golds, {}, {}
 
-    def hear(self, party: Party, taps: Arrays | None) -> None:
-        """Begin to compare a party's taps, or None for the gold's own, with the gold."""
-        compare = against if taps is not None else _none
-        if taps is None:
-            taps = {name: gold.array for name, gold in self._golds.items()}
-        compared = {
-            name: self.pool.submit(compare, self._golds[name], value)
-            for name, value in taps.items()
-            if name in self._golds
-        }
+    def hear(self, party: Party, taps: Arrays, compared: Compared) -> None:
+        """Take note of a party's taps, and of their comparison with the gold that is under way."""
         missing = _unmatched(taps, self._golds, party.subject)
         moved, gap = {}, None
         if party.judged:
@@ -98,7 +88,7 @@ class Judge:
         heard = self._heard.pop(party, None)
         if heard is None:
             return
-        found = {name: future.result() for name, future in heard.compared.items()}
+        found = {n: one for task in heard.compared for n, one in task.result().items()}
         for name, future in heard.moved.items():
             _bound_probabilities(found[name], *future.result())
         if heard.gap is not None:
@@ -145,12 +135,7 @@ class Judge:
         ours, theirs = self._shown["logits"], taps["logits"]
         if ours.shape != theirs.shape:
             return None
-        chunk = self._chunk
-        return self.pool.submit(
-            lambda: float(
-                difference("logits", ours, theirs, chunk.valid, chunk.mask).relative.max()
-            )
-        )
+        return self.pool.submit(gap, ours, theirs, self._chunk.valid)
 
     def record(self) -> PassRecord:
         """Return what has been found."""
@@ -164,7 +149,7 @@ class Judge:
 
     def _row(self, party: Party, name: str, at_hand: np.ndarray | None) -> TapRow:
         limits, found = LIMITS[self.lane], self._found[party][name]
-        honest = self._honest("variant", party, name)
+        honest = self._noise(party, name)
         minimum = limits.floor * UNIT_ROUNDOFF[self.lane]
         floor = noise_floor([d.relative for d in honest], found.live, minimum)
         peak_floor = noise_floor([d.peak for d in honest], found.live, minimum)
@@ -207,6 +192,16 @@ class Judge:
             rho = float(np.where(found.live, found.relative / floor, 0.0).max())
             testimony.note(name, found, rho)
 
+    def _noise(self, judged: Party, name: str) -> list[Difference]:
+        """Return what honest runs at this dtype differ by on one tap.
+
+        Where there are none, those at another dtype tell: rounding is proportional to it.
+        """
+        return self._honest("variant", judged, name) or [
+            found.scaled(UNIT_ROUNDOFF[self.lane] / UNIT_ROUNDOFF["f32"])
+            for found in self._honest("interior", judged, name)
+        ]
+
     def _honest(self, role: str, judged: Party, name: str) -> list[Difference]:
         """Return what the parties of `role`, other than the judged one, differ by on one tap."""
         shape = self._found[judged][name].relative.shape
@@ -230,7 +225,7 @@ Movement = tuple[float, float, float, float]
 class Heard:
     """What is being computed about a party's stage."""
 
-    compared: dict[str, Future[Difference]]
+    compared: Compared
     moved: dict[str, Future[Movement]]
     gap: Future[float] | None
 
@@ -274,12 +269,6 @@ class Testimony:
             subject_gap=self.subject_gap,
             problems=tuple(self.problems[:8]),
         )
-
-
-def _none(gold: Gold, same: np.ndarray) -> Difference:
-    """Return how far the gold is from itself."""
-    zeros = np.zeros(gold.live.shape)
-    return Difference(zeros, zeros, gold.live, dtype=same.dtype.name)
 
 
 def _unmatched(taps: Arrays, truth: Mapping[str, Gold], subject: Subject) -> set[str]:

@@ -7,17 +7,21 @@ computed by all, compared with the gold, judged and forgotten.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
 import numpy as np
 
 from parity import clock
+from parity.distance import against
 from parity.exhibit import Exhibit
-from parity.judge import Judge, PassRecord
+from parity.gold import Difference, Gold
+from parity.judge import Compared, Judge, PassRecord
+from parity.memory import give_back
 from parity.parties import Chunk, Entry, Party, chunk_views
 from parity.scenarios import Inputs, joined
 from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
@@ -27,13 +31,14 @@ Progress = Callable[[], None]
 
 # Comparing goes on while the next party computes, until this much waits to be compared.
 _WAITING_BYTES = 250_000_000
+# Taps are compared in the background, small ones several in a task: a task costs 0.1 ms itself.
+_TASK_ELEMENTS = 1 << 18
 
 
 def walk(
-    lane: str,
+    entries: Mapping[str, Sequence[Entry]],
     parts: Sequence[Inputs],
     gold: Subject,
-    entries: Sequence[Entry],
     modes: Sequence[str],
     layers: int,
     *,
@@ -43,11 +48,11 @@ def walk(
     """Run all parties over some scenarios in step with the gold and judge the subject.
 
     Args:
-        lane: dtype under judgement.
+        entries: who takes part, and how, at each dtype under judgement. A subject that takes part
+            at several is run once.
         parts: scenarios that `parity.scenarios.joined` can run as one batch; judged apart. One
             alone to be differentiated: a parameter's gradient is that of the whole batch.
         gold: the float64 reference.
-        entries: who takes part, and how.
         modes: `free`, `isolated`; or `decode` alone, with `chunks`; or `grad` alone.
         layers: L.
         chunks: columns per call of a decode run.
@@ -63,80 +68,150 @@ def walk(
         return cast(CachedSubject, subject).start_decode(inputs, chunks)
 
     gold_run = start(gold)
-    parties = [
-        Party(e.subject, e.roles, mode, gold_run if e.subject is gold else start(e.subject))
-        for mode in modes
-        for e in entries
-        if mode in e.modes and (mode != "isolated" or e.subject.can_force)
-    ]
+    runs: dict[tuple[int, str], Run] = {}
+
+    def run_of(subject: Subject, mode: str) -> Run:
+        if subject is gold:
+            return gold_run
+        key = id(subject), mode
+        if key not in runs:
+            runs[key] = start(subject)
+        return runs[key]
+
+    parties = {
+        lane: [
+            Party(e.subject, e.roles, mode, run_of(e.subject, mode))
+            for mode in modes
+            for e in present
+            if mode in e.modes and (mode != "isolated" or e.subject.can_force)
+        ]
+        for lane, present in entries.items()
+    }
     exhibits = [
         Exhibit(lane, part.name, layers + 2, None if chunks else part.mask, *part.tokens.shape)
+        for lane in entries
         for part in parts
         if "grad" not in modes
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lockstep = Lockstep(lane, parts, parties, pool, exhibits)
+        lockstep = Lockstep(parties, parts, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
-            for _ in range(layers + 2):
+            for stage in range(layers + 2):
+                if stage == layers + 1 and chunks is None:  # logits are the largest of all taps
+                    give_back()
                 lockstep.stage(views, gold_run.step(), gold_run)
                 progress()
     return lockstep.record()
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a run shows of one stage.
+
+    Attributes:
+        taps: of the whole batch.
+        compared: their distances from the gold, one for each part of the batch.
+    """
+
+    taps: Arrays
+    compared: Sequence[Compared]
 
 
 class Lockstep:
     """Takes every party from stage to stage and has each scenario's rows judged.
 
     Args:
-        lane: dtype under judgement.
+        lanes: who is under way at each dtype; stepped in this order.
         parts: the scenarios whose rows, one after another, make the parties' batch.
-        parties: who is under way; stepped in this order.
         pool: where comparing goes on.
-        exhibits: one a part, for what a report shows.
+        exhibits: one a dtype and part, for what a report shows.
 
     Attributes:
-        judges: one a part.
+        judges: one a dtype and part.
     """
 
     def __init__(
         self,
-        lane: str,
+        lanes: Mapping[str, Sequence[Party]],
         parts: Sequence[Inputs],
-        parties: Sequence[Party],
         pool: ThreadPoolExecutor,
         exhibits: Sequence[Exhibit | None] = (),
     ) -> None:
-        self.parties = parties
+        self.lanes, self.pool = lanes, pool
+        seats = [(lane, part) for lane in lanes for part in parts]
         self.judges = [
-            Judge(lane, part.name, parties, pool, exhibit)
-            for part, exhibit in zip(parts, exhibits or [None] * len(parts), strict=True)
+            Judge(lane, part.name, lanes[lane], pool, exhibit)
+            for (lane, part), exhibit in zip(seats, exhibits or [None] * len(seats), strict=True)
         ]
         stops = np.cumsum([0, *(len(part.tokens) for part in parts)]).tolist()
         self._rows = [slice(*pair) for pair in pairwise(stops)]
         self._batch = stops[-1]
         self._misshapen: set[str] = set()
+        # Runs that take part at several dtypes, whose stage is kept until all have heard it.
+        times = Counter(id(party.run) for parties in lanes.values() for party in parties)
+        self._shared = {run for run, count in times.items() if count > 1}
 
     def stage(self, views: Sequence[Chunk], truth: Arrays, gold_run: Run) -> None:
         """Take every party one stage on, compare it with the gold, judge."""
-        for judge, chunk, rows in zip(self.judges, views, self._rows, strict=True):
-            judge.open(chunk, self._of(truth, rows))
-        waiting: deque[tuple[Party, int]] = deque()
-        for party in self.parties:
-            with clock.counted(_expense(party)):
-                taps = truth if party.run is gold_run else party.run.step(self._force(party, truth))
-            if party.judged:
-                self._misshapen |= {
-                    n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
-                }
-            for judge, rows in zip(self.judges, self._rows, strict=True):
-                judge.hear(party, None if taps is truth else self._of(taps, rows))
-            waiting.append((party, sum(value.nbytes for value in taps.values())))
-            del taps
-            while sum(size for _, size in waiting) > _WAITING_BYTES:
-                first, _ = waiting.popleft()
-                for judge in self.judges:
-                    judge.collect(first)
-        for judge in self.judges:
-            judge.settle()
+        golds = [
+            {
+                name: Gold(name, value, chunk.rows_of(name), chunk.mask)
+                for name, value in self._of(truth, rows).items()
+            }
+            for chunk, rows in zip(views, self._rows, strict=True)
+        ]
+        stepped = {id(gold_run): Stepped(truth, [self._compare(one, None) for one in golds])}
+        for lane, parties in self.lanes.items():
+            judges = [judge for judge in self.judges if judge.lane == lane]
+            for judge, chunk, one in zip(judges, views, golds, strict=True):
+                judge.open(chunk, one)
+            waiting: deque[tuple[Party, int]] = deque()
+            for party in parties:
+                step = stepped.get(id(party.run)) or self._step(party, truth, golds)
+                if id(party.run) in self._shared:
+                    stepped[id(party.run)] = step
+                for judge, rows, found in zip(judges, self._rows, step.compared, strict=True):
+                    judge.hear(party, self._of(step.taps, rows), found)
+                waiting.append((party, sum(value.nbytes for value in step.taps.values())))
+                del step
+                while sum(size for _, size in waiting) > _WAITING_BYTES:
+                    first, _ = waiting.popleft()
+                    for judge in judges:
+                        judge.collect(first)
+            for judge in judges:
+                judge.settle()
+
+    def _step(self, party: Party, truth: Arrays, golds: Sequence[Mapping[str, Gold]]) -> Stepped:
+        """Take a party one stage on, and begin to compare what it shows."""
+        with clock.counted(_expense(party)):
+            taps = party.run.step(self._force(party, truth))
+        if party.judged:
+            self._misshapen |= {
+                n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
+            }
+        return Stepped(
+            taps,
+            [
+                self._compare(one, self._of(taps, rows), locate=party.judged)
+                for one, rows in zip(golds, self._rows, strict=True)
+            ],
+        )
+
+    def _compare(
+        self, golds: Mapping[str, Gold], taps: Arrays | None, *, locate: bool = False
+    ) -> Compared:
+        """Begin to compare taps, or None for the gold's own, with the gold."""
+        if taps is None:
+            return [self.pool.submit(lambda: {name: _none(gold) for name, gold in golds.items()})]
+        tasks, group, size = [], [], 0
+        for name, value in taps.items():
+            if name in golds:
+                group.append((golds[name], value))
+                size += value.size
+            if size >= _TASK_ELEMENTS:
+                tasks.append(self.pool.submit(_distances, group, locate))
+                group, size = [], 0
+        return [*tasks, self.pool.submit(_distances, group, locate)]
 
     def record(self) -> PassRecord:
         """Return what has been found in all parts."""
@@ -161,7 +236,20 @@ class Lockstep:
         """Return the gold's values for an isolated party, less those of another shape."""
         if party.mode != "isolated":
             return None
-        return {name: value for name, value in truth.items() if name not in self._misshapen}
+        useless = self._misshapen | {"logits"}  # which nothing is computed of
+        return {name: value for name, value in truth.items() if name not in useless}
+
+
+def _distances(pairs: Sequence[tuple[Gold, np.ndarray]], locate: bool) -> dict[str, Difference]:
+    """Return by name how far some taps are from the gold."""
+    with clock.counted("comparing", processor=True):
+        return {gold.name: against(gold, value, locate=locate) for gold, value in pairs}
+
+
+def _none(gold: Gold) -> Difference:
+    """Return how far the gold is from itself."""
+    zeros = np.zeros(gold.live.shape)
+    return Difference(zeros, zeros, gold.live, dtype=gold.array.dtype.name)
 
 
 def _expense(party: Party) -> str | None:

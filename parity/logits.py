@@ -55,6 +55,22 @@ def compare(gold: Gold, subject: np.ndarray) -> Difference:
     return result
 
 
+def gap(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) -> float:
+    """Return how far logits [B T V] are apart, relative, at the worst token.
+
+    A shift of all of a token's logits counts for nothing. Infinite where one is not finite.
+    """
+    worst = 0.0
+    for b, q in np.argwhere(valid):  # one token's are as many as a processor's cache holds
+        t, g = (array[b, q].astype(np.float64) for array in (ours, theirs))
+        moved = t - g
+        moved -= moved.mean()
+        g -= g.mean()
+        apart = float(np.sqrt(moved @ moved / max(g @ g, np.finfo(np.float64).tiny)))
+        worst = max(worst, apart if np.isfinite(apart) else np.inf)
+    return worst
+
+
 def _token_figures(t: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
     """Return the figures of some tokens' logits, both [r, V]."""
     log_g = g - g.max(1, keepdims=True)

@@ -156,17 +156,20 @@ def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> Pa
     truth = _one(theirs[gold_run], theirs[gold_run][0].path.parent)
     gold = TraceSubject([truth])
     entries = [Entry(TraceSubject([subject]), frozenset({"subject"}), (mode,))]
+    narrow = theirs.get(("f32", *run[1:]), []) if lane == "f64" else []  # as `lineup` has it
+    entries += [Entry(TraceSubject([one]), frozenset({"interior"}), (mode,)) for one in narrow]
     for trace in theirs[run]:
+        if narrow and trace.info.role == "variant":
+            continue
         roles = {"variant"} if lane != "f64" or trace.info.role == "variant" else {"gold"}
         if trace.info.role == "subject":
             roles.add("witness")
         party = gold if trace is truth else TraceSubject([trace])
         entries.append(Entry(party, frozenset(roles), (mode,)))
     return walk(
-        lane,
+        {lane: entries},
         [subject.inputs],
         gold,
-        entries,
         (mode,),
         subject.info.layers,
         chunks=subject.info.chunks,

@@ -19,16 +19,15 @@ from jaxllama.errors import InputError
 from parity import clock, environment, gradients, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
+from parity.lineup import lineup
 from parity.locate import first_divergence
 from parity.lockstep import walk
+from parity.memory import give_back
 from parity.overrides import overridden
-from parity.parties import Entry
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
 from parity.subjects import given, streamed
-from parity.subjects.base import Subject
-from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 
@@ -131,7 +130,10 @@ def run(
         gradients.check_inputs(differentiated)
         make = given.maker(resolved, opened, config)
         records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress)
-        rows = [row for record in records for row in record.rows]
+        rows = sorted(
+            (row for record in records for row in record.rows),
+            key=lambda row: plan.dtypes.index(row.lane),
+        )
         first = first_divergence(rows)
         cause = None
         if first is not None:
@@ -141,7 +143,10 @@ def run(
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
-        witnesses=[row for record in records for row in record.witnesses],
+        witnesses=sorted(
+            (row for record in records for row in record.witnesses),
+            key=lambda row: plan.dtypes.index(row.lane),
+        ),
         expected=_expected(plan, config),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
@@ -228,7 +233,7 @@ def _lanes(
         (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
         for _, chunks in passes
         for group in groups
-    ) * len(plan.dtypes)
+    )
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
     total += (layers + 2) * len(differentiated) * len(grad_lanes)
     done = 0
@@ -242,29 +247,33 @@ def _lanes(
     gold = TorchReference(checkpoint, dtype="f64")
     records: list[PassRecord] = []
     seconds: dict[str, float] = {}
-    for lane in plan.dtypes if inputs else ():
+    if inputs:
         began = time.perf_counter()
-        entries = _entries(plan, checkpoint, gold, make(lane), lane)
+        subjects = {lane: make(lane) for lane in plan.dtypes}
+        if "decode" in plan.modes:
+            for subject in subjects.values():
+                given.check_decodes(subject)
+        entries = lineup(checkpoint, gold, subjects, plan.reference)
+        give_back()
         for group in groups:
             names = " ".join(one.name for one in group)
             for modes, chunks in passes:
 
-                def tick(lane: str = lane, name: str = names, what: str = modes[-1]) -> None:
-                    report(f"{lane} {name} {what}")
+                def tick(name: str = names, what: str = modes[-1]) -> None:
+                    report(f"{name} {what}")
 
                 record = walk(
-                    lane,
+                    entries,
                     group,
                     gold,
-                    entries,
                     modes,
                     layers,
                     chunks=None if chunks is None else chunks(group[0]),
                     progress=tick,
                 )
                 records.append(record)
-        seconds[f"{lane}_s"] = time.perf_counter() - began
-        del entries
+        seconds["forward_s"] = time.perf_counter() - began
+        del entries, subjects
         gc.collect()
     if grad_lanes:
         began = time.perf_counter()
@@ -289,41 +298,6 @@ def _passes(
     if "decode" in plan.modes:
         walks.append((("decode",), decode_chunks))
     return walks
-
-
-def _entries(
-    plan: Plan, checkpoint: Checkpoint, gold: Subject, subject: Subject, lane: str
-) -> list[Entry]:
-    """Return who takes part at one dtype: the subject, and what gives noise and testimony."""
-    if "decode" in plan.modes:
-        given.check_decodes(subject)
-    entries = [Entry(subject, frozenset({"subject"}), MODES)]
-    if isinstance(subject, JaxLlama):
-        entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
-    # Rounding that does not add up is steady: on the gold's inputs one honest variant shows it
-    # (in float64 none is needed: the floor of a few units in the last place is enough).
-    reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
-    entries.append(Entry(reordered, frozenset({"variant"}), ("free", "decode")))
-    witness = frozenset({"witness"}) if "torch" in plan.reference else frozenset()
-    if lane != "f64":
-        eager = TorchReference(checkpoint, dtype=lane)
-        entries.append(Entry(eager, witness | {"variant"}, MODES))
-    elif witness:
-        entries.append(Entry(gold, witness | {"gold"}, ("free", "decode")))
-    if "hf" in plan.reference:
-        from parity.subjects.hf import HFLlama
-
-        hf = HFLlama(checkpoint, dtype=lane)
-        entries.append(Entry(hf, frozenset({"witness"}), ("free", "decode")))
-    if "meta" in plan.reference:
-        from parity.subjects.meta import MetaLlama
-
-        meta = MetaLlama(checkpoint, dtype=lane)
-        entries.append(Entry(meta, frozenset({"witness"}), ("free", "decode")))
-    if lane == "f64" and {"hf", "meta"} & set(plan.reference):
-        single = TorchReference(checkpoint, dtype="f32")
-        entries.append(Entry(single, frozenset({"interior"}), ("free", "decode")))
-    return entries
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:

@@ -97,8 +97,9 @@ def facts(lanes: Sequence[str]) -> dict[str, Any]:
             "--calibrate` prints the largest seen on fresh models beside each limit"
         ),
         "noise": (
-            f"own reference, eager and reordered (float64: reordered; isolated: eager, in float64 "
-            f"the floor alone); quantile {NOISE_QUANTILE} over tokens"
+            f"own reference, eager and reordered (float64: those of float32, scaled by the unit "
+            f"roundoffs; isolated: eager, in float64 the floor alone); quantile {NOISE_QUANTILE} "
+            f"over tokens"
         ),
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]} for lane in lanes

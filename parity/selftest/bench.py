@@ -11,11 +11,12 @@ import jax
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from parity.judge import PassRecord
+from parity.lineup import lineup
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.parties import Entry
+from parity.prepare import decode_chunks
 from parity.result import Divergence
-from parity.runner import _entries, _plan, decode_chunks
 from parity.scenarios import Inputs, scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
 from parity.selftest.figures import Figure, figures
@@ -68,9 +69,8 @@ class Bench:
     @cached_property
     def _honest(self) -> list[Entry]:
         """Everybody that `parity run` would ask beside the subject, remembering their answers."""
-        plan = _plan("torch", self.lane, "free,isolated,decode", "causal", ())
         gold = self._gold
-        asked = _entries(plan, self.checkpoint, gold, gold, self.lane)[1:]
+        asked = lineup(self.checkpoint, gold, {self.lane: gold}, ("torch",))[self.lane][1:]
         return [
             Entry(one.subject if one.subject is gold else Memo(one.subject), one.roles, one.modes)  # type: ignore[arg-type]
             for one in asked
@@ -98,10 +98,9 @@ class Bench:
             entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record: PassRecord = walk(
-                self.lane,
+                {self.lane: [*entries, *self._honest]},
                 [inputs],
                 self._gold,
-                [*entries, *self._honest],
                 ("decode",) if decodes else ("free", "isolated"),
                 self.checkpoint.config.num_hidden_layers,
                 chunks=decode_chunks(inputs) if decodes else None,

@@ -25,6 +25,7 @@ from parity.subjects.observe import (
 )
 from parity.subjects.staged import StagedRun, Stages
 from parity.subjects.torch_arrays import to_numpy, to_torch, torch_dtype
+from parity.subjects.torch_weights import whole
 from parity.taps import GRAD_TAPS, LAYER_TAPS, PARAMETER_GRADIENTS
 
 try:
@@ -65,6 +66,8 @@ class HFLlama:
         self.dtype = dtype
         self.config = checkpoint.config
         self.model = load(checkpoint, torch_dtype(dtype))
+        self._shared = whole(checkpoint, torch_dtype(dtype))  # kept for Meta's model to share
+        self._shared.share(self.model)
         self._present = Present()
         self._hook()
 

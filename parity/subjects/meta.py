@@ -24,7 +24,7 @@ from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.observe import LayerWatch, Present, Views, hook_layer, hook_output
 from parity.subjects.torch_arrays import Recorder, torch_dtype
-from parity.subjects.torch_weights import TorchWeights
+from parity.subjects.torch_weights import Weights, whole
 
 # The one scaling it knows, hard-coded in its `apply_scaling`.
 ITS_SCALING = RopeScaling(
@@ -85,7 +85,7 @@ class MetaLlama:
         check_config(self.config)
         self._package = reference_package()
         single_process()
-        self.model: Any = self._load(TorchWeights(checkpoint))
+        self.model: Any = self._load(whole(checkpoint, self.compute))
         self.present = Present()
         self._hook()
 
@@ -115,7 +115,7 @@ class MetaLlama:
         )
         return LayerWatch(lambda: recorder, queries, keys=(half_split, interleaved))
 
-    def _load(self, weights: TorchWeights) -> nn.Module:
+    def _load(self, weights: Weights) -> nn.Module:
         c = self.config
         args = self._package.ModelArgs(
             dim=c.hidden_size,
@@ -140,7 +140,7 @@ class MetaLlama:
         for name in model.state_dict():
             source = canonical_name(name, c.tie_word_embeddings)
             if source not in stored:
-                stored[source] = self._to_layout(source, weights[source]).to(self.compute)
+                stored[source] = self._to_layout(source, weights[source])
             state[name] = stored[source]
         model.load_state_dict(state, assign=True)
         return model.eval()

@@ -24,7 +24,7 @@ from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, GeneratedRun, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
-from parity.subjects.torch_weights import Weights, held, weights
+from parity.subjects.torch_weights import Weights, best, held, weights
 
 Variant = Literal["eager", "reordered", "sdpa", "doubled"]
 
@@ -100,6 +100,7 @@ class TorchReference:
         """Begin a forward pass; see `parity.subjects.base.Subject`."""
         from parity.subjects.torch_run import TorchRun  # which imports this module
 
+        self.weights = best(self._checkpoint, self.compute)
         return TorchRun(self, inputs)
 
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> Run:
@@ -174,6 +175,8 @@ class TorchReference:
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Multiply [.. in] by the weight `name` [out in], rounded to the run's dtype."""
         weight = self.weight(f"{name}.weight")
+        if weight.dtype == self.compute == x.dtype:
+            return self.matmul(x, weight.T)
         rows = max(1, CAST_ELEMENTS // weight.shape[1])
         rounded = (block.to(self.compute).to(x.dtype) for block in weight.split(rows))
         blocks = [self.matmul(x, block.T) for block in rounded]

@@ -103,9 +103,20 @@ class HeldWeights:
             self._cast[name] = self._weights[name].to(self._dtype)
         return self._cast[name]
 
+    def share(self, model: torch.nn.Module) -> None:
+        """Let parameters whose every bit is the same live in this memory, not in a copy's."""
+        for name, parameter in model.named_parameters():
+            if name in self and torch.equal(self[name], parameter):
+                parameter.data = self[name]
+
 
 _shared: WeakValueDictionary[tuple[int, torch.dtype | None], TorchWeights | HeldWeights]
 _shared = WeakValueDictionary()
+
+
+def best(checkpoint: CheckpointLike, dtype: torch.dtype) -> TorchWeights | HeldWeights:
+    """Return weights for one pass in a dtype: those that others hold, if any do."""
+    return _shared.get((id(checkpoint), dtype)) or weights(checkpoint)
 
 
 def weights(checkpoint: CheckpointLike) -> TorchWeights:
@@ -121,8 +132,14 @@ def held(checkpoint: CheckpointLike, dtype: torch.dtype) -> TorchWeights | HeldW
     elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
     if elements * dtype.itemsize > HELD_BYTES:
         return weights(checkpoint)
+    return whole(checkpoint, dtype)
+
+
+def whole(checkpoint: CheckpointLike, dtype: torch.dtype) -> HeldWeights:
+    """Return weights for a model that holds all of its own, shared with other such models."""
     found = _shared.get((id(checkpoint), dtype)) or HeldWeights(checkpoint, dtype)
     _shared[id(checkpoint), dtype] = found
+    assert isinstance(found, HeldWeights)
     return found
 
 

@@ -36,7 +36,7 @@ def walk_with(
     modes: tuple[str, ...] = ("free",),
 ) -> PassRecord:
     entries = [Entry(one, roles, MODES) for one, roles in ((subject, SUBJECT), *others)]
-    return walk("f64", [scripted_inputs()], gold, entries, modes, LAYERS)
+    return walk({"f64": entries}, [scripted_inputs()], gold, modes, LAYERS)
 
 
 def by_tap(record: PassRecord, mode: str = "free") -> dict[str, TapRow]:
@@ -180,7 +180,7 @@ def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
         Entry(Scripted("s"), SUBJECT, MODES),
         Entry(production, frozenset({"production"}), ("free",)),
     ]
-    record = walk("f64", [scripted_inputs()], Scripted("gold"), entries, MODES, LAYERS)
+    record = walk({"f64": entries}, [scripted_inputs()], Scripted("gold"), MODES, LAYERS)
     assert {row.mode for row in record.rows} == {"free", "isolated", "production"}
     assert (
         len([row for row in record.rows if row.mode == "production" and row.tap == "logits"]) == 1
@@ -226,7 +226,7 @@ def test_production_may_not_lose_its_logits() -> None:
         Entry(Scripted("s"), SUBJECT, MODES),
         Entry(mute, frozenset({"production"}), ("free",)),
     ]
-    record = walk("f64", [scripted_inputs()], Scripted("gold"), entries, ("free",), LAYERS)
+    record = walk({"f64": entries}, [scripted_inputs()], Scripted("gold"), ("free",), LAYERS)
     assert record.unmatched == {"logits"}
 
 
@@ -247,7 +247,7 @@ def test_scenarios_that_share_a_batch_are_judged_apart() -> None:
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
     entries = [Entry(Scripted("s", change=change), SUBJECT, MODES)]
-    record = walk("f64", parts, Scripted("gold"), entries, ("free",), LAYERS)
+    record = walk({"f64": entries}, parts, Scripted("gold"), ("free",), LAYERS)
     assert len(record.rows) == 2 * len(expected_names(LAYERS))
     (failed,) = (row for row in record.rows if not row.passed)
     assert (failed.tap, failed.scenario) == ("layers.1.v_proj", "second")
@@ -261,7 +261,7 @@ def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
     entries = [Entry(Scripted("s", change=halve), SUBJECT, MODES)]
-    record = walk("f64", parts, Scripted("gold"), entries, ("free",), LAYERS)
+    record = walk({"f64": entries}, parts, Scripted("gold"), ("free",), LAYERS)
     failed = {row.scenario: row.problems[0] for row in record.rows if not row.passed}
     assert failed.keys() == {"scripted", "second"}
     assert "shape (1, 5, 7), the reference has (2, 5, 7)" in failed["second"]

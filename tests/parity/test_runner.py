@@ -142,13 +142,13 @@ def test_a_wrong_shape_is_divergent_not_an_error() -> None:
 
 
 def test_a_wrong_witness_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = runner._entries
+    lineup = runner.lineup
 
-    def with_another(plan: Any, checkpoint: Any, *more: Any) -> list[Entry]:
-        wrong = _WrongWitness(checkpoint, dtype="f64")
-        return [*entries(plan, checkpoint, *more), Entry(wrong, frozenset({"witness"}), ("free",))]
+    def with_another(checkpoint: Any, *more: Any) -> dict[str, list[Entry]]:
+        wrong = Entry(_WrongWitness(checkpoint, dtype="f64"), frozenset({"witness"}), ("free",))
+        return {lane: [*present, wrong] for lane, present in lineup(checkpoint, *more).items()}
 
-    monkeypatch.setattr(runner, "_entries", with_another)
+    monkeypatch.setattr(runner, "lineup", with_another)
     result = quick(modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
     assert [row.witness for row in result.disagreeing] == ["wrong"]

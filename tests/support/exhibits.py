@@ -53,7 +53,7 @@ def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: An
     """Return the result of a scripted run that has been changed so, with its exhibits."""
     entries = [Entry(Scripted("s", change=change), frozenset({"subject"}), ("free", "isolated"))]
     inputs = replace(scripted_inputs(), name="causal")
-    record = walk("f64", [inputs], Scripted("gold"), entries, ("free", "isolated"), LAYERS)
+    record = walk({"f64": entries}, [inputs], Scripted("gold"), ("free", "isolated"), LAYERS)
     texts = [TOKENS[: SIZES["T"]], TOKENS[::-1][: SIZES["T"]]]
     fields = {"exhibits": record.exhibits, "texts": {"causal": texts}, **changes}
     return result(record.rows, **fields)

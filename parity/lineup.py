@@ -1,0 +1,63 @@
+"""Who takes part in a run: the subject, what gives noise, and the witnesses that were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+
+from jaxllama.checkpoint import Checkpoint
+from parity.parties import Entry
+from parity.subjects.base import Subject
+from parity.subjects.given import witness
+from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.torch_reference import TorchReference, Variant
+
+EVERY = ("free", "isolated", "decode")
+WHOLE = ("free", "decode")
+WITNESS, VARIANT, INTERIOR = (frozenset({role}) for role in ("witness", "variant", "interior"))
+
+
+def lineup(
+    checkpoint: Checkpoint,
+    gold: Subject,
+    subjects: Mapping[str, Subject],
+    references: Collection[str],
+) -> dict[str, list[Entry]]:
+    """Return who takes part at each dtype.
+
+    Noise is that of our own reference, eager and summed in another order. Float64 borrows
+    float32's: those runs cost half as much, and are also what witnesses that work in float32
+    inside are held to. On the gold's inputs, where rounding does not add up, one variant shows it,
+    and in float64 a floor of a few units in the last place is enough.
+
+    Args:
+        checkpoint: what all run.
+        gold: our reference in float64.
+        subjects: what is judged, by dtype.
+        references: the witnesses asked for, of `torch`, `hf`, `meta`.
+    """
+
+    @cache
+    def reference(dtype: str, variant: Variant) -> TorchReference:
+        return TorchReference(checkpoint, dtype=dtype, variant=variant)
+
+    asked = WITNESS if "torch" in references else frozenset[str]()
+    found = {}
+    for lane, subject in subjects.items():
+        entries = [Entry(subject, frozenset({"subject"}), EVERY)]
+        if isinstance(subject, JaxLlama):
+            entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
+        if lane == "f64":
+            entries += [
+                Entry(reference("f32", "reordered"), INTERIOR, WHOLE),
+                Entry(reference("f32", "eager"), INTERIOR, WHOLE),
+                *([Entry(gold, asked | {"gold"}, WHOLE)] if asked else []),
+            ]
+        else:
+            entries += [
+                Entry(reference(lane, "reordered"), VARIANT, WHOLE),
+                Entry(reference(lane, "eager"), asked | VARIANT, EVERY),
+            ]
+        others = [witness(name, checkpoint, lane) for name in ("hf", "meta") if name in references]
+        found[lane] = [*entries, *(Entry(other, WITNESS, WHOLE) for other in others)]
+    return found
