@@ -5,13 +5,12 @@ Shapes: B batch, T queries, S keys.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
+from parity.background import Background
 from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
 from parity.lockstep import Lockstep
@@ -82,7 +81,7 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     parties += [Party(one, frozenset({"variant"}), mode, start(one)) for one in honest]
     gold = start(reference)
     setup: Arrays = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Background() as pool:
         lockstep = Lockstep({lane: parties}, [inputs], pool)
         (judge,) = lockstep.judges
         stage = 0

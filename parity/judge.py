@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from parity.attention_maps import row_sum_allowance, total_variation
+from parity.background import Background
 from parity.exhibit import Exhibit
 from parity.extent import extent
 from parity.gold import Difference, Gold
@@ -43,7 +44,7 @@ class Judge:
         lane: dtype under judgement.
         scenario: name of the inputs.
         parties: who is under way; heard in this order.
-        pool: compares several taps at a time: NumPy works outside the interpreter's lock.
+        pool: compares several taps at a time.
         exhibit: keeps what a report shows of it, if given.
     """
 
@@ -52,7 +53,7 @@ class Judge:
         lane: str,
         scenario: str,
         parties: Sequence[Party],
-        pool: ThreadPoolExecutor,
+        pool: Background,
         exhibit: Exhibit | None = None,
     ) -> None:
         self.lane, self.scenario, self.exhibit = lane, scenario, exhibit
@@ -125,7 +126,7 @@ class Judge:
                 continue
             pairs = [(taps[n], self._golds[n]) for n in (scores, name) if n in taps]
             if len(pairs) == 2 and all(t.shape == gold.array.shape for t, gold in pairs):
-                found[name] = self.pool.submit(_movement, *pairs[0], *pairs[1])
+                found[name] = self.pool.begin(taps[name].size, _movement, *pairs[0], *pairs[1])
         return found
 
     def _gap(self, taps: Arrays) -> Future[float] | None:
@@ -135,7 +136,7 @@ class Judge:
         ours, theirs = self._shown["logits"], taps["logits"]
         if ours.shape != theirs.shape:
             return None
-        return self.pool.submit(gap, ours, theirs, self._chunk.valid)
+        return self.pool.begin(ours.size, gap, ours, theirs, self._chunk.valid)
 
     def record(self) -> PassRecord:
         """Return what has been found."""
@@ -264,7 +265,7 @@ class Testimony:
             unmatched=tuple(sorted(self.unmatched)),
             worst_tap=self.worst_tap,
             rho=self.rho,
-            limit=LIMITS[lane].witness,
+            limit=LIMITS[lane].testimony(party.mode),
             error=self.error,
             subject_gap=self.subject_gap,
             problems=tuple(self.problems[:8]),

@@ -6,10 +6,8 @@ computed by all, compared with the gold, judged and forgotten.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -17,6 +15,7 @@ from typing import cast
 import numpy as np
 
 from parity import clock
+from parity.background import ENOUGH_ELEMENTS, Background
 from parity.distance import against
 from parity.exhibit import Exhibit
 from parity.gold import Difference, Gold
@@ -31,8 +30,6 @@ Progress = Callable[[], None]
 
 # Comparing goes on while the next party computes, until this much waits to be compared.
 _WAITING_BYTES = 250_000_000
-# Taps are compared in the background, small ones several in a task: a task costs 0.1 ms itself.
-_TASK_ELEMENTS = 1 << 18
 
 
 def walk(
@@ -93,7 +90,7 @@ def walk(
         for part in parts
         if "grad" not in modes
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Background() as pool:
         lockstep = Lockstep(parties, parts, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for stage in range(layers + 2):
@@ -134,7 +131,7 @@ class Lockstep:
         self,
         lanes: Mapping[str, Sequence[Party]],
         parts: Sequence[Inputs],
-        pool: ThreadPoolExecutor,
+        pool: Background,
         exhibits: Sequence[Exhibit | None] = (),
     ) -> None:
         self.lanes, self.pool = lanes, pool
@@ -202,16 +199,16 @@ class Lockstep:
     ) -> Compared:
         """Begin to compare taps, or None for the gold's own, with the gold."""
         if taps is None:
-            return [self.pool.submit(lambda: {name: _none(gold) for name, gold in golds.items()})]
+            return [self.pool.begin(0, _nothing, golds)]
         tasks, group, size = [], [], 0
         for name, value in taps.items():
             if name in golds:
                 group.append((golds[name], value))
                 size += value.size
-            if size >= _TASK_ELEMENTS:
-                tasks.append(self.pool.submit(_distances, group, locate))
+            if size >= ENOUGH_ELEMENTS:
+                tasks.append(self.pool.begin(size, _distances, group, locate))
                 group, size = [], 0
-        return [*tasks, self.pool.submit(_distances, group, locate)]
+        return [*tasks, self.pool.begin(size, _distances, group, locate)]
 
     def record(self) -> PassRecord:
         """Return what has been found in all parts."""
@@ -246,10 +243,13 @@ def _distances(pairs: Sequence[tuple[Gold, np.ndarray]], locate: bool) -> dict[s
         return {gold.name: against(gold, value, locate=locate) for gold, value in pairs}
 
 
-def _none(gold: Gold) -> Difference:
+def _nothing(golds: Mapping[str, Gold]) -> dict[str, Difference]:
     """Return how far the gold is from itself."""
-    zeros = np.zeros(gold.live.shape)
-    return Difference(zeros, zeros, gold.live, dtype=gold.array.dtype.name)
+    found = {}
+    for name, gold in golds.items():
+        zeros = np.zeros(gold.live.shape)
+        found[name] = Difference(zeros, zeros, gold.live, dtype=gold.array.dtype.name)
+    return found
 
 
 def _expense(party: Party) -> str | None:

@@ -195,7 +195,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
     try:
         rows = [_judged(_row(fields_), asked) for fields_ in document["taps"]]
         witnesses = [
-            replace(_filled(WitnessRow, one), limit=LIMITS[one["lane"]].witness)
+            replace(_filled(WitnessRow, one), limit=LIMITS[one["lane"]].testimony(one["mode"]))
             for one in document["witnesses"]
         ]
         first, before = first_divergence(rows), document["first_divergence"]

@@ -44,6 +44,14 @@ class Limits:
         """Return the limit on rho in a mode of running."""
         return self.isolated if mode == "isolated" else self.free
 
+    def testimony(self, mode: str) -> float:
+        """Return the limit on a witness's rho in a mode of running.
+
+        A gradient in a score is a difference that nearly cancels, and one honest variant alone is
+        there to tell the noise: 20 has been seen.
+        """
+        return 4 * self.witness if mode == "grad" else self.witness
+
     def peak(self, mode: str) -> float:
         """Return the limit for the largest single element of a token: single ones scatter more."""
         return PEAK_ALLOWANCE * self.rho(mode)

@@ -19,7 +19,7 @@ from jaxllama.model import Llama
 from jaxllama.taps import Taps
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, GeneratedRun, chunk_ranges, in_stage_order
-from parity.taps import AXES, PARAMETER_GRADIENTS
+from parity.taps import AXES, PARAMETER_GRADIENTS, split_name
 
 DTYPES: dict[str, DTypeLike] = {"f64": jnp.float64, "f32": jnp.float32, "bf16": jnp.bfloat16}
 # The keys of a forward pass that shows no weights: judged by attention's output alone.
@@ -193,13 +193,18 @@ class JaxRun:
             return arrays
         slots, valid = self._slots[:, :columns], self._inputs.valid[:, :columns]
         for name, value in arrays.items():
-            if name.endswith(("attn_scores", "attn_probs")):
-                value = np.take_along_axis(value, slots[:, None, None, :], axis=3)
-                arrays[name] = value * valid[:, None, None, :].astype(value.dtype)
-            elif name == "mask":
-                arrays[name] = np.take_along_axis(value, slots[:, None, :], 2) & valid[:, None, :]
-            elif name.startswith("cache."):
-                arrays[name] = np.take_along_axis(value, slots[:, :, None, None], axis=1)
+            axes = AXES.get(split_name(name)[0], "")
+            if "S" not in axes:
+                continue
+            at = axes.index("S")
+            if valid.all():  # keys stand where their columns do
+                arrays[name] = value[(slice(None),) * at + (slice(columns),)]
+                continue
+            keys = [1] * value.ndim
+            keys[0], keys[at] = slots.shape
+            value = np.take_along_axis(value, slots.reshape(keys), axis=at)
+            real = valid.reshape(keys).astype(value.dtype)
+            arrays[name] = value if name.startswith("cache.") else value * real
         return arrays
 
 
