@@ -6,15 +6,15 @@ a forward pass are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.judge import PassRecord
+from parity.lineup import lineup
 from parity.lockstep import walk
-from parity.parties import Entry
 from parity.scenarios import DEFAULT_SCENARIOS, Inputs
-from parity.subjects.base import CheckpointLike, Subject
-from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.base import Subject
 from parity.subjects.torch_grad import successors
 from parity.subjects.torch_reference import TorchReference
 
@@ -76,9 +76,9 @@ def notes_for(dtypes: Sequence[str], references: Sequence[str]) -> list[str]:
 
 
 def judge_gradients(
-    checkpoint: CheckpointLike,
-    subject: Subject,
-    references: Sequence[str],
+    checkpoint: Checkpoint,
+    subjects: Mapping[str, Subject],
+    references: Collection[str],
     inputs: Sequence[Inputs],
     progress: Progress = lambda _: None,
 ) -> list[PassRecord]:
@@ -86,7 +86,7 @@ def judge_gradients(
 
     Args:
         checkpoint: what all run.
-        subject: what is judged; of float64 or float32.
+        subjects: what is judged, by dtype, of float64 and float32.
         references: witnesses asked for.
         inputs: the scenarios.
         progress: called with what is under way after every stage.
@@ -97,45 +97,19 @@ def judge_gradients(
     Raises:
         InputError: the subject offers no gradients.
     """
-    if not hasattr(subject, "start_grad"):
-        raise InputError(
-            f"{subject.name}: offers no gradients; leave out --mode grad, or give it a start_grad "
-            "(parity.subjects.base.DifferentiableSubject)"
-        )
-    lane, layers = subject.dtype, checkpoint.config.num_hidden_layers
+    for subject in subjects.values():
+        if not hasattr(subject, "start_grad"):
+            raise InputError(
+                f"{subject.name}: offers no gradients; leave out --mode grad, or give it a "
+                "start_grad (parity.subjects.base.DifferentiableSubject)"
+            )
+    layers = checkpoint.config.num_hidden_layers
     gold = TorchReference(checkpoint, dtype="f64")
-    entries = _entries(checkpoint, gold, subject, references, lane)
+    entries = lineup(checkpoint, gold, subjects, references, MODE)
 
     def judged(one: Inputs) -> PassRecord:
-        def tick() -> None:
-            progress(f"{lane} {one.name} grad")
-
-        return walk({lane: entries}, [one], gold, MODE, layers, progress=tick)
+        return walk(
+            entries, [one], gold, MODE, layers, progress=lambda: progress(f"{one.name} grad")
+        )
 
     return [judged(one) for one in inputs]
-
-
-def _entries(
-    checkpoint: CheckpointLike,
-    gold: TorchReference,
-    subject: Subject,
-    references: Sequence[str],
-    lane: str,
-) -> list[Entry]:
-    """Return who takes part at one dtype: the subject, and what gives noise and testimony."""
-    entries = [Entry(subject, frozenset({"subject"}), MODE)]
-    if isinstance(subject, JaxLlama):
-        entries.append(Entry(subject.production(), frozenset({"production"}), MODE))
-    reordered = TorchReference(checkpoint, dtype=lane, variant="reordered")
-    entries.append(Entry(reordered, frozenset({"variant"}), MODE))
-    witness = frozenset({"witness"}) if "torch" in references else frozenset()
-    if lane != "f64":
-        eager = TorchReference(checkpoint, dtype=lane)
-        entries.append(Entry(eager, witness | {"variant"}, MODE))
-    elif witness:
-        entries.append(Entry(gold, witness | {"gold"}, MODE))
-    if "hf" in references and lane == "f32":
-        from parity.subjects.hf import HFLlama
-
-        entries.append(Entry(HFLlama(checkpoint, dtype=lane), frozenset({"witness"}), MODE))
-    return entries

@@ -12,8 +12,8 @@ from parity.subjects.given import witness
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference, Variant
 
-EVERY = ("free", "isolated", "decode")
-WHOLE = ("free", "decode")
+EVERY = ("free", "isolated", "decode", "grad")
+WHOLE = ("free", "decode", "grad")
 WITNESS, VARIANT, INTERIOR = (frozenset({role}) for role in ("witness", "variant", "interior"))
 
 
@@ -22,6 +22,7 @@ def lineup(
     gold: Subject,
     subjects: Mapping[str, Subject],
     references: Collection[str],
+    modes: Collection[str],
 ) -> dict[str, list[Entry]]:
     """Return who takes part at each dtype.
 
@@ -35,6 +36,7 @@ def lineup(
         gold: our reference in float64.
         subjects: what is judged, by dtype.
         references: the witnesses asked for, of `torch`, `hf`, `meta`.
+        modes: what is to be run; a witness that runs in none of them is not loaded.
     """
 
     @cache
@@ -46,7 +48,8 @@ def lineup(
     for lane, subject in subjects.items():
         entries = [Entry(subject, frozenset({"subject"}), EVERY)]
         if isinstance(subject, JaxLlama):
-            entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
+            compiled = Entry(subject.production(), frozenset({"production"}), ("free", "grad"))
+            entries.append(compiled)
         if lane == "f64":
             entries += [
                 Entry(reference("f32", "reordered"), INTERIOR, WHOLE),
@@ -58,6 +61,12 @@ def lineup(
                 Entry(reference(lane, "reordered"), VARIANT, WHOLE),
                 Entry(reference(lane, "eager"), asked | VARIANT, EVERY),
             ]
-        others = [witness(name, checkpoint, lane) for name in ("hf", "meta") if name in references]
-        found[lane] = [*entries, *(Entry(other, WITNESS, WHOLE) for other in others)]
+        # transformers' gradients are its float32's, and Meta's model computes none.
+        able = {"hf": WHOLE if lane == "f32" else WHOLE[:2], "meta": WHOLE[:2]}
+        entries += [
+            Entry(witness(name, checkpoint, lane), WITNESS, own)
+            for name, own in able.items()
+            if name in references and set(own) & set(modes)
+        ]
+        found[lane] = entries
     return found

@@ -235,7 +235,7 @@ def _lanes(
         for group in groups
     )
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
-    total += (layers + 2) * len(differentiated) * len(grad_lanes)
+    total += (layers + 2) * len(differentiated)
     done = 0
 
     def report(what: str) -> None:
@@ -253,8 +253,7 @@ def _lanes(
         if "decode" in plan.modes:
             for subject in subjects.values():
                 given.check_decodes(subject)
-        entries = lineup(checkpoint, gold, subjects, plan.reference)
-        give_back()
+        entries = lineup(checkpoint, gold, subjects, plan.reference, plan.modes)
         for group in groups:
             names = " ".join(one.name for one in group)
             for modes, chunks in passes:
@@ -262,6 +261,7 @@ def _lanes(
                 def tick(name: str = names, what: str = modes[-1]) -> None:
                     report(f"{name} {what}")
 
+                give_back()
                 record = walk(
                     entries,
                     group,
@@ -274,15 +274,18 @@ def _lanes(
                 records.append(record)
         seconds["forward_s"] = time.perf_counter() - began
         del entries, subjects
-        gc.collect()
     if grad_lanes:
         began = time.perf_counter()
         del gold  # and the float64 weights that it holds for decoding
-        for lane in grad_lanes:
-            records += gradients.judge_gradients(
-                checkpoint, make(lane), plan.reference, differentiated, report
-            )
-            gc.collect()
+        gc.collect()
+        give_back()
+        records += gradients.judge_gradients(
+            checkpoint,
+            {lane: make(lane) for lane in grad_lanes},
+            plan.reference,
+            differentiated,
+            report,
+        )
         seconds["grad_s"] = time.perf_counter() - began
     return records, seconds
 

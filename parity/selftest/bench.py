@@ -70,7 +70,8 @@ class Bench:
     def _honest(self) -> list[Entry]:
         """Everybody that `parity run` would ask beside the subject, remembering their answers."""
         gold = self._gold
-        asked = lineup(self.checkpoint, gold, {self.lane: gold}, ("torch",))[self.lane][1:]
+        everybody = lineup(self.checkpoint, gold, {self.lane: gold}, ("torch",), ("free",))
+        asked = everybody[self.lane][1:]
         return [
             Entry(one.subject if one.subject is gold else Memo(one.subject), one.roles, one.modes)  # type: ignore[arg-type]
             for one in asked

@@ -75,7 +75,7 @@ class Faulty:
 
 
 def judged(checkpoint: Checkpoint, subject: Any, *inputs: Inputs) -> list[TapRow]:
-    records = gradients.judge_gradients(checkpoint, subject, (), inputs)
+    records = gradients.judge_gradients(checkpoint, {subject.dtype: subject}, (), inputs)
     return [row for record in records for row in record.rows]
 
 
@@ -377,7 +377,7 @@ def test_a_gradient_that_is_missing_leaves_the_verdict_open(
             return GeneratedRun(stages())
 
     subject = Forgetful(checkpoint, lambda _: None)
-    (record,) = gradients.judge_gradients(checkpoint, subject, (), [packed])
+    (record,) = gradients.judge_gradients(checkpoint, {subject.dtype: subject}, (), [packed])
     assert record.unmatched == {"grad.model.norm.weight"}
 
 
