@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxllama import model as llama
 from jaxllama.cache import KVCache
 from jaxllama.rope import apply_rope
+from parity.prepare import DECODE_STEPS
 from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
 from parity.selftest.faults.kernels import attending, softmax
 from parity.selftest.faults.masks import masked
@@ -223,7 +224,7 @@ def _slots() -> list[Fault]:
                 "cache.0.k",
                 "cache-slot-overwritten",
                 patches=extending(clamped),
-                step=7,
+                step=DECODE_STEPS + 1,  # the last call: two pieces of the prompt come first
             ),
         ]
     )
