@@ -122,7 +122,7 @@ def _tasks(
         parties.append((reordered, "variant"))
     for mode in modes:
         if mode == "decode":
-            given.check_decodes(subject)
+            given.check_decodes([subject])
         for one in inputs:
             for party, role in parties:
                 yield _Task(party, role, one, mode)

@@ -43,7 +43,7 @@ def _against(gold: Gold, subject: np.ndarray, locate: bool) -> Difference:
     if gold.kind in ("positions", "mask"):
         return _exact(gold, subject)
     if gold.kind == "logits":
-        return logits.compare(gold, subject)
+        return logits.compare(gold, subject, locate=locate)
     result = _rows(gold, subject)
     if locate:
         result.worst = _worst(gold, subject, result.relative)

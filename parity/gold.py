@@ -52,7 +52,7 @@ class Difference:
 
     def scaled(self, factor: float) -> Difference:
         """Return what every figure would be at rounding that is `factor` as coarse."""
-        tokens = {name: values * factor for name, values in self.tokens.items()}
+        tokens = {n: values * factor for n, values in self.tokens.items() if n == "range"}
         return Difference(self.relative * factor, self.peak * factor, self.live, tokens=tokens)
 
 
@@ -122,7 +122,7 @@ class Gold:
             if self.axes == "BNTS":
                 cells = self.cells(rows)
                 stop = int(np.flatnonzero(cells.any(0)).max(initial=0)) + 1
-                cells = cells[:, :stop]
+                cells = cells[:, :stop].copy()  # a view would keep all columns
             found.append((rows, cells, stop))
         return found
 

@@ -13,7 +13,7 @@ from parity.background import Background
 from parity.exhibit import Exhibit
 from parity.extent import extent
 from parity.gold import Difference, Gold
-from parity.logits import gap
+from parity.logits import distance_of_logits
 from parity.parties import Chunk, Party
 from parity.result import TapRow, WitnessRow
 from parity.subjects.base import Subject
@@ -27,7 +27,7 @@ Compared = Sequence[Future[dict[str, Difference]]]
 
 @dataclass
 class PassRecord:
-    """Everything learnt from one pass of one lane over one scenario."""
+    """Everything learnt from one walk."""
 
     rows: list[TapRow] = field(default_factory=list)
     witnesses: list[WitnessRow] = field(default_factory=list)
@@ -111,6 +111,7 @@ class Judge:
                 at_hand = {}
             if party.testifies:
                 self._note(party)
+        self._golds, self._shown, self._found = {}, {}, {}
 
     def _movements(self, party: Party, taps: Arrays) -> dict[str, Future[Movement]]:
         """Begin to measure how far weights moved, and how far their scores account for that.
@@ -136,7 +137,7 @@ class Judge:
         ours, theirs = self._shown["logits"], taps["logits"]
         if ours.shape != theirs.shape:
             return None
-        return self.pool.begin(ours.size, gap, ours, theirs, self._chunk.valid)
+        return self.pool.begin(ours.size, distance_of_logits, ours, theirs, self._chunk.valid)
 
     def record(self) -> PassRecord:
         """Return what has been found."""
@@ -214,7 +215,8 @@ class Judge:
             and p is not judged
             and name in self._found[p]
         ]
-        return [d for d in found if d.relative.shape == shape]
+        # A run that overflowed is no measure of rounding: it would excuse everything.
+        return [d for d in found if d.relative.shape == shape and np.isfinite(d.relative).all()]
 
 
 # How far weights moved, how far they may, what share of the rounding allowed for in that they use,

@@ -94,7 +94,9 @@ def walk(
         lockstep = Lockstep(parties, parts, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for stage in range(layers + 2):
-                if stage == layers + 1 and chunks is None:  # logits are the largest of all taps
+                if (
+                    stage == layers + 1 and chunks is None
+                ):  # where logits come: the largest of all taps
                     give_back()
                 lockstep.stage(views, gold_run.step(), gold_run)
                 progress()
@@ -144,9 +146,8 @@ class Lockstep:
         self._rows = [slice(*pair) for pair in pairwise(stops)]
         self._batch = stops[-1]
         self._misshapen: set[str] = set()
-        # Runs that take part at several dtypes, whose stage is kept until all have heard it.
-        times = Counter(id(party.run) for parties in lanes.values() for party in parties)
-        self._shared = {run for run, count in times.items() if count > 1}
+        # What takes part at several dtypes is kept until all have heard it.
+        self._times = Counter(id(party.run) for parties in lanes.values() for party in parties)
 
     def stage(self, views: Sequence[Chunk], truth: Arrays, gold_run: Run) -> None:
         """Take every party one stage on, compare it with the gold, judge."""
@@ -158,15 +159,18 @@ class Lockstep:
             for chunk, rows in zip(views, self._rows, strict=True)
         ]
         stepped = {id(gold_run): Stepped(truth, [self._compare(one, None) for one in golds])}
+        left = Counter(self._times)
         for lane, parties in self.lanes.items():
             judges = [judge for judge in self.judges if judge.lane == lane]
             for judge, chunk, one in zip(judges, views, golds, strict=True):
                 judge.open(chunk, one)
             waiting: deque[tuple[Party, int]] = deque()
             for party in parties:
-                step = stepped.get(id(party.run)) or self._step(party, truth, golds)
-                if id(party.run) in self._shared:
-                    stepped[id(party.run)] = step
+                run = id(party.run)
+                step = stepped.pop(run, None) or self._step(party, truth, golds)
+                left[run] -= 1
+                if left[run]:
+                    stepped[run] = step
                 for judge, rows, found in zip(judges, self._rows, step.compared, strict=True):
                     judge.hear(party, self._of(step.taps, rows), found)
                 waiting.append((party, sum(value.nbytes for value in step.taps.values())))

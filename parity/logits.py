@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from parity import clock
 from parity.gold import Difference, Gold, Worst, finite_difference
 
 # exp overflows a little beyond; log-probabilities this far apart need no digits saved.
@@ -15,7 +16,7 @@ _LARGEST = 700.0
 _SERIES = 1e-4
 
 
-def compare(gold: Gold, subject: np.ndarray) -> Difference:
+def compare(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Difference:
     """Compare log-softmax per token.
 
     `facts` hold the largest shift, the Kullback-Leibler divergence from the gold's distribution
@@ -51,23 +52,25 @@ def compare(gold: Gold, subject: np.ndarray) -> Difference:
         "flip_margin": float(figures["margin"].max()) if flips.any() else 0.0,
     }
     result.tokens |= {"range": figures["range"], "margin": figures["margin"]}
-    result.worst = _worst(gold, subject, figures["relative"])
+    if locate:
+        result.worst = _worst(gold, subject, figures["relative"])
     return result
 
 
-def gap(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) -> float:
+def distance_of_logits(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) -> float:
     """Return how far logits [B T V] are apart, relative, at the worst token.
 
     A shift of all of a token's logits counts for nothing. Infinite where one is not finite.
     """
     worst = 0.0
-    for b, q in np.argwhere(valid):  # one token's are as many as a processor's cache holds
-        t, g = (array[b, q].astype(np.float64) for array in (ours, theirs))
-        moved = t - g
-        moved -= moved.mean()
-        g -= g.mean()
-        apart = float(np.sqrt(moved @ moved / max(g @ g, np.finfo(np.float64).tiny)))
-        worst = max(worst, apart if np.isfinite(apart) else np.inf)
+    with clock.counted("comparing", processor=True), np.errstate(invalid="ignore", over="ignore"):
+        for b, q in np.argwhere(valid):  # one token's are as many as a processor's cache holds
+            t, g = (array[b, q].astype(np.float64) for array in (ours, theirs))
+            moved = t - g
+            moved -= moved.mean()
+            g -= g.mean()
+            apart = float(np.sqrt(moved @ moved / max(g @ g, np.finfo(np.float64).tiny)))
+            worst = max(worst, apart if np.isfinite(apart) else np.inf)
     return worst
 
 

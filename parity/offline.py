@@ -36,7 +36,8 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     Args:
         subject: directory of the capture under judgement.
         reference: directory of the capture it is held to. Its float64 traces are the gold; its
-            traces at the dtype under judgement, all of them honest, give the noise.
+            traces at the dtype under judgement (for float64 those of float32, if it has any), all
+            of them honest, give the noise.
 
     Returns:
         The result, over every dtype, scenario and mode that both hold.
@@ -129,7 +130,8 @@ def _check_comparable(
                 f"{said}: {places[1]} has no float64 run of it to measure noise against; capture "
                 "it with --dtype f64 too"
             )
-        for other in [*theirs[run], *(gold or [])]:
+        narrow = theirs.get(("f32", *run[1:]), []) if run[0] == "f64" else []
+        for other in [*theirs[run], *(gold or []), *narrow]:
             b = other.info
             if a.inputs_sha256 != b.inputs_sha256:
                 problems.append(

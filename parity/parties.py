@@ -20,8 +20,8 @@ class Entry:
         subject: the implementation.
         roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
             is an honest run whose error is the noise; a `witness` must agree with the gold;
-            `interior` is the noise of what computes in float32 whatever it is given; `gold`
-            marks the reference itself.
+            `interior` is the noise of what computes in float32 whatever it is given, and, scaled,
+            of float64; `gold` marks the reference itself.
         modes: of `free`, `isolated`, `decode` and `grad`, those it runs in.
     """
 

@@ -82,7 +82,8 @@ class WitnessRow:
         worst_tap: where it is farthest from the gold, in units of noise.
         rho: how far that is; above `limit` the witnesses disagree.
         error: the largest relative error against the gold, over all taps.
-        subject_gap: the largest relative difference between it and the subject, in the logits.
+        subject_gap: the largest relative difference between it and the subject, in the logits up
+            to a shift.
     """
 
     witness: str

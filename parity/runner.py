@@ -171,7 +171,10 @@ def run(
             # Linux counts kilobytes here.
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         },
-        exhibits=[exhibit for record in records for exhibit in record.exhibits],
+        exhibits=sorted(
+            (exhibit for record in records for exhibit in record.exhibits),
+            key=lambda exhibit: plan.dtypes.index(exhibit.lane),
+        ),
         texts={i.name: token_texts(opened, i.tokens) for i in shown},
     )
     if not result.rows:
@@ -251,9 +254,9 @@ def _lanes(
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
         if "decode" in plan.modes:
-            for subject in subjects.values():
-                given.check_decodes(subject)
-        entries = lineup(checkpoint, gold, subjects, plan.reference, plan.modes)
+            given.check_decodes(subjects.values())
+        modes_forward = [mode for mode in plan.modes if mode != "grad"]
+        entries = lineup(checkpoint, gold, subjects, plan.reference, modes_forward)
         for group in groups:
             names = " ".join(one.name for one in group)
             for modes, chunks in passes:
@@ -274,11 +277,11 @@ def _lanes(
                 records.append(record)
         seconds["forward_s"] = time.perf_counter() - began
         del entries, subjects
+    del gold  # and the float64 weights that it holds for decoding
+    gc.collect()
+    give_back()
     if grad_lanes:
         began = time.perf_counter()
-        del gold  # and the float64 weights that it holds for decoding
-        gc.collect()
-        give_back()
         records += gradients.judge_gradients(
             checkpoint,
             {lane: make(lane) for lane in grad_lanes},

@@ -142,7 +142,8 @@ def from_torch(
         yield torch.no_grad()
 
     def like(array: np.ndarray, value: Any) -> Any:
-        return to_torch(np.ascontiguousarray(array)).to(value.dtype)
+        # A copy: a module that works in place would write into the gold's own memory.
+        return to_torch(np.ascontiguousarray(array)).to(value.dtype, copy=True)
 
     return _module(
         module, "forward", names, call, config, dtype, internal_dtype, name, settings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
@@ -129,10 +129,11 @@ def _fit(subject: Subject, lane: str) -> Subject:
     return subject
 
 
-def check_decodes(subject: Subject) -> None:
+def check_decodes(subjects: Iterable[Subject]) -> None:
     """Refuse to decode with a subject that shows no run through a cache."""
-    if not hasattr(subject, "start_decode"):
-        raise InputError(f"--mode decode: subject {subject.name} shows no run through a cache")
+    for subject in subjects:
+        if not hasattr(subject, "start_decode"):
+            raise InputError(f"--mode decode: subject {subject.name} shows no run through a cache")
 
 
 def _is_subject(given: object) -> TypeGuard[Subject]:

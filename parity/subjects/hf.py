@@ -66,7 +66,7 @@ class HFLlama:
         self.dtype = dtype
         self.config = checkpoint.config
         self.model = load(checkpoint, torch_dtype(dtype))
-        self._shared = whole(checkpoint, torch_dtype(dtype))  # kept for Meta's model to share
+        self._shared = whole(checkpoint, torch_dtype(dtype))  # kept for others to share
         self._shared.share(self.model)
         self._present = Present()
         self._hook()

@@ -85,7 +85,8 @@ class MetaLlama:
         check_config(self.config)
         self._package = reference_package()
         single_process()
-        self.model: Any = self._load(whole(checkpoint, self.compute))
+        self._shared = whole(checkpoint, self.compute)  # kept for others to share
+        self.model: Any = self._load(self._shared)
         self.present = Present()
         self._hook()
 

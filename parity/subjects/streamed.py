@@ -21,8 +21,8 @@ from parity.subjects.jaxllama import DTYPES, JaxRun
 LANES = ("f32", "bf16")
 MODES = ("free", "isolated")
 NOTE = (
-    "streamed: one layer at a time; the model compiled as a whole (production) was not run, nor "
-    "decoding, gradients or witnesses that hold whole models"
+    "streamed: one layer at a time of each dtype; the model compiled as a whole (production) was "
+    "not run, nor decoding, gradients or witnesses that hold whole models"
 )
 
 

@@ -63,7 +63,8 @@ class TorchReference:
     """The reference model over a checkpoint's weights.
 
     Args:
-        checkpoint: read lazily; a weight is cast when it is used and dropped after.
+        checkpoint: read lazily; a weight is cast when it is used and dropped after, unless another
+            holds it in this dtype.
         dtype: `f64`, `f32` or `bf16`. Norms, rotations, softmax and logits are computed in at
             least float32.
         variant: honest ways to compute the same, for measuring rounding noise: `eager`;
@@ -175,7 +176,7 @@ class TorchReference:
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Multiply [.. in] by the weight `name` [out in], rounded to the run's dtype."""
         weight = self.weight(f"{name}.weight")
-        if weight.dtype == self.compute == x.dtype:
+        if weight.dtype == self.compute == x.dtype and self.variant != "reordered":
             return self.matmul(x, weight.T)
         rows = max(1, CAST_ELEMENTS // weight.shape[1])
         rounded = (block.to(self.compute).to(x.dtype) for block in weight.split(rows))

@@ -106,8 +106,18 @@ class HeldWeights:
     def share(self, model: torch.nn.Module) -> None:
         """Let parameters whose every bit is the same live in this memory, not in a copy's."""
         for name, parameter in model.named_parameters():
-            if name in self and torch.equal(self[name], parameter):
+            if name in self and _same_bits(self[name], parameter.data):
                 parameter.data = self[name]
+            else:
+                self._cast.pop(name, None)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors agree in dtype and in every bit; zeros have signs."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if a.dtype != b.dtype or a.shape != b.shape or a.dtype.itemsize not in bits:
+        return False
+    return torch.equal(*(x.contiguous().view(bits[x.dtype.itemsize]) for x in (a, b)))
 
 
 _shared: WeakValueDictionary[tuple[int, torch.dtype | None], TorchWeights | HeldWeights]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from parity.attention_maps import total_variation
 from parity.distance import difference
 from parity.gold import Difference, Gold
+from parity.logits import distance_of_logits
 
 rng = np.random.default_rng(5)
 
@@ -362,3 +363,39 @@ class TestLogits:
         gold = activations(B, T, V)
         found = compared("logits", gold + activations(B, T, V), gold, valid=~VALID)
         assert not found.relative.any() and found.facts["kl_p999"] == 0.0
+
+
+def test_logits_are_apart_up_to_a_shift() -> None:
+    rng = np.random.default_rng(5)
+    logits = rng.standard_normal((2, 3, 7))
+    valid = np.array([[True, True, True], [True, True, False]])
+    shift = rng.standard_normal((2, 3, 1))
+    assert distance_of_logits(logits + shift, logits, valid) < 1e-15
+    moved = logits.copy()
+    moved[1, 1, 4] += 1e-3
+    centred = np.linalg.norm(logits[1, 1] - logits[1, 1].mean())
+    expected = 1e-3 * np.sqrt(6 / 7) / centred
+    assert distance_of_logits(moved, logits, valid) == pytest.approx(expected)
+    moved = logits.copy()
+    moved[1, 2] = np.nan  # a pad
+    assert distance_of_logits(moved, logits, valid) == 0
+    moved[0, 0, 0] = np.inf
+    assert distance_of_logits(moved, logits, valid) == np.inf
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_maps_cut_after_the_last_visible_key_are_compared_in_full(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    B, N, T, S = 2, 3, 5, 7
+    mask = rng.random((B, T, S)) < rng.random()
+    valid = rng.random((B, T)) < 0.8
+    gold = rng.standard_normal((B, N, T, S))
+    scores = gold + 1e-3 * rng.standard_normal(gold.shape)
+    scores[np.broadcast_to(~mask[:, None], scores.shape)] = np.nan  # hidden: nobody looks
+    found = difference("layers.0.attn_scores", scores, gold, valid, mask)
+    seen = np.where(mask[:, None], scores - gold, 0.0)
+    live = np.broadcast_to((valid & mask.any(-1))[:, None], (B, N, T))
+    top = np.where(live, np.linalg.norm(seen, axis=-1), 0.0)
+    sizes = Gold("layers.0.attn_scores", gold, valid, mask).sizes[0]
+    np.testing.assert_allclose(found.relative, top / sizes, rtol=1e-12, atol=0)
+    assert not found.problems

@@ -18,6 +18,7 @@ from parity.subjects.base import Arrays
 from parity.taps import AXES, expected_names
 
 SUBJECT, VARIANT, WITNESS = frozenset({"subject"}), frozenset({"variant"}), frozenset({"witness"})
+INTERIOR = frozenset({"interior"})
 MODES = ("free", "isolated")
 # Noise of an honest implementation in units far above the floor, so that the variants decide.
 NOISE = 1e-9
@@ -265,3 +266,50 @@ def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
     failed = {row.scenario: row.problems[0] for row in record.rows if not row.passed}
     assert failed.keys() == {"scripted", "second"}
     assert "shape (1, 5, 7), the reference has (2, 5, 7)" in failed["second"]
+
+
+def test_a_run_at_several_dtypes_is_run_once_and_judged_in_each() -> None:
+    gold, shared = Scripted("gold"), Scripted("r", noise=NOISE, seed=1)
+    entries = {
+        "f64": [Entry(Scripted("a"), SUBJECT, MODES), Entry(shared, INTERIOR, ("free",))],
+        "f32": [Entry(Scripted("b"), SUBJECT, MODES), Entry(shared, VARIANT | WITNESS, ("free",))],
+    }
+    record = walk(entries, [scripted_inputs()], gold, ("free",), LAYERS)
+    assert len(shared.forces) == len(gold.forces) == LAYERS + 2
+    assert {row.lane for row in record.rows} == {"f64", "f32"}
+    assert [row.lane for row in record.witnesses] == ["f32"]
+
+
+def test_float64_borrows_noise_from_float32_scaled_by_the_roundoffs() -> None:
+    name, noise = "layers.0.o_proj", 1e-3
+    narrow = Scripted("r", noise=noise, seed=1)
+    record = walked(Scripted("s"), (narrow, INTERIOR))
+    ours = by_tap(walked(Scripted("s"), (narrow, VARIANT)))[name].noise
+    assert by_tap(record)[name].noise == pytest.approx(ours * 2.0**-29, rel=1e-6)
+
+
+@pytest.mark.parametrize("role", ["interior", "variant"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_run_that_overflowed_excuses_nothing(role: str, value: float) -> None:
+    name = "layers.0.o_proj"
+
+    def overflow(taps: Arrays) -> None:
+        if name in taps:
+            taps[name] = taps[name].copy()
+            taps[name].flat[0] = value
+
+    broken = Scripted("r", noise=NOISE, change=overflow)
+    record = walked(Scripted("s", change=changing(name)), (broken, frozenset({role})))
+    assert not by_tap(record)[name].passed
+    clean = walked(Scripted("s"), (broken, frozenset({role})))
+    assert by_tap(clean)[name].passed
+
+
+def test_comparing_in_the_background_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    change = changing("layers.1.up_proj")
+    near = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
+    for module in ("parity.background", "parity.lockstep"):
+        monkeypatch.setattr(f"{module}.ENOUGH_ELEMENTS", 1)
+    far = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
+    assert near.rows == far.rows and near.witnesses == far.witnesses
+    assert [row.tap for row in far.rows if not row.passed] == ["layers.1.up_proj"]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +30,7 @@ from jaxllama.errors import CheckpointError, InputError
 from jaxllama.rope import inv_freq
 from parity.subjects.torch_reference import TorchReference
 from parity.subjects.torch_weights import HeldWeights, TorchWeights, held
+from parity.subjects.torch_weights import whole as whole_weights
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}
 
@@ -205,6 +208,31 @@ def test_decoding_holds_a_small_models_weights_and_shares_them(
     assert name in one
     monkeypatch.setattr("parity.subjects.torch_weights.HELD_BYTES", 1000)
     assert isinstance(held(checkpoint, torch.float64), TorchWeights)
+
+
+def test_models_share_the_weights_that_are_the_same_to_the_bit() -> None:
+    checkpoint = small(tied=False)
+    shared = whole_weights(checkpoint, torch.float32)
+    names = ["model.norm.weight", "lm_head.weight", "model.layers.1.mlp.up_proj.weight"]
+    same, signed, wide = (torch.nn.Parameter(shared[name].clone()) for name in names)
+    signed.data[0, 0], shared[names[1]][0, 0] = -0.0, 0.0
+    wide.data = wide.data.double()
+    module = Named(dict(zip(names, (same, signed, wide), strict=True)))
+    before = same.data_ptr(), signed.data_ptr(), wide.data_ptr()
+    shared.share(module)
+    assert same.data_ptr() == shared[names[0]].data_ptr() != before[0]
+    assert (signed.data_ptr(), wide.data_ptr()) == before[1:]
+
+
+class Named(torch.nn.Module):
+    """Has parameters under given names, dots and all."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.held = parameters
+
+    def named_parameters(self, *_: object, **__: object) -> Iterator[tuple[str, Any]]:
+        yield from self.held.items()
 
 
 def test_a_directory_gives_the_same_bits_as_memory(tmp_path: Path) -> None:
