@@ -94,9 +94,8 @@ def walk(
         lockstep = Lockstep(parties, parts, pool, exhibits)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for stage in range(layers + 2):
-                if (
-                    stage == layers + 1 and chunks is None
-                ):  # where logits come: the largest of all taps
+                # Before the logits, the largest of all taps.
+                if stage == layers + 1 and chunks is None:
                     give_back()
                 lockstep.stage(views, gold_run.step(), gold_run)
                 progress()
