@@ -24,6 +24,7 @@ from jaxllama.masks import Tokens
 from jaxllama.model import MLP, DecoderLayer, Embedding, Linear, Llama, RMSNorm
 from parity import gradients, runner
 from parity.locate import first_divergence
+from parity.parties import Entry
 from parity.result import Divergence, TapRow
 from parity.scenarios import Inputs, visible
 from parity.subjects import given
@@ -178,6 +179,29 @@ def test_a_clean_run_is_equal_in_both_dtypes_and_by_all_witnesses() -> None:
     assert not result.absent
     by_hf = next(w for w in result.witnesses if w.witness == "hf")
     assert "grad.layers.q_proj" in by_hf.absent and "layers.q_proj" not in by_hf.absent
+
+
+def test_a_witness_slightly_wrong_in_its_gradients_is_called_wrong(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    class Wrong(TorchReference):
+        """Multiplies the scores by a thousandth too much."""
+
+        def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return super().scores(q, k) * 1.001
+
+    line_up = gradients.lineup
+
+    def with_another(*given: Any) -> dict[str, list[Entry]]:
+        wrong = Wrong(checkpoint, dtype="f32")
+        wrong.name = "wrong"
+        entry = Entry(wrong, frozenset({"witness"}), ("grad",))
+        return {lane: [*present, entry] for lane, present in line_up(*given).items()}
+
+    monkeypatch.setattr(gradients, "lineup", with_another)
+    result = runner.run(checkpoint, modes="grad", dtypes="f32", length=T)
+    assert result.verdict == "inconclusive"
+    assert {row.witness for row in result.disagreeing} == {"wrong"}
 
 
 @pytest.fixture(scope="module")
