@@ -6,6 +6,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from parity.lint.findings import Finding
 from parity.lint.linter import LintReport
@@ -22,8 +23,8 @@ def document(report: LintReport, mask: str) -> dict[str, Any]:
         report: what the rules found.
         mask: what was linted: `FILE`, `FILE:KEY` or a spec.
     """
-    file = mask.partition(":")[0]
-    uri = Path(file).as_posix() if Path(file).is_file() else None
+    file = Path(mask.partition(":")[0])
+    uri = _uri(file) if file.is_file() else None
     order = list(catalogue())
     run: dict[str, Any] = {
         "tool": {
@@ -39,6 +40,11 @@ def document(report: LintReport, mask: str) -> dict[str, Any]:
     if uri is not None:
         run["artifacts"] = [{"location": {"uri": uri}}]
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _uri(file: Path) -> str:
+    """Return a path as a URI reference: relative ones are for the reader to resolve."""
+    return file.as_uri() if file.is_absolute() else quote(file.as_posix())
 
 
 @cache
