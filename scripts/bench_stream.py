@@ -4,8 +4,8 @@ Writes a checkpoint of a preset's exact shapes (bfloat16; 16 GB for llama-3.1-8b
 layers, runs parity on it in a process of its own, and removes it again. Arguments after `--` go to
 `parity run`.
 
-    python scripts/bench_stream.py WORK_DIRECTORY -- --dtype f32 --scenario packed --length 7
-    python scripts/bench_stream.py WORK_DIRECTORY --preset llama-3.1-405b --layers 1 -- --dtype f32
+    python scripts/bench_stream.py WORK_DIRECTORY -- --scenario packed --length 7
+    python scripts/bench_stream.py WORK_DIRECTORY --preset llama-3.1-405b --layers 1 -- --length 7
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -127,6 +127,7 @@ class JaxRun:
         slots = np.maximum(np.cumsum(inputs.valid, axis=1) - 1, 0)
         self._slots = slots if chunks is not None else None
         self._chunk = self._stage = 0
+        self._compiled_layer = run_layer
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         if self._chunk == len(self._ranges):
@@ -166,7 +167,7 @@ class JaxRun:
     def _layer(self, index: int, forced: Recorded) -> dict[str, jax.Array]:
         prefix = f"layers.{index}."
         own = {k.removeprefix(prefix): v for k, v in forced.items() if k.startswith(prefix)}
-        self._x, self._cache, taps = _layer(
+        self._x, self._cache, taps = self._compiled_layer(
             self._model,
             self._place(index),
             self._x,
@@ -238,6 +239,7 @@ def _segments(inputs: Inputs) -> np.ndarray:
 Recorded = dict[str, jax.Array]
 Rotation = tuple[jax.Array, jax.Array]
 Visible = jax.Array | masks.BoundMask
+Layer = Callable[..., tuple[jax.Array, KVCache | None, Recorded]]
 
 
 @jax.jit
@@ -255,8 +257,6 @@ def _embed(
     return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
 
 
-# The old cache is dead once its successor exists; keeping it would hold it twice.
-@partial(jax.jit, donate_argnames=("cache",))
 def _layer(
     model: Llama,
     index: jax.Array | int,
@@ -270,6 +270,11 @@ def _layer(
     layer = model.layer(index)
     x, cache = layer(x, cos_sin, mask, cache, index, model.backend, taps)
     return x, cache, taps.recorded()
+
+
+# The old cache is dead once its successor exists; keeping it would hold it twice.
+compiled_layer: Callable[..., Layer] = partial(jax.jit, _layer, donate_argnames=("cache",))
+run_layer = compiled_layer()
 
 
 @jax.jit

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from weakref import WeakValueDictionary
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,21 +18,59 @@ from jaxllama.model import Llama
 from parity.prepare import weights_dtype
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays
-from parity.subjects.jaxllama import DTYPES, JaxRun
+from parity.subjects.jaxllama import JaxLlama, JaxRun, Layer, compiled_layer, run_layer
 
 # A float64 copy of an 8B model's head alone takes 4 GB: that lane must be asked for.
 LANES = ("f32", "bf16")
 MODES = ("free", "isolated")
 NOTE = (
-    "streamed: one layer at a time of each dtype; the model compiled as a whole (production) was "
+    "streamed: one layer at a time; the model compiled as a whole (production) was "
     "not run, nor decoding, gradients or witnesses that hold whole models"
 )
+
+
+class Stages:
+    """The weights of one stage of a checkpoint at a time, for all dtypes that run side by side.
+
+    Args:
+        checkpoint: where they come from; read lazily.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        raise_problems(checkpoint, structure_problems(checkpoint))
+        self._checkpoint = checkpoint  # keeps its id, by which stages are shared
+        self._held: tuple[int, Llama] | None = None
+
+    def at(self, stage: int) -> Llama:
+        """Return a model that holds the weights of a stage: 0 embedding, 1 to L layers, L + 1."""
+        if self._held is None or self._held[0] != stage:
+            self._held = None  # let go first: two stages need not fit
+            last = self._checkpoint.config.num_hidden_layers + 1
+            part: Part = "embed" if stage == 0 else "head" if stage == last else stage - 1
+            stored = weights_dtype(self._checkpoint)
+            self._held = stage, load_part(self._checkpoint, part, dtype=stored, param_dtype=stored)
+        return self._held[1]
+
+
+_shared: WeakValueDictionary[int, Stages] = WeakValueDictionary()
+
+
+def stages(checkpoint: Checkpoint) -> Stages:
+    """Return a checkpoint's stages, shared with all who ask for them.
+
+    Raises:
+        CheckpointError: tensors missing, unexpected, or of another shape or kind.
+    """
+    found = _shared.get(id(checkpoint)) or Stages(checkpoint)
+    _shared[id(checkpoint)] = found
+    return found
 
 
 class Streamed:
     """`jaxllama.Llama` at one dtype, read from its checkpoint stage by stage.
 
-    All runs of it share the one stage in memory, so they should be stepped in turn.
+    All runs share the one stage in memory, those at other dtypes too, so they should be stepped in
+    turn.
 
     Args:
         checkpoint: where the weights come from; read lazily.
@@ -44,20 +85,12 @@ class Streamed:
     absent: frozenset[str] = frozenset()
 
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
-        raise_problems(checkpoint, structure_problems(checkpoint))
-        self.checkpoint, self.dtype = checkpoint, dtype
+        self.stages, self.checkpoint, self.dtype = stages(checkpoint), checkpoint, dtype
         self.internal_dtype = "f64" if dtype == "f64" else "f32"
-        self._stage: tuple[int, Llama] | None = None
 
     def at(self, stage: int) -> Llama:
-        """Return a model that holds the weights of a stage: 0 embedding, 1 to L layers, L + 1."""
-        if self._stage is None or self._stage[0] != stage:
-            self._stage = None  # let go first: two stages need not fit
-            last = self.checkpoint.config.num_hidden_layers + 1
-            part: Part = "embed" if stage == 0 else "head" if stage == last else stage - 1
-            dtype, stored = jnp.dtype(DTYPES[self.dtype]), weights_dtype(self.checkpoint)
-            self._stage = stage, load_part(self.checkpoint, part, dtype=dtype, param_dtype=stored)
-        return self._stage[1]
+        """Return a model of this dtype that holds the weights of a stage."""
+        return JaxLlama(self.stages.at(stage), self.dtype).model
 
     def start(self, inputs: Inputs) -> StreamedRun:
         return StreamedRun(self, inputs)
@@ -70,6 +103,7 @@ class StreamedRun(JaxRun):
         super().__init__(subject.at(0), inputs, None)
         self._subject = subject
         self._layers = subject.checkpoint.config.num_hidden_layers
+        self._compiled_layer = frugal_layer()
         del self._model
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
@@ -81,6 +115,24 @@ class StreamedRun(JaxRun):
 
     def _place(self, layer: int) -> int:
         return 0
+
+
+# On a CPU, XLA converts all of a layer's weights before it multiplies by the first, in the hope of
+# doing both at once: 12.8 GB of float32 for a layer of the 405B model, against 3.5 GB for the
+# largest of them.
+_FRUGAL = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+@cache
+def frugal_layer() -> Layer:
+    """Return the compiled step of a layer, scheduled for memory where XLA can be told to."""
+    if jax.default_backend() != "cpu":
+        return run_layer
+    try:
+        jax.jit(jnp.negative, compiler_options=_FRUGAL)(0.0)
+    except RuntimeError:  # options are no stable interface of XLA's
+        return run_layer
+    return compiled_layer(compiler_options=_FRUGAL)
 
 
 def check_options(subject: object, modes: Sequence[str], references: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from witnesses import LAYERS, changed, inputs_for, small
@@ -17,8 +18,9 @@ from jaxllama.checkpoint.samples import in_memory
 from jaxllama.errors import CheckpointError, InputError
 from parity import runner
 from parity.result import Result
-from parity.subjects.jaxllama import JaxLlama
-from parity.subjects.streamed import NOTE, Streamed
+from parity.subjects import streamed as streaming
+from parity.subjects.jaxllama import JaxLlama, run_layer
+from parity.subjects.streamed import NOTE, Streamed, frugal_layer
 
 DEEP = 7
 
@@ -61,8 +63,8 @@ def test_no_more_than_one_stage_is_held(deep: Checkpoint) -> None:
     layer = sum(size for n, size in sizes.items() if n.startswith("model.layers.1."))
     largest = max(layer, sizes["model.embed_tokens.weight"])
     before = held()
-    subject = Streamed(deep, "f32")
-    runs = [subject.start(inputs), subject.start(inputs)]
+    subjects = [Streamed(deep, dtype) for dtype in ("f32", "bf16")]
+    runs = [subject.start(inputs) for subject in subjects for _ in range(2)]
     most = 0
     for _ in range(DEEP + 2):
         for run in runs:
@@ -70,13 +72,13 @@ def test_no_more_than_one_stage_is_held(deep: Checkpoint) -> None:
             most = max(most, held() - before)
     slack = largest / 2  # residual streams, masks
     assert layer < most < largest + slack < sum(sizes.values()) / 3
-    del runs, subject
+    del runs, run, subjects
     before = held()
     model = load_model(deep, dtype="float32")  # the negative control
     assert held() - before > largest + slack and model is not None
 
 
-def test_every_tensor_is_read_by_the_subject_once_a_run(deep: Checkpoint) -> None:
+def test_every_tensor_is_read_once_for_all_runs(deep: Checkpoint) -> None:
     reads: list[str] = []
 
     def read(name: str) -> np.ndarray:
@@ -84,13 +86,35 @@ def test_every_tensor_is_read_by_the_subject_once_a_run(deep: Checkpoint) -> Non
         return deep.read(name)
 
     inputs = inputs_for(deep, "right_padded", 8)
-    subject = Streamed(replace(deep, reader=read), "f32")
+    watched = replace(deep, reader=read)
+    subjects = [Streamed(watched, dtype) for dtype in ("f32", "bf16")]
     assert not reads
-    runs = [subject.start(inputs), subject.start(inputs)]
+    runs = [subject.start(inputs) for subject in subjects for _ in range(2)]
     for _ in range(DEEP + 2):
         for run in runs:
             run.step()
     assert sorted(reads) == sorted(deep.tensors)
+
+
+def test_a_layer_is_not_widened_whole() -> None:
+    """XLA's own schedule, the control, holds all of a layer's weights in float32 at once."""
+    config = small().config
+    part = load_part(small(), 1, dtype="float32", param_dtype="bfloat16")
+    x = jnp.zeros((1, 4, config.hidden_size))
+    cos_sin = (jnp.zeros((1, 4, config.head_dim // 2)),) * 2
+    mask = jnp.ones((1, 4, 4), bool)
+
+    def temporary(step: Any) -> int:
+        compiled = step.lower(part, 0, x, cos_sin, mask, None, {}).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    assert frugal_layer() is not run_layer
+    assert temporary(frugal_layer()) < temporary(run_layer) / 2
+
+
+def test_without_the_option_a_layer_is_run_as_xla_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_FRUGAL", {"xla_cpu_no_such_option": "1"})
+    assert frugal_layer.__wrapped__() is run_layer
 
 
 def test_a_fault_in_one_layer_is_located(deep: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
