@@ -15,21 +15,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from parity.gold import Gold
+from parity.maps import (
+    HIDDEN,
+    LEAKED,
+    LOST,
+    SMALLEST_WEIGHT,
+    VISIBLE,
+    Canvas,
+    Maps,
+)
 from parity.result import TapRow
 from parity.taps import split_name
 
 # Columns a grid keeps for a row of tokens, cells a side that a small and a large map keep.
 MOST_COLUMNS = 1024
 SMALL, LARGE = 96, 640
-MOST_HEADS, FLAGGED_HEADS = 32, 2
-
-# Codes of weights: 0 is an exact zero, 1 more than nothing and less than the scale shows,
-# 2 to 253 the scale, 254 no number; 255 is left for cells that show nothing.
-SMALLEST_WEIGHT = 1e-4
-LEVELS = 251
-NO_NUMBER, NOTHING = 254, 255
-# Codes of cells.
-VISIBLE, HIDDEN, LEAKED, LOST = 0, 1, 2, 3
+FLAGGED_HEADS = 2
 
 
 @dataclass
@@ -50,25 +51,18 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Attention maps of one layer and batch row, coded and folded to few cells.
+class Obeyed:
+    """Visible, hidden, leaked or lost for each cell of a mask, any head counting.
 
     Attributes:
-        layer, row: whose.
-        heads: which heads, [n].
-        weights: codes of the subject, the reference and their difference, [n, 3, t, s].
-        cells: visible, hidden, leaked or lost, [n, t, s].
-        step: queries and keys a cell stands for.
-        moved: the largest difference of each head.
+        layer: whose weights.
+        start: the first query that was looked at.
+        cells: [B, T, S].
     """
 
     layer: int
-    row: int
-    heads: tuple[int, ...]
-    weights: np.ndarray
+    start: int
     cells: np.ndarray
-    step: int
-    moved: tuple[float, ...]
 
 
 @dataclass
@@ -78,27 +72,37 @@ class Exhibit:
     Attributes:
         lane, scenario: the pass.
         stages: embedding, layers, head: L + 2.
-        mask: what queries must see [B, T, S]; None in a pass through a cache.
+        mask: what queries must see [B, T, S].
+        batch, columns: B, T.
+        cached: whether it was fed call by call, through a cache.
         grids: by mode.
         sheets: attention maps by layer, every head small.
         details: of the first failing layer, the heads most at odds, large.
         given: the mask that the subject reports to use [B, T, S], if it does.
-        obeyed: a layer and what its weights do with each cell, any head counting [B, T, S].
+        obeyed: what a layer's weights do with each cell.
         failed_layer: the first layer with a failing tap.
     """
 
     lane: str
     scenario: str
     stages: int
-    mask: np.ndarray | None
+    mask: np.ndarray
     batch: int
     columns: int
+    cached: bool = False
     grids: dict[str, Grid] = field(default_factory=dict)
     sheets: dict[int, Maps] = field(default_factory=dict)
     details: Maps | None = None
     given: np.ndarray | None = None
-    obeyed: tuple[int, np.ndarray] | None = None
+    obeyed: Obeyed | None = None
     failed_layer: int | None = None
+    _canvases: dict[int, Canvas] = field(default_factory=dict)
+    _large: Canvas | None = None
+
+    @property
+    def name(self) -> str:
+        """The pass, in words."""
+        return f"{self.lane} {self.scenario}" + ", through the cache" * self.cached
 
     def fold(self, mode: str, tap: str, rho: np.ndarray, live: np.ndarray, start: int) -> None:
         """Keep the worst of a tap's figures at each token; `start` is its first column."""
@@ -125,41 +129,68 @@ class Exhibit:
         grid.rho[stage][better], grid.tap[stage][better] = worst[better], number
 
     def look(
-        self, golds: Mapping[str, Gold], taps: Mapping[str, np.ndarray], rows: Sequence[TapRow]
+        self,
+        golds: Mapping[str, Gold],
+        taps: Mapping[str, np.ndarray],
+        rows: Sequence[TapRow],
+        start: int = 0,
     ) -> None:
-        """Keep what a stage of the subject's own run shows of its masks and attention maps."""
-        if self.mask is None:
-            return
-        if "mask" in taps and taps["mask"].shape == self.mask.shape:
-            self.given = taps["mask"].astype(bool)
+        """Keep what a stage of the subject's own run shows of its masks and attention maps.
+
+        Args:
+            golds: the reference's taps of this stage and call.
+            taps: the subject's.
+            rows: how they were judged.
+            start: the pass's column that is the call's first query.
+        """
+        fails = any(not row.passed for row in rows)
         for name, gold in golds.items():
             kind, layer = split_name(name)
-            if kind != "layers.attn_probs" or layer is None or name not in taps:
+            if name not in taps:
                 continue
-            fails = any(not row.passed for row in rows)
-            first = fails and self.failed_layer is None
-            if first:
-                self.failed_layer = layer
-            if taps[name].shape != gold.array.shape:
-                continue
-            if first or self.obeyed is None:
-                self.obeyed = layer, _obeyed(gold, taps[name])
-            if first or layer in (0, (self.stages - 2) // 2, self.stages - 3):
-                self._keep(layer, gold, taps[name], first)
+            fits = taps[name].shape == gold.array.shape
+            if kind == "mask" and fits:
+                if self.given is None:
+                    self.given = np.zeros(self.mask.shape, bool)
+                self.given[_place(gold, start)] = taps[name]
+            elif kind == "layers.attn_probs" and layer is not None:
+                first = fails and self.failed_layer is None
+                if first:
+                    self.failed_layer = layer
+                if fits:
+                    self._look_at(layer, gold, taps[name], start, first)
 
-    def _keep(self, layer: int, gold: Gold, probs: np.ndarray, failing: bool) -> None:
-        """Fold the maps of the batch row that differs most, and enlarge those of flagged heads."""
+    def _look_at(self, layer: int, gold: Gold, probs: np.ndarray, start: int, first: bool) -> None:
+        if first or self.obeyed is None:
+            self.obeyed = Obeyed(layer, start, np.full(self.mask.shape, HIDDEN, np.uint8))
+        if layer == self.obeyed.layer:
+            self.obeyed.cells[_place(gold, start)] = _obeyed(gold, probs)
+        if layer in (0, (self.stages - 2) // 2, self.stages - 3, self.failed_layer):
+            self._keep(layer, gold, probs, start)
+
+    def _keep(self, layer: int, gold: Gold, probs: np.ndarray, start: int) -> None:
+        """Add a call to the maps of a layer, and to the large ones of flagged heads."""
         moved = np.zeros(probs.shape[:2])  # [B, N]
         for b, n in np.ndindex(*moved.shape):
             with np.errstate(invalid="ignore"):
                 moved[b, n] = _largest(probs[b, n], gold.array[b, n], gold.live[b, n])
-        row = int(moved.max(1).argmax())
-        worst_first = np.argsort(-moved[row], kind="stable")
-        heads = sorted(int(n) for n in worst_first[:MOST_HEADS])
-        self.sheets[layer] = _folded(layer, row, heads, gold, probs, moved[row], SMALL)
-        if failing and moved[row].max() > SMALLEST_WEIGHT:
-            flagged = [int(n) for n in worst_first[:FLAGGED_HEADS]]
-            self.details = _folded(layer, row, flagged, gold, probs, moved[row], LARGE)
+        batch, heads = moved.shape
+        worst = int(moved.max(1).argmax())
+        if layer not in self._canvases:
+            # Which row will differ most is known beforehand where this call is the only one.
+            rows = range(batch) if self.cached else [worst]
+            canvas = Canvas(layer, rows, range(heads), self.columns, SMALL, start)
+            self._canvases[layer] = canvas
+        self._canvases[layer].add(gold, probs, moved, start)
+        self.sheets[layer] = self._canvases[layer].maps()
+        if layer != self.failed_layer:
+            return
+        if self._large is None and moved.max() > SMALLEST_WEIGHT:
+            flagged = np.sort(np.argsort(-moved[worst], kind="stable")[:FLAGGED_HEADS]).tolist()
+            self._large = Canvas(layer, [worst], flagged, self.columns, LARGE, start)
+        if self._large is not None:
+            self._large.add(gold, probs, moved, start)
+            self.details = self._large.maps()
 
     def _stage(self, tap: str) -> int | None:
         kind, layer = split_name(tap)
@@ -174,6 +205,12 @@ def _largest(probs: np.ndarray, gold: np.ndarray, live: np.ndarray) -> float:
     return float(gap.max(initial=0.0))
 
 
+def _place(gold: Gold, start: int) -> tuple[slice, slice, slice]:
+    """Return where in [B, T, S] a call's queries and keys are."""
+    queries, keys = gold.mask.shape[1:]
+    return slice(None), slice(start, start + queries), slice(keys)
+
+
 def _obeyed(gold: Gold, probs: np.ndarray) -> np.ndarray:
     """Return visible, hidden, leaked or lost for each cell [B, T, S]: lost or leaked in any head.
 
@@ -184,70 +221,3 @@ def _obeyed(gold: Gold, probs: np.ndarray) -> np.ndarray:
     cells[(probs != 0).any(1) & ~gold.mask & live] = LEAKED
     cells[((probs == 0) & (gold.array >= SMALLEST_WEIGHT)).any(1) & gold.mask] = LOST
     return cells
-
-
-def _folded(
-    layer: int,
-    row: int,
-    heads: Sequence[int],
-    gold: Gold,
-    probs: np.ndarray,
-    moved: np.ndarray,
-    side: int,
-) -> Maps:
-    """Code the maps of some heads of one batch row, on at most `side` cells a side."""
-    step = -(-max(probs.shape[2:]) // side)
-    seen = gold.mask[row]
-    weights, cells = [], []
-    for head in heads:
-        t, g = probs[row, head].astype(np.float64), gold.array[row, head]
-        live = gold.live[row, head][:, None]
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(t - g)
-        state = np.where(seen, VISIBLE, HIDDEN).astype(np.uint8)
-        state[(t != 0) & ~seen & live] = LEAKED
-        state[(t == 0) & (g >= SMALLEST_WEIGHT) & seen & live] = LOST
-        weights.append([coded(folded(np.where(live, a, 0.0), step)) for a in (t, g, gap)])
-        cells.append(fold_cells(state, step))
-    return Maps(
-        layer=layer,
-        row=row,
-        heads=tuple(heads),
-        weights=np.array(weights, np.uint8),
-        cells=np.array(cells, np.uint8),
-        step=step,
-        moved=tuple(float(moved[head]) for head in heads),
-    )
-
-
-def folded(values: np.ndarray, step: int) -> np.ndarray:
-    """Fold [T, S] by the maximum of `step` by `step` cells; what is no number wins."""
-    if step == 1:
-        return values
-    high = np.where(np.isnan(values), np.inf, values)
-    for axis in (0, 1):
-        edges = np.arange(0, values.shape[axis], step)
-        high = np.maximum.reduceat(high, edges, axis=axis)
-    return high
-
-
-def fold_cells(cells: np.ndarray, step: int) -> np.ndarray:
-    """Fold [T, S] cells: one violation marks its block, one visible cell makes it visible."""
-    order = np.array([1, 0, 3, 2], np.uint8)  # hidden, visible, lost, leaked: the last wins
-    ranked = folded(order[cells].astype(np.float64), step).astype(np.uint8)
-    return np.array([HIDDEN, VISIBLE, LOST, LEAKED], np.uint8)[ranked]
-
-
-def coded(weights: np.ndarray) -> np.ndarray:
-    """Return weights as codes on the fixed logarithmic scale from 1e-4 to 1."""
-    size = np.abs(weights)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        place = np.log10(size / SMALLEST_WEIGHT) / -np.log10(SMALLEST_WEIGHT)
-        codes = np.clip(np.round(place * LEVELS), -1, LEVELS) + 2
-    codes = np.where(size == 0, 0, codes)
-    return np.where(np.isfinite(size), codes, NO_NUMBER).astype(np.uint8)
-
-
-def decoded(code: int) -> float:
-    """Return the weight a code on the scale (2 to 253) stands for."""
-    return float(SMALLEST_WEIGHT ** (1 - (code - 2) / LEVELS))

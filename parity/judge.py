@@ -106,7 +106,7 @@ class Judge:
             if party.judged:
                 rows = [self._row(party, name, at_hand.get(name)) for name in self._found[party]]
                 if self.exhibit is not None:
-                    self.exhibit.look(self._golds, at_hand, rows)
+                    self.exhibit.look(self._golds, at_hand, rows, self._chunk.start_of("mask"))
                 self.rows += rows
                 at_hand = {}
             if party.testifies:

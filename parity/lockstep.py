@@ -85,7 +85,7 @@ def walk(
         for lane, present in entries.items()
     }
     exhibits = [
-        Exhibit(lane, part.name, layers + 2, None if chunks else part.mask, *part.tokens.shape)
+        Exhibit(lane, part.name, layers + 2, part.mask, *part.tokens.shape, chunks is not None)
         for lane in entries
         for part in parts
         if "grad" not in modes

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.exhibit import (
+from parity.exhibit import Exhibit, Grid
+from parity.maps import (
     HIDDEN,
     LEAKED,
     LEVELS,
@@ -20,8 +21,6 @@ from parity.exhibit import (
     NO_NUMBER,
     NOTHING,
     VISIBLE,
-    Exhibit,
-    Grid,
     Maps,
     fold_cells,
 )
@@ -255,10 +254,8 @@ def sheet(maps: Maps) -> Picture:
     return Picture(picture(tiled(tiles)), marks(tiled(wrong)), 3, len(maps.heads), width, height)
 
 
-def masks(exhibit: Exhibit) -> dict[str, Any] | None:
+def masks(exhibit: Exhibit) -> dict[str, Any]:
     """Return the intended mask and the observed ones of a pass, a row of tiles a batch row."""
-    if exhibit.mask is None:
-        return None
     intended = np.where(exhibit.mask, VISIBLE, HIDDEN).astype(np.uint8)
     columns = [("intended", intended)]
     if exhibit.given is not None:
@@ -268,8 +265,10 @@ def masks(exhibit: Exhibit) -> dict[str, Any] | None:
         given[~exhibit.given & exhibit.mask] = LOST
         columns.append(("observed: the mask it reports", given))
     if exhibit.obeyed is not None:
-        layer, obeyed = exhibit.obeyed
-        columns.append((f"observed: who carries weight in layer {layer}", obeyed))
+        obeyed = exhibit.obeyed
+        since = f", from query {obeyed.start} on" if obeyed.start else ""
+        name = f"observed: who carries weight in layer {obeyed.layer}{since}"
+        columns.append((name, obeyed.cells))
     step = -(-max(intended.shape[1:]) // _MASK_SIDE)
     tiles, wrong = [], []
     for b in range(len(intended)):

@@ -18,7 +18,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from parity.exhibit import LEVELS, SMALLEST_WEIGHT, Exhibit, Maps
+from parity.exhibit import Exhibit
+from parity.maps import LEVELS, SMALLEST_WEIGHT, Maps
 from parity.report import figures
 from parity.report.figures import Picture
 from parity.report.json_file import write_text
@@ -171,6 +172,7 @@ class _Model:
             "lane": lane,
             "scenario": scenario,
             "mode": mode,
+            "pass": exhibit.name if exhibit is not None else "",
             "worst": worst,
             "nearest": nearest(worst),
             "error": max(row.error for row in rows),
@@ -192,14 +194,11 @@ class _Model:
 
     def passes(self) -> list[dict[str, Any]]:
         """Return masks and attention maps by pass, those of the run shown first before others."""
-        wanted = self.start["lane"], self.start["scenario"]
-        ordered = sorted(self.result.exhibits, key=lambda e: (e.lane, e.scenario) != wanted)
+        ordered = sorted(self.result.exhibits, key=lambda e: e.name != self.start["pass"])
         room = self.room - sum(s.bytes for s in self.sprites) - len(json.dumps(self.data()))
         found = []
         for exhibit in ordered:
             mask = figures.masks(exhibit)
-            if mask is None:
-                continue
             mask["sprite"] = self._sprite(mask["picture"])
             room -= mask["picture"].bytes
             sheets = []
@@ -207,7 +206,7 @@ class _Model:
                 made = figures.sheet(maps)
                 size = made.bytes + 3 * len(maps.heads) * _TILE_BYTES
                 if size > room:
-                    self.left_out.append(f"{exhibit.lane} {exhibit.scenario} layer {maps.layer}")
+                    self.left_out.append(f"{exhibit.name} layer {maps.layer}")
                     continue
                 room -= size
                 sheets.append({"maps": maps, "sprite": self._sprite(made), "what": what})

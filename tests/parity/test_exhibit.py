@@ -6,27 +6,17 @@ import numpy as np
 import pytest
 from records import row
 
-from parity.exhibit import (
-    HIDDEN,
-    LEAKED,
-    LOST,
-    MOST_COLUMNS,
-    VISIBLE,
-    Exhibit,
-    coded,
-    decoded,
-    fold_cells,
-    folded,
-)
+from parity.exhibit import MOST_COLUMNS, SMALL, Exhibit
 from parity.gold import Gold
+from parity.maps import HIDDEN, LEAKED, LOST, VISIBLE, coded, decoded, fold_cells, folded
 
 B, N, T, LAYERS = 2, 3, 5, 4
 VALID = np.array([[True] * 5, [False, True, True, True, True]])
 MASK = np.tril(np.ones((T, T), bool)) & VALID[:, :, None] & VALID[:, None, :]
 
 
-def exhibit(columns: int = T, mask: np.ndarray | None = MASK) -> Exhibit:
-    return Exhibit("f64", "causal", LAYERS + 2, mask, B, columns)
+def exhibit(columns: int = T, *, cached: bool = False) -> Exhibit:
+    return Exhibit("f64", "causal", LAYERS + 2, MASK, B, columns, cached)
 
 
 def probs() -> np.ndarray:
@@ -72,7 +62,7 @@ def test_heads_are_folded_by_the_largest_and_no_number_is_infinite() -> None:
 
 
 def test_pieces_of_a_cached_run_stand_where_they_belong() -> None:
-    shown = exhibit(mask=None)
+    shown = exhibit(cached=True)
     shown.fold("decode", "logits", np.full((B, 3), 2.0), np.ones((B, 3), bool), 0)
     shown.fold("decode", "logits", np.full((B, 1), 9.0), np.ones((B, 1), bool), 3)
     assert shown.grids["decode"].rho[-1, 0].tolist()[:4] == [2.0, 2.0, 2.0, 9.0]
@@ -117,9 +107,41 @@ def test_maps_are_kept_of_three_layers_and_the_first_that_fails() -> None:
     assert sheet.cells[1, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
     assert not np.isin(sheet.cells[[0, 2]], (LEAKED, LOST)).any()
     assert sheet.moved[1] > 0.2 > sheet.moved[0] == 0.0
-    assert shown.details is not None and shown.details.heads[0] == 1
-    assert shown.obeyed is not None and shown.obeyed[0] == 1
-    assert shown.obeyed[1][0, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
+    assert shown.details is not None and 1 in shown.details.heads
+    assert shown.obeyed is not None and shown.obeyed.layer == 1
+    assert shown.obeyed.cells[0, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
+
+
+@pytest.mark.parametrize("chunks", [(130, 66, 1, 1, 2), (1, 199)])
+def test_maps_put_together_are_those_of_one_call(chunks: tuple[int, ...]) -> None:
+    columns, noise = sum(chunks), np.random.default_rng(3)
+    mask = np.tril(np.ones((1, columns, columns), bool))
+    right = np.where(mask[:, None], noise.uniform(size=(1, N, columns, columns)), 0.0)
+    wrong = right.copy()
+    wrong[0, 1, 131, 140], wrong[0, 2, 150, 7] = 0.5, 0.0
+    name, valid = "layers.0.attn_probs", np.ones((1, columns), bool)
+
+    def shown(*sizes: int) -> Exhibit:
+        made, stop = Exhibit("f64", "causal", 3, mask, 1, columns, len(sizes) > 1), 0
+        for size in sizes:
+            start, stop = stop, stop + size
+            part = (slice(None), slice(None), slice(start, stop), slice(stop))
+            gold = Gold(name, right[part], valid[:, start:stop], mask[:, start:stop, :stop])
+            gaps = np.abs(wrong[part] - right[part])
+            rows = [row(name, failed=bool(gaps.any()))]
+            made.look({name: gold}, {name: wrong[part]}, rows, start)
+        return made
+
+    whole, pieces = shown(columns), shown(*chunks)
+    one, other = whole.sheets[0], pieces.sheets[0]
+    assert one.step == -(-columns // SMALL) > 1 and (one.heads, one.row) == (other.heads, other.row)
+    hidden = (one.cells == HIDDEN) | (other.cells == HIDDEN)
+    assert hidden.any() and (one.cells == other.cells).all() and one.moved == other.moved
+    assert (one.weights == other.weights).all()
+    assert (one.cells == LEAKED).sum() == (one.cells == LOST).sum() == 1
+    assert whole.details is not None and pieces.details is not None
+    assert pieces.details.heads == whole.details.heads == (1, 2)
+    assert whole.details.start == 0 and pieces.details.start == chunks[0]
 
 
 def test_of_equal_maps_nothing_is_flagged() -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exhibits import CAUSE, SCRIPT, crowded, leaking, pictured, rotated
+from exhibits import CAUSE, SCRIPT, crowded, decoded, leaking, pictured, rotated
 from records import result, row, witness_row
 
 from jaxllama.errors import InputError
-from parity.exhibit import LEAKED, LOST
+from parity.maps import LEAKED, LOST
 from parity.report import figures, html_file, sprites
 from parity.result import Result
+from parity.subjects.base import Arrays
 
 # Attributes that make a browser fetch something.
 FETCHING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background"}
@@ -104,8 +105,8 @@ def test_text_stays_text() -> None:
 
 
 def test_a_result_without_pictures_has_a_page() -> None:
-    decoded = result([row("layers.0.q_rope", failed=True, mode="decode", step=3), row("logits")])
-    text = Page(html_file.page(decoded)).text
+    bare = result([row("layers.0.q_rope", failed=True, mode="decode", step=3), row("logits")])
+    text = Page(html_file.page(bare)).text
     assert "decode step 3" in text and "this run has none" in text
     broken = result([row("embed", rho=float("nan"), error=float("inf"), noise=0.0)])
     assert "divergent" in Page(html_file.page(broken)).text
@@ -116,13 +117,35 @@ def test_violations_are_on_the_maps_and_masks() -> None:
     (exhibit,) = found.exhibits
     assert exhibit.failed_layer == 1
     mask = figures.masks(exhibit)
-    assert mask is not None and mask["wrong"] == [[0, 0], [0, 0], [2, 0]]
+    assert mask["wrong"] == [[0, 0], [0, 0], [2, 0]]
     assert mask["columns"][2] == "observed: who carries weight in layer 1"
     cells = exhibit.sheets[1].cells
     assert (cells == LEAKED).sum() == (cells == LOST).sum() == 1
     assert figures.sheet(exhibit.sheets[1]).marks is not None
     assert figures.sheet(exhibit.sheets[0]).marks is None
     assert "✗ 2 cells" in Page(html_file.page(found)).text
+
+
+def test_maps_of_a_run_through_a_cache_are_put_together() -> None:
+    def late(taps: Arrays) -> None:
+        probs = taps.get("layers.1.attn_probs")
+        if probs is not None and probs.shape[2:] == (1, 4):  # query 3, alone in the second call
+            taps["layers.1.attn_probs"] = probs.copy()
+            taps["layers.1.attn_probs"][0, 1, 0, 0] = 0.0
+
+    found, whole = decoded(late), pictured()
+    (exhibit,), (other,) = found.exhibits, whole.exhibits
+    first = exhibit.sheets[0]
+    assert (first.weights == other.sheets[0].weights).all() and first.start == 0
+    assert (first.cells == other.sheets[0].cells).all()
+    assert exhibit.failed_layer == 1
+    assert np.argwhere(exhibit.sheets[1].cells == LOST).tolist() == [[1, 3, 0]]
+    mask = figures.masks(exhibit)
+    assert mask["columns"][-1] == "observed: who carries weight in layer 1, from query 3 on"
+    assert mask["wrong"] == [[0, 0], [0, 0], [1, 0]]
+    text = Page(html_file.page(found)).text
+    assert "f64 causal, through the cache, row 0" in text and "head 1 differs by" in text
+    assert "this run has none" not in text
 
 
 @pytest.mark.parametrize(("heads", "layers"), [(4, 2), (24, 9)])

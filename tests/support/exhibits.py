@@ -59,6 +59,15 @@ def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: An
     return result(record.rows, **fields)
 
 
+def decoded(change: Callable[[Arrays], None] = lambda taps: None) -> Result:
+    """Return the result of a scripted run through a cache: three columns, then one by one."""
+    entries = [Entry(Scripted("s", change=change), frozenset({"subject"}), ("decode",))]
+    inputs = replace(scripted_inputs(), name="causal")
+    gold = Scripted("gold")
+    record = walk({"f64": entries}, [inputs], gold, ("decode",), LAYERS, chunks=[3, 1, 1])
+    return result(record.rows, exhibits=record.exhibits, texts={"causal": [TOKENS, TOKENS[::-1]]})
+
+
 def crowded(side: int, heads: int, layers: int) -> Result:
     """Return a result with more attention maps than one page holds, all of them noise."""
     found = pictured()

@@ -144,19 +144,34 @@ class Scripted:
     def start(self, inputs: Inputs) -> ScriptedRun:
         return ScriptedRun(self, inputs)
 
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> ScriptedRun:
+        return ScriptedRun(self, inputs, chunks)
+
 
 class ScriptedRun:
-    def __init__(self, owner: Scripted, inputs: Inputs) -> None:
+    """One pass, whole or, with `chunks`, cut into calls of so many columns."""
+
+    def __init__(
+        self, owner: Scripted, inputs: Inputs, chunks: Sequence[int] | None = None
+    ) -> None:
         self._owner, self._inputs, self._stage = owner, inputs, 0
+        sizes = [inputs.tokens.shape[1]] if chunks is None else chunks
+        self._stops = np.cumsum([0, *sizes]).tolist()
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
-        owner = self._owner
+        owner, (call, stage) = self._owner, divmod(self._stage, LAYERS + 2)
         owner.forces.append(force)
         taps = {
-            name: _values(name, self._inputs, owner.noise, owner.seed)
-            for name in stage_taps(self._stage, LAYERS)
+            name: self._cut(name, _values(name, self._inputs, owner.noise, owner.seed), call)
+            for name in stage_taps(stage, LAYERS)
             if split_name(name)[0] not in owner.absent
         }
         owner.change(taps)
         self._stage += 1
         return taps
+
+    def _cut(self, name: str, values: np.ndarray, call: int) -> np.ndarray:
+        """Return a call's columns of a tap, and the keys up to its end."""
+        axes, start, stop = AXES[split_name(name)[0]], *self._stops[call : call + 2]
+        places = {"T": slice(start, stop), "S": slice(stop)}
+        return values[tuple(places.get(axis, slice(None)) for axis in axes)]
