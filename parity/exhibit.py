@@ -170,11 +170,11 @@ class Exhibit:
 
     def _keep(self, layer: int, gold: Gold, probs: np.ndarray, start: int) -> None:
         """Add a call to the maps of a layer, and to the large ones of flagged heads."""
-        moved = np.zeros(probs.shape[:2])  # [B, N]
+        batch, heads = probs.shape[:2]
+        moved = np.zeros((batch, heads))
         for b, n in np.ndindex(*moved.shape):
             with np.errstate(invalid="ignore"):
                 moved[b, n] = _largest(probs[b, n], gold.array[b, n], gold.live[b, n])
-        batch, heads = moved.shape
         worst = int(moved.max(1).argmax())
         if layer not in self._canvases:
             # Which row will differ most is known beforehand where this call is the only one.

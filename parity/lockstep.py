@@ -85,9 +85,10 @@ def walk(
         for lane, present in entries.items()
     }
     exhibits = [
-        Exhibit(lane, part.name, layers + 2, part.mask, *part.tokens.shape, chunks is not None)
+        Exhibit(lane, part.name, layers + 2, part.mask, batch, columns, chunks is not None)
         for lane in entries
         for part in parts
+        for batch, columns in [part.tokens.shape]
         if "grad" not in modes
     ]
     with Background() as pool:
