@@ -24,11 +24,13 @@ from rich.progress import (
 from rich.table import Table
 
 from jaxllama.cli_generate import generate
-from jaxllama.errors import JaxLlamaError
+from jaxllama.errors import JaxLlamaError, on_interrupt
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
 )
+# Tensors that `verify` lists; of two unrelated checkpoints all differ.
+MOST_DIFFERENCES = 20
 _Source = Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")]
 
 
@@ -102,12 +104,20 @@ def convert(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet) as bar:
-        task = bar.add_task(f"to {to}", total=None)
+    bar = Progress(*columns, console=console, disable=quiet)
+    task = bar.add_task(f"to {to}", total=None)
 
-        def advance(name: str, nbytes: int, total: int) -> None:
-            bar.update(task, total=total, advance=nbytes)
+    def advance(name: str, nbytes: int, total: int) -> None:
+        bar.start()  # the first time, for nothing should stand above an early error
+        bar.update(task, total=total, advance=nbytes)
 
+    def left() -> str:
+        partial = list(target.parent.glob(f".{target.name}*.partial"))
+        if not partial:
+            return "nothing was written"
+        return f"run it again to go on from {partial[0]}, or remove that"
+
+    with on_interrupt(left):
         try:
             done = run(
                 source,
@@ -119,10 +129,9 @@ def convert(
                 overwrite=overwrite,
                 progress=advance,
             )
-        except KeyboardInterrupt:
-            for left in target.parent.glob(f".{target.name}*.partial"):
-                console.print(f"stopped: run it again to go on from {left}, or remove that")
-            raise
+        finally:
+            if bar.live.is_started:
+                bar.stop()
     for note in done.notes:
         print(f"note: {note}")
     for name, (changed, size, largest) in done.losses.items():
@@ -162,8 +171,11 @@ def verify(
         return
     count = len(result.differences)
     print(f"different: {count} of {len(result.digests)} tensors" if count else "different: config")
-    for line in (*result.differences, *result.config):
+    # The configuration first: it may be why the tensors differ.
+    for line in (*result.config, *result.differences[:MOST_DIFFERENCES]):
         print(f"  {line}")
+    if count > MOST_DIFFERENCES:
+        print(f"  and {count - MOST_DIFFERENCES} more tensors")
     raise typer.Exit(1)
 
 

@@ -56,7 +56,7 @@ def generate(
     quiet: Annotated[bool, typer.Option(help="no line about speed at the end")] = False,
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
-    from jaxllama.errors import InputError
+    from jaxllama.errors import InputError, on_interrupt
     from jaxllama.sampling import Sampling
 
     if dtype not in _DTYPES:
@@ -70,13 +70,14 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    model, tokenizer = _load(checkpoint, dtype)
+    shown: list[str] = []
 
     def run(text_or_ids: str | Sequence[int]) -> TextGeneration:
         return _show(
             model,
             tokenizer,
             text_or_ids,
+            shown,
             silent=as_json,
             quiet=quiet or as_json,
             cache_tokens=cache_tokens,
@@ -87,7 +88,8 @@ def generate(
             eos_ids=() if ignore_eos else None,
         )
 
-    with _notes():
+    with on_interrupt(lambda: _left(shown)), _notes():
+        model, tokenizer = _load(checkpoint, dtype)
         if not chat:
             found = run(_from_stdin() if prompt is None else prompt)
             results = [_as_dict(found)]
@@ -115,6 +117,7 @@ def _show(
     model: Llama,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
+    shown: list[str],
     *,
     silent: bool,
     quiet: bool,
@@ -133,6 +136,7 @@ def _show(
     def show(row: int, text: str) -> None:
         times.append(time.perf_counter())
         if not silent:
+            shown.append(text)
             sys.stdout.write(clean(text))
             sys.stdout.flush()
 
@@ -154,6 +158,15 @@ def _show(
             file=sys.stderr,
         )
     return found
+
+
+def _left(shown: list[str]) -> str:
+    """Say what has been written, and end its line."""
+    if not any(shown):
+        return "nothing was written"
+    if not shown[-1].endswith("\n"):
+        print(flush=True)
+    return "the text ends here"
 
 
 def _converse(

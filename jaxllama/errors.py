@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class JaxLlamaError(Exception):
@@ -26,3 +28,17 @@ def join_problems(title: str, problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
     return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])
+
+
+@contextmanager
+def on_interrupt(left: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
+    """Say on standard error what Ctrl-C leaves behind; a command then exits with 130.
+
+    Args:
+        left: called when it comes.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; {left()}", file=sys.stderr)
+        raise

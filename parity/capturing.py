@@ -74,7 +74,7 @@ def capture(
     modes = chosen("--mode", modes, MODES)
     names = chosen("--scenario", scenarios, SCENARIOS)
     target = Path(directory)
-    staging = Staging(target, {"parity": "capture"}, overwrite=False)
+    staging = Staging(target, {"parity": "capture"}, overwrite=None)
     try:
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             opened = (

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError, JaxLlamaError
+from jaxllama.errors import InputError, JaxLlamaError, on_interrupt
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
@@ -86,7 +86,7 @@ def run_command(
         raise InputError(needs) from error
 
     outputs.check_outputs(json_path, html_path, junit_path)
-    with progress_bar() as progress:
+    with on_interrupt(), progress_bar() as progress:
         result = run(
             checkpoint,
             reference=reference,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_interrupt
 from parity.result import Result
 
 
@@ -42,17 +42,18 @@ def capture_command(
     from parity.scenarios import DEFAULT_SCENARIOS
 
     try:
-        files = capture(
-            checkpoint,
-            out,
-            subject=subject,
-            dtypes=dtype,
-            modes=mode,
-            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
-            overrides=override or (),
-            prompt=prompt,
-            length=length,
-        )
+        with on_interrupt():
+            files = capture(
+                checkpoint,
+                out,
+                subject=subject,
+                dtypes=dtype,
+                modes=mode,
+                scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+                overrides=override or (),
+                prompt=prompt,
+                length=length,
+            )
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -106,7 +107,8 @@ def _report(
     from parity.report import outputs, terminal
 
     outputs.check_outputs(json_path, html_path, junit_path)
-    result = judge()
+    with on_interrupt():
+        result = judge()
     outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())
     raise typer.Exit(result.exit_code)

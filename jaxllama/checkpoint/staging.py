@@ -23,7 +23,7 @@ class Staging:
     Args:
         target: file or directory that is to appear.
         plan: what is being written, in full: an interrupted run is resumed by an equal one only.
-        overwrite: whether a target that exists is replaced.
+        overwrite: whether a target that exists is replaced; None where nobody can ask for that.
 
     Raises:
         CheckpointError: the target exists, another process is writing it, or it cannot be
@@ -34,7 +34,7 @@ class Staging:
         done: entries of the journal, of tensors that need not be written again.
     """
 
-    def __init__(self, target: Path, plan: dict[str, Any], *, overwrite: bool):
+    def __init__(self, target: Path, plan: dict[str, Any], *, overwrite: bool | None):
         self.target, self.overwrite = target, overwrite
         self.root = target.parent / f".{target.name}.partial"
         self.files = self.root / "files"
@@ -58,7 +58,10 @@ class Staging:
             return
         if hasattr(self, "_journal"):
             self.close() if self._staged() else self.discard()
-        raise CheckpointError(f"{self.target}: exists already; remove it or choose another")
+        ways = "remove it or choose another"
+        if self.overwrite is not None:
+            ways += ", or replace it with --overwrite (in Python overwrite=True)"
+        raise CheckpointError(f"{self.target}: exists already; {ways}")
 
     def _staged(self) -> bool:
         return self.files.is_dir() and any(self.files.iterdir())

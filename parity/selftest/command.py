@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_interrupt
 from parity.report.progress import progress_bar
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.
@@ -56,7 +56,7 @@ def selftest_command(
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
         json_file.check_writable(json_path)
-    with progress_bar() as progress:
+    with on_interrupt(), progress_bar() as progress:
         matrix = selftest(
             Plan(quick=quick, families=tuple(families), seeds=fresh),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),

@@ -72,7 +72,19 @@ def test_rounding_is_stated_and_differences_explained(capsys, tmp_path):
     assert code == 0 and out.count("rounded: ") == 48 and "48 tensors rounded" in out
     code, out, _ = _run(capsys, "verify", "tiny", target)
     assert code == 1 and out.startswith("different: 48 of 48 tensors\n")
-    assert out.count("[cast from float32 to bfloat16]") == 48
+    assert out.count("[cast from float32 to bfloat16]") == 20
+    assert out.endswith("\n  and 28 more tensors\n")
+
+
+def test_verify_says_first_how_configurations_differ(capsys, tmp_path):
+    target = tmp_path / "out"
+    _run(capsys, "convert", "tiny", target, "--to", "hf", "--dtype", "bf16", "--quiet")
+    config = json.loads((target / "config.json").read_text())
+    config["rms_norm_eps"] = 0.125
+    (target / "config.json").write_text(json.dumps(config))
+    lines = _run(capsys, "verify", "tiny", target)[1].splitlines()
+    assert lines[1] == "  rms_norm_eps: 1e-05 in the first, 0.125 in the second"
+    assert len(lines) == 1 + 1 + cli.MOST_DIFFERENCES + 1
 
 
 @pytest.mark.parametrize(
@@ -109,4 +121,13 @@ def test_an_interrupt_says_what_it_leaves(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxllama.checkpoint.convert", interrupted)
     code, _, errors = _run(capsys, "convert", "tiny", tmp_path / "out", "--to", "hf")
     assert code == 130
-    assert "run it again to go on from" in errors and ".out.partial" in errors.replace("\n", "")
+    assert errors.startswith("interrupted; run it again to go on from ")
+    assert ".out.partial, or remove that" in errors
+
+
+def test_nothing_stands_above_an_early_error(capsys, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    code, out, errors = _run(capsys, "convert", "tiny", tmp_path / "full", "--to", "hf")
+    assert (code, out) == (2, "") and errors.startswith(f"error: {tmp_path / 'full'}: exists")
+    assert "--overwrite" in errors and errors.count("\n") == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -97,9 +99,9 @@ def test_sampling_options_reach_the_sampler(
         "--temperature 0.7 --top-k 5 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 "
         "--seed 4 --stop x --stop yz --ignore-eos --cache-tokens 40"
     )
-    # Ctrl-C while text is being written: the shell's own code for it, and no traceback.
-    code, _, err = run(capsys, "tiny", "Ab", *LENGTH, *options.split())
-    assert code == 130 and "Traceback" not in err
+    # Ctrl-C: the shell's own code for it, a word, and no traceback.
+    code, out, err = run(capsys, "tiny", "Ab", *LENGTH, *options.split())
+    assert (code, out, err) == (130, "", "interrupted; nothing was written\n")
     assert seen["sampling"] == Sampling(
         temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2
     )
@@ -200,3 +202,21 @@ def test_a_prompt_on_stdin_that_is_not_text_is_refused(
 
 def test_a_terminal_is_not_given_what_it_would_obey() -> None:
     assert cli_generate._visible("a\x1b[2Jé\n\t\x07漢") == "a\ufffd[2Jé\n\t\ufffd漢"
+
+
+def test_ctrl_c_ends_the_text_with_a_word() -> None:
+    # A shell may have told its background jobs to ignore the signal.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from jaxllama.cli import main; main()"
+    )
+    words = ["generate", "tiny", "Ab", "--max-tokens", "20000", "--ignore-eos"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as writing:
+        assert writing.stdout is not None
+        first = writing.stdout.read(1)
+        writing.send_signal(signal.SIGINT)
+        out, err = writing.communicate(timeout=120)
+    assert writing.returncode == 130 and err.decode() == "interrupted; the text ends here\n"
+    assert (first + out).endswith(b"\n") and len(out) < 20000

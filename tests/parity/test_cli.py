@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from itertools import takewhile
@@ -173,3 +174,12 @@ def test_an_unwritable_report_is_refused_before_any_work(parity, tmp_path: Path)
 def test_a_failed_run_leaves_no_report(parity, tmp_path: Path) -> None:
     ran = parity("run", "tiny", "--prompt", "", "--json", str(tmp_path / "out.json"))
     assert ran.code == 2 and os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_has_a_word_and_leaves_nothing(
+    parity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parity.lockstep.give_back", lambda: signal.raise_signal(signal.SIGINT))
+    ran = parity("run", *SMALL, "--json", str(tmp_path / "out.json"))
+    assert (ran.code, ran.out, ran.err) == (130, "", "interrupted; nothing was written\n")
+    assert os.listdir(tmp_path) == []

@@ -288,7 +288,8 @@ def test_the_commands(
     code, said = run("capture", "tiny", *options)
     assert code == 0 and said.startswith("captured: 1 trace,")
     code, said = run("capture", "tiny", *options)
-    assert code == 2 and "exists already" in said
+    assert code == 2 and "exists already; remove it or choose another" in said
+    assert "overwrite" not in said
     code, said = run("compare", made / "wrong", made / "torch", "--json", tmp_path / "c.json")
     assert code == 1 and said.startswith("divergent")
     assert json.loads((tmp_path / "c.json").read_text())["verdict"] == "divergent"
