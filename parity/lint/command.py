@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from parity.lint.files import load_array, load_file, looks_like_file
 from parity.lint.linter import lint
 from parity.lint.pages import page
 from parity.lint.report import text
-from parity.lint.rule import lookup
+from parity.lint.rule import catalogue
 from parity.lint.spectext import parse_spec
 from parity.report.json_file import write_text
 from parity.report.outputs import check_outputs
@@ -145,16 +145,27 @@ def explain(rule_id: str) -> str:
     Raises:
         InputError: no such rule or cause.
     """
-    if re.fullmatch(r"[A-Za-z]\d*", rule_id):
-        return page(lookup(rule_id))
+    rules = catalogue()
+    if rule_id.upper() in rules:
+        return page(rules[rule_id.upper()])
     try:
-        from parity.causes.base import lookup as cause
+        from parity.causes.base import catalogue as all_causes
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        needs = "parity explain: causes need PyTorch; pip install 'jaxllama[parity]'"
-        raise InputError(needs) from error
-    return cause(rule_id).page()
+        needs = "which need PyTorch: pip install 'jaxllama[parity]'"
+        raise InputError(_unknown(rule_id, rules, [needs])) from error
+    causes = all_causes()
+    if rule_id.lower() in causes:
+        return causes[rule_id.lower()].cause.page()
+    raise InputError(_unknown(rule_id, rules, sorted(causes)))
+
+
+def _unknown(name: str, rules: Iterable[str], causes: Iterable[str]) -> str:
+    return (
+        f"explain {name!r}: no such rule or cause; the rules of lint are {', '.join(rules)};"
+        f" the causes {', '.join(causes)}"
+    )
 
 
 def _subject(mask: str) -> dict[str, Any]:

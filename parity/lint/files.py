@@ -58,6 +58,10 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a {', '.join(SUFFIXES)} file or a spec")
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{path}: is no array file by its name; give a {', '.join(SUFFIXES)} file or a spec"
+        )
     try:
         if path.suffix in (".pt", ".pth"):
             return _torch_arrays(path)
@@ -79,6 +83,8 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
         pickle.UnpicklingError,
     ) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if "pickle" in reason:  # NumPy takes whatever it does not know for one
+            reason = "it holds Python objects, which are never loaded, or is not NumPy's at all"
         raise InputError(f"{path}: not a readable {path.suffix} array file: {reason}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from rich import box
 from rich.console import Console
@@ -30,7 +30,7 @@ def show(result: Result, console: Console) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     for line in _inconclusive_lines(result):
         console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    console.print(_lane_table(result))
+    console.print(_fitting(_lane_table, result, console))
     if any(row.tap == "logits" for row in result.rows):
         console.print(_logits_line(result), soft_wrap=True, highlight=False, markup=False)
     if result.witnesses:
@@ -201,22 +201,33 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + more
 
 
-def _lane_table(result: Result) -> Table:
+def _fitting(build: Callable[[Result, bool], Table], result: Result, console: Console) -> Table:
+    """Return a table in full where there is room for it, else without what it can spare."""
+    wide = build(result, True)
+    room = console.options.update(max_width=10 * console.width)
+    return (
+        wide
+        if console.measure(wide, options=room).maximum <= console.width
+        else build(result, False)
+    )
+
+
+def _lane_table(result: Result, errors: bool) -> Table:
     """One row a run: its largest error, and the tap that comes closest to its limit."""
     table = _table("subject against the float64 reference (^ by its largest element)")
     for column in ("dtype", "scenario", "mode"):
-        table.add_column(column)
-    for column in ("error", "rho", "limit"):
-        table.add_column(column, justify="right")
-    table.add_column("nearest its limit")
+        table.add_column(column, no_wrap=True)
+    for column in ("error", "rho", "limit") if errors else ("rho", "limit"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("nearest its limit", overflow="fold")  # a name is to be copied
     groups: dict[tuple[str, str, str], list[TapRow]] = {}
     for row in result.rows:
         groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
     for group, rows in groups.items():
         worst = max(rows, key=lambda r: (not r.passed, nearest(r)[0]))
-        error = f"{max(r.error for r in rows):.1e}"
+        error = (f"{max(r.error for r in rows):.1e}",) if errors else ()
         _, rho, limit, mark = nearest(worst)
-        cells = (*group, error, f"{rho:.3g}{mark}", f"{limit:g}", worst.tap)
+        cells = (*group, *error, f"{rho:.3g}{mark}", f"{limit:g}", worst.tap)
         table.add_row(*cells, style=None if worst.passed else "red")
     return table
 

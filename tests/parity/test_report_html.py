@@ -92,6 +92,15 @@ def test_nothing_is_fetched() -> None:
         assert external(text + planted) != []
 
 
+def test_both_environments_of_a_comparison_are_readable() -> None:
+    found = pictured()
+    other = {"python": "3.12.9", "versions": {"torch": "9.8", "jax": None}, "x64": False}
+    text = html_file.page(replace(found, environment=found.environment | {"reference": other}))
+    said = Page(text).text
+    assert "Of the reference python 3.12.9 versions torch 9.8 x64 False" in said
+    assert "backend cpu" in said and "{" not in said[said.index("Environment") :].split("Inputs")[0]
+
+
 def test_text_stays_text() -> None:
     hostile = "</script><img src=x onerror=alert(1)>"
     cause = {**CAUSE, "title": hostile, "summary": hostile, "remedy": hostile}

@@ -131,6 +131,18 @@ def test_the_grid_marks_what_failed_without_colour_too() -> None:
     assert shown(result(rows)).split("log10 rho")[1].count("!6") == 1
 
 
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_the_name_of_a_tap_is_whole_however_narrow_the_terminal(width: int) -> None:
+    name = "layers.12.post_attention_layernorm"
+    found = result([row(name, scenario="long_positions", mode="production", peak_rho=12.0)])
+    table = shown(found, width=width).split("subject against")[1].split("witnesses")[0]
+    assert max(map(len, table.splitlines())) <= width
+    cells = table.split("\u2500 \n")[1].splitlines()
+    left = cells[0].index("layers")
+    assert "".join(line[left:].strip() for line in cells) == name
+    assert ("5.0e-16" in table) == (width == 200)
+
+
 def test_the_grid_fits_a_terminal_of_80_columns() -> None:
     rows = [row(f"layers.{i}.{name}", failed=i > 20) for i in range(30) for name in LAYER_TAPS]
     grid = shown(result(rows), width=80).split("log10 rho")[1]

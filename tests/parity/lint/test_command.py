@@ -120,7 +120,9 @@ def test_explain():
     text = run("explain", "m05").output
     assert text.startswith("# M05: empty row")
     assert "pytorch#41508" in text
-    assert "expected one of" in refused("explain", "Z1")
+    for name in ("Z1", "nonsuch"):
+        said = refused("explain", name)
+        assert all(f" {known}" in said for known in ("M05", "W02", "rope-theta", "weight-zeros"))
 
 
 def test_bfloat16_survives_both_kinds_of_file(tmp_path):
@@ -146,10 +148,16 @@ def test_bad_files_are_refused_and_nothing_in_them_is_run(tmp_path, saved, capsy
     np.save(tmp_path / "object.npy", np.array([Evil()]), allow_pickle=True)
     torch.save({"mask": Evil()}, tmp_path / "evil.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("cut.npy", "text.npz", "empty.pt", "object.npy", "evil.pt", "list.pt", "no.npy"):
+    (tmp_path / "code.py").write_text("mask = [[1]]")
+    (tmp_path / "text.npy").write_text("1 1 0")
+    names = "cut.npy text.npz empty.pt object.npy evil.pt list.pt no.npy code.py text.npy"
+    for name in names.split():
         said = refused("lint", tmp_path / name)
         assert name in said
-        assert "\n" not in said
+        assert "\n" not in said and "allow_pickle" not in said
+    assert "give a .npy, .npz, .pt, .pth file or a spec" in refused("lint", tmp_path / "code.py")
+    for name in ("text.npy", "object.npy"):
+        assert "holds Python objects, which are never loaded" in refused("lint", tmp_path / name)
     assert "executed" not in capsys.readouterr().out
 
 
