@@ -170,7 +170,8 @@ def verify(
         print(f"equal: {len(result.digests)} tensors, to the bit")
         return
     count = len(result.differences)
-    print(f"different: {count} of {len(result.digests)} tensors" if count else "different: config")
+    total = len({*result.digests, *(found.name for found in result.differences)})
+    print(f"different: {count} of {total} tensors" if count else "different: config")
     # The configuration first: it may be why the tensors differ.
     for line in (*result.config, *result.differences[:MOST_DIFFERENCES]):
         print(f"  {line}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxllama import cli
-from jaxllama.checkpoint import tiny, verify
+from jaxllama.checkpoint import convert, tiny, verify
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -85,6 +85,13 @@ def test_verify_says_first_how_configurations_differ(capsys, tmp_path):
     lines = _run(capsys, "verify", "tiny", target)[1].splitlines()
     assert lines[1] == "  rms_norm_eps: 1e-05 in the first, 0.125 in the second"
     assert len(lines) == 1 + 1 + cli.MOST_DIFFERENCES + 1
+
+
+def test_of_two_models_all_tensors_of_both_are_counted(capsys, tmp_path):
+    target = tmp_path / "out"
+    convert(tiny(num_hidden_layers=6), target, to="hf")
+    code, out, _ = _run(capsys, "verify", "tiny", target)
+    assert code == 1 and out.startswith("different: 11 of 57 tensors\n  num_hidden_layers: 5 in")
 
 
 @pytest.mark.parametrize(
