@@ -12,6 +12,7 @@ import jax
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
+from near_ties import pytest_terminal_summary  # noqa: F401 (a hook)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_rows import contiguous
 
 from jaxllama.errors import InputError
 from jaxllama.masks import (
@@ -131,10 +132,6 @@ def test_laws_of_logic(a, b, c, q, k):
     assert dense(a | a) == dense(a)
 
 
-def contiguous(lengths, size):
-    return Tokens.contiguous(np.array(lengths), size)
-
-
 def test_a_wrong_loop_is_noticed():
     q = k = contiguous([5], 5)
     strict = causal() & ~predicate(lambda c: c.k_position == c.q_position)
@@ -240,60 +237,6 @@ def test_bias_must_be_a_float():
         causal().bind(q, q).to_bias(np.int32)
 
 
-# Empty rows
-
-
-def without_first():
-    """A left-padded row: query 1, the first real one, is denied the only key it could see."""
-    valid = np.array([[False, True, True, True, True]])
-    tokens = Tokens(np.array([[0, 0, 1, 2, 3]], np.int32), valid)
-    return causal() & padding() & ~index(1), tokens
-
-
-def test_empty_row_zero_leaves_it_empty():
-    rule, tokens = without_first()
-    bound = rule.bind(tokens, tokens)
-    assert np.asarray(bound.live())[0].tolist() == [False, False, True, True, True]
-    assert not np.asarray(bound.to_bool())[0, :2].any()
-
-
-def test_empty_row_self_shows_the_own_key_alone():
-    rule, tokens = without_first()
-    seen = np.asarray(rule.bind(tokens, tokens, "self").to_bool())[0]
-    assert np.argwhere(seen[:2]).tolist() == [[0, 0], [1, 1]]
-    np.testing.assert_array_equal(seen[2:], np.asarray(rule.bind(tokens, tokens).to_bool())[0, 2:])
-
-
-def test_empty_row_self_finds_the_own_key_in_a_cache_by_position():
-    keys = contiguous([5], 7)
-    queries = Tokens(np.array([[3, 4]], np.int32), np.ones((1, 2), bool))
-    bound = (causal() & padding() & ~index(0, 1, 2, 3)).bind(queries, keys, "self")
-    assert np.argwhere(np.asarray(bound.to_bool())[0]).tolist() == [[0, 3], [1, 4]]
-
-
-def test_empty_row_error_names_real_queries_and_spares_pads():
-    rule, tokens = without_first()
-    with pytest.raises(InputError, match=r"1 real queries see no key.*\(row 0, query 1\)"):
-        rule.bind(tokens, tokens, "error")
-    (causal() & padding()).bind(tokens, tokens, "error")  # query 0 is a pad: nobody's concern
-    empty_row = contiguous([4, 0], 4)
-    queries = Tokens(empty_row.positions, np.ones((2, 4), bool))
-    with pytest.raises(InputError, match=r"4 real queries.*row 1, query 0"):
-        (causal() & padding()).bind(queries, empty_row, "error")
-
-
-def test_empty_row_error_needs_concrete_values():
-    def bound_inside(lengths):
-        tokens = Tokens.contiguous(lengths, 4)
-        return (causal() & padding()).bind(tokens, tokens, "error").to_bool()
-
-    with pytest.raises(InputError, match="bind outside"):
-        jax.jit(bound_inside)(np.array([4]))
-
-
-# jit
-
-
 def test_a_bound_mask_passes_through_jit_and_compiles_once():
     traces = []
 
@@ -317,87 +260,3 @@ def test_tokens_keep_their_promise_through_jit_and_lose_it_when_changed():
     tokens = contiguous([3], 5)
     assert jax.jit(lambda t: t)(tokens).from_zero
     assert not dataclasses.replace(tokens, positions=tokens.positions + 1).from_zero
-
-
-# Text
-
-
-def test_drawing():
-    valid = np.array([[False, True, True, True]])
-    tokens = Tokens(np.array([[0, 0, 1, 2]], np.int32), valid)
-    bound = (causal() & padding() & window(2) & ~index(1)).bind(tokens, tokens)
-    assert str(bound).splitlines() == [
-        "causal() & padding() & window(2) & ~index(1)   1 x 4 queries x 4 keys   empty row: zero",
-        "# seen  + partly  . hidden  ! a query that sees nothing",
-        "",
-        "row 0",
-        "       0123",
-        "valid  -vvv",
-        "  q 0  !!!!  not valid",
-        "  q 1  !!!!",
-        "  q 2  ..#.",
-        "  q 3  ..##",
-    ]
-
-
-def test_drawing_in_blocks_loses_no_lone_cell():
-    tokens = contiguous([128], 128)
-    lone = np.zeros((128, 128), bool)
-    lone[:, 0] = True
-    lone[37, 101] = True
-    text = str(explicit(lone).bind(tokens, tokens))
-    (line,) = (line for line in text.splitlines() if line.startswith(" q 36 "))
-    assert line.split()[-1] == "+" + "." * 49 + "+" + "." * 13
-    assert "4 queries x 2 keys; every cell" in text
-
-
-def test_drawing_a_huge_mask_samples():
-    tokens = contiguous([8192], 8192)
-    text = str(causal().bind(tokens, tokens))
-    assert "5 x 5 cells of each" in text
-    assert text.splitlines()[-1].split()[-1] == "#" * 62 + "++"
-
-
-def test_drawing_while_traced_says_so():
-    texts = []
-    tokens = contiguous([4], 4)
-    jax.eval_shape(lambda b: texts.append(str(b)), causal().bind(tokens, tokens))
-    assert "being traced" in texts[0]
-
-
-def test_drawing_stops_after_four_rows():
-    tokens = contiguous([3] * 6, 3)
-    text = str(causal().bind(tokens, tokens))
-    assert "row 3" in text
-    assert "row 4" not in text
-    assert "(2 more rows)" in text
-
-
-def test_explain_names_the_deciding_parts():
-    tokens = contiguous([6], 6)
-    bound = ((causal() | prefix(2)) & padding() & ~index(3) & window(4)).bind(tokens, tokens)
-    assert bound.explain(0, 1).splitlines() == [
-        "row 0, query 0 (position 0), key 1 (position 1): shown by prefix(2), padding(), index(3),"
-        " window(4)",
-        "  (causal() | prefix(2)) & padding() & ~index(3) & window(4): shows",
-        "    causal() | prefix(2): shows",
-        "      causal(): hides",
-        "      prefix(2): shows",
-        "    padding(): shows",
-        "    ~index(3): shows",
-        "      index(3): hides",
-        "    window(4): shows",
-    ]
-    assert bound.explain(5, 1).splitlines()[0].endswith("hidden by window(4)")
-    assert bound.explain(2, 4).splitlines()[0].endswith("hidden by causal(), prefix(2)")
-    assert bound.explain(5, 3).splitlines()[0].endswith("hidden by index(3)")
-
-
-def test_explain_tells_of_the_policy_and_of_segments():
-    rule, tokens = without_first()
-    assert 'empty_row="self"' in rule.bind(tokens, tokens, "self").explain(1, 1)
-    packed = Tokens(tokens.positions, tokens.valid, np.array([[0, 0, 0, 1, 1]], np.int32))
-    said = (segments() & causal()).bind(packed, packed).explain(4, 0)
-    assert "query 4 (position 3, segment 1), key 0 (position 0, segment 0, not valid)" in said
-    with pytest.raises(InputError, match=r"query 5: expected 0 to 4; key -1"):
-        rule.bind(tokens, tokens).explain(5, -1)
