@@ -22,7 +22,7 @@ from parity.causes.wrong import Held, Site, WrongReference
 from parity.distance import against
 from parity.examine import Finding, examine
 from parity.gold import Gold
-from parity.recording import Recording, record, shortened
+from parity.recording import Recording, record, record_backward, shortened
 from parity.result import Divergence, TapRow
 from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Subject
@@ -130,7 +130,7 @@ def cause_of(
         the compiled run without taps.
     """
     row = first.row
-    if row.mode not in ("free", "decode", "isolated"):
+    if row.mode not in ("free", "decode", "isolated", "grad"):
         return None
     alike = {
         r.scenario
@@ -140,6 +140,11 @@ def cause_of(
     chosen = min((i for i in inputs if i.name in alike), key=lambda i: i.tokens.size)
     subject = make_subject(row.lane)
     layers = checkpoint.config.num_hidden_layers
+    if row.mode == "grad":
+        # What is wrong forwards spoils every gradient: that is looked for first.
+        brief = shortened(chosen, checkpoint.config, row.lane, layers)
+        forward = diagnose(record(subject, brief, None, layers), checkpoint)
+        return forward or diagnose(record_backward(subject, chosen, layers), checkpoint)
     # An isolated run is kept with the gold's values, in float64.
     kept = "f64" if row.mode == "isolated" else row.lane
     chosen = shortened(chosen, checkpoint.config, kept, layers)
@@ -175,9 +180,12 @@ def _proposed(evidence: Evidence) -> Iterator[Hypothesis]:
 def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     """Return the tap's error against the operator made wrong, on the subject's own inputs.
 
-    0 means untried: masks, positions, and weights show in the whole reference alone.
+    0 means untried: masks, positions, weights and what is wrong backwards show in the whole
+    reference alone.
     """
     tap = evidence.short
+    if evidence.backward:
+        return 0.0
     changes = [c for c in hypothesis.changes if c.tap == tap and c.value is not None]
     weights = [c for c in hypothesis.changes if c.weight is not None]
     if not changes and not weights:

@@ -15,11 +15,11 @@ from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
 from parity.lockstep import Lockstep
 from parity.parties import Party, chunk_views
-from parity.recording import Given, Recording, Replay, asked, decoding, positions, written
+from parity.recording import Recording, Replay, asked, positions, written
 from parity.result import TapRow
 from parity.scenarios import Inputs
-from parity.subjects.base import Arrays, Run, Subject
-from parity.taps import SETUP_TAPS, flow_key
+from parity.subjects.base import Arrays
+from parity.taps import SETUP_TAPS, flow_key, split_name
 
 # A float64 softmax's rows add up to 1 to within this, in rows of a million keys.
 ROW_SUM_NOISE = 1e-9
@@ -67,19 +67,13 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     """
     lane, chunks, layers = recording.subject.dtype, recording.chunks, recording.layers
 
-    def start(subject: Subject) -> Run:
-        if recording.given is not None:
-            return Given(subject.start(inputs), recording.given)
-        if chunks is None:
-            return subject.start(inputs)
-        return decoding(subject).start_decode(inputs, chunks)
-
-    isolated = recording.given is not None
-    mode = "isolated" if isolated else "free" if chunks is None else "decode"
-    honest = reference.honest(lane, isolated=isolated)
+    mode = recording.mode
+    honest = reference.honest(lane, isolated=mode == "isolated")
     parties = [Party(Replay(recording), frozenset({"subject"}), mode, Replay(recording))]
-    parties += [Party(one, frozenset({"variant"}), mode, start(one)) for one in honest]
-    gold = start(reference)
+    parties += [
+        Party(one, frozenset({"variant"}), mode, recording.begin(one, inputs)) for one in honest
+    ]
+    gold = recording.begin(reference, inputs)
     setup: Arrays = {}
     with Background() as pool:
         lockstep = Lockstep({lane: parties}, [inputs], pool)
@@ -113,7 +107,7 @@ def _excused(row: TapRow, truth: Arrays, reference: WrongReference) -> TapRow:
     so or not: that depends on whether the mask or the quotient comes last. And where it rounds
     weights to fewer bits, its variants, not the run's dtype, say by how much they may move.
     """
-    if not row.tap.endswith("attn_probs") or not row.problems:
+    if split_name(row.tap)[0] != "layers.attn_probs" or not row.problems:
         return row
     sums = truth[row.tap].sum(-1)
     forgiven: list[str] = []
@@ -130,7 +124,7 @@ def _excused(row: TapRow, truth: Arrays, reference: WrongReference) -> TapRow:
 def _carrying(truth: Arrays) -> np.ndarray:
     """Return which keys carry weight for a query in any head [B T S]: a wrong mask's too."""
     for name, value in truth.items():
-        if name.endswith("attn_probs"):
+        if split_name(name)[0] == "layers.attn_probs":
             return np.asarray((value > 0).any(axis=1))
     return np.zeros((), bool)
 
@@ -164,7 +158,7 @@ def _parted(
         chunks=recording.chunks,
         inputs=inputs,
         observed_mask=recording.whole("mask"),
-        observed_positions=positions(recording, inputs, true_setup["rope.inv_freq"]),
+        observed_positions=positions(recording, inputs, true_setup.get("rope.inv_freq")),
         reference=reference,
         lane=recording.subject.dtype,
         written=written(recording, stage),
@@ -194,7 +188,7 @@ def _short(stage: Arrays) -> dict[str, np.ndarray]:
         if parts[0] == "cache":
             found[{"k": "keys", "v": "values"}[parts[2]]] = value
         else:
-            found[parts[2] if parts[0] == "layers" else name] = value
+            found[split_name(name)[0].removeprefix("layers.")] = value
     if "keys" not in found:
         found |= {
             new: found[old]

@@ -13,6 +13,7 @@ from jaxllama.errors import InputError
 from parity.judge import PassRecord
 from parity.lineup import lineup
 from parity.lockstep import walk
+from parity.recording import differentiable
 from parity.scenarios import DEFAULT_SCENARIOS, Inputs
 from parity.subjects.base import Subject
 from parity.subjects.torch_grad import successors
@@ -98,11 +99,7 @@ def judge_gradients(
         InputError: the subject offers no gradients.
     """
     for subject in subjects.values():
-        if not hasattr(subject, "start_grad"):
-            raise InputError(
-                f"{subject.name}: offers no gradients; leave out --mode grad, or give it a "
-                "start_grad (parity.subjects.base.DifferentiableSubject)"
-            )
+        differentiable(subject)
     layers = checkpoint.config.num_hidden_layers
     gold = TorchReference(checkpoint, dtype="f64")
     entries = lineup(checkpoint, gold, subjects, references, MODE)

@@ -15,7 +15,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.identify import rotation, solve_positions
 from parity.scenarios import Inputs
-from parity.subjects.base import Arrays, CachedSubject, Run, Subject
+from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
 
 # What is larger than this in bytes is looked at on fewer columns.
 MOST_BYTES = 1_200_000_000
@@ -35,6 +35,7 @@ class Recording:
         stages: their taps.
         given: what each stage's operators were given in place of the subject's own values; None
             where it ran freely.
+        backward: whether they are a backward pass's.
     """
 
     subject: Subject
@@ -43,6 +44,26 @@ class Recording:
     layers: int
     stages: list[Arrays]
     given: list[Arrays] | None = None
+    backward: bool = False
+
+    @property
+    def mode(self) -> str:
+        """How it was run: `free`, `isolated`, `decode` or `grad`."""
+        if self.backward:
+            return "grad"
+        if self.given is not None:
+            return "isolated"
+        return "free" if self.chunks is None else "decode"
+
+    def begin(self, subject: Subject, inputs: Inputs) -> Run:
+        """Start a run of the same kind."""
+        if self.backward:
+            return differentiable(subject).start_grad(inputs)
+        if self.given is not None:
+            return Given(subject.start(inputs), self.given)
+        if self.chunks is None:
+            return subject.start(inputs)
+        return decoding(subject).start_decode(inputs, self.chunks)
 
     def whole(self, name: str) -> np.ndarray | None:
         """Return a setup tap over all calls: positions [B T], mask [B T T]."""
@@ -89,6 +110,13 @@ def record(
     return Recording(subject, inputs, None if chunks is None else tuple(chunks), layers, stages)
 
 
+def record_backward(subject: Subject, inputs: Inputs, layers: int) -> Recording:
+    """Run a subject's backward pass once and keep what it shows."""
+    run = differentiable(subject).start_grad(inputs)
+    stages = [_copied(run.step()) for _ in range(layers + 2)]
+    return Recording(subject, inputs, None, layers, stages, backward=True)
+
+
 def _copied(stage: Arrays) -> Arrays:
     return {name: np.array(value) for name, value in stage.items()}
 
@@ -98,6 +126,16 @@ def decoding(subject: Subject) -> CachedSubject:
     if not hasattr(subject, "start_decode"):
         raise InputError(f"{subject.name} cannot decode")
     return cast(CachedSubject, subject)
+
+
+def differentiable(subject: Subject) -> DifferentiableSubject:
+    """Return the subject as one that shows gradients, or refuse it."""
+    if not hasattr(subject, "start_grad"):
+        raise InputError(
+            f"{subject.name}: offers no gradients; leave out --mode grad, or give it a "
+            "start_grad (parity.subjects.base.DifferentiableSubject)"
+        )
+    return cast(DifferentiableSubject, subject)
 
 
 def shortened(inputs: Inputs, config: LlamaConfig, lane: str, layers: int) -> Inputs:
@@ -157,12 +195,13 @@ class Given:
         return self._run.step(next(self._given))
 
 
-def positions(recording: Recording, inputs: Inputs, table: np.ndarray) -> np.ndarray | None:
+def positions(recording: Recording, inputs: Inputs, table: np.ndarray | None) -> np.ndarray | None:
     """Return the positions [B T] that a subject shows, else those that its rotations tell."""
     layers, start = recording.layers, 0
     shown = recording.whole("positions")
-    if shown is not None or recording.given is not None:
+    if shown is not None or recording.mode in ("isolated", "grad"):
         return shown
+    assert table is not None  # a forward pass shows it
     parts = []
     highest = MOST_TIMES * int(inputs.positions.max()) + inputs.tokens.shape[1]
     for call, size in enumerate(recording.chunks or (inputs.tokens.shape[1],)):
@@ -197,9 +236,11 @@ def written(recording: Recording, stage: int) -> dict[int, tuple[np.ndarray, np.
 
 
 def asked(recording: Recording, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Return the taps of the subject's head on other inputs."""
+    """Return the taps of the subject's head on some inputs, and its mask."""
     run = recording.subject.start(inputs)
-    for _ in range(recording.layers + 1):
+    before = run.step()
+    shown = {"mask": before["mask"]} if "mask" in before else {}
+    for _ in range(recording.layers):
         before = run.step()
     last = f"layers.{recording.layers - 1}.output"
-    return ({"output": before[last]} if last in before else {}) | _copied(run.step())
+    return shown | ({"output": before[last]} if last in before else {}) | _copied(run.step())

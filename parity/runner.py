@@ -134,12 +134,12 @@ def run(
             (row for record in records for row in record.rows),
             key=lambda row: plan.dtypes.index(row.lane),
         )
+        shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         first = first_divergence(rows)
         cause = None
         if first is not None:
-            cause = cause_of(first, rows, inputs, opened, make, decode_chunks)
+            cause = cause_of(first, rows, shown, opened, make, decode_chunks)
         facts = environment.describe()
-        shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,

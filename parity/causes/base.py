@@ -18,7 +18,7 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.scenarios import Inputs
-from parity.taps import CACHE_TAPS, SETUP_TAPS, split_name
+from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
 
 if TYPE_CHECKING:
     from parity.causes.wrong import Change, WrongReference
@@ -111,7 +111,8 @@ class Evidence:
         reference: as it is understood so far.
         lane: dtype of the subject's run.
         written: keys and values that the subject has made so far, by layer [B S K H].
-        ask: runs the subject on other inputs and returns its head's taps; None where it cannot.
+        ask: runs the subject on other inputs and returns its head's taps, and its mask if it shows
+            that; None where it cannot.
     """
 
     tap: str
@@ -132,11 +133,19 @@ class Evidence:
 
     @cached_property
     def short(self) -> str:
-        """The tap without its layer: `q_rope`; what a cache holds is `keys` and `values`."""
+        """The tap without its layer: `q_rope`; what a cache holds is `keys` and `values`.
+
+        A gradient keeps its prefix: `grad.layers.q_rope`.
+        """
         kind, _ = split_name(self.tap)
         if kind in CACHE_TAPS:
             return next(short for short, name in HELD_TAPS.items() if name == kind)
         return kind if kind in SETUP_TAPS else kind.removeprefix("layers.")
+
+    @property
+    def backward(self) -> bool:
+        """Whether the tap is one of a backward pass."""
+        return split_name(self.tap)[0] in GRAD_TAPS
 
     @property
     def layer(self) -> int | None:

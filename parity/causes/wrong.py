@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch_arrays import Recorder
 from parity.subjects.torch_reference import Surroundings, TorchReference, Variant
 from parity.subjects.torch_run import TorchRun
+
+Operator = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Change:
             whose values are nudged before, so that ties may fall to either side.
         weight: what a faulty reader makes of the weight of a name, given a way to read any;
             returns None for the weights that it leaves alone.
+        pulled: what becomes of the gradient that reaches the tap from all that is computed of it.
+        loss: what is differentiated, of logits [B T V] and the scenario.
     """
 
     tap: str = ""
@@ -91,6 +96,8 @@ class Change:
     layers: frozenset[int] | None = None
     weight: Callable[[str, Callable[[str], Tensor]], Tensor | None] | None = None
     rounds: bool = False
+    pulled: Operator | None = None
+    loss: Callable[[Tensor, Inputs], Tensor] | None = None
 
     def within(self, layer: int) -> Change:
         """Return the same change in one layer alone."""
@@ -161,6 +168,14 @@ class WrongReference(TorchReference):
                 read = _reading(change, read, super().weight)
         return read(name)
 
+    def embedding(self, tokens: Tensor, tap: Recorder) -> Tensor:
+        edited = tap if isinstance(tap, EditedTap) else EditedTap(self, None, tap, None)
+        return super().embedding(tokens, edited)
+
+    def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        changed = [change.loss for change in self.changes if change.loss is not None]
+        return (changed[-1] if changed else super().loss)(logits, inputs)
+
     def layer(self, i: int, x: Tensor, around: Surroundings, tap: Recorder) -> Tensor:
         edited = EditedTap(self, i, tap, around)
         if isinstance(around, EditedCache):
@@ -229,17 +244,27 @@ class EditedTap(Recorder):
         self.values = tap.values
 
     def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
-        self.seen[name] = self._tap(name, self.edited(name, value), *views, **named)
-        return self.seen[name]
+        shown = self._tap(name, self.edited(name, value), *views, **named)
+        for change in self._changes(name):
+            if change.pulled is not None:
+                shown = pulling(shown, change.pulled)
+        self.seen[name] = shown
+        return shown
 
     def edited(self, name: str, value: Tensor) -> Tensor:
         """Return what the changes of this tap make of its value."""
-        assert isinstance(self._reference, WrongReference)
-        for change in self._reference.changes:
-            if change.tap == name and (change.layers is None or self._layer in change.layers):
-                assert change.value is not None
+        for change in self._changes(name):
+            if change.value is not None:
                 value = change.value(self._site(name, value)).to(value.dtype)
         return value
+
+    def _changes(self, name: str) -> list[Change]:
+        assert isinstance(self._reference, WrongReference)
+        return [
+            change
+            for change in self._reference.changes
+            if change.tap == name and (change.layers is None or self._layer in change.layers)
+        ]
 
     def _site(self, name: str, value: Tensor) -> Site:
         none = torch.empty(0)
@@ -247,6 +272,33 @@ class EditedTap(Recorder):
         cos, sin, mask = (none, none, none) if a is None else (a.cos, a.sin, a.mask)
         held = a.held if isinstance(a, EditedCache) else None
         return Site(self._reference, self._layer, name, value, self.seen, cos, sin, mask, held)
+
+
+class _Differentiated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Operator, backward: Operator) -> Tensor:
+        ctx.backward_of = backward
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.backward_of(gradients[0]), None, None
+
+
+def differentiated(x: Tensor, forward: Operator, backward: Operator) -> Tensor:
+    """Return forward(x), whose gradient in x is `backward` of the one that reaches it."""
+    found: Tensor = _Differentiated.apply(x, forward, backward)
+    return found
+
+
+def pulling(value: Tensor, change: Operator) -> Tensor:
+    """Return the same value, whose gradient is what `change` makes of the one that reaches it."""
+    return differentiated(value, lambda x: x.view_as(x), change)
+
+
+def constant(value: Tensor) -> Tensor:
+    """Return the same value, of which autograd sees nothing that leads to it."""
+    return pulling(value, torch.zeros_like)
 
 
 Read = Callable[[str], Tensor]

@@ -11,7 +11,7 @@ import jax
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from parity.judge import PassRecord
-from parity.lineup import lineup
+from parity.lineup import EVERY, lineup
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.parties import Entry
@@ -90,21 +90,21 @@ class Bench:
         Args:
             subject: clean or faulty.
             name: the scenario.
-            mode: `free` (and isolated beside it) or `decode`.
+            mode: `free` (and isolated beside it), `decode` or `grad`.
         """
         inputs = self.inputs(name)
-        decodes = mode == "decode"
-        entries = [Entry(subject, frozenset({"subject"}), ("free", "isolated", "decode"))]
+        entries = [Entry(subject, frozenset({"subject"}), EVERY)]
         if isinstance(subject, JaxLlama):
-            entries.append(Entry(subject.production(), frozenset({"production"}), ("free",)))
+            whole = Entry(subject.production(), frozenset({"production"}), ("free", "grad"))
+            entries.append(whole)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record: PassRecord = walk(
                 {self.lane: [*entries, *self._honest]},
                 [inputs],
                 self._gold,
-                ("decode",) if decodes else ("free", "isolated"),
+                ("free", "isolated") if mode == "free" else (mode,),
                 self.checkpoint.config.num_hidden_layers,
-                chunks=decode_chunks(inputs) if decodes else None,
+                chunks=decode_chunks(inputs) if mode == "decode" else None,
             )
         first = first_divergence(record.rows)
         disagree = record.unmatched or any(not w.agrees or w.unmatched for w in record.witnesses)

@@ -29,6 +29,7 @@ VARIANTS: dict[str, Variant] = {"fused PyTorch": "sdpa", "PyTorch in a larger ba
 # Models of a calibration: heads, width and tying differ, scalings within a shape.
 CALIBRATED = ("base", "plain", "tied", "mqa", "square")
 DECODED = ("causal", "left_padded", "mixed_lengths", "packed", "windowed")
+DIFFERENTIATED = ("base", "tied", "mqa")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def clean_runs(*, quick: bool = False) -> Iterator[Clean]:
         places = [(model, scenario) for model in ("base", "tied") for scenario in DECODED]
         for model, scenario in places[2:3] if quick else places:
             yield Clean("clean twin", model, scenario, lane, "decode")
+        places = [
+            (model, scenario) for model in DIFFERENTIATED for scenario in ("packed", "causal")
+        ]
+        for model, scenario in () if lane == "bf16" else places[:1] if quick else places:
+            yield Clean("clean twin", model, scenario, lane, "grad")
+            yield Clean("compiled", model, scenario, lane, "grad")
         for scenario in () if quick else ("left_padded", "right_padded"):
             yield Clean("compiled", "base", scenario, lane, "free")
             if lane != "f64":
@@ -91,8 +98,8 @@ def calibration_runs(seeds: Sequence[int]) -> Iterator[Clean]:
     """Yield clean runs on models of fresh seeds, those of one bench together.
 
     Every model at every dtype goes through all scenarios compiled (and scanned whole), some of them
-    operation by operation, through a cache, with fused attention, and as the PyTorch variants
-    that measure no noise.
+    operation by operation, through a cache, backwards, with fused attention, and as the PyTorch
+    variants that measure no noise.
     """
     for seed in seeds:
         for place, form in enumerate(CALIBRATED):
@@ -110,3 +117,5 @@ def calibration_runs(seeds: Sequence[int]) -> Iterator[Clean]:
                 for i in range(2):
                     decoded = DECODED[(turn + i) % len(DECODED)]
                     yield Clean("compiled", model, decoded, lane, "decode")
+                    if lane != "bf16":
+                        yield Clean("compiled", model, scenarios[i], lane, "grad")

@@ -7,8 +7,8 @@ out what is wrong, shares nothing with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -21,7 +21,8 @@ from jaxllama.checkpoint import Checkpoint, in_memory, load_model
 from jaxllama.config import LlamaConfig
 from jaxllama.model import Llama
 from parity.scenarios import Inputs
-from parity.subjects.base import Arrays
+from parity.subjects.base import Arrays, GeneratedRun
+from parity.subjects.jax_grad import Loss, by_stage, loss_of
 from parity.subjects.jaxllama import DTYPES, JaxRun
 
 Weights = dict[str, np.ndarray]
@@ -45,7 +46,7 @@ class Moment:
     layers: int
     chunk: int
     inputs: Inputs
-    run: JaxRun
+    run: Any  # whose attributes faults reach into
 
 
 Patches = Callable[[Moment], Sequence[Patch]]
@@ -64,11 +65,13 @@ class Fault:
         step: the chunk of a decode run in which it shows first.
         cause: identifier of the cause that ought to be named; empty if it has none.
         model: which small checkpoint shows it, see `parity.selftest.models`.
-        scenario, lane, mode: on which inputs, in which dtype, with a cache (`decode`) or without.
+        scenario, lane, mode: on which inputs, in which dtype; forwards without a cache (`free`) or
+            with one (`decode`), or backwards (`grad`).
         patches: what is replaced while a stage runs.
         weights: changes a copy of the checkpoint's weights.
         config: returns the configuration the subject works with.
         setup: called on the subject's run before its first stage.
+        loss: what is differentiated in mode `grad`, of logits, ids and `jaxllama.masks.Tokens`.
     """
 
     family: str
@@ -86,11 +89,13 @@ class Fault:
     weights: Callable[[Weights], None] | None = None
     config: Callable[[LlamaConfig], LlamaConfig] | None = None
     setup: Callable[[JaxRun], None] | None = None
+    loss: Loss = loss_of
 
     @property
     def id(self) -> str:
         """Name the injection: `R3 theta falls back [1e4, base causal f64]`."""
-        where = " ".join([self.model, self.scenario, self.lane, *(["decode"] * self.decodes)])
+        how = [] if self.mode == "free" else [self.mode]
+        where = " ".join([self.model, self.scenario, self.lane, *how])
         return f"{self.family} {self.kind} [{self.variant}; {where}]"
 
     @property
@@ -128,6 +133,9 @@ class FaultySubject:
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> FaultyRun:
         return FaultyRun(self, inputs, chunks)
 
+    def start_grad(self, inputs: Inputs) -> FaultyGradRun:
+        return FaultyGradRun(self, inputs)
+
 
 class FaultyRun(JaxRun):
     """A pass during which the fault's patches are in force, and only then."""
@@ -141,17 +149,46 @@ class FaultyRun(JaxRun):
             self._fault.setup(self)
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
-        with ExitStack() as stack:
-            stack.enter_context(jax.disable_jit())
-            if self._fault is not None and self._fault.patches is not None:
-                for owner, name, replacement in self._fault.patches(self._moment()):
-                    stack.enter_context(mock.patch.object(owner, name, replacement))
+        with in_force(self._fault, self._moment()):
             return super().step(force)
 
     def _moment(self) -> Moment:
         inside = 1 <= self._stage <= self._layers
         layer = self._stage - 1 if inside else None
         return Moment(layer, self._layers, self._chunk, self._inputs, self)
+
+
+class FaultyGradRun:
+    """A backward pass during which the fault's patches are in force.
+
+    With the head's stage, the first, goes the forward pass: what is wrong backwards alone does not
+    show there.
+    """
+
+    def __init__(self, subject: FaultySubject, inputs: Inputs) -> None:
+        loss = loss_of if subject.fault is None else subject.fault.loss
+        self._fault, self._inputs = subject.fault, inputs
+        self._run = GeneratedRun(by_stage(subject.model, inputs, loss))
+        self._layers = subject.model.config.num_hidden_layers
+        self._stage = 0
+
+    def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
+        inside = 1 <= self._stage <= self._layers
+        layer = self._layers - self._stage if inside else None
+        self._stage += 1
+        with in_force(self._fault, Moment(layer, self._layers, 0, self._inputs, self)):
+            return self._run.step(force)
+
+
+@contextmanager
+def in_force(fault: Fault | None, moment: Moment) -> Iterator[None]:
+    """Run operation by operation, with what a fault replaces at a moment replaced."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.disable_jit())
+        if fault is not None and fault.patches is not None:
+            for owner, name, replacement in fault.patches(moment):
+                stack.enter_context(mock.patch.object(owner, name, replacement))
+        yield
 
 
 def faulty_model(checkpoint: Checkpoint, fault: Fault | None) -> Llama:

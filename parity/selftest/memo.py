@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from parity.recording import differentiable
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, CachedSubject, Run
 
-Key = tuple[str, tuple[int, ...], bool]
+Key = tuple[str, tuple[int, ...], bool, bool]
 
 
 class Memo:
@@ -34,18 +35,30 @@ class Memo:
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> MemoRun:
         return MemoRun(self, inputs, chunks)
 
+    def start_grad(self, inputs: Inputs) -> MemoRun:
+        return MemoRun(self, inputs, None, backward=True)
+
 
 class MemoRun:
     """One pass, replayed as far as it has been recorded."""
 
-    def __init__(self, memo: Memo, inputs: Inputs, chunks: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        memo: Memo,
+        inputs: Inputs,
+        chunks: Sequence[int] | None,
+        *,
+        backward: bool = False,
+    ) -> None:
         self._memo, self._inputs, self._chunks = memo, inputs, chunks
+        self._backward = backward
         self._place = 0
         self._run: Run | None = None
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         """Return the next stage's taps."""
-        key = (self._inputs.digest(), tuple(self._chunks or ()), force is not None)
+        chunks = tuple(self._chunks or ())
+        key = self._inputs.digest(), chunks, force is not None, self._backward
         stages = self._memo._stages.setdefault(key, [])
         if self._place == len(stages):
             if self._run is None:
@@ -58,6 +71,8 @@ class MemoRun:
         subject = self._memo._subject
         if stages:
             raise RuntimeError("a pass that was broken off cannot be taken up in its middle")
+        if self._backward:
+            return differentiable(subject).start_grad(self._inputs)
         if self._chunks is None:
             return subject.start(self._inputs)
         return subject.start_decode(self._inputs, self._chunks)

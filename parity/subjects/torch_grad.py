@@ -94,9 +94,13 @@ class _Stage:
     def gradients(self, output: Tensor, pulled: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """Return the gradients of weights and taps by name, and the input's."""
         wanted = self.leaves.made | self.taps.tensors
-        *found, x = torch.autograd.grad(
-            output, [*wanted.values(), self.x], pulled, materialize_grads=True, allow_unused=True
-        )
+        sources = [*wanted.values(), self.x]
+        if not output.requires_grad:  # all that leads to it is detached
+            *found, x = map(torch.zeros_like, sources)
+        else:
+            *found, x = torch.autograd.grad(
+                output, sources, pulled, materialize_grads=True, allow_unused=True
+            )
         return dict(zip(wanted, found, strict=True)), x
 
 
@@ -116,13 +120,13 @@ def by_stage(reference: TorchReference, inputs: Inputs) -> Iterator[Arrays]:
     with torch.no_grad():
         freq = reference.inv_freq().to(reference.wide)
         around = Surroundings(*reference.angles(freq, positions), mask, None)
-        streams = [reference.embed(ids)]
+        streams = [reference.embedding(ids, Watching())]
         for index in range(layers):
             streams.append(reference.layer(index, streams[-1], around, Watching()))
 
     stage = _begin(reference, streams.pop())
     with _borrowing(reference, stage.leaves):
-        loss = next_token_loss(reference.head(stage.x, stage.taps), inputs)
+        loss = reference.loss(reference.head(stage.x, stage.taps), inputs)
     found, pulled = stage.gradients(loss, None)
     tied = found.pop(EMBEDDING, None)
     del stage
@@ -132,15 +136,16 @@ def by_stage(reference: TorchReference, inputs: Inputs) -> Iterator[Arrays]:
         with _borrowing(reference, stage.leaves):
             output = reference.layer(index, stage.x, around, stage.taps)
         found, pulled = stage.gradients(output, pulled)
+        found["input"] = pulled  # the tap's own would leave out what lies before the tap
         del stage, output
         yield _named(found, f"grad.layers.{index}.")
     stage = _begin(reference, pulled)
     with _borrowing(reference, stage.leaves):
-        embedded = reference.embed(ids)
-    (gradient,) = torch.autograd.grad(embedded, stage.leaves[EMBEDDING], pulled)
+        output = reference.embedding(ids, stage.taps)
+    found, _ = stage.gradients(output, pulled)
     if tied is not None:
-        gradient = gradient + tied
-    yield _named({"embed": pulled, EMBEDDING: gradient}, "grad.")
+        found[EMBEDDING] = found[EMBEDDING] + tied
+    yield _named(found, "grad.")
 
 
 def _begin(reference: TorchReference, x: Tensor) -> _Stage:

@@ -127,6 +127,10 @@ class TorchReference:
         """Return the vectors [B T D] of token ids [B T]."""
         return self.weight("model.embed_tokens.weight")[tokens].to(self.compute)
 
+    def embedding(self, tokens: Tensor, tap: Recorder) -> Tensor:
+        """Return the residual stream's beginning [B T D]."""
+        return tap("embed", self.embed(tokens))
+
     def inv_freq(self) -> Tensor:
         """Return the radians per token of each feature pair [H/2], float64, fastest first.
 
@@ -263,3 +267,9 @@ class TorchReference:
         tied = self.config.tie_word_embeddings
         name = "model.embed_tokens" if tied else "lm_head"
         return tap("logits", self.linear(x.to(self.wide), name))
+
+    def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        """Return the mean cross-entropy of every real token's successor, of logits [B T V]."""
+        from parity.subjects.torch_grad import next_token_loss
+
+        return next_token_loss(logits, inputs)

@@ -63,7 +63,7 @@ class TorchRun:
         mask = self._batch(self._inputs.mask[:, start:stop, :stop])
         freq = tap("rope.inv_freq", reference.inv_freq().to(reference.wide))
         positions, mask = tap("positions", positions), tap("mask", mask)
-        self._x = tap("embed", reference.embed(tokens))
+        self._x = reference.embedding(tokens, tap)
         self._around = Surroundings(*reference.angles(freq, positions), mask, self._cache)
 
     def _batch(self, array: np.ndarray) -> Tensor:

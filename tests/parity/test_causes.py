@@ -14,10 +14,10 @@ from parity.cli import app
 from parity.scenarios import Inputs, scenario
 from parity.subjects.base import Arrays, Run
 from parity.subjects.torch_reference import TorchReference
-from parity.taps import LAYER_TAPS, in_flow_order
+from parity.taps import GRAD_TAPS, LAYER_TAPS, in_flow_order
 
 CHECKPOINT = small()
-SHOWN = {*LAYER_TAPS, "embed", "norm", "logits", "keys", "values"}
+SHOWN = {*LAYER_TAPS, "embed", "norm", "logits", "keys", "values", *GRAD_TAPS}
 
 
 def inputs() -> Inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from parity.selftest.fault import Fault
 from parity.selftest.faults import (
+    backward,
     blocks,
     cache,
     gqa,
@@ -16,7 +17,8 @@ from parity.selftest.faults import (
     weights,
 )
 
-FAMILIES = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks, trained)
+FORWARD = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks, trained)
+FAMILIES = (*FORWARD, backward)
 
 
 def catalogue() -> list[Fault]:

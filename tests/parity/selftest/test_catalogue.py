@@ -14,7 +14,8 @@ from parity.selftest.faults import catalogue
 from parity.selftest.faults.controls import controls
 from parity.selftest.models import checkpoint
 from parity.selftest.run import Plan
-from parity.taps import CACHE_TAPS, expected_names
+from parity.subjects.jax_grad import loss_of
+from parity.taps import CACHE_TAPS, expected_names, gradient_names
 
 CATALOGUE = catalogue()
 PUBLISHED = {
@@ -44,9 +45,16 @@ def test_no_two_injections_are_alike() -> None:
 def test_an_injection_expects_a_tap_there_is_and_changes_something() -> None:
     for fault in CATALOGUE:
         trained = fault.model == "smollm2"
-        layers = 30 if trained else checkpoint(fault.model).config.num_hidden_layers
-        assert fault.expected in expected_names(layers, cache=fault.decodes), fault.id
-        assert any((fault.patches, fault.weights, fault.config, fault.setup)), fault.id
+        config = None if trained else checkpoint(fault.model).config
+        layers = 30 if config is None else config.num_hidden_layers
+        if fault.mode == "grad":
+            assert config is not None, fault.id
+            names = gradient_names(layers, tied=config.tie_word_embeddings)
+        else:
+            names = expected_names(layers, cache=fault.decodes)
+        assert fault.expected in names, fault.id
+        changed = fault.patches, fault.weights, fault.config, fault.setup, fault.loss is not loss_of
+        assert any(changed), fault.id
         assert fault.cause, fault.id
         assert fault.decodes or fault.step == 0, fault.id
 

@@ -1,0 +1,444 @@
+"""Faults of the loss and of its gradients: no value of the forward pass shows them.
+
+Shapes: B batch, T queries, S keys, N query heads, K kv heads, G = N // K, H head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllama import model as llama
+from jaxllama.dtypes import widened
+from jaxllama.masks import Tokens
+from jaxllama.rope import apply_rope
+from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
+from parity.selftest.faults.kernels import attending, attending_in, softmax
+from parity.subjects.jax_grad import loss_of
+
+LAYERS = 3
+LAST = LAYERS - 1
+stopped = jax.lax.stop_gradient
+
+
+def faults() -> list[Fault]:
+    """Return the injections of this family."""
+    groups = (
+        _losses(),
+        _stopped(),
+        _scaled(),
+        _norms(),
+        _activations(),
+        _attention(),
+        _rotations(),
+        _tied(),
+        _residuals(),
+    )
+    found = [replace(f, family=f"D{n}") for n, group in enumerate(groups, 1) for f in group]
+    return [*found, *(replace(fault, lane="f32") for fault in found if fault.variant in IN_F32)]
+
+
+# In float32 too: of each kind of place one.
+IN_F32 = ("pads counted", "k_proj, every layer", "0.9 into layer 1", "no row sum", "q and k")
+
+
+def _fault(kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
+    settings: dict[str, Any] = {"scenario": "packed", "mode": "grad"} | more
+    return Fault(family="", kind=kind, variant=variant, expected=expected, cause=cause, **settings)
+
+
+def _losses() -> list[Fault]:
+    def pads_counted(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
+        return loss_of(logits, ids, replace(tokens, valid=jnp.ones_like(tokens.valid)))
+
+    def documents_joined(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
+        return loss_of(logits, ids, replace(tokens, segments=None))
+
+    def of_each(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    def unshifted(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
+        return jnp.mean(of_each(logits, ids), where=tokens.valid)
+
+    def over_all(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
+        # Of right-padded rows: neighbours stand side by side.
+        counted = tokens.valid[:, 1:] & tokens.valid[:, :-1]
+        terms = jnp.where(counted, of_each(logits[:, :-1], ids[:, 1:]), 0.0)
+        return terms.sum() / jnp.asarray(ids.size, logits.dtype)
+
+    def of_rows(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
+        counted = tokens.valid[:, 1:] & tokens.valid[:, :-1]
+        return jnp.mean(of_each(logits[:, :-1], ids[:, 1:]), axis=1, where=counted).mean()
+
+    return [
+        _fault(kind, variant, "loss", cause, loss=loss, scenario=scenario)
+        for kind, variant, loss, cause, scenario in (
+            ("pads in the loss", "pads counted", pads_counted, "loss-tokens", "packed"),
+            ("pads in the loss", "left-padded", pads_counted, "loss-tokens", "left_padded"),
+            ("documents joined in the loss", "packed", documents_joined, "loss-tokens", "packed"),
+            ("targets not shifted", "its own id", unshifted, "loss-tokens", "right_padded"),
+            ("loss over all positions", "B T", over_all, "loss-mean", "right_padded"),
+            ("mean of means", "rows", of_rows, "loss-mean", "right_padded"),
+        )
+    ]
+
+
+def _linears(wrong: Callable, *which: int, layer: int | None = None) -> Patches:
+    """Return patches of some of a layer's products: q, k, v, o, gate, up, down.
+
+    Shapes of the taps are asked for first, by a pass of its own: calls come in rounds.
+    """
+    return in_layer(
+        layer, lambda _: [(llama.Linear, "__call__", _in_rounds(llama.Linear, wrong, 7, which))]
+    )
+
+
+def _in_rounds(owner: type, wrong: Callable, calls: int, which: tuple[int, ...]) -> Callable:
+    original, count = owner.__call__, -1
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return (wrong if count % calls in which else original)(*args, **kwargs)
+
+    return function
+
+
+def _in_head(*patches: Patch) -> Patches:
+    return lambda moment: patches if moment.layer is None else ()
+
+
+def _stopped() -> list[Fault]:
+    linear = llama.Linear.__call__
+
+    def detached(self: Any, x: jax.Array) -> jax.Array:
+        return stopped(linear(self, x))
+
+    def frozen(self: Any, x: jax.Array) -> jax.Array:
+        return jnp.einsum("...i,oi->...o", x, stopped(self.weight[...].astype(x.dtype)))
+
+    def looked_up(self: Any, tokens: jax.Array, dtype: Any) -> jax.Array:
+        return stopped(self.weight[...][tokens].astype(dtype))
+
+    def weight(layer: int, module: str) -> str:
+        return f"grad.model.layers.{layer}.{module}.weight"
+
+    def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
+        return stopped(softmax(scores, visible))
+
+    kind, cause = "gradient stopped", "gradient-stopped"
+    return [
+        _fault(kind, variant, expected, cause, patches=patches)
+        for variant, expected, patches in (
+            ("k_proj, every layer", weight(LAST, "self_attn.k_proj"), _linears(detached, 1)),
+            ("o_proj of layer 1", weight(1, "self_attn.o_proj"), _linears(detached, 3, layer=1)),
+            ("weight of up_proj", weight(LAST, "mlp.up_proj"), _linears(frozen, 5)),
+            ("weight of q, layer 0", weight(0, "self_attn.q_proj"), _linears(frozen, 0, layer=0)),
+            ("weights", f"grad.layers.{LAST}.attn_scores", attending_in(None, weigh=weigh)),
+            (
+                "embedding",
+                "grad.model.embed_tokens.weight",
+                _in_head((llama.Embedding, "__call__", looked_up)),
+            ),
+        )
+    ]
+
+
+@jax.custom_vjp
+def _damped(x: jax.Array, factor: float) -> jax.Array:
+    return x
+
+
+_damped.defvjp(
+    lambda x, factor: (x, factor), lambda factor, g: (g * jnp.asarray(factor, g.dtype), None)
+)
+
+
+def _scaled() -> list[Fault]:
+    layer_call, linear = llama.DecoderLayer.__call__, llama.Linear.__call__
+
+    def layer(factor: float) -> Callable:
+        def wrong(self: Any, x: jax.Array, *rest: Any) -> Any:
+            return layer_call(self, _damped(x, factor), *rest)
+
+        return wrong
+
+    def weight(self: Any, x: jax.Array) -> jax.Array:
+        return jnp.einsum("...i,oi->...o", x, _damped(self.weight[...].astype(x.dtype), 2.0))
+
+    def output(self: Any, x: jax.Array) -> jax.Array:
+        return _damped(linear(self, x), 0.5)
+
+    def damping(factor: float, place: int) -> Patches:
+        return in_layer(place, lambda _: [(llama.DecoderLayer, "__call__", layer(factor))])
+
+    kind, cause = "gradient scaled", "gradient-scaled"
+    return [
+        _fault(kind, variant, expected, cause, patches=patches)
+        for variant, expected, patches in (
+            ("0.9 into layer 1", "grad.layers.1.input", damping(0.9, 1)),
+            ("0.999 into layer 2", "grad.layers.2.input", damping(0.999, 2)),
+            (
+                "weight of down_proj doubled",
+                f"grad.model.layers.{LAST}.mlp.down_proj.weight",
+                _linears(weight, 6),
+            ),
+            (
+                "gate_proj halved in layer 1",
+                "grad.model.layers.1.mlp.gate_proj.weight",
+                _linears(output, 4, layer=1),
+            ),
+        )
+    ]
+
+
+def _norms() -> list[Fault]:
+    def constant(self: Any, x: jax.Array) -> jax.Array:
+        wide = x.astype(widened(x.dtype))
+        scale = stopped(jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps))
+        return (wide * scale).astype(x.dtype) * self.weight[...].astype(x.dtype)[None, None, :]
+
+    def norming(*which: int, layer: int | None = None) -> Patches:
+        return in_layer(
+            layer,
+            lambda _: [(llama.RMSNorm, "__call__", _in_rounds(llama.RMSNorm, constant, 2, which))],
+        )
+
+    kind, cause = "norm's scale a constant", "gradient-norm-scale"
+    return [
+        _fault(kind, variant, expected, cause, patches=patches)
+        for variant, expected, patches in (
+            ("input_layernorm", f"grad.layers.{LAST}.input", norming(0)),
+            ("post_attention_layernorm of 0", "grad.layers.0.post_attention", norming(1, layer=0)),
+            (
+                "final norm",
+                f"grad.layers.{LAST}.output",
+                _in_head((llama.RMSNorm, "__call__", constant)),
+            ),
+        )
+    ]
+
+
+def _activations() -> list[Fault]:
+    def with_slope(slope: Callable[[jax.Array], jax.Array]) -> Callable:
+        silu = jax.custom_vjp(jax.nn.silu)
+        silu.defvjp(lambda x: (jax.nn.silu(x), x), lambda x, g: (g * slope(x),))
+
+        def mlp(self: Any, x: jax.Array, tap: Any) -> jax.Array:
+            gate, up = tap("gate_proj", self.gate_proj(x)), tap("up_proj", self.up_proj(x))
+            hidden = silu(gate.astype(widened(x.dtype))).astype(x.dtype) * up
+            return tap("down_proj", self.down_proj(tap("mlp_act", hidden)))
+
+        return mlp
+
+    def in_mlp(slope: Callable[[jax.Array], jax.Array], layer: int | None) -> Patches:
+        return in_layer(layer, lambda _: [(llama.MLP, "__call__", with_slope(slope))])
+
+    kind, cause = "activation's derivative wrong", "gradient-activation"
+    return [
+        _fault(kind, variant, f"grad.layers.{expected}.gate_proj", cause, patches=patches)
+        for variant, expected, patches in (
+            ("sigmoid", LAST, in_mlp(jax.nn.sigmoid, None)),
+            ("straight through, layer 1", 1, in_mlp(jnp.ones_like, 1)),
+            ("gelu's, layer 0", 0, in_mlp(_slope_of_gelu, 0)),
+        )
+    ]
+
+
+def _slope_of_gelu(x: jax.Array) -> jax.Array:
+    def gelu(y: jax.Array) -> jax.Array:
+        return jax.nn.gelu(y, approximate=False)
+
+    return jax.jvp(gelu, (x,), (jnp.ones_like(x),))[1]
+
+
+def _attention() -> list[Fault]:
+    @jax.custom_vjp
+    def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
+        return softmax(scores, visible)
+
+    weigh.defvjp(lambda s, visible: ((p := softmax(s, visible)), p), lambda p, g: (p * g, None))
+
+    def infinite(moment: Moment) -> list[Patch]:
+        real = jnp.asarray(moment.inputs.valid)[:, None, :, None]
+
+        def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
+            visible = visible & real  # so that pads see nothing
+            scores = scores + jnp.where(visible, 0.0, -jnp.inf).astype(scores.dtype)
+            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+            probs = weights / weights.sum(-1, keepdims=True)
+            return jnp.where(visible.any(-1, keepdims=True), probs, jnp.zeros_like(probs))
+
+        return attending(weigh=weigh)
+
+    def shared(reduce: Callable[[jax.Array], jax.Array], keys: bool, values: bool) -> Patches:
+        return in_layer(None, lambda _: [(llama, "attend", _attend(reduce, keys, values))])
+
+    def mean(g: jax.Array) -> jax.Array:
+        return g.mean(3)
+
+    scores = f"grad.layers.{LAST}.attn_scores"
+    return [
+        _fault(
+            "softmax's gradient incomplete",
+            "no row sum",
+            scores,
+            "gradient-softmax",
+            patches=attending_in(None, weigh=weigh),
+        ),
+        _fault(
+            "softmax's gradient incomplete",
+            "no row sum in layer 1",
+            "grad.layers.1.attn_scores",
+            "gradient-softmax",
+            patches=attending_in(1, weigh=weigh),
+        ),
+        _fault(
+            "infinite fill",
+            "rows of pads",
+            f"grad.layers.{LAST}.k_rope",
+            "gradient-infinite-fill",
+            scenario="left_padded",
+            patches=in_layer(None, infinite),
+        ),
+        *(
+            _fault(
+                "kv heads' gradients not summed",
+                variant,
+                f"grad.layers.{LAST}.{tap}",
+                "gradient-kv-heads",
+                patches=shared(reduce, keys, values),
+            )
+            for variant, tap, reduce, keys, values in (
+                ("mean, keys and values", "k_rope", mean, True, True),
+                ("mean, values", "v_proj", mean, False, True),
+                ("first head, keys", "k_rope", lambda g: g[:, :, :, 0], True, False),
+            )
+        ),
+    ]
+
+
+def _attend(reduce: Callable[[jax.Array], jax.Array], keys: bool, values: bool) -> Callable:
+    """Return an attention whose keys' or values' gradients [B S K G H] are reduced so."""
+
+    def repeated(held: jax.Array, wrong: bool, G: int) -> jax.Array:
+        B, S, K, H = held.shape
+
+        def forward(x: jax.Array) -> jax.Array:
+            return jnp.repeat(x, G, axis=2)
+
+        if not wrong:
+            return forward(held)
+        function = jax.custom_vjp(forward)
+        function.defvjp(
+            lambda x: (forward(x), None), lambda _, g: (reduce(g.reshape(B, S, K, G, H)),)
+        )
+        return function(held)
+
+    def attend(q: Any, k: Any, v: Any, mask: Any, *, tap: Any, **options: Any) -> jax.Array:
+        G = q.shape[2] // k.shape[2]
+        visible = (mask if isinstance(mask, jax.Array) else mask.to_bool())[:, None]
+        k, v = repeated(k, keys, G), repeated(v, values, G)
+        scale = np.asarray(options["scale"], q.dtype)
+        scores = tap("attn_scores", jnp.einsum("btnh,bsnh->bnts", q, k) * scale)
+        probs = tap("attn_probs", softmax(scores, visible))
+        return tap("attn_context", jnp.einsum("bnts,bsnh->btnh", probs, v))
+
+    return attend
+
+
+def _rotations() -> list[Fault]:
+    def turning(back: Callable[..., jax.Array]) -> Callable:
+        function = jax.custom_vjp(apply_rope)
+        function.defvjp(
+            lambda x, cos, sin: (apply_rope(x, cos, sin), (cos, sin)),
+            lambda angles, g: (back(g, *angles), None, None),
+        )
+        return function
+
+    def rotating(back: Callable[..., jax.Array], *which: int, layer: int | None = None) -> Patches:
+        def patches(_: Any) -> list[Patch]:
+            wrong, count = turning(back), -1
+
+            def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+                nonlocal count
+                count += 1
+                return (wrong if count % 2 in which else apply_rope)(x, cos, sin)
+
+            return [(llama, "apply_rope", rotate)]
+
+        return in_layer(layer, patches)
+
+    def unturned(g: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        return g
+
+    kind, cause = "rotation's gradient not turned back", "gradient-rotation"
+    return [
+        _fault(kind, variant, expected, cause, patches=patches)
+        for variant, expected, patches in (
+            ("q and k", f"grad.layers.{LAST}.k_proj", rotating(apply_rope, 0, 1)),
+            ("q, layer 1", "grad.layers.1.q_proj", rotating(apply_rope, 0, layer=1)),
+            ("k, not at all", f"grad.layers.{LAST}.k_proj", rotating(unturned, 1)),
+        )
+    ]
+
+
+def _tied() -> list[Fault]:
+    def looked_up(self: Any, tokens: jax.Array, dtype: Any) -> jax.Array:
+        return stopped(self.weight[...][tokens].astype(dtype))
+
+    def head(self: Any, x: jax.Array, *, tap: Any) -> jax.Array:
+        x = tap("norm", self.norm(x))
+        weight = stopped(self.embed_tokens.weight[...].astype(self.dtype))
+        wide = widened(self.dtype)
+        return tap("logits", jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide))
+
+    return [
+        _fault(
+            "tied gradient incomplete",
+            variant,
+            "grad.model.embed_tokens.weight",
+            "gradient-tied",
+            model="tied",
+            patches=_in_head(patch),
+        )
+        for variant, patch in (
+            ("no embedding", (llama.Embedding, "__call__", looked_up)),
+            ("no head", (llama.Llama, "head", head)),
+        )
+    ]
+
+
+def _residuals() -> list[Fault]:
+    def layer(past_attention: Callable, into_mlp: Callable) -> Callable:
+        def wrong(self: Any, x: Any, cos_sin: Any, mask: Any, cache: Any, *rest: Any) -> Any:
+            x, tap = rest[-1]("input", x), rest[-1]
+            normed = tap("input_layernorm", self.input_layernorm(x))
+            attended, cache = self.self_attn(normed, cos_sin, mask, cache, *rest)
+            x = tap("post_attention", past_attention(x) + attended)
+            normed = self.post_attention_layernorm(into_mlp(x))
+            normed = tap("post_attention_layernorm", normed)
+            return tap("output", x + self.mlp(normed, tap)), cache
+
+        return wrong
+
+    def same(x: jax.Array) -> jax.Array:
+        return x
+
+    def residual(past: Callable, into: Callable, place: int | None) -> Patches:
+        return in_layer(place, lambda _: [(llama.DecoderLayer, "__call__", layer(past, into))])
+
+    kind, cause = "residual's gradient cut", "gradient-residual"
+    return [
+        _fault(kind, variant, expected, cause, patches=patches)
+        for variant, expected, patches in (
+            ("past attention", f"grad.layers.{LAST}.input", residual(stopped, same, None)),
+            ("into the MLP of layer 1", "grad.layers.1.post_attention", residual(same, stopped, 1)),
+        )
+    ]
