@@ -42,7 +42,7 @@ def test_gradients_can_be_made_wrong_where_values_stay_right() -> None:
     for function, gradient in (
         (lambda v: pulling(v, lambda g: 3 * g), [3.0, 3.0]),
         (constant, [0.0, 0.0]),
-        (lambda v: differentiated(v, lambda y: y.view_as(y), lambda g: g * 7), [7.0, 7.0]),
+        (lambda v: differentiated(v, lambda w: w.view_as(w), lambda g: g * 7), [7.0, 7.0]),
     ):
         y = function(x)
         assert torch.equal(y, x)

@@ -71,7 +71,7 @@ def test_calibration_runs_are_many_and_on_fresh_models() -> None:
     runs = list(calibration_runs((101, 102)))
     assert len(set(runs)) == len(runs) >= 200
     assert {run.lane for run in runs} == {"f64", "f32", "bf16"}
-    assert {run.mode for run in runs} == {"free", "decode"}
+    assert {run.mode for run in runs} == {"free", "decode", "grad"}
     assert not {run.model for run in runs} & {run.model for run in clean_runs()}
 
 
