@@ -132,8 +132,9 @@ def differentiable(subject: Subject) -> DifferentiableSubject:
     """Return the subject as one that shows gradients, or refuse it."""
     if not hasattr(subject, "start_grad"):
         raise InputError(
-            f"{subject.name}: offers no gradients; leave out --mode grad, or give it a "
-            "start_grad (parity.subjects.base.DifferentiableSubject)"
+            f"{subject.name}: offers no gradients; leave out --mode grad, give parameters= to "
+            "what makes it (parity/subjects/README.md), or it a start_grad "
+            "(parity.subjects.base.DifferentiableSubject)"
         )
     return cast(DifferentiableSubject, subject)
 

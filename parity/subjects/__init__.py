@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity.subjects.foreign import from_callable, from_nnx, from_torch
-    from parity.subjects.names import Calls, Tap
+    from parity.subjects.layouts import Tap
+    from parity.subjects.names import Calls
     from parity.subjects.traces import from_traces
 
 _HOME = {
     "Calls": "names",
-    "Tap": "names",
+    "Tap": "layouts",
     "from_callable": "foreign",
     "from_nnx": "foreign",
     "from_torch": "foreign",

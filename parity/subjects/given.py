@@ -133,7 +133,11 @@ def check_decodes(subjects: Iterable[Subject]) -> None:
     """Refuse to decode with a subject that shows no run through a cache."""
     for subject in subjects:
         if not hasattr(subject, "start_decode"):
-            raise InputError(f"--mode decode: subject {subject.name} shows no run through a cache")
+            raise InputError(
+                f"--mode decode: subject {subject.name} shows no run through a cache; give decode= "
+                "to what makes it (parity/subjects/README.md), or it a start_decode "
+                "(parity.subjects.base.CachedSubject)"
+            )
 
 
 def _is_subject(given: object) -> TypeGuard[Subject]:

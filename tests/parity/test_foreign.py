@@ -21,7 +21,7 @@ from parity.result import Result
 from parity.scenarios import Inputs
 from parity.subjects import Calls, Tap, from_callable, from_nnx, from_torch
 from parity.subjects.base import Subject
-from parity.subjects.names import canonical, native, sizes_of
+from parity.subjects.layouts import canonical, native, sizes_of
 from parity.taps import AXES, GRAD_TAPS
 
 # What tunix uses of JAX and Flax is older than what is installed.
