@@ -155,7 +155,9 @@ class Judge:
         minimum = limits.floor * UNIT_ROUNDOFF[self.lane]
         floor = noise_floor([d.relative for d in honest], found.live, minimum)
         peak_floor = noise_floor([d.peak for d in honest], found.live, minimum)
-        rho = np.where(found.live, found.relative / floor, 0.0)
+        with np.errstate(over="ignore"):  # against a gold of nothing
+            rho = np.where(found.live, found.relative / floor, 0.0)
+            peak_rho = np.where(found.live, found.peak / peak_floor, 0.0)
         if name == "logits":
             _explain_flips(found, honest, limits.rho(party.mode))
         at = np.unravel_index(int(np.argmax(rho)), rho.shape)
@@ -174,7 +176,7 @@ class Judge:
             noise=float(floor[at]),
             rho=float(rho[at]),
             limit=limit,
-            peak_rho=float(np.where(found.live, found.peak / peak_floor, 0.0).max()),
+            peak_rho=float(peak_rho.max()),
             peak_limit=limits.peak(party.mode),
             worst=found.worst,
             problems=tuple(found.problems),
@@ -191,7 +193,8 @@ class Judge:
         for name, found in self._found[party].items():
             honest = self._honest(role, party, name)
             floor = noise_floor([d.relative for d in honest], found.live, minimum)
-            rho = float(np.where(found.live, found.relative / floor, 0.0).max())
+            with np.errstate(over="ignore"):  # against a gold of nothing
+                rho = float(np.where(found.live, found.relative / floor, 0.0).max())
             testimony.note(name, found, rho)
 
     def _noise(self, judged: Party, name: str) -> list[Difference]:

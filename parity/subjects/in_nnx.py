@@ -78,10 +78,9 @@ class NNX:
             return [loss_of(copy, keep), *values]
 
         weights = {name: held[paths[name]][...] for name in names}
-        try:
-            program = jax.make_jaxpr(seen_from)(weights)
-        except jax.errors.UnexpectedTracerError as error:
-            raise InputError(INSIDE) from error
+        program = jax.make_jaxpr(seen_from)(weights)
+        if any(isinstance(value, jax.core.Tracer) for value in program.consts):
+            raise InputError(INSIDE)
         loss, by_weight, by_value = _differentiated(program, weights)
         return Gradients(loss, by_weight, list(zip(taps, by_value, strict=True)))
 
@@ -106,16 +105,12 @@ def _differentiated(
     # One variable may be several of them: a layer's output is the next one's input.
     variables = list(dict.fromkeys(values))
 
-    @jax.jit
-    def gradients(weights: dict[str, jax.Array], nudges: list[jax.Array]) -> Any:
-        def scalar(weights: dict[str, jax.Array], nudges: list[jax.Array]) -> jax.Array:
-            nudged = dict(zip(variables, nudges, strict=True))
-            return _evaluated(program, jax.tree.leaves(weights), nudged)
-
-        return jax.value_and_grad(scalar, argnums=(0, 1))(weights, nudges)
+    def scalar(weights: dict[str, jax.Array], nudges: list[jax.Array]) -> jax.Array:
+        nudged = dict(zip(variables, nudges, strict=True))
+        return _evaluated(program, jax.tree.leaves(weights), nudged)
 
     zeros = [jnp.zeros(one.aval.shape, one.aval.dtype) for one in variables]
-    loss, (by_weight, found) = gradients(weights, zeros)
+    loss, (by_weight, found) = jax.value_and_grad(scalar, argnums=(0, 1))(weights, zeros)
     by_variable = dict(zip(variables, found, strict=True))
     return loss, by_weight, [by_variable[one] for one in values]
 

@@ -64,12 +64,53 @@ def hf_model(checkpoint: Checkpoint, **changes: Any) -> LlamaForCausalLM:
 
 def hf_call(model: LlamaForCausalLM, inputs: Inputs) -> Any:
     """Run transformers' model on a scenario."""
-    hidden = to_torch(~inputs.mask[:, None])
+    return hf_columns(model, inputs, 0, inputs.tokens.shape[1], None)
+
+
+def hf_decode(
+    model: LlamaForCausalLM, inputs: Inputs, start: int, stop: int, cache: Any
+) -> tuple[Any, Any]:
+    """Feed some columns through transformers' cache, which it makes itself at first."""
+    result = hf_columns(model, inputs, start, stop, cache)
+    return result, result.past_key_values
+
+
+def hf_columns(
+    model: LlamaForCausalLM, inputs: Inputs, start: int, stop: int, cache: Any, offset: int = 0
+) -> Any:
+    """Run transformers' model on some columns; `offset` is added to their positions."""
+    hidden = to_torch(~inputs.mask[:, None, start:stop, :stop])
     mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
-    positions = to_torch(inputs.positions.astype(np.int64))
-    return model(
-        to_torch(inputs.tokens.astype(np.int64)), attention_mask=mask, position_ids=positions
+    positions = to_torch(inputs.positions[:, start:stop].astype(np.int64)) + offset
+    tokens = to_torch(inputs.tokens[:, start:stop].astype(np.int64))
+    return model(tokens, attention_mask=mask, position_ids=positions, past_key_values=cache)
+
+
+# What a decode run shows besides; a cache's keys and values pass through this method.
+HF_CACHE: dict[str, Any] = {
+    "transformers.cache_utils.DynamicLayer.update()": [
+        Tap("cache.{i}.k", axes="BKSH", item=0),
+        Tap("cache.{i}.v", axes="BKSH", item=1),
+    ],
+}
+# Its parameters have the canonical names and layouts.
+HF_PARAMETERS = {
+    name: name
+    for name in (
+        "model.embed_tokens.weight",
+        "model.layers.{i}.input_layernorm.weight",
+        "model.layers.{i}.self_attn.q_proj.weight",
+        "model.layers.{i}.self_attn.k_proj.weight",
+        "model.layers.{i}.self_attn.v_proj.weight",
+        "model.layers.{i}.self_attn.o_proj.weight",
+        "model.layers.{i}.post_attention_layernorm.weight",
+        "model.layers.{i}.mlp.gate_proj.weight",
+        "model.layers.{i}.mlp.up_proj.weight",
+        "model.layers.{i}.mlp.down_proj.weight",
+        "model.norm.weight",
+        "lm_head.weight",
     )
+}
 
 
 # google-tunix: its Llama 3 in Flax NNX.
@@ -94,6 +135,27 @@ TUNIX_NAMES: dict[str, Any] = {
     "layers.{i}": Tap("layers.{i}.output", item=1),
     "final_norm": "norm",
     "output": Tap("logits", item=0),
+}
+
+
+# Its cache has as many slots as it was made with; values are written before keys.
+TUNIX_CACHE: dict[str, Any] = {
+    "jax.lax.dynamic_update_slice()": Calls("cache.{i}.v", "cache.{i}.k"),
+}
+# Its kernels are [in, out], those of attention with heads apart.
+TUNIX_PARAMETERS: dict[str, Any] = {
+    "embedder.input_embedding": "model.embed_tokens.weight",
+    "layers.{i}.input_layernorm.w": "model.layers.{i}.input_layernorm.weight",
+    "layers.{i}.attn.q_proj.w": Tap("model.layers.{i}.self_attn.q_proj.weight", axes="DNH"),
+    "layers.{i}.attn.k_proj.w": Tap("model.layers.{i}.self_attn.k_proj.weight", axes="DKH"),
+    "layers.{i}.attn.v_proj.w": Tap("model.layers.{i}.self_attn.v_proj.weight", axes="DKH"),
+    "layers.{i}.attn.o_proj.w": Tap("model.layers.{i}.self_attn.o_proj.weight", axes="NHD"),
+    "layers.{i}.post_attention_layernorm.w": "model.layers.{i}.post_attention_layernorm.weight",
+    "layers.{i}.mlp.gate_proj.kernel": Tap("model.layers.{i}.mlp.gate_proj.weight", axes="DF"),
+    "layers.{i}.mlp.up_proj.kernel": Tap("model.layers.{i}.mlp.up_proj.weight", axes="DF"),
+    "layers.{i}.mlp.down_proj.kernel": Tap("model.layers.{i}.mlp.down_proj.weight", axes="FD"),
+    "final_norm.w": "model.norm.weight",
+    "lm_head.w": Tap("lm_head.weight", axes="DV"),
 }
 
 
@@ -167,3 +229,27 @@ def tunix_call(model: Any, inputs: Inputs) -> Any:
     tokens, positions, mask = map(jnp.asarray, (inputs.tokens, inputs.positions, inputs.mask))
     with plain_jax():
         return model(tokens, positions, None, mask)
+
+
+def tunix_decode(model: Any, inputs: Inputs, start: int, stop: int, cache: Any) -> tuple[Any, Any]:
+    """Feed some columns through tunix's cache, with a slot for every column of the scenario."""
+    if cache is None:
+        cache = tunix_cache(model.config, *inputs.tokens.shape)
+    part = (a[:, start:stop] for a in (inputs.tokens, inputs.positions, inputs.mask))
+    tokens, positions, mask = map(jnp.asarray, part)
+    with plain_jax():
+        result = model(tokens, positions, cache, mask)
+    return result, result[1]
+
+
+def tunix_cache(config: Any, batch: int, slots: int) -> dict[str, Any]:
+    """Return an empty cache as tunix's sampler makes it."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    return {
+        f"layer_{i}": {
+            "k": jnp.zeros(shape, jnp.float32),
+            "v": jnp.zeros(shape, jnp.float32),
+            "end_index": jnp.zeros((batch,), jnp.int32),
+        }
+        for i in range(config.num_layers)
+    }

@@ -1,0 +1,392 @@
+"""Models not written here, through their own caches and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import foreign_llamas as llamas
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from witnesses import LAYERS, inputs_for, small, steps
+
+import parity
+from jaxllama import masks
+from jaxllama.checkpoint import load_model
+from jaxllama.errors import InputError
+from parity.result import Divergence, Result
+from parity.scenarios import Inputs
+from parity.subjects import Tap, from_callable, from_nnx, from_torch
+from parity.subjects.base import Subject
+from parity.subjects.jaxllama import tokens_of
+from parity.subjects.layouts import PARAMETERS
+from parity.subjects.names import parameters_of
+from parity.subjects.torch_reference import TorchReference
+from parity.taps import GRAD_TAPS, PARAMETER_GRADIENTS, gradient_names
+
+# What tunix uses of JAX and Flax is older than what is installed.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tunix")
+
+CHECKPOINT = small(scaling=None)
+CONFIG = CHECKPOINT.config
+# Setup taps of a forward pass, which neither implementation shows.
+SETUP = {"rope.inv_freq", "positions", "mask"}
+LOGITS = {"output": "logits"}
+LOGITS_OF_HF = {"lm_head": "logits"}
+
+
+def decoded(subject: Subject, **options: Any) -> Result:
+    settings: dict[str, Any] = {"scenarios": "left_padded", "length": 7, "modes": "decode"}
+    return parity.run(CHECKPOINT, subject=subject, **(settings | options))
+
+
+def differentiated(subject: Subject, **options: Any) -> Result:
+    settings: dict[str, Any] = {"length": 11, "modes": "grad"}
+    return parity.run(CHECKPOINT, subject=subject, **(settings | options))
+
+
+def first(result: Result) -> Divergence:
+    assert result.verdict == "divergent"
+    assert result.first_divergence is not None
+    return result.first_divergence
+
+
+@pytest.fixture(scope="module")
+def torch_model() -> Any:
+    return llamas.hf_model(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def jax_model() -> Iterator[Any]:
+    """Return tunix's model, mended of what parity finds in it: it never gets the config's theta."""
+    model = llamas.tunix_model(CHECKPOINT)
+    with pytest.MonkeyPatch.context() as patch:
+        rotate = llamas.tunix().apply_rope
+        patch.setattr(rotate, "__defaults__", (int(CONFIG.rope_theta),))
+        yield model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, and on a busy machine wait long for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def hf(model: Any, names: Any = None, **options: Any) -> Subject:
+    names = llamas.HF_NAMES | llamas.HF_CACHE if names is None else names
+    return from_torch(model, names=names, call=llamas.hf_call, config=CONFIG, **options)
+
+
+def tunix(model: Any, names: Any = None, **options: Any) -> Subject:
+    names = llamas.TUNIX_NAMES | llamas.TUNIX_CACHE if names is None else names
+    return from_nnx(model, names=names, call=llamas.tunix_call, config=CONFIG, **options)
+
+
+# Through a cache.
+
+
+def test_transformers_decodes_equal_and_shows_its_cache(torch_model: Any) -> None:
+    result = decoded(hf(torch_model, decode=llamas.hf_decode))
+    assert result.verdict == "equal"
+    assert set(result.absent) == SETUP
+    assert result.compared == result.expected - 3
+    assert {row.mode for row in result.rows} == {"decode"}
+
+
+def test_a_cache_need_not_be_shown(torch_model: Any) -> None:
+    result = decoded(hf(torch_model, llamas.HF_NAMES, decode=llamas.hf_decode))
+    assert result.verdict == "equal"
+    assert set(result.absent) == SETUP | {"cache.k", "cache.v"}
+
+
+def test_tunix_decodes_equal_and_shows_its_cache(jax_model: Any) -> None:
+    result = decoded(tunix(jax_model, decode=llamas.tunix_decode))
+    assert result.verdict == "equal"
+    assert set(result.absent) == SETUP
+    assert result.compared == result.expected - 3
+
+
+def test_a_position_off_by_one_while_decoding_is_located_and_named(torch_model: Any) -> None:
+    def late(model: Any, inputs: Inputs, start: int, stop: int, cache: Any) -> tuple[Any, Any]:
+        result = llamas.hf_columns(model, inputs, start, stop, cache, offset=int(start > 0))
+        return result, result.past_key_values
+
+    result = decoded(hf(torch_model, decode=late), length=11)
+    assert (first(result).row.tap, first(result).row.step) == ("layers.0.q_rope", 1)
+    assert result.cause is not None
+    assert result.cause["id"] == "position-offset" and result.cause["confirmed"]
+
+
+def one_row_early(model: Any, inputs: Inputs, start: int, stop: int, cache: Any) -> tuple[Any, Any]:
+    """Write each call's keys and values one slot too early, over the last ones."""
+    if cache is not None:
+        cache = {
+            name: layer | {"end_index": jnp.full_like(layer["end_index"], start - 1)}
+            for name, layer in cache.items()
+        }
+    return llamas.tunix_decode(model, inputs, start, stop, cache)
+
+
+def test_a_cache_row_off_by_one_is_located_and_named(jax_model: Any) -> None:
+    result = decoded(tunix(jax_model, decode=one_row_early))
+    assert (first(result).row.tap, first(result).row.step) == ("cache.0.k", 1)
+    assert result.cause is not None
+    assert result.cause["id"] == "cache-slot-overwritten"
+
+
+def shifted(inputs: Inputs) -> Inputs:
+    """Return inputs whose last token stands one position too far."""
+    positions = inputs.positions.copy()
+    positions[:, -1] += 1
+    return replace(inputs, positions=positions)
+
+
+def test_a_function_with_a_cache() -> None:
+    """The cache is the stages of a run, which are as many as the calls need."""
+    names = {"states{i}": "layers.{i}.output", "scores": "logits"}
+
+    def stage(run: Any) -> dict[str, Any]:
+        taps = steps(run)
+        return {f"states{i}": taps[f"layers.{i}.output"] for i in range(LAYERS)} | {
+            "scores": taps["logits"]
+        }
+
+    def forward(inputs: Inputs) -> dict[str, Any]:
+        return stage(TorchReference(CHECKPOINT, dtype="f32").start(inputs))
+
+    def decode(inputs: Inputs, start: int, stop: int, cache: Any) -> tuple[Any, Any]:
+        if cache is None:
+            rest = inputs.tokens.shape[1] - stop
+            chunks = [stop, *[1] * rest]
+            cache = TorchReference(CHECKPOINT, dtype="f32").start_decode(inputs, chunks)
+        return stage(cache), cache
+
+    result = decoded(from_callable(forward, names=names, config=CONFIG, decode=decode))
+    assert result.verdict == "equal" and result.compared == LAYERS + 1
+    late = from_callable(
+        forward, names=names, config=CONFIG, decode=lambda i, *rest: decode(shifted(i), *rest)
+    )
+    assert first(decoded(late)).row.tap == "layers.0.output"
+
+
+def test_what_has_no_cache_says_what_to_give(torch_model: Any) -> None:
+    subject = hf(torch_model)
+    assert not hasattr(subject, "start_decode") and not hasattr(subject, "start_grad")
+    with pytest.raises(InputError, match="give decode= to what makes it"):
+        decoded(subject)
+    with pytest.raises(InputError, match="give parameters= to what makes it"):
+        differentiated(subject)
+
+
+def test_a_decode_that_returns_no_cache_is_told_so(torch_model: Any) -> None:
+    forgetful: Any = lambda *given: llamas.hf_decode(*given)[0].logits  # noqa: E731
+    with pytest.raises(InputError, match="decode: returned Tensor, expected a tuple of two"):
+        decoded(hf(torch_model, decode=forgetful))
+
+
+# Backwards.
+
+
+def test_transformers_gradients_are_equal(torch_model: Any) -> None:
+    result = differentiated(hf(torch_model, parameters=llamas.HF_PARAMETERS))
+    assert result.verdict == "equal"
+    assert result.compared == result.expected and not result.absent
+
+
+def test_tunix_gradients_are_equal(jax_model: Any) -> None:
+    result = differentiated(tunix(jax_model, parameters=llamas.TUNIX_PARAMETERS))
+    assert result.verdict == "equal"
+    assert result.compared == result.expected and not result.absent
+
+
+def test_a_hook_that_scales_one_gradient_is_located(torch_model: Any) -> None:
+    weight = torch_model.model.layers[1].mlp.up_proj.weight
+    hook = weight.register_hook(lambda gradient: gradient * 1.01)
+    try:
+        found = first(differentiated(hf(torch_model, parameters=llamas.HF_PARAMETERS)))
+    finally:
+        hook.remove()
+    assert found.row.tap == "grad.model.layers.1.mlp.up_proj.weight"
+    assert found.kind == "backward"
+
+
+def test_a_gradient_that_is_stopped_is_located(
+    jax_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Detached(llamas.tunix().Einsum):  # type: ignore[misc, name-defined]
+        def __call__(self, x: Any) -> Any:
+            return jax.lax.stop_gradient(super().__call__(x))
+
+    monkeypatch.setattr(jax_model.layers[1].attn.k_proj, "__class__", Detached)
+    found = first(differentiated(tunix(jax_model, parameters=llamas.TUNIX_PARAMETERS)))
+    assert found.row.tap == "grad.model.layers.1.self_attn.k_proj.weight"
+
+
+def test_a_residual_stream_used_again_counts_in_full(jax_model: Any) -> None:
+    """What goes into a norm also goes past it: both are in the gradient of the stream."""
+    names = llamas.TUNIX_NAMES
+    kept = {
+        place: names[place] for place in ("layers.{i}.post_attention_layernorm:input", "output")
+    }
+    parameters = {"final_norm.w": "model.norm.weight"}
+    result = differentiated(tunix(jax_model, kept, parameters=parameters))
+    assert result.verdict == "equal"
+    assert {row.tap for row in result.rows} == {
+        "loss",
+        "grad.logits",
+        "grad.model.norm.weight",
+        *(f"grad.layers.{i}.post_attention" for i in range(LAYERS)),
+    }
+    assert PARAMETER_GRADIENTS - set(result.absent) == {"grad.model.norm.weight"}
+
+
+def test_a_loss_of_ones_own(torch_model: Any) -> None:
+    def every_pair(result: Any, inputs: Inputs) -> Any:
+        """Count pads, and where one document follows another."""
+        tokens = torch.tensor(inputs.tokens[:, 1:], dtype=torch.int64)
+        return torch.nn.functional.cross_entropy(result.logits[:, :-1].mT, tokens)
+
+    options: dict[str, Any] = {"parameters": llamas.HF_PARAMETERS, "loss": every_pair}
+    assert differentiated(hf(torch_model, **options), scenarios="causal").verdict == "equal"
+    found = first(differentiated(hf(torch_model, **options)))
+    assert (found.row.tap, found.kind) == ("loss", "loss")
+
+
+def test_layers_in_one_parameter_are_told_apart_by_an_axis() -> None:
+    """Our own scanned model in somebody else's place: every weight has a leading axis of layers."""
+    checkpoint = small(tied=True)
+    model = load_model(checkpoint, dtype="float64")
+
+    @jax.jit
+    def forward(model: Any, ids: Any, tokens: Any) -> Any:
+        mask = (masks.causal() & masks.padding() & masks.segments()).bind(tokens, tokens)
+        return model(ids, positions=tokens.positions, mask=mask)[0]
+
+    def call(model: Any, inputs: Inputs) -> Any:
+        return forward(model, jnp.asarray(inputs.tokens), tokens_of(inputs, slice(None)))
+
+    stacked = {
+        name.removeprefix("model."): Tap(name.replace("layers.", "layers.{i}."), f"L{axes}")
+        if "layers" in name
+        else name
+        for name, axes in PARAMETERS.items()
+        if name != "lm_head.weight"
+    }
+    subject = from_nnx(
+        model, names=LOGITS, call=call, config=checkpoint.config, dtype="f64", parameters=stacked
+    )
+    result = parity.run(checkpoint, subject=subject, modes="grad", length=11)
+    assert result.verdict == "equal"
+    assert max(row.error for row in result.rows) < 1e-11
+    names = set(gradient_names(LAYERS, tied=True))
+    weights = {name for name in names if name.endswith(".weight")}
+    assert {row.tap for row in result.rows} == weights | {"loss", "grad.logits"}
+
+
+def test_a_module_is_left_as_it_was(torch_model: Any, jax_model: Any) -> None:
+    frozen, held = torch_model.model.norm.weight, torch_model.lm_head.weight
+    frozen.requires_grad_(False)
+    held.grad = torch.ones_like(held)
+    before = nnx.to_pure_dict(nnx.state(jax_model))
+    inputs = inputs_for(CHECKPOINT, "packed", 11)
+    try:
+        shown = hf(torch_model, LOGITS_OF_HF, parameters={"model.norm.weight": "model.norm.weight"})
+        taps = steps(shown.start_grad(inputs))  # type: ignore[attr-defined]
+        assert np.abs(taps["grad.model.norm.weight"]).max() > 0
+        assert not frozen.requires_grad and frozen.grad is None
+        assert held.grad is not None and bool((held.grad == 1).all())
+    finally:
+        frozen.requires_grad_(True)
+        held.grad = None
+    subject = tunix(jax_model, parameters={"final_norm.w": "model.norm.weight"})
+    steps(subject.start_grad(inputs))  # type: ignore[attr-defined]
+    after = nnx.to_pure_dict(nnx.state(jax_model))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, before, after))
+
+
+def test_gradients_of_what_is_inside_a_transformation(jax_model: Any) -> None:
+    def compiled(model: Any, inputs: Inputs) -> Any:
+        return jax.jit(lambda: llamas.tunix_call(model, inputs)[0])()
+
+    inputs = inputs_for(CHECKPOINT, "packed", 5)
+    options: dict[str, Any] = {
+        "config": CONFIG,
+        "parameters": {"final_norm.w": "model.norm.weight"},
+    }
+    subject = from_nnx(jax_model, names=LOGITS, call=compiled, **options)
+    assert set(steps(subject.start_grad(inputs))) == {
+        "loss",
+        "grad.logits",
+        "grad.model.norm.weight",
+    }
+    names = LOGITS | {"final_norm": "norm"}
+    subject = from_nnx(jax_model, names=names, call=compiled, **options)
+    with pytest.raises(InputError, match="inside a JAX transformation"):
+        subject.start_grad(inputs).step()
+
+
+# What cannot be.
+
+
+def test_parameters_that_the_module_does_not_have_are_said_at_once(
+    torch_model: Any, jax_model: Any
+) -> None:
+    names = {"model.layers.{i}.mlp.up.weight": "model.layers.{i}.mlp.up_proj.weight"}
+    names |= {"head.weight": "lm_head.weight"}
+    with pytest.raises(InputError) as caught:
+        hf(torch_model, parameters=names)
+    said = str(caught.value)
+    assert "LlamaForCausalLM has none of that name (it has lm_head.weight, " in said
+    assert all(f"model.layers.{i}.mlp.up.weight" in said for i in range(LAYERS))
+    assert "head.weight" in said
+    with pytest.raises(InputError, match=r"it has embedder.input_embedding, .*: norm\.w"):
+        tunix(jax_model, parameters={"norm.w": "model.norm.weight"})
+
+
+def test_all_parameters_that_are_wrongly_named_are_said_at_once() -> None:
+    names: dict[str, Any] = {
+        "a": "model.norm",
+        "b{i}": Tap("model.layers.{i}.self_attn.q_proj.weight", axes="DKH"),
+        "c": "model.layers.{i}.mlp.up_proj.weight",
+        "d{i}": Tap("model.layers.{i}.mlp.down_proj.weight", axes="LDF"),
+        "e": "lm_head.weight",
+        "f": Tap("lm_head.weight", axes="DV"),
+    }
+    with pytest.raises(InputError) as caught:
+        parameters_of(names)
+    said = str(caught.value)
+    assert "a: 'model.norm' is no canonical parameter" in said
+    assert "'DKH'" in said and "'(NH)D'" in said
+    assert "c: layers are told apart" in said and "d{i}: layers are told apart" in said
+    assert "f: lm_head.weight is named twice" in said
+    assert "5 problems" in said
+    with pytest.raises(InputError, match="no parameters are named"):
+        parameters_of({})
+
+
+def test_parameters_are_those_whose_gradients_are_compared() -> None:
+    assert {f"grad.{name}" for name in PARAMETERS} == PARAMETER_GRADIENTS
+    for name, axes in PARAMETERS.items():
+        assert len(axes.replace("(NH)", "O").replace("(KH)", "O")) == len(GRAD_TAPS[f"grad.{name}"])
+
+
+def test_a_parameter_of_another_shape_is_a_finding(torch_model: Any) -> None:
+    keys, queries = (f"model.layers.{{i}}.self_attn.{part}_proj.weight" for part in "kq")
+    found = first(differentiated(hf(torch_model, LOGITS_OF_HF, parameters={keys: queries})))
+    assert found.row.tap == f"grad.model.layers.{LAYERS - 1}.self_attn.q_proj.weight"
+    assert any("shape" in problem for problem in found.row.problems)
+
+
+def test_a_loss_needs_logits(torch_model: Any) -> None:
+    names = {"model.norm": "norm"}
+    subject = hf(torch_model, names, parameters={"lm_head.weight": "lm_head.weight"})
+    with pytest.raises(InputError, match="nothing shows the logits"):
+        differentiated(subject)
