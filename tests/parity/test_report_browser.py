@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import REMEDY, find_browser
-from exhibits import CAUSE, SCRIPT, leaking, pictured, rotated
+from exhibits import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from records import result
 
 from parity.report import html_file
 from parity.report.sprites import VIOLATION
@@ -215,3 +216,18 @@ def test_without_scripts_the_verdict_is_still_there(browser: Browser, tmp_path: 
 def test_a_missing_browser_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", "/nowhere/chromium")
     assert find_browser() is None and "make browser" in REMEDY
+
+
+def test_a_run_through_the_cache_has_maps_of_its_own(browser: Browser, tmp_path: Path) -> None:
+    whole, pieces = pictured(), decoded()
+    rows, exhibits = whole.rows + pieces.rows, whole.exhibits + pieces.exhibits
+    html_file.write(result(rows, exhibits=exhibits, texts=whole.texts), tmp_path / "both.html")
+    visit = Visit(browser, tmp_path / "both.html")
+    shown = visit.page.locator(".pass:visible summary").first
+    assert "through the cache" not in shown.inner_text()
+    visit.page.locator("tr", has_text="decode").locator("button").click()
+    assert "f64 causal, through the cache, row 0" in shown.inner_text()
+    said = visit.hover(visit.tile("weights"), 2, 4)
+    assert said.startswith("layer 0, head 0\nquery 4 ") and "JAX about" in said
+    assert visit.complaints == [] and not visit.page.locator("#no-pass").is_visible()
+    visit.page.close()
