@@ -13,7 +13,7 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.checkpoint.staging import Staging
 from parity import environment
-from parity.overrides import overridden
+from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import chosen, decode_chunks, encoder
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
 from parity.subjects import given
@@ -42,7 +42,7 @@ def capture(
     dtypes: str | Sequence[str] | None = None,
     modes: str | Sequence[str] = "free",
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     prompt: Prompt | None = None,
     length: int | None = None,
 ) -> list[Path]:
@@ -59,7 +59,8 @@ def capture(
             the reference needs `f64` beside the others.
         modes: of `free`, `decode`.
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
-        overrides: changes to the subject's configuration alone, `FIELD=VALUE`.
+        overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
+            values by field.
         prompt: text or token ids in place of the built-in text.
         length: tokens per row in place of each scenario's own.
 
@@ -80,7 +81,7 @@ def capture(
             opened = (
                 open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
             )
-            config = overridden(opened.config, overrides)
+            config = overridden(opened.config, assignments(overrides))
             encode, _ = encoder(opened, prompt)
             inputs = [
                 scenario(name, encode, opened.config, prompt=prompt, length=length)
@@ -90,7 +91,7 @@ def capture(
             facts = {
                 "label": opened.label,
                 "config": asdict(opened.config),
-                "overrides": list(overrides),
+                "overrides": list(assignments(overrides)),
                 "sha256": weights_digest((n, opened.read(n)) for n in sorted(opened.tensors)),
             }
             written = [

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
+
+# FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def assignments(overrides: Overrides) -> tuple[str, ...]:
+    """Return overrides of either form as texts, `FIELD=VALUE`."""
+    if isinstance(overrides, str):
+        return (overrides,)
+    return tuple(_flat(overrides)) if isinstance(overrides, Mapping) else tuple(overrides)
+
+
+def _flat(values: Mapping[str, Any], owner: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{owner}{name}.")
+        else:
+            yield f"{owner}{name}={value}"
 
 
 def overridden(config: LlamaConfig, assignments: Sequence[str]) -> LlamaConfig:

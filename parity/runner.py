@@ -23,7 +23,7 @@ from parity.lineup import lineup
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.memory import give_back
-from parity.overrides import overridden
+from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
@@ -72,7 +72,7 @@ def run(
     dtypes: str | Sequence[str] | None = None,
     modes: str | Sequence[str] = ("free", "isolated"),
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     prompt: Prompt | None = None,
     length: int | None = None,
     progress: Progress | None = None,
@@ -91,7 +91,8 @@ def run(
             `grad` (the loss and its gradients; of the scenarios in `parity.gradients.SCENARIOS`
             unless others are given).
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
-        overrides: changes to the subject's configuration alone, `FIELD=VALUE`.
+        overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
+            values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
         prompt: text or token ids in place of the built-in text.
         length: tokens per row in place of each scenario's own.
         progress: called with what is under way, stages done and stages in all.
@@ -187,14 +188,14 @@ def _plan(
     dtypes: str | Sequence[str],
     modes: str | Sequence[str],
     scenarios: str | Sequence[str],
-    overrides: Sequence[str],
+    overrides: Overrides,
 ) -> Plan:
     plan = Plan(
         reference=chosen("--reference", reference, REFERENCES),
         dtypes=chosen("--dtype", dtypes, LANES),
         modes=chosen("--mode", modes, MODES),
         scenarios=chosen("--scenario", scenarios, SCENARIOS),
-        overrides=tuple(overrides),
+        overrides=assignments(overrides),
     )
     if "grad" in plan.modes:
         gradients.lanes_for(plan.dtypes)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
 
@@ -215,15 +214,3 @@ def catalogue() -> dict[str, CauseFile]:
         if hasattr(module, "CAUSE"):
             found[module.CAUSE.id] = CauseFile(module.CAUSE, module.propose)
     return dict(sorted(found.items(), key=lambda item: (item[1].cause.rank, item[0])))
-
-
-def lookup(cause_id: str) -> Cause:
-    """Return one cause.
-
-    Raises:
-        InputError: no such id.
-    """
-    found = catalogue().get(cause_id.lower())
-    if found is None:
-        raise InputError(f"cause {cause_id!r}: expected one of {', '.join(sorted(catalogue()))}")
-    return found.cause

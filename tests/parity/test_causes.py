@@ -7,8 +7,7 @@ import pytest
 from typer.testing import CliRunner
 from witnesses import small
 
-from jaxllama.errors import InputError
-from parity.causes.base import catalogue, lookup
+from parity.causes.base import catalogue
 from parity.causes.wrong import Change, WrongReference
 from parity.cli import app
 from parity.scenarios import Inputs, scenario
@@ -46,11 +45,6 @@ def test_causes_and_rules_are_explained_by_the_same_verb(cause_id: str) -> None:
     found = CliRunner().invoke(app, ["explain", cause_id])
     assert found.exit_code == 0
     assert found.output.startswith(f"# {cause_id.lower()}: ")
-
-
-def test_an_unknown_cause_is_refused() -> None:
-    with pytest.raises(InputError, match="expected one of activation, "):
-        lookup("rope-phase")
 
 
 @pytest.mark.parametrize("chunks", [None, [4, 2, 1]])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import parity
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import ConfigError, InputError
-from parity.overrides import overridden
+from parity.overrides import assignments, overridden
 
 
 def test_values_are_read_as_the_field_holds_them() -> None:
@@ -22,6 +24,19 @@ def test_fields_of_the_rope_scaling() -> None:
     assert changed.rope_scaling is not None
     assert (changed.rope_scaling.factor, changed.rope_scaling.low_freq_factor) == (32.0, 2.0)
     assert overridden(TINY, ["rope_scaling=None"]).rope_scaling is None
+
+
+def test_a_mapping_says_the_same() -> None:
+    values = {"rope_theta": 1e6, "rope_scaling": {"factor": 32}, "tie_word_embeddings": True}
+    texts = assignments(values)
+    assert texts == ("rope_theta=1000000.0", "rope_scaling.factor=32", "tie_word_embeddings=True")
+    asked = ["rope_theta=1e6", "rope_scaling.factor=32", "tie_word_embeddings=true"]
+    assert overridden(TINY, texts) == overridden(TINY, asked) != TINY
+    none = assignments({"rope_scaling": None, "eos_token_ids": (1, 2), "bos_token_id": np.int64(7)})
+    changed = overridden(TINY, none)
+    assert changed.rope_scaling is None
+    assert (changed.eos_token_ids, changed.bos_token_id) == ((1, 2), 7)
+    assert assignments("rope_theta=1e6") == assignments(["rope_theta=1e6"]) == ("rope_theta=1e6",)
 
 
 def test_the_last_of_several_wins_and_none_changes_nothing() -> None:
@@ -54,3 +69,8 @@ def test_refused_with_the_assignment_quoted(assignment: str, said: str) -> None:
 def test_a_configuration_that_contradicts_itself(assignment: str) -> None:
     with pytest.raises(ConfigError):
         overridden(TINY, [assignment])
+
+
+def test_a_run_takes_a_mapping() -> None:
+    with pytest.raises(InputError, match="'rope_thet=1': LlamaConfig has no field 'rope_thet'"):
+        parity.run("tiny", overrides={"rope_thet": 1})
