@@ -54,8 +54,9 @@ def sites(names: Names) -> list[Site]:
 
     Args:
         names: from a place to taps. Places: a module's path (`layers.{i}.attn.q_proj`), a method's
-            or a function's with `()` (`embedder.encode()`, `jax.nn.softmax()`), each with `:input`
-            for what goes in; `output` for what the whole call returns.
+            or a function's with `()` (`embedder.encode()`, `jax.nn.softmax()`, or of every object
+            of a class `package.Cache.update()`), each with `:input` for what goes in; `output` for
+            what the whole call returns.
 
     Raises:
         InputError: unknown taps or axes, a tap named twice; all of them at once.

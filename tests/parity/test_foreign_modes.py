@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import foreign_llamas as llamas
@@ -207,18 +209,20 @@ def test_tunix_gradients_are_equal(jax_model: Any) -> None:
     assert result.compared == result.expected and not result.absent
 
 
-def test_a_hook_that_scales_one_gradient_is_located(torch_model: Any) -> None:
+def test_a_hook_that_scales_one_gradient_is_located_and_named(torch_model: Any) -> None:
     weight = torch_model.model.layers[1].mlp.up_proj.weight
     hook = weight.register_hook(lambda gradient: gradient * 1.01)
     try:
-        found = first(differentiated(hf(torch_model, parameters=llamas.HF_PARAMETERS)))
+        result = differentiated(hf(torch_model, parameters=llamas.HF_PARAMETERS))
     finally:
         hook.remove()
-    assert found.row.tap == "grad.model.layers.1.mlp.up_proj.weight"
-    assert found.kind == "backward"
+    assert first(result).row.tap == "grad.model.layers.1.mlp.up_proj.weight"
+    assert first(result).kind == "backward"
+    assert result.cause is not None
+    assert result.cause["id"] == "gradient-scaled" and result.cause["confirmed"]
 
 
-def test_a_gradient_that_is_stopped_is_located(
+def test_a_gradient_that_is_stopped_is_located_and_named(
     jax_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Detached(llamas.tunix().Einsum):  # type: ignore[misc, name-defined]
@@ -226,8 +230,10 @@ def test_a_gradient_that_is_stopped_is_located(
             return jax.lax.stop_gradient(super().__call__(x))
 
     monkeypatch.setattr(jax_model.layers[1].attn.k_proj, "__class__", Detached)
-    found = first(differentiated(tunix(jax_model, parameters=llamas.TUNIX_PARAMETERS)))
-    assert found.row.tap == "grad.model.layers.1.self_attn.k_proj.weight"
+    result = differentiated(tunix(jax_model, parameters=llamas.TUNIX_PARAMETERS))
+    assert first(result).row.tap == "grad.model.layers.1.self_attn.k_proj.weight"
+    assert result.cause is not None
+    assert result.cause["id"] == "gradient-stopped" and result.cause["confirmed"]
 
 
 def test_a_residual_stream_used_again_counts_in_full(jax_model: Any) -> None:
@@ -331,6 +337,19 @@ def test_gradients_of_what_is_inside_a_transformation(jax_model: Any) -> None:
     subject = from_nnx(jax_model, names=names, call=compiled, **options)
     with pytest.raises(InputError, match="inside a JAX transformation"):
         subject.start_grad(inputs).step()
+
+
+# What the page says.
+
+
+def test_the_example_of_the_page_is_equal() -> None:
+    page = (Path(parity.__file__).parent / "subjects/README.md").read_text()
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "decode=" in b)
+    made: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), made)
+    assert made["result"].verdict == "equal"
+    taps = {row.tap for row in made["result"].rows}
+    assert {"cache.0.k", "grad.layers.0.input", "grad.lm_head.weight"} <= taps
 
 
 # What cannot be.
