@@ -5,16 +5,17 @@ How to use these is told in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
 from parity.scenarios import Inputs
-from parity.subjects.foreign_grad import Backward, Loss
-from parity.subjects.framework import Framework, Readable
+from parity.subjects.foreign_grad import Backward, Loss, of_module
+from parity.subjects.framework import Framework, Gradients, Readable
 from parity.subjects.implementation import Call, Decode, Foreign, Implementation
-from parity.subjects.layouts import Tap, kind_of
-from parity.subjects.names import Names, Parameters, sites
+from parity.subjects.layouts import Tap
+from parity.subjects.names import Names, Parameters, kinds_of, sites
 from parity.subjects.targets import find_targets
 from parity.subjects.watch import Seen, Watch
 from parity.taps import flow_key
@@ -111,6 +112,8 @@ def from_callable(
     internal_dtype: str | None = None,
     name: str | None = None,
     decode: Callable[[Inputs, int, int, Any], tuple[Mapping[str, Any], Any]] | None = None,
+    parameters: Parameters | None = None,
+    gradients: Callable[[Inputs], Mapping[str, Any]] | None = None,
 ) -> Foreign:
     """Make a subject of a function that returns intermediates by names of its own.
 
@@ -124,11 +127,18 @@ def from_callable(
         name: in reports; the function's if not given.
         decode: the same of some columns, through a cache: `(inputs, start, stop, cache) ->
             (arrays, cache)`, the cache being None at first.
+        parameters: from the names of parameters, as `gradients` has them, to canonical ones; see
+            `parity.subjects.names.parameters_of`.
+        gradients: from a scenario to the loss, under `loss`, and its gradients by the parameters'
+            names.
 
     Raises:
-        InputError: names that are no canonical taps.
+        InputError: names that are not canonical, or `gradients` without `parameters` or the
+            reverse.
     """
-    places = sites(names)
+    if (parameters is None) != (gradients is None):
+        raise InputError("parameters= and gradients= go together: one names what the other returns")
+    places, values = sites(names), Readable(dtype)
     layers = config.num_hidden_layers
 
     def show(function: Any, compute: Callable[[Any], Any], seen: Seen) -> Any:
@@ -146,16 +156,25 @@ def from_callable(
             seen(tap, value)
         return shown
 
+    def differentiate(names: Sequence[str], inputs: Inputs) -> Gradients:
+        shown = gradients(inputs) if gradients is not None else {}
+        held = {name: shown[name] for name in names if name in shown}
+        return Gradients(shown.get("loss"), held, [])
+
+    backward = None
+    if parameters is not None:
+        backward = Backward(parameters, None, differentiate, values, config)
     implementation = Implementation(
         function,
-        Readable(dtype),
+        values,
         show,
         lambda function, inputs: function(inputs),
         None if decode is None else lambda _, *columns: decode(*columns),
+        backward,
     )
     return Foreign(
         implementation,
-        named={kind_of(tap) for site in places for call in site.calls for tap in call},
+        named=kinds_of(places),
         config=config,
         dtype=dtype,
         internal_dtype=internal_dtype,
@@ -179,6 +198,7 @@ def _module(
     name: str | None,
 ) -> Foreign:
     places, layers = sites(names), config.num_hidden_layers
+    named = kinds_of(places)
     whole = [tap for s in places if not s.path and not s.function for tap in s.calls[0]]
     inner = [site for site in places if site.path]
     find_targets(module, framework.method, inner, layers)  # refuses what is not there
@@ -198,10 +218,12 @@ def _module(
 
     backward = None
     if parameters is not None:
-        backward = Backward(module, framework, parameters, look, loss, config)
+        differentiate = of_module(module, framework, look, loss, config)
+        there = framework.parameters(module)
+        backward = Backward(parameters, there, differentiate, framework, config, named)
     return Foreign(
         Implementation(module, framework, show, call, decode, backward),
-        named={kind_of(tap) for site in places for one in site.calls for tap in one},
+        named=named,
         config=config,
         dtype=dtype,
         internal_dtype=internal_dtype,

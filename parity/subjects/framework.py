@@ -22,7 +22,7 @@ class Gradients:
     """What a backward pass gives, in the framework's own arrays and layouts.
 
     Attributes:
-        loss: the scalar.
+        loss: the scalar; None where it is not shown.
         parameters: gradients by the parameters' own names.
         taps: gradients of what was seen on the way.
     """

@@ -78,7 +78,7 @@ class Foreign:
         self.internal_dtype = internal_dtype or ("f64" if dtype == "f64" else "f32")
         self._implementation, self._config = implementation, config
         backward = implementation.backward
-        self.absent = frozenset(AXES) - named - (backward.kinds(named) if backward else set())
+        self.absent = frozenset(AXES) - named - (backward.kinds if backward else set())
         if implementation.decode is not None:
             self.start_decode = partial(self._through_cache, implementation.decode)
         if backward is not None:

@@ -82,6 +82,11 @@ def sites(names: Names) -> list[Site]:
     return found
 
 
+def kinds_of(places: Sequence[Site]) -> set[str]:
+    """Return the kinds of taps that show at some places."""
+    return {kind_of(tap) for site in places for call in site.calls for tap in call}
+
+
 def _calls(named: Named) -> tuple[tuple[Tap, ...], ...]:
     if isinstance(named, Calls):
         return tuple((_tap(one),) for one in named.taps)

@@ -266,6 +266,45 @@ def test_a_loss_of_ones_own(torch_model: Any) -> None:
     assert (found.row.tap, found.kind) == ("loss", "loss")
 
 
+def test_a_function_with_gradients() -> None:
+    def forward(inputs: Inputs) -> dict[str, Any]:
+        return {}
+
+    def gradients(inputs: Inputs) -> dict[str, Any]:
+        taps = steps(TorchReference(CHECKPOINT, dtype="f32").start_grad(inputs))
+        ups = [taps[f"grad.model.layers.{i}.mlp.up_proj.weight"].T for i in range(LAYERS)]
+        return {"loss": taps["loss"], "ups": np.stack(ups), "norm": taps["grad.model.norm.weight"]}
+
+    options: dict[str, Any] = {
+        "names": LOGITS,
+        "config": CONFIG,
+        "parameters": {
+            "ups": Tap("model.layers.{i}.mlp.up_proj.weight", axes="LDF"),
+            "norm": "model.norm.weight",
+        },
+    }
+    result = differentiated(from_callable(forward, gradients=gradients, **options))
+    assert result.verdict == "equal"
+    assert result.compared == LAYERS + 2 and "grad.logits" in result.absent
+
+    def wrong(inputs: Inputs) -> dict[str, Any]:
+        shown = gradients(inputs)
+        shown["ups"][1] *= 1.01
+        return shown
+
+    found = first(differentiated(from_callable(forward, gradients=wrong, **options)))
+    assert found.row.tap == "grad.model.layers.1.mlp.up_proj.weight"
+
+    def silent(inputs: Inputs) -> dict[str, Any]:
+        return {"loss": gradients(inputs)["loss"], "ups": gradients(inputs)["ups"]}
+
+    result = differentiated(from_callable(forward, gradients=silent, **options))
+    assert result.verdict == "inconclusive"
+    assert result.unmatched == ("grad.model.norm.weight",)
+    with pytest.raises(InputError, match="go together"):
+        from_callable(forward, gradients=gradients, names=LOGITS, config=CONFIG)
+
+
 def test_layers_in_one_parameter_are_told_apart_by_an_axis() -> None:
     """Our own scanned model in somebody else's place: every weight has a leading axis of layers."""
     checkpoint = small(tied=True)
@@ -363,10 +402,10 @@ def test_parameters_that_the_module_does_not_have_are_said_at_once(
     with pytest.raises(InputError) as caught:
         hf(torch_model, parameters=names)
     said = str(caught.value)
-    assert "LlamaForCausalLM has none of that name (it has lm_head.weight, " in said
+    assert "none of that name is there, but lm_head.weight, " in said
     assert all(f"model.layers.{i}.mlp.up.weight" in said for i in range(LAYERS))
     assert "head.weight" in said
-    with pytest.raises(InputError, match=r"it has embedder.input_embedding, .*: norm\.w"):
+    with pytest.raises(InputError, match=r"but embedder.input_embedding, .*: norm\.w"):
         tunix(jax_model, parameters={"norm.w": "model.norm.weight"})
 
 
