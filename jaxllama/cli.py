@@ -147,6 +147,7 @@ def convert(
 
 
 @app.command()
+@on_interrupt()
 def verify(
     first: _Source,
     second: Annotated[str | None, typer.Argument(help="another; or none with --manifest")] = None,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxllama.errors import on_interrupt
+
 if TYPE_CHECKING:
     from jaxllama.model import Llama
     from jaxllama.text import TextGeneration
@@ -22,6 +24,7 @@ _DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float
 _Run = Callable[[str | Sequence[int]], "TextGeneration"]
 
 
+@on_interrupt()
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")],
     prompt: Annotated[
@@ -56,7 +59,7 @@ def generate(
     quiet: Annotated[bool, typer.Option(help="no line about speed at the end")] = False,
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
-    from jaxllama.errors import InputError, on_interrupt
+    from jaxllama.errors import InputError
     from jaxllama.sampling import Sampling
 
     if dtype not in _DTYPES:

@@ -34,11 +34,15 @@ def join_problems(title: str, problems: Sequence[str]) -> str:
 def on_interrupt(left: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
     """Say on standard error what Ctrl-C leaves behind; a command then exits with 130.
 
+    Of several around each other the innermost speaks.
+
     Args:
         left: called when it comes.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"interrupted; {left()}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            interrupt.args = (f"interrupted; {left()}",)
+            print(*interrupt.args, file=sys.stderr)
         raise

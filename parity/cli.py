@@ -26,6 +26,7 @@ app = typer.Typer(
 
 
 @app.command("run")
+@on_interrupt()
 def run_command(
     checkpoint: Annotated[
         str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
@@ -86,7 +87,7 @@ def run_command(
         raise InputError(needs) from error
 
     outputs.check_outputs(json_path, html_path, junit_path)
-    with on_interrupt(), progress_bar() as progress:
+    with progress_bar() as progress:
         result = run(
             checkpoint,
             reference=reference,

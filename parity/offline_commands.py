@@ -13,6 +13,7 @@ from jaxllama.errors import InputError, on_interrupt
 from parity.result import Result
 
 
+@on_interrupt()
 def capture_command(
     checkpoint: Annotated[
         str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
@@ -42,18 +43,17 @@ def capture_command(
     from parity.scenarios import DEFAULT_SCENARIOS
 
     try:
-        with on_interrupt():
-            files = capture(
-                checkpoint,
-                out,
-                subject=subject,
-                dtypes=dtype,
-                modes=mode,
-                scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
-                overrides=override or (),
-                prompt=prompt,
-                length=length,
-            )
+        files = capture(
+            checkpoint,
+            out,
+            subject=subject,
+            dtypes=dtype,
+            modes=mode,
+            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+            overrides=override or (),
+            prompt=prompt,
+            length=length,
+        )
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -64,6 +64,7 @@ def capture_command(
     print(f"captured: {count}, {size / 1e6:.1f} MB, in {out}")
 
 
+@on_interrupt()
 def compare_command(
     subject: Annotated[Path, typer.Argument(help="Directory of the capture under judgement.")],
     reference: Annotated[Path, typer.Argument(help="Directory of the capture it is held to.")],
@@ -79,6 +80,7 @@ def compare_command(
     _report(lambda: compare(subject, reference), json_path, html_path, junit_path)
 
 
+@on_interrupt()
 def recheck_command(
     results: Annotated[Path, typer.Argument(help="What parity run --json wrote.")],
     limit: Annotated[
@@ -107,8 +109,7 @@ def _report(
     from parity.report import outputs, terminal
 
     outputs.check_outputs(json_path, html_path, junit_path)
-    with on_interrupt():
-        result = judge()
+    result = judge()
     outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())
     raise typer.Exit(result.exit_code)

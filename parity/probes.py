@@ -22,7 +22,7 @@ import numpy as np
 import typer
 
 from jaxllama.attention import attend, check_backend
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_interrupt
 from jaxllama.masks import BoundMask, causal, padding, window
 from jaxllama.taps import Taps
 from parity.lint.dtypes import dtype_named
@@ -273,6 +273,7 @@ def _jax_nn(q: Any, k: Any, v: Any, mask: Any) -> Any:
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
 
+@on_interrupt()
 def probe_command(
     attention: Annotated[
         str, typer.Argument(help="xla, dot_product, cudnn, jax, or module:function.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_interrupt
 from parity.report import json_file
 from parity.result import Result
 
@@ -42,14 +42,13 @@ def write_report(
     Raises:
         InputError: a file cannot be written.
     """
-    check_outputs(*(None if path is None else Path(path) for path in (json, html, junit)))
-    if json is not None:
-        json_file.write(result, Path(json))
-    if html is not None:
-        from parity.report import html_file
+    places = [None if path is None else Path(path) for path in (json, html, junit)]
+    check_outputs(*places)
+    from parity.report import html_file, junit_file
 
-        html_file.write(result, Path(html))
-    if junit is not None:
-        from parity.report import junit_file
-
-        junit_file.write(result, Path(junit))
+    written: list[str] = []
+    with on_interrupt(lambda: f"{', '.join(written) or 'nothing'} was written"):
+        for path, kind in zip(places, (json_file, html_file, junit_file), strict=True):
+            if path is not None:
+                kind.write(result, path)
+                written.append(str(path))

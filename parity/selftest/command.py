@@ -17,6 +17,7 @@ from parity.report.progress import progress_bar
 MOST_JOBS = 4
 
 
+@on_interrupt()
 def selftest_command(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the whole matrix here.")
@@ -56,7 +57,7 @@ def selftest_command(
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
         json_file.check_writable(json_path)
-    with on_interrupt(), progress_bar() as progress:
+    with progress_bar() as progress:
         matrix = selftest(
             Plan(quick=quick, families=tuple(families), seeds=fresh),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +22,7 @@ from parity.selftest.matrix import CleanRun, Injection, Matrix, injection
 Progress = Callable[[str, int, int], None]
 Task = Fault | Clean
 Row = Injection | CleanRun
+Rows = Generator[tuple[int, Row], None, None]
 # What a process is given at a time: enough to use its references and compiled operations again.
 BATCH = 24
 
@@ -73,9 +76,10 @@ def selftest(
     began = time.perf_counter()
     tasks = plan.tasks()
     rows: dict[int, Row] = {}
-    for index, row in (_alone if jobs == 1 else partial(_together, jobs))(plan, tasks):
-        rows[index] = row
-        progress(tasks[index].kind, len(rows), len(tasks))
+    with closing((_alone if jobs == 1 else partial(_together, jobs))(plan, tasks)) as found:
+        for index, row in found:
+            rows[index] = row
+            progress(tasks[index].kind, len(rows), len(tasks))
     matrix = Matrix(seconds=time.perf_counter() - began)
     for _, row in sorted(rows.items()):
         if isinstance(row, Injection):
@@ -85,17 +89,22 @@ def selftest(
     return matrix
 
 
-def _alone(plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+def _alone(plan: Plan, tasks: Sequence[Task]) -> Rows:
     for index, task in enumerate(tasks):
         yield index, perform(task)
 
 
-def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
     """Share the tasks out in batches; a batch whose process dies is one of failures."""
     batches = [range(i, min(i + BATCH, len(tasks))) for i in range(0, len(tasks), BATCH)]
     # A fork of a process in which JAX runs threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    # A terminal interrupts all processes; the first of them ends the others.
+    ignored = signal.SIGINT, signal.SIG_IGN
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=signal.signal, initargs=ignored
+    )
+    try:
         futures: dict[Future[list[Row]], range] = {
             pool.submit(_work, plan, batch): batch for batch in batches
         }
@@ -106,6 +115,12 @@ def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Iterator[tuple[in
             else:
                 said = f"{type(error).__name__}: {error}"
                 yield from ((index, _row(tasks[index], None, said)) for index in batch)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
 
 
 def _work(plan: Plan, batch: range) -> list[Row]:

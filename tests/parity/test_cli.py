@@ -183,3 +183,16 @@ def test_an_interrupt_has_a_word_and_leaves_nothing(
     ran = parity("run", *SMALL, "--json", str(tmp_path / "out.json"))
     assert (ran.code, ran.out, ran.err) == (130, "", "interrupted; nothing was written\n")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_report_names_those_that_are_there(
+    parity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("parity.report.html_file.write", interrupted)
+    paths = tmp_path / "a.json", tmp_path / "b.html"
+    ran = parity("run", *SMALL, "--json", str(paths[0]), "--html", str(paths[1]))
+    assert (ran.code, ran.err) == (130, f"interrupted; {paths[0]} was written\n")
+    assert os.listdir(tmp_path) == ["a.json"]

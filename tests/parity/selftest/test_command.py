@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import sys
 from pathlib import Path
 
@@ -53,3 +55,20 @@ def test_bad_usage_is_refused_before_any_work(
     monkeypatch.setattr("parity.selftest.run.selftest", lambda **_: pytest.fail("work was done"))
     assert call(monkeypatch, *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_other_processes_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others: list[multiprocessing.process.BaseProcess] = []
+
+    def interrupted(futures: object) -> None:
+        others.extend(multiprocessing.active_children())
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("parity.selftest.run.as_completed", interrupted)
+    assert call(monkeypatch, "--family", "R10,E1", "--jobs", "2") == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    for process in others:
+        process.join(30)
+    assert {process.exitcode for process in others} == {-signal.SIGTERM}
