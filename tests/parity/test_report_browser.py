@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,13 +221,16 @@ def test_a_missing_browser_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_through_the_cache_has_maps_of_its_own(browser: Browser, tmp_path: Path) -> None:
     whole, pieces = pictured(), decoded()
+    sheets = pieces.exhibits[0].sheets
+    sheets[0] = replace(sheets[0], start=3)
     rows, exhibits = whole.rows + pieces.rows, whole.exhibits + pieces.exhibits
     html_file.write(result(rows, exhibits=exhibits, texts=whole.texts), tmp_path / "both.html")
     visit = Visit(browser, tmp_path / "both.html")
     shown = visit.page.locator(".pass:visible summary").first
     assert "through the cache" not in shown.inner_text()
     visit.page.locator("tr", has_text="decode").locator("button").click()
-    assert "f64 causal, through the cache, row 0" in shown.inner_text()
+    assert "f64 causal, through the cache, row 0, from query 3 on" in shown.inner_text()
+    assert visit.hover(visit.tile("weights"), 1, 2) == "layer 0: kept from query 3 on"
     said = visit.hover(visit.tile("weights"), 2, 4)
     assert said.startswith("layer 0, head 0\nquery 4 ") and "JAX about" in said
     assert visit.complaints == [] and not visit.page.locator("#no-pass").is_visible()

@@ -100,8 +100,9 @@
       return [...lines, `limit ${run.limit}`].join("\n");
     },
     weights(tile, x, y, sprite) {
-      const { scenario, row, step, head, layer } = tile.dataset;
+      const { scenario, row, step, head, layer, start } = tile.dataset;
       const [w, h] = [Number(tile.dataset.w), Number(tile.dataset.h)];
+      if ((y + 1) * Number(step) <= Number(start)) return `layer ${layer}: kept from query ${start} on`;
       const part = (number) => weight(codeAt(sprite, number * w + x, Number(tile.dataset.y) * h + y));
       return [
         `layer ${layer}, head ${head}`,
