@@ -25,6 +25,7 @@ from parity.lockstep import walk
 from parity.memory import give_back
 from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
+from parity.recording import differentiable
 from parity.result import Result
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, scenario
 from parity.subjects import given, streamed
@@ -256,6 +257,8 @@ def _lanes(
         subjects = {lane: make(lane) for lane in plan.dtypes}
         if "decode" in plan.modes:
             given.check_decodes(subjects.values())
+        for lane in grad_lanes:  # told before hours of other modes
+            differentiable(subjects[lane])
         modes_forward = [mode for mode in plan.modes if mode != "grad"]
         entries = lineup(checkpoint, gold, subjects, plan.reference, modes_forward)
         for group in groups:
