@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.taps import AXES
 
@@ -125,10 +126,21 @@ def canonical(
         tap: what it is.
         sizes: of the axes.
         permute: the framework's own permutation of axes.
+
+    Raises:
+        InputError: it has the canonical shape where another is declared: it would pass for right.
     """
-    if tap.axes is None or tuple(array.shape) != _shape(tap.axes, sizes):
+    if tap.axes is None:
         return array
     letters, order, shape = _plan(tap, sizes)
+    declared = _shape(tap.axes, sizes)
+    if tuple(array.shape) != declared:
+        if tuple(array.shape) == shape:
+            raise InputError(
+                f"names: {tap.name} is {shape}, which is the canonical layout; its axes "
+                f"{tap.axes!r} are {declared}: leave them out"
+            )
+        return array
     parts = array.reshape([sizes[letter] for letter in letters])
     return permute(parts, order).reshape(shape)
 

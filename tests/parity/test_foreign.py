@@ -231,6 +231,14 @@ def test_a_wrong_layout_is_a_finding() -> None:
 # What cannot be.
 
 
+def test_a_layout_declared_in_vain_is_refused() -> None:
+    sizes = sizes_of(CONFIG, inputs_for(CHECKPOINT, "causal", 7))
+    array = np.zeros([sizes[letter] for letter in "BTNH"])
+    assert canonical(array, Tap("layers.{i}.q_proj"), sizes) is array
+    with pytest.raises(InputError, match=r"is the canonical layout.*leave them out"):
+        canonical(array, Tap("layers.{i}.q_proj", "BT(NH)"), sizes)
+
+
 def test_all_names_that_are_wrong_are_said_at_once() -> None:
     names: dict[str, Any] = {
         "model.layers.{i}.mlp": "layers.{i}.mlp",
