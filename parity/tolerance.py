@@ -48,7 +48,7 @@ class Limits:
         """Return the limit on a witness's rho in a mode of running.
 
         A gradient in a score is a difference that nearly cancels, and one honest variant alone is
-        there to tell the noise: 20 has been seen.
+        there to tell the noise: 28 has been seen.
         """
         return 4 * self.witness if mode == "grad" else self.witness
 
