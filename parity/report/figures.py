@@ -101,11 +101,11 @@ def operator_grid(rows: Sequence[TapRow]) -> dict[str, Any] | None:
 
 
 def _label(kind: str) -> str:
-    """Shorten a kind of tap to a column's heading; gradients are marked as such."""
+    """Shorten a kind of tap to a column's heading: `∂ q_proj`, `∂W q_proj` for the weight's."""
     if not kind.startswith("grad."):
         return kind.removeprefix("layers.")
     parts = kind.split(".")
-    return "∂ " + ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])
+    return f"∂W {parts[-2]}" if parts[-1] == "weight" else f"∂ {parts[-1]}"
 
 
 def layer_of(row: TapRow) -> int:

@@ -295,7 +295,7 @@ def _grid(result: Result) -> Table:
         if not row.passed:
             failed.add(key)
     # 19 columns in 80 characters: no gap beside the one that the box makes.
-    table = _table("log10 rho, layers by operators, free running", gap=0)
+    table = _table("log10 rho, layers by operators, on its own values", gap=0)
     table.add_column("layer", justify="right", no_wrap=True)
     for name in LAYER_TAPS:
         table.add_column(_short(name), justify="right", no_wrap=True)

@@ -209,9 +209,9 @@ def test_gradients_have_columns_of_their_own() -> None:
     rows = [row(name, mode="grad") for name in names]
     grid = figures.operator_grid(rows)
     assert grid is not None and grid["layers"] == [1]
-    assert grid["names"] == ["∂ q_proj", "∂ q_proj.weight"]
+    assert grid["names"] == ["∂ q_proj", "∂W q_proj"]
     assert [found.tap for found in figures.outside_layers(rows)] == ["loss"]
-    assert "∂ q_proj.weight" in html_file.page(result(rows))
+    assert "∂W q_proj" in html_file.page(result(rows))
 
 
 def test_the_worst_place_is_named_with_its_tokens() -> None:
