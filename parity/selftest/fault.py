@@ -208,6 +208,21 @@ def faulty_model(checkpoint: Checkpoint, fault: Fault | None) -> Llama:
     return load_model(checkpoint, dtype="float32", param_dtype=None)
 
 
+def backwards(kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
+    """Return a fault to be looked for in gradients, by default those of packed documents."""
+    settings: dict[str, Any] = {"scenario": "packed", "mode": "grad"} | more
+    return Fault(family="D", kind=kind, variant=variant, expected=expected, cause=cause, **settings)
+
+
+def numbered(groups: Sequence[list[Fault]], *, start: int) -> list[Fault]:
+    """Return groups of faults, each a family with a number; the first of each in float32 too."""
+    return [
+        replace(fault, family=f"{fault.family}{number}")
+        for number, group in enumerate(groups, start)
+        for fault in (*group, replace(group[0], lane="f32"))
+    ]
+
+
 def configured(**fields: Any) -> Callable[[LlamaConfig], LlamaConfig]:
     """Return a change of some fields of the configuration."""
     return lambda config: config.replace(**fields)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
 import torch
-from witnesses import LAYERS, inputs_for, small
+from witnesses import LAYERS, inputs_for, small, steps
 
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.model import Linear, Llama
@@ -18,7 +16,9 @@ from parity.causes.gradient_softmax import without_row_sum
 from parity.causes.wrong import Change, WrongReference, constant, differentiated, pulling
 from parity.diagnose import diagnose
 from parity.recording import record_backward
-from parity.subjects.base import Arrays
+from parity.selftest.faults import catalogue as catalogued
+from parity.selftest.matrix import Injection
+from parity.selftest.run import perform
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference
 
@@ -28,13 +28,6 @@ T = 9
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     return small()
-
-
-def together(run: Any) -> Arrays:
-    found: Arrays = {}
-    for _ in range(LAYERS + 2):
-        found |= run.step()
-    return found
 
 
 def test_gradients_can_be_made_wrong_where_values_stay_right() -> None:
@@ -52,7 +45,7 @@ def test_gradients_can_be_made_wrong_where_values_stay_right() -> None:
 def test_without_changes_it_is_the_reference(checkpoint: Checkpoint) -> None:
     inputs = inputs_for(checkpoint, "packed", T)
     wrong, right = (
-        together(one(checkpoint).start_grad(inputs)) for one in (WrongReference, TorchReference)
+        steps(one(checkpoint).start_grad(inputs)) for one in (WrongReference, TorchReference)
     )
     assert wrong.keys() == right.keys()
     assert all(np.array_equal(wrong[name], right[name]) for name in right)
@@ -61,10 +54,10 @@ def test_without_changes_it_is_the_reference(checkpoint: Checkpoint) -> None:
 def test_a_change_backwards_leaves_the_forward_pass_alone(checkpoint: Checkpoint) -> None:
     inputs = inputs_for(checkpoint, "packed", T)
     reference = WrongReference(checkpoint, (Change("attn_probs", without_row_sum),))
-    ours, theirs = (together(one.start(inputs)) for one in (reference, TorchReference(checkpoint)))
+    ours, theirs = (steps(one.start(inputs)) for one in (reference, TorchReference(checkpoint)))
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     wrong, right = (
-        together(one.start_grad(inputs)) for one in (reference, TorchReference(checkpoint))
+        steps(one.start_grad(inputs)) for one in (reference, TorchReference(checkpoint))
     )
     assert np.array_equal(wrong["loss"], right["loss"])
     tap = f"grad.layers.{LAYERS - 1}.attn_scores"
@@ -88,6 +81,7 @@ def test_a_run_names_what_is_wrong_backwards(checkpoint: Checkpoint) -> None:
     assert result.first_divergence is not None
     name = f"model.layers.{LAYERS - 1}.mlp.up_proj.weight"
     assert result.first_divergence.row.tap == f"grad.{name}"
+    assert result.first_divergence.kind == "backward"
     assert result.cause is not None
     assert (result.cause["id"], result.cause["confirmed"]) == ("gradient-scaled", True)
     assert result.cause["effective"] == "factor 0.5"
@@ -99,6 +93,7 @@ def test_what_is_wrong_forwards_is_named_first(checkpoint: Checkpoint) -> None:
         checkpoint, modes="grad", dtypes="f64", overrides=["rope_theta=1e6"], length=T
     )
     assert result.first_divergence is not None and result.first_divergence.row.tap == "loss"
+    assert result.first_divergence.kind == "loss"
     assert result.cause is not None
     assert (result.cause["id"], result.cause["confirmed"]) == ("rope-theta", True)
 
@@ -133,3 +128,15 @@ def test_a_clean_backward_pass_has_no_cause(checkpoint: Checkpoint) -> None:
 def test_there_are_causes_for_the_loss_and_for_gradients() -> None:
     kinds = [cause_id.split("-")[0] for cause_id in catalogue()]
     assert kinds.count("gradient") >= 10 and kinds.count("loss") >= 2
+
+
+# One of each family, in float64: a fault of the backward pass leaves all values as they are.
+BACKWARDS = [one for one in catalogued() if (one.mode, one.lane) == ("grad", "f64")]
+FAULTS = {fault.family: fault for fault in reversed(BACKWARDS)}
+
+
+@pytest.mark.parametrize("family", sorted(FAULTS))
+def test_a_fault_of_the_backward_pass_is_placed_and_named(family: str) -> None:
+    row = perform(FAULTS[family])
+    assert isinstance(row, Injection) and not row.error
+    assert row.detected and row.located and row.named and row.confirmed

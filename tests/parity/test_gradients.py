@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
-from witnesses import LAYERS, changed, inputs_for, small, whole
+from witnesses import LAYERS, changed, inputs_for, small, steps, whole
 
 import jaxllama.model
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens
-from jaxllama.model import MLP, DecoderLayer, Embedding, Linear, Llama, RMSNorm
+from jaxllama.model import Llama
 from parity import gradients, runner
 from parity.locate import first_divergence
 from parity.parties import Entry
@@ -46,14 +45,6 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def packed(checkpoint: Checkpoint) -> Inputs:
     return inputs_for(checkpoint, "packed", T)
-
-
-def together(run: Any) -> Arrays:
-    """Return all stages of a backward pass as one record."""
-    found: Arrays = {}
-    for _ in range(LAYERS + 2):
-        found |= run.step()
-    return found
 
 
 class Faulty:
@@ -141,7 +132,7 @@ def test_the_gold_agrees_with_finite_differences(packed: Inputs) -> None:
         logits = torch.from_numpy(whole(moved, packed)["logits"])
         return float(next_token_loss(logits, packed))
 
-    taps = together(TorchReference(checkpoint, dtype="f64").start_grad(packed))
+    taps = steps(TorchReference(checkpoint, dtype="f64").start_grad(packed))
     slope = sum(float((taps[f"grad.{n}"] * d).sum()) for n, d in directions.items())
     step = 1e-7
     assert (loss_at(step) - loss_at(-step)) / (2 * step) == pytest.approx(slope, rel=1e-5)
@@ -218,7 +209,7 @@ def test_empty_rows_leave_gradients_finite_and_equal(
     checkpoint: Checkpoint, with_empty_rows: Inputs
 ) -> None:
     subject = Faulty(checkpoint, lambda model: None)
-    taps = together(subject.start_grad(with_empty_rows))
+    taps = steps(subject.start_grad(with_empty_rows))
     assert all(np.isfinite(array).all() for array in taps.values())
     # A pad's embedding moves nothing.
     assert not taps["grad.embed"][~with_empty_rows.valid].any()
@@ -259,109 +250,8 @@ def test_a_mask_of_minus_infinity_is_seen_to_spoil_gradients(
 # Faults of the backward pass.
 
 
-class _Detached(Linear):
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(super().__call__(x))
-
-
-class _ConstantScale(RMSNorm):
-    """Takes the root mean square for a constant."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = jax.lax.stop_gradient(jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps))
-        return x * scale * self.weight[...][None, None, :]
-
-
-@jax.custom_vjp
-def _silu(x: jax.Array) -> jax.Array:
-    return jax.nn.silu(x)
-
-
-# silu'(x) is s + x s (1 - s), with s the sigmoid of x.
-_silu.defvjp(
-    lambda x: (jax.nn.silu(x), x),
-    lambda x, pulled: (pulled * jax.nn.sigmoid(x),),
-)
-
-
-class _WrongDerivative(MLP):
-    def __call__(self, x: jax.Array, tap: Any) -> jax.Array:
-        gate, up = tap("gate_proj", self.gate_proj(x)), tap("up_proj", self.up_proj(x))
-        return tap("down_proj", self.down_proj(tap("mlp_act", _silu(gate) * up)))
-
-
-@jax.custom_vjp
-def _damped(x: jax.Array, factor: jax.Array) -> jax.Array:
-    return x
-
-
-_damped.defvjp(
-    lambda x, factor: (x, factor),
-    lambda factor, pulled: (pulled * factor, jnp.zeros_like(factor)),
-)
-
-
-class _DampedInLayer1(DecoderLayer):
-    def __call__(self, x: Any, cos_sin: Any, mask: Any, cache: Any, index: Any, *rest: Any) -> Any:
-        factor = jnp.where(index == 1, jnp.asarray(0.999, x.dtype), jnp.asarray(1.0, x.dtype))
-        return super().__call__(_damped(x, factor), cos_sin, mask, cache, index, *rest)
-
-
-class _DetachedRows(Embedding):
-    def __call__(self, tokens: Any, dtype: Any) -> jax.Array:
-        return jax.lax.stop_gradient(super().__call__(tokens, dtype))
-
-
-def _as(find: Callable[[Llama], nnx.Module], wrong: type) -> Callable[[Llama], None]:
-    def change(model: Llama) -> None:
-        find(model).__class__ = wrong
-
-    return change
-
-
 def _pads_counted(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
     return loss_of(logits, ids, replace(tokens, valid=jnp.ones_like(tokens.valid)))
-
-
-LAST = LAYERS - 1
-FAULTS: dict[str, tuple[Callable[[Llama], None], Loss, str]] = {
-    "stop_gradient on k_proj": (
-        _as(lambda m: m.layers.self_attn.k_proj, _Detached),
-        loss_of,
-        f"grad.model.layers.{LAST}.self_attn.k_proj.weight",
-    ),
-    "the norm's scale a constant": (
-        _as(lambda m: m.layers.input_layernorm, _ConstantScale),
-        loss_of,
-        f"grad.layers.{LAST}.input",
-    ),
-    "a custom VJP of silu": (
-        _as(lambda m: m.layers.mlp, _WrongDerivative),
-        loss_of,
-        f"grad.layers.{LAST}.gate_proj",
-    ),
-    "one layer's gradient scaled": (
-        _as(lambda m: m.layers, _DampedInLayer1),
-        loss_of,
-        "grad.layers.1.input",
-    ),
-    "the embedding detached": (
-        _as(lambda m: m.embed_tokens, _DetachedRows),
-        loss_of,
-        "grad.model.embed_tokens.weight",
-    ),
-    "pads in the loss": (lambda model: None, _pads_counted, "loss"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_backward_pass_is_located(
-    checkpoint: Checkpoint, packed: Inputs, fault: str
-) -> None:
-    change, loss, tap = FAULTS[fault]
-    found = located(checkpoint, Faulty(checkpoint, change, loss), packed)
-    assert found.row.tap == tap
-    assert found.kind == ("loss" if tap == "loss" else "backward")
 
 
 def test_the_compiled_model_is_judged_too(checkpoint: Checkpoint, packed: Inputs) -> None:
@@ -380,7 +270,7 @@ def test_a_fused_backend_shows_no_gradients_of_weights(
     checkpoint: Checkpoint, packed: Inputs
 ) -> None:
     fused = JaxLlama(load_model(checkpoint, dtype="float32"), "f32", backend="dot_product")
-    shown = set(together(fused.start_grad(packed)))
+    shown = set(steps(fused.start_grad(packed)))
     hidden = set(gradient_names(LAYERS, tied=False)) - shown
     assert hidden and {split_name(name)[0] for name in hidden} == fused.absent & set(GRAD_TAPS)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from parity.selftest.fault import Fault
 from parity.selftest.faults import (
     backward,
+    backward_attention,
     blocks,
     cache,
     gqa,
+    loss,
     mask_kernels,
     masks,
     norm,
@@ -18,7 +20,7 @@ from parity.selftest.faults import (
 )
 
 FORWARD = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks, trained)
-FAMILIES = (*FORWARD, backward)
+FAMILIES = (*FORWARD, loss, backward, backward_attention)
 
 
 def catalogue() -> list[Fault]:

@@ -1,25 +1,20 @@
-"""Faults of the loss and of its gradients: no value of the forward pass shows them.
+"""Faults of gradients: no value of the forward pass shows them.
 
-Shapes: B batch, T queries, S keys, N query heads, K kv heads, G = N // K, H head dim, V vocabulary.
+Shapes: B batch, T tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxllama import model as llama
 from jaxllama.dtypes import widened
-from jaxllama.masks import Tokens
-from jaxllama.rope import apply_rope
-from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
-from parity.selftest.faults.kernels import attending, attending_in, softmax
-from parity.subjects.jax_grad import loss_of
+from parity.selftest.fault import Fault, Patch, Patches, backwards, in_layer, numbered
+from parity.selftest.faults.kernels import attending_in, softmax
 
 LAYERS = 3
 LAST = LAYERS - 1
@@ -28,65 +23,8 @@ stopped = jax.lax.stop_gradient
 
 def faults() -> list[Fault]:
     """Return the injections of this family."""
-    groups = (
-        _losses(),
-        _stopped(),
-        _scaled(),
-        _norms(),
-        _activations(),
-        _attention(),
-        _rotations(),
-        _tied(),
-        _residuals(),
-    )
-    found = [replace(f, family=f"D{n}") for n, group in enumerate(groups, 1) for f in group]
-    return [*found, *(replace(fault, lane="f32") for fault in found if fault.variant in IN_F32)]
-
-
-# In float32 too: of each kind of place one.
-IN_F32 = ("pads counted", "k_proj, every layer", "0.9 into layer 1", "no row sum", "q and k")
-
-
-def _fault(kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
-    settings: dict[str, Any] = {"scenario": "packed", "mode": "grad"} | more
-    return Fault(family="", kind=kind, variant=variant, expected=expected, cause=cause, **settings)
-
-
-def _losses() -> list[Fault]:
-    def pads_counted(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-        return loss_of(logits, ids, replace(tokens, valid=jnp.ones_like(tokens.valid)))
-
-    def documents_joined(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-        return loss_of(logits, ids, replace(tokens, segments=None))
-
-    def of_each(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-    def unshifted(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-        return jnp.mean(of_each(logits, ids), where=tokens.valid)
-
-    def over_all(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-        # Of right-padded rows: neighbours stand side by side.
-        counted = tokens.valid[:, 1:] & tokens.valid[:, :-1]
-        terms = jnp.where(counted, of_each(logits[:, :-1], ids[:, 1:]), 0.0)
-        return terms.sum() / jnp.asarray(ids.size, logits.dtype)
-
-    def of_rows(logits: jax.Array, ids: jax.Array, tokens: Tokens) -> jax.Array:
-        counted = tokens.valid[:, 1:] & tokens.valid[:, :-1]
-        return jnp.mean(of_each(logits[:, :-1], ids[:, 1:]), axis=1, where=counted).mean()
-
-    return [
-        _fault(kind, variant, "loss", cause, loss=loss, scenario=scenario)
-        for kind, variant, loss, cause, scenario in (
-            ("pads in the loss", "pads counted", pads_counted, "loss-tokens", "packed"),
-            ("pads in the loss", "left-padded", pads_counted, "loss-tokens", "left_padded"),
-            ("documents joined in the loss", "packed", documents_joined, "loss-tokens", "packed"),
-            ("targets not shifted", "its own id", unshifted, "loss-tokens", "right_padded"),
-            ("loss over all positions", "B T", over_all, "loss-mean", "right_padded"),
-            ("mean of means", "rows", of_rows, "loss-mean", "right_padded"),
-        )
-    ]
+    groups = _stopped(), _scaled(), _norms(), _activations(), _tied(), _residuals()
+    return numbered(groups, start=2)
 
 
 def _linears(wrong: Callable, *which: int, layer: int | None = None) -> Patches:
@@ -134,7 +72,7 @@ def _stopped() -> list[Fault]:
 
     kind, cause = "gradient stopped", "gradient-stopped"
     return [
-        _fault(kind, variant, expected, cause, patches=patches)
+        backwards(kind, variant, expected, cause, patches=patches)
         for variant, expected, patches in (
             ("k_proj, every layer", weight(LAST, "self_attn.k_proj"), _linears(detached, 1)),
             ("o_proj of layer 1", weight(1, "self_attn.o_proj"), _linears(detached, 3, layer=1)),
@@ -151,7 +89,7 @@ def _stopped() -> list[Fault]:
 
 
 @jax.custom_vjp
-def _damped(x: jax.Array, factor: float) -> jax.Array:
+def _damped(x: jax.Array, factor: Any) -> jax.Array:
     return x
 
 
@@ -180,7 +118,7 @@ def _scaled() -> list[Fault]:
 
     kind, cause = "gradient scaled", "gradient-scaled"
     return [
-        _fault(kind, variant, expected, cause, patches=patches)
+        backwards(kind, variant, expected, cause, patches=patches)
         for variant, expected, patches in (
             ("0.9 into layer 1", "grad.layers.1.input", damping(0.9, 1)),
             ("0.999 into layer 2", "grad.layers.2.input", damping(0.999, 2)),
@@ -212,7 +150,7 @@ def _norms() -> list[Fault]:
 
     kind, cause = "norm's scale a constant", "gradient-norm-scale"
     return [
-        _fault(kind, variant, expected, cause, patches=patches)
+        backwards(kind, variant, expected, cause, patches=patches)
         for variant, expected, patches in (
             ("input_layernorm", f"grad.layers.{LAST}.input", norming(0)),
             ("post_attention_layernorm of 0", "grad.layers.0.post_attention", norming(1, layer=0)),
@@ -242,7 +180,7 @@ def _activations() -> list[Fault]:
 
     kind, cause = "activation's derivative wrong", "gradient-activation"
     return [
-        _fault(kind, variant, f"grad.layers.{expected}.gate_proj", cause, patches=patches)
+        backwards(kind, variant, f"grad.layers.{expected}.gate_proj", cause, patches=patches)
         for variant, expected, patches in (
             ("sigmoid", LAST, in_mlp(jax.nn.sigmoid, None)),
             ("straight through, layer 1", 1, in_mlp(jnp.ones_like, 1)),
@@ -258,137 +196,6 @@ def _slope_of_gelu(x: jax.Array) -> jax.Array:
     return jax.jvp(gelu, (x,), (jnp.ones_like(x),))[1]
 
 
-def _attention() -> list[Fault]:
-    @jax.custom_vjp
-    def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
-        return softmax(scores, visible)
-
-    weigh.defvjp(lambda s, visible: ((p := softmax(s, visible)), p), lambda p, g: (p * g, None))
-
-    def infinite(moment: Moment) -> list[Patch]:
-        real = jnp.asarray(moment.inputs.valid)[:, None, :, None]
-
-        def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
-            visible = visible & real  # so that pads see nothing
-            scores = scores + jnp.where(visible, 0.0, -jnp.inf).astype(scores.dtype)
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            probs = weights / weights.sum(-1, keepdims=True)
-            return jnp.where(visible.any(-1, keepdims=True), probs, jnp.zeros_like(probs))
-
-        return attending(weigh=weigh)
-
-    def shared(reduce: Callable[[jax.Array], jax.Array], keys: bool, values: bool) -> Patches:
-        return in_layer(None, lambda _: [(llama, "attend", _attend(reduce, keys, values))])
-
-    def mean(g: jax.Array) -> jax.Array:
-        return g.mean(3)
-
-    scores = f"grad.layers.{LAST}.attn_scores"
-    return [
-        _fault(
-            "softmax's gradient incomplete",
-            "no row sum",
-            scores,
-            "gradient-softmax",
-            patches=attending_in(None, weigh=weigh),
-        ),
-        _fault(
-            "softmax's gradient incomplete",
-            "no row sum in layer 1",
-            "grad.layers.1.attn_scores",
-            "gradient-softmax",
-            patches=attending_in(1, weigh=weigh),
-        ),
-        _fault(
-            "infinite fill",
-            "rows of pads",
-            f"grad.layers.{LAST}.k_rope",
-            "gradient-infinite-fill",
-            scenario="left_padded",
-            patches=in_layer(None, infinite),
-        ),
-        *(
-            _fault(
-                "kv heads' gradients not summed",
-                variant,
-                f"grad.layers.{LAST}.{tap}",
-                "gradient-kv-heads",
-                patches=shared(reduce, keys, values),
-            )
-            for variant, tap, reduce, keys, values in (
-                ("mean, keys and values", "k_rope", mean, True, True),
-                ("mean, values", "v_proj", mean, False, True),
-                ("first head, keys", "k_rope", lambda g: g[:, :, :, 0], True, False),
-            )
-        ),
-    ]
-
-
-def _attend(reduce: Callable[[jax.Array], jax.Array], keys: bool, values: bool) -> Callable:
-    """Return an attention whose keys' or values' gradients [B S K G H] are reduced so."""
-
-    def repeated(held: jax.Array, wrong: bool, G: int) -> jax.Array:
-        B, S, K, H = held.shape
-
-        def forward(x: jax.Array) -> jax.Array:
-            return jnp.repeat(x, G, axis=2)
-
-        if not wrong:
-            return forward(held)
-        function = jax.custom_vjp(forward)
-        function.defvjp(
-            lambda x: (forward(x), None), lambda _, g: (reduce(g.reshape(B, S, K, G, H)),)
-        )
-        return function(held)
-
-    def attend(q: Any, k: Any, v: Any, mask: Any, *, tap: Any, **options: Any) -> jax.Array:
-        G = q.shape[2] // k.shape[2]
-        visible = (mask if isinstance(mask, jax.Array) else mask.to_bool())[:, None]
-        k, v = repeated(k, keys, G), repeated(v, values, G)
-        scale = np.asarray(options["scale"], q.dtype)
-        scores = tap("attn_scores", jnp.einsum("btnh,bsnh->bnts", q, k) * scale)
-        probs = tap("attn_probs", softmax(scores, visible))
-        return tap("attn_context", jnp.einsum("bnts,bsnh->btnh", probs, v))
-
-    return attend
-
-
-def _rotations() -> list[Fault]:
-    def turning(back: Callable[..., jax.Array]) -> Callable:
-        function = jax.custom_vjp(apply_rope)
-        function.defvjp(
-            lambda x, cos, sin: (apply_rope(x, cos, sin), (cos, sin)),
-            lambda angles, g: (back(g, *angles), None, None),
-        )
-        return function
-
-    def rotating(back: Callable[..., jax.Array], *which: int, layer: int | None = None) -> Patches:
-        def patches(_: Any) -> list[Patch]:
-            wrong, count = turning(back), -1
-
-            def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-                nonlocal count
-                count += 1
-                return (wrong if count % 2 in which else apply_rope)(x, cos, sin)
-
-            return [(llama, "apply_rope", rotate)]
-
-        return in_layer(layer, patches)
-
-    def unturned(g: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        return g
-
-    kind, cause = "rotation's gradient not turned back", "gradient-rotation"
-    return [
-        _fault(kind, variant, expected, cause, patches=patches)
-        for variant, expected, patches in (
-            ("q and k", f"grad.layers.{LAST}.k_proj", rotating(apply_rope, 0, 1)),
-            ("q, layer 1", "grad.layers.1.q_proj", rotating(apply_rope, 0, layer=1)),
-            ("k, not at all", f"grad.layers.{LAST}.k_proj", rotating(unturned, 1)),
-        )
-    ]
-
-
 def _tied() -> list[Fault]:
     def looked_up(self: Any, tokens: jax.Array, dtype: Any) -> jax.Array:
         return stopped(self.weight[...][tokens].astype(dtype))
@@ -400,7 +207,7 @@ def _tied() -> list[Fault]:
         return tap("logits", jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide))
 
     return [
-        _fault(
+        backwards(
             "tied gradient incomplete",
             variant,
             "grad.model.embed_tokens.weight",
@@ -436,7 +243,7 @@ def _residuals() -> list[Fault]:
 
     kind, cause = "residual's gradient cut", "gradient-residual"
     return [
-        _fault(kind, variant, expected, cause, patches=patches)
+        backwards(kind, variant, expected, cause, patches=patches)
         for variant, expected, patches in (
             ("past attention", f"grad.layers.{LAST}.input", residual(stopped, same, None)),
             ("into the MLP of layer 1", "grad.layers.1.post_attention", residual(same, stopped, 1)),
