@@ -21,6 +21,7 @@ from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
 from parity.causes.wrong import Held, Site, WrongReference
 from parity.distance import against
 from parity.examine import Finding, examine
+from parity.explained import Search, Step, described
 from parity.gold import Gold
 from parity.recording import Recording, record, record_backward, shortened
 from parity.result import Divergence, TapRow
@@ -56,55 +57,51 @@ class Trial:
     after: Finding
 
 
-@dataclass(frozen=True)
-class Step:
-    """One cause on the way to agreement: the tap's error before and after, and as in `Trial`."""
-
-    hypothesis: Hypothesis
-    tap: str
-    before: float
-    after: float
-    left: float
-
-
 def diagnose(
-    recording: Recording, checkpoint: CheckpointLike, *, seconds: float = 30.0
+    recording: Recording,
+    checkpoint: CheckpointLike,
+    *,
+    backward: Recording | None = None,
+    seconds: float = 30.0,
 ) -> dict[str, Any] | None:
     """Say why a recorded run differs from the reference.
 
     Args:
         recording: of the subject.
         checkpoint: what both run.
-        seconds: no new hypothesis is tried in full after this time.
+        backward: of the same subject on the same inputs; examined once the forward pass agrees,
+            with the reference as wrong as that has to be.
+        seconds: for each recording; no new hypothesis is tried in full after this time.
 
     Returns:
-        A plain description (see `_described`), or None if the recording equals the reference.
+        A plain description (see `parity.explained.described`), or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
-        return _diagnosed(recording, checkpoint, time.monotonic() + seconds)
+        found = _searched(recording, WrongReference(checkpoint), recording.inputs, seconds)
+        if backward is not None and found.end.first is None:
+            found = found.then(_searched(backward, found.reference, found.inputs, seconds))
+        return described(found)
 
 
-def _diagnosed(
-    recording: Recording, checkpoint: CheckpointLike, deadline: float
-) -> dict[str, Any] | None:
-    reference, inputs = WrongReference(checkpoint), recording.inputs
+def _searched(
+    recording: Recording, reference: WrongReference, inputs: Inputs, seconds: float
+) -> Search:
     start = found = examine(recording, reference, inputs)
-    if found.first is None:
-        return None
+    deadline = time.monotonic() + seconds
     steps: list[Step] = []
     suspects: list[tuple[Hypothesis, float]] = []
-    while found.first is not None and len(steps) < MOST_CAUSES and time.monotonic() < deadline:
+    untried = 0
+    while found.first is not None and len(steps) < MOST_CAUSES:
         assert found.evidence is not None
-        ranked = ranked_hypotheses(found.evidence)
-        suspects = ranked
-        best = _best_trial(recording, found, ranked, deadline)
+        suspects = ranked_hypotheses(found.evidence)
+        best, untried = _best_trial(recording, found, suspects, deadline)
         if best is None:
             break
         tap, step = found.first.tap, found.first.step
         before, after = found.error(tap, step), best.after.error(tap, step)
         steps.append(Step(best.hypothesis, tap, before, after, best.left))
         reference, inputs, found = best.reference, best.inputs, best.after
-    return _described(start, found, _merged(steps), suspects)
+    return Search(start, found, tuple(steps), tuple(suspects), reference, inputs, untried)
 
 
 def cause_of(
@@ -142,9 +139,12 @@ def cause_of(
     layers = checkpoint.config.num_hidden_layers
     if row.mode == "grad":
         # What is wrong forwards spoils every gradient: that is looked for first.
-        brief = shortened(chosen, checkpoint.config, row.lane, layers)
-        forward = diagnose(record(subject, brief, None, layers), checkpoint)
-        return forward or diagnose(record_backward(subject, chosen, layers), checkpoint)
+        chosen = shortened(chosen, checkpoint.config, row.lane, layers)
+        return diagnose(
+            record(subject, chosen, None, layers),
+            checkpoint,
+            backward=record_backward(subject, chosen, layers),
+        )
     # An isolated run is kept with the gold's values, in float64.
     kept = "f64" if row.mode == "isolated" else row.lane
     chosen = shortened(chosen, checkpoint.config, kept, layers)
@@ -161,9 +161,11 @@ def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:
             left = remaining_error(evidence, hypothesis)
         except UNFIT:
             continue
-        found.append((round(max(np.log10(max(left, 1e-300)), -12)), number, hypothesis, left))
-    found.sort(key=lambda item: item[:2])
-    return [(hypothesis, left) for _, _, hypothesis, left in found]
+        guessed = evidence.backward and hypothesis.left is None
+        size = round(max(np.log10(max(left, 1e-300)), -12))
+        found.append(((guessed, size, number), hypothesis, left))
+    found.sort(key=lambda item: item[0])
+    return [(hypothesis, left) for _, hypothesis, left in found]
 
 
 def _proposed(evidence: Evidence) -> Iterator[Hypothesis]:
@@ -185,7 +187,7 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     """
     tap = evidence.short
     if evidence.backward:
-        return 0.0
+        return hypothesis.left or 0.0
     changes = [c for c in hypothesis.changes if c.tap == tap and c.value is not None]
     weights = [c for c in hypothesis.changes if c.weight is not None]
     if not changes and not weights:
@@ -248,30 +250,32 @@ def _best_trial(
     found: Finding,
     ranked: Sequence[tuple[Hypothesis, float]],
     deadline: float,
-) -> Trial | None:
-    """Try the best hypotheses on the whole reference; return the one that goes farthest."""
+) -> tuple[Trial | None, int]:
+    """Try the best hypotheses on the whole reference.
+
+    Returns:
+        The one that goes farthest, and how many there was no time for.
+    """
     evidence = found.evidence
     assert evidence is not None and found.first is not None
     best: Trial | None = None
-    trials, first = 0, found.first
+    first = found.first
     enough = max(WORTH_TRYING * first.error, first.limit * first.noise)
-    for hypothesis, left in ranked:
-        if left > max(enough, hypothesis.noise) or trials >= MOST_TRIALS:
-            continue
-        if trials and time.monotonic() > deadline:
-            break
+    worth = [(h, left) for h, left in ranked if left <= max(enough, h.noise)][:MOST_TRIALS]
+    for tried, (hypothesis, left) in enumerate(worth):
+        if time.monotonic() > deadline:
+            return best, len(worth) - tried
         for scoped in _scopes(hypothesis, evidence):
             reference = evidence.reference.with_changes(scoped.changes)
             inputs = _inputs(evidence.inputs, scoped)
             after = examine(recording, reference, inputs)
             trial = Trial(scoped, left, reference, inputs, after)
             if after.first is None:
-                return trial
+                return trial, 0
             farthest = found if best is None else best.after
             if after.progress > farthest.progress:
                 best = trial
-        trials += 1
-    return best
+    return best, 0
 
 
 def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:
@@ -289,88 +293,3 @@ def _inputs(inputs: Inputs, hypothesis: Hypothesis) -> Inputs:
     if hypothesis.positions is not None:
         inputs = replace(inputs, positions=hypothesis.positions.astype(inputs.positions.dtype))
     return inputs
-
-
-def _merged(steps: Sequence[Step]) -> list[Step]:
-    """Say once what several layers have in common."""
-    first: dict[str, Step] = {}
-    for step in steps:
-        first.setdefault(step.hypothesis.cause, step)
-    return list(first.values())
-
-
-def _described(
-    start: Finding,
-    end: Finding,
-    steps: Sequence[Step],
-    suspects: Sequence[tuple[Hypothesis, float]],
-) -> dict[str, Any]:
-    assert start.first is not None
-    agrees = end.first is None
-    evidence = [_line(step) for step in steps]
-    if agrees:
-        evidence.append("so changed, the reference agrees with the subject in every tap")
-    else:
-        assert end.first is not None
-        evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
-    listed = [] if agrees else _suspects(suspects)
-    if not steps:
-        return {
-            "id": "",
-            "title": "unexplained",
-            "summary": f"unexplained: no known cause makes {start.first.tap} what it is",
-            "confirmed": False,
-            "evidence": evidence,
-            "effective": "",
-            "configured": "",
-            "remedy": "",
-            "experiments": [],
-            "suspects": listed,
-            "others": [],
-        }
-    named = [_named(step) for step in steps]
-    return {
-        **named[0],
-        "confirmed": agrees,
-        "evidence": evidence,
-        "experiments": [
-            {"changed": s.hypothesis.said, "tap": s.tap, "before": s.before, "after": s.after}
-            for s in steps
-        ],
-        "suspects": listed,
-        "others": named[1:],
-    }
-
-
-def _named(step: Step) -> dict[str, Any]:
-    hypothesis = step.hypothesis
-    cause = catalogue()[hypothesis.cause].cause
-    said = f"{cause.title} ({hypothesis.said})"
-    if hypothesis.effective:
-        said += f"; effective {hypothesis.effective}, configured {hypothesis.configured}"
-    return {
-        "id": cause.id,
-        "title": cause.title,
-        "summary": said,
-        "effective": hypothesis.effective,
-        "configured": hypothesis.configured,
-        "remedy": cause.remedy,
-    }
-
-
-def _line(step: Step) -> str:
-    said = f"{step.hypothesis.said} on the reference: error at {step.tap} {step.before:.1e} -> "
-    if step.after < step.before or step.left >= step.before:
-        line = f"{said}{step.after:.0e}"
-    else:  # its values stand at ties, which a run's own rounding decides
-        line = f"{said}{step.left:.0e} on the subject's own inputs"
-    noise = step.hypothesis.noise
-    return line + (f"; it rounds by up to {noise:.0e} itself" if noise else "")
-
-
-def _suspects(ranked: Sequence[tuple[Hypothesis, float]]) -> list[dict[str, Any]]:
-    return [
-        {"id": hypothesis.cause, "summary": hypothesis.said, "error_left": left}
-        for hypothesis, left in ranked[:5]
-        if left > 0
-    ]

@@ -80,6 +80,8 @@ class Hypothesis:
         positions: in the place of the scenario's [B T].
         noise: how exactly the wrong operator can be repeated, relative; a hypothesis whose own
             rounding is as large as the difference cannot make it smaller.
+        left: of a gradient, what of its error the hypothesis leaves, where the gradient tells; None
+            for a guess, which only an experiment can judge and which comes after.
     """
 
     cause: str
@@ -90,6 +92,7 @@ class Hypothesis:
     mask: Any = None  # arrays; Any, so that keyword arguments of strings can be unpacked
     positions: Any = None
     noise: Any = 0.0
+    left: Any = None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 
 from parity.causes.base import Cause, Evidence, Hypothesis
-from parity.causes.gradients import of
+from parity.causes.gradients import multiple, of
 from parity.causes.wrong import Change, Site, differentiated
 
 CAUSE = Cause(
@@ -27,12 +28,18 @@ CAUSE = Cause(
     rank=3,
 )
 
+# How near to a mean's the gradient must be, relative, to be taken for one.
+CLOSE = 1e-2
+
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose each way not to sum, of keys and values and of those at hand."""
     keys = e.short.endswith("k_rope")
+    found, group = multiple(e), e.config.num_attention_heads // e.config.num_key_value_heads
     for said, reduce in REDUCTIONS.items():
-        facts = {"effective": said, "configured": "sum"}
+        mean = said == "mean" and found is not None and abs(found.factor * group - 1) < CLOSE
+        left = found.rest if found is not None and mean else None
+        facts: dict[str, Any] = {"effective": said, "configured": "sum", "left": left}
         k, v = (
             Change("attn_scores", scores_with(reduce)),
             Change("attn_context", context_with(reduce)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +42,8 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if found is None or not found.factor or found.rest > CLOSE * abs(found.factor - 1):
         return
     factor = found.factor
-    facts = {"effective": f"factor {factor:.6g}", "configured": "1"}
+    facts: dict[str, Any] = {"effective": f"factor {factor:.6g}", "configured": "1"}
+    facts["left"] = found.rest
     tap, times = forward_tap(e), f"times {factor:.6g}"
 
     def change(gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -31,7 +32,8 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     found = multiple(e)
     if found is None or found.factor or found.rest:
         return
-    facts = {"effective": "gradient 0", "configured": "what autograd gives"}
+    facts: dict[str, Any] = {"effective": "gradient 0", "configured": "what autograd gives"}
+    facts["left"] = 0.0
     tap = forward_tap(e)
     if e.short in ACTIVATIONS:
         change = Change(tap, pulled=torch.zeros_like)

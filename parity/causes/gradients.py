@@ -53,7 +53,7 @@ class Multiple:
 
 
 def multiple(evidence: Evidence) -> Multiple | None:
-    """Compare the gradient at hand with the reference's; None where either is not finite or 0."""
+    """Compare the gradient at hand with the reference's; None where that is 0 or one not finite."""
     given, right = (_live(evidence, taps[evidence.short]) for taps in _sides(evidence))
     if not right.any() or not (np.isfinite(given).all() and np.isfinite(right).all()):
         return None

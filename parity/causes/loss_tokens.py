@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -61,8 +60,14 @@ def _unshifted(inputs: Inputs) -> list[Pair]:
 
 
 def _shifted_twice(inputs: Inputs) -> list[Pair]:
-    pairs = successors(inputs)
-    return [(b, t, after) for (b, t, _), (row, _, after) in pairwise(pairs) if row == b]
+    """Take each column's target, where it has one, for that of the column before."""
+    return [(b, t - 1, target) for b, t, target in successors(inputs) if t]
+
+
+def _from_pads(inputs: Inputs) -> list[Pair]:
+    """Leave out columns whose target is a pad, but not those that are pads themselves."""
+    b, t = np.nonzero(inputs.valid[:, 1:])
+    return list(zip(b.tolist(), t.tolist(), inputs.tokens[b, t + 1].tolist(), strict=True))
 
 
 CANDIDATES: dict[str, Callable[[Inputs], Sequence[Pair]]] = {
@@ -72,6 +77,7 @@ CANDIDATES: dict[str, Callable[[Inputs], Sequence[Pair]]] = {
         replace(_with_pads(inputs), segments=None)
     ),
     "pads as targets": _following_column,
+    "pads hidden as targets alone": _from_pads,
     "targets not shifted": _unshifted,
     "targets shifted twice": _shifted_twice,
 }

@@ -44,5 +44,8 @@ def wrong_losses(
     mask = np.where(inputs.valid[:, :, None], inputs.mask, shown.get("mask", inputs.mask))
     given, right = (float(taps["loss"]) for taps in (evidence.subject, evidence.truth))
     for said, loss in candidates.items():
-        if abs(float(loss(logits, inputs)) - given) <= CLOSE * abs(right - given):
-            yield Hypothesis(cause, said, (Change(loss=loss),), said, configured, mask=mask)
+        away = abs(float(loss(logits, inputs)) - given)
+        if away <= CLOSE * abs(right - given):
+            left = away / abs(right)
+            change = Change(loss=loss)
+            yield Hypothesis(cause, said, (change,), said, configured, mask=mask, left=left)

@@ -168,9 +168,16 @@ class WrongReference(TorchReference):
                 read = _reading(change, read, super().weight)
         return read(name)
 
-    def embedding(self, tokens: Tensor, tap: Recorder) -> Tensor:
-        edited = tap if isinstance(tap, EditedTap) else EditedTap(self, None, tap, None)
-        return super().embedding(tokens, edited)
+    def setup(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: dict[int, tuple[Tensor, Tensor]] | None,
+        tap: Recorder,
+    ) -> tuple[Tensor, Surroundings]:
+        edited = EditedTap(self, None, tap, None)
+        return super().setup(tokens, positions, mask, cache, edited)
 
     def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
         changed = [change.loss for change in self.changes if change.loss is not None]
@@ -199,7 +206,7 @@ class WrongRun(TorchRun):
     _written: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def _embed(self, start: int, stop: int, tap: Recorder) -> None:
-        super()._embed(start, stop, EditedTap(self._reference, None, tap, None))
+        super()._embed(start, stop, tap)
         if self._cache is None:
             return
         self._written = {} if self._written is None else self._written

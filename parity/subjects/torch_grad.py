@@ -17,7 +17,7 @@ from torch import Tensor
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.torch_arrays import Recorder, View, to_numpy, to_torch
-from parity.subjects.torch_reference import Surroundings, TorchReference
+from parity.subjects.torch_reference import TorchReference
 from parity.subjects.torch_weights import Weights
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -118,9 +118,8 @@ def by_stage(reference: TorchReference, inputs: Inputs) -> Iterator[Arrays]:
     ids = to_torch(inputs.tokens.astype(np.int64))
     positions, mask = to_torch(inputs.positions.copy()), to_torch(inputs.mask.copy())
     with torch.no_grad():
-        freq = reference.inv_freq().to(reference.wide)
-        around = Surroundings(*reference.angles(freq, positions), mask, None)
-        streams = [reference.embedding(ids, Watching())]
+        x, around = reference.setup(ids, positions, mask, None, Watching())
+        streams = [x]
         for index in range(layers):
             streams.append(reference.layer(index, streams[-1], around, Watching()))
 
@@ -141,7 +140,8 @@ def by_stage(reference: TorchReference, inputs: Inputs) -> Iterator[Arrays]:
         yield _named(found, f"grad.layers.{index}.")
     stage = _begin(reference, pulled)
     with _borrowing(reference, stage.leaves):
-        output = reference.embedding(ids, stage.taps)
+        output, _ = reference.setup(ids, positions, mask, None, stage.taps)
+    stage.taps.tensors = {"embed": stage.taps.tensors["embed"]}
     found, _ = stage.gradients(output, pulled)
     if tied is not None:
         found[EMBEDDING] = found[EMBEDDING] + tied

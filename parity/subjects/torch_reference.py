@@ -127,10 +127,6 @@ class TorchReference:
         """Return the vectors [B T D] of token ids [B T]."""
         return self.weight("model.embed_tokens.weight")[tokens].to(self.compute)
 
-    def embedding(self, tokens: Tensor, tap: Recorder) -> Tensor:
-        """Return the residual stream's beginning [B T D]."""
-        return tap("embed", self.embed(tokens))
-
     def inv_freq(self) -> Tensor:
         """Return the radians per token of each feature pair [H/2], float64, fastest first.
 
@@ -238,6 +234,20 @@ class TorchReference:
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up [B T F]."""
         return F.silu(gate) * up
+
+    def setup(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: dict[int, tuple[Tensor, Tensor]] | None,
+        tap: Recorder,
+    ) -> tuple[Tensor, Surroundings]:
+        """Return the residual stream's beginning [B T D], and what every layer is given."""
+        freq = tap("rope.inv_freq", self.inv_freq().to(self.wide))
+        positions, mask = tap("positions", positions), tap("mask", mask)
+        x = tap("embed", self.embed(tokens))
+        return x, Surroundings(*self.angles(freq, positions), mask, cache)
 
     def layer(self, i: int, x: Tensor, around: Surroundings, tap: Recorder) -> Tensor:
         """Apply decoder layer `i` to the residual stream [B T D]."""

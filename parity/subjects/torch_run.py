@@ -61,10 +61,7 @@ class TorchRun:
         tokens = self._batch(self._inputs.tokens[:, start:stop].astype(np.int64))
         positions = self._batch(self._inputs.positions[:, start:stop])
         mask = self._batch(self._inputs.mask[:, start:stop, :stop])
-        freq = tap("rope.inv_freq", reference.inv_freq().to(reference.wide))
-        positions, mask = tap("positions", positions), tap("mask", mask)
-        self._x = reference.embedding(tokens, tap)
-        self._around = Surroundings(*reference.angles(freq, positions), mask, self._cache)
+        self._x, self._around = reference.setup(tokens, positions, mask, self._cache, tap)
 
     def _batch(self, array: np.ndarray) -> Tensor:
         tensor = to_torch(np.array(array))

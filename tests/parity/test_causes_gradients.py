@@ -98,6 +98,55 @@ def test_what_is_wrong_forwards_is_named_first(checkpoint: Checkpoint) -> None:
     assert (result.cause["id"], result.cause["confirmed"]) == ("rope-theta", True)
 
 
+class _Detached(Linear):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(super().__call__(x))
+
+
+def test_two_faults_backwards_are_named_one_after_the_other(checkpoint: Checkpoint) -> None:
+    with jax.enable_x64(True):
+        model = load_model(checkpoint, dtype="float64")
+        model.layers.mlp.up_proj.__class__ = _HalfGradient
+        model.layers.self_attn.v_proj.__class__ = _Detached
+        inputs = inputs_for(checkpoint, "packed", T)
+        found = diagnose(record_backward(JaxLlama(model, "f64"), inputs, LAYERS), checkpoint)
+    assert found is not None and found["confirmed"]
+    assert [found["id"], *(one["id"] for one in found["others"])] == [
+        "gradient-scaled",
+        "gradient-stopped",
+    ]
+
+
+def test_a_fault_backwards_behind_one_forwards_is_named_too(checkpoint: Checkpoint) -> None:
+    def subject(model: Llama, dtype: str) -> JaxLlama:
+        made = JaxLlama(model, dtype)
+        made.model.layers.mlp.up_proj.__class__ = _HalfGradient
+        return made
+
+    result = runner.run(
+        checkpoint,
+        modes="grad",
+        dtypes="f64",
+        overrides=["rope_theta=1e6"],
+        subject=subject,
+        length=T,
+    )
+    assert result.cause is not None and result.cause["confirmed"]
+    assert result.cause["id"] == "rope-theta"
+    assert [one["id"] for one in result.cause["others"]] == ["gradient-scaled"]
+
+
+def test_what_there_was_no_time_for_is_told(checkpoint: Checkpoint) -> None:
+    with jax.enable_x64(True):
+        model = load_model(checkpoint, dtype="float64")
+        model.layers.mlp.up_proj.__class__ = _HalfGradient
+        inputs = inputs_for(checkpoint, "packed", T)
+        recording = record_backward(JaxLlama(model, "f64"), inputs, LAYERS)
+        found = diagnose(recording, checkpoint, seconds=-1.0)
+    assert found is not None and not found["confirmed"]
+    assert any("time ran out: 2 hypotheses" in line for line in found["evidence"])
+
+
 class _Sheared(Linear):
     """Hands each feature's gradient to its neighbour: in no catalogue."""
 

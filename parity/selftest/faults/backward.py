@@ -98,23 +98,24 @@ _damped.defvjp(
 )
 
 
+def damping(factor: float, place: int) -> Patches:
+    """Return patches that multiply the gradient into a layer."""
+    layer_call = llama.DecoderLayer.__call__
+
+    def wrong(self: Any, x: jax.Array, *rest: Any) -> Any:
+        return layer_call(self, _damped(x, factor), *rest)
+
+    return in_layer(place, lambda _: [(llama.DecoderLayer, "__call__", wrong)])
+
+
 def _scaled() -> list[Fault]:
-    layer_call, linear = llama.DecoderLayer.__call__, llama.Linear.__call__
-
-    def layer(factor: float) -> Callable:
-        def wrong(self: Any, x: jax.Array, *rest: Any) -> Any:
-            return layer_call(self, _damped(x, factor), *rest)
-
-        return wrong
+    linear = llama.Linear.__call__
 
     def weight(self: Any, x: jax.Array) -> jax.Array:
         return jnp.einsum("...i,oi->...o", x, _damped(self.weight[...].astype(x.dtype), 2.0))
 
     def output(self: Any, x: jax.Array) -> jax.Array:
         return _damped(linear(self, x), 0.5)
-
-    def damping(factor: float, place: int) -> Patches:
-        return in_layer(place, lambda _: [(llama.DecoderLayer, "__call__", layer(factor))])
 
     kind, cause = "gradient scaled", "gradient-scaled"
     return [

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.selftest.fault import Fault, Weights, configured
+from parity.selftest.fault import Fault, Weights, backwards, configured
+from parity.selftest.faults.backward import damping
 from parity.selftest.faults.kernels import attending_in
 from parity.selftest.faults.rotation import KEYS, QUERIES, neighbours, rotating
 
@@ -33,7 +34,7 @@ def faults() -> list[Fault]:
     kind, tap = "kv heads tiled, not repeated", "layers.12.attn_scores"
     heads = fault("G1", kind, "layer 12", tap, "kv-head-map")
     gate = fault("W2", "gate and up swapped", "layer 29", "layers.29.gate_proj", "weight-swapped")
-    return [
+    found = [
         # Its own is 1e5.
         replace(theta, flagged=("rope.inv_freq",), config=configured(rope_theta=1e4)),
         replace(eps, config=configured(rms_norm_eps=1e-6)),
@@ -41,3 +42,12 @@ def faults() -> list[Fault]:
         replace(heads, patches=attending_in(12, key_heads=tiled, value_heads=tiled)),
         replace(gate, weights=swapped),
     ]
+    # Of eps the narrower dtypes show nothing that their rounding could not be.
+    narrow = [
+        replace(f, lane=lane) for lane in ("f32", "bf16") for f in found if f.kind != eps.kind
+    ]
+    scaled = backwards(
+        "gradient scaled", "0.9 into layer 20", "grad.layers.20.input", "gradient-scaled"
+    )
+    damped = replace(scaled, family="D3", model="smollm2", patches=damping(0.9, 20))
+    return [*found, *narrow, damped]
