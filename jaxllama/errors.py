@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -21,6 +22,12 @@ class CheckpointError(JaxLlamaError, ValueError):
 
 class InputError(JaxLlamaError, ValueError):
     """A prompt, mask, position, cache or option does not fit the model it is given to."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return a guess at which known name was meant, to put into a message; empty without one."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {found[0]}? " if found else ""
 
 
 def join_problems(title: str, problems: Sequence[str]) -> str:

@@ -58,6 +58,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     notes += [
         f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
     ]
+    notes += _thin(theirs, runs, reference)
     divergence = first_divergence(rows)
     if divergence is not None:
         notes.append(
@@ -164,7 +165,8 @@ def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> Pa
         if narrow and trace.info.role == "variant":
             continue
         roles = {"variant"} if lane != "f64" or trace.info.role == "variant" else {"gold"}
-        if trace.info.role == "subject":
+        # What is the noise cannot be held to it as well.
+        if trace.info.role == "subject" and (lane == "f64" or len(theirs[run]) > 1):
             roles.add("witness")
         party = gold if trace is truth else TraceSubject([trace])
         entries.append(Entry(party, frozenset(roles), (mode,)))
@@ -228,7 +230,20 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
             timing=document["timing"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a result of parity run --json: {error!r}") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path}: not a result of parity run --json: {what}") from error
+
+
+def _thin(
+    theirs: Mapping[Run, Sequence[Trace]], runs: Sequence[Run], reference: str | Path
+) -> list[str]:
+    """Say at which dtypes a single run has to tell the noise."""
+    single = dict.fromkeys(run[0] for run in runs if run[0] != "f64" and len(theirs[run]) < 2)
+    return [
+        f"{reference} holds one run alone at {dtype}: its error is taken for the noise, and it is "
+        "no witness itself; a capture of --subject torch holds two, give that second"
+        for dtype in single
+    ]
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -239,8 +254,13 @@ def _document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
+        said = "empty" if not path.stat().st_size else f"not JSON, or cut short: {error}"
+        raise InputError(f"{path}: {said}; write it again by parity run --json") from error
+    if not isinstance(document, dict):
+        raise InputError(
+            f"{path}: a {type(document).__name__}, expected what parity run --json writes"
+        )
+    version = document.get("schema_version")
     if not isinstance(version, str) or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise InputError(
             f"{path}: schema_version {version!r}, expected {SCHEMA_VERSION.split('.')[0]}.x of "

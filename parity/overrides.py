@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, meant
 
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -54,7 +54,7 @@ def _replaced(owner: Any, path: Sequence[str], text: str, assignment: str) -> An
     if name not in fields:
         raise InputError(
             f"--override {assignment!r}: {type(owner).__name__} has no field {name!r}; "
-            f"its fields are {', '.join(fields)}"
+            f"{meant(name, fields)}its fields are {', '.join(fields)}"
         )
     current = getattr(owner, name)
     if not rest:

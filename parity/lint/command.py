@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, meant
 from parity.lint import sarif
 from parity.lint.case import Case
 from parity.lint.files import load_array, load_file, looks_like_file
@@ -161,9 +161,10 @@ def explain(rule_id: str) -> str:
     raise InputError(_unknown(rule_id, rules, sorted(causes)))
 
 
-def _unknown(name: str, rules: Iterable[str], causes: Iterable[str]) -> str:
+def _unknown(name: str, rules: Collection[str], causes: Collection[str]) -> str:
     return (
-        f"explain {name!r}: no such rule or cause; the rules of lint are {', '.join(rules)};"
+        f"explain {name!r}: no such rule or cause; {meant(name, [*rules, *causes])}"
+        f"the rules of lint are {', '.join(rules)};"
         f" the causes {', '.join(causes)}"
     )
 

@@ -272,10 +272,15 @@ def _witness_table(witnesses: list[WitnessRow]) -> Table:
             *group,
             str(max(r.compared for r in rows)),
             *(("is the", "gold", "") if worst.is_gold else errors),
-            f"{max(r.subject_gap for r in rows):.1e}",
+            _gap([r for r in rows if r.mode != "grad"]),
             style=None if worst.agrees else "yellow",
         )
     return table
+
+
+def _gap(forward: list[WitnessRow]) -> str:
+    """Say how far a witness's logits are from the subject's; a backward pass shows none."""
+    return f"{max(r.subject_gap for r in forward):.1e}" if forward else "-"
 
 
 def _table(title: str, gap: int = 1) -> Table:

@@ -132,7 +132,7 @@ def test_wrong_usage(parity, arguments: list[str]) -> None:
         (["--tokens", "1,two"], "--tokens '1,two': expected whole numbers"),
         (["--tokens", "1,9999"], "token id 9999 at index 1"),
         (["--tokens", "1", "--prompt", "a"], "give one of them"),
-        (["--override", "rope_thet=1e6"], "has no field 'rope_thet'"),
+        (["--override", "rope_thet=1e6"], "did you mean rope_theta?"),
         (["--override", "rope_theta=-1"], "rope_theta"),
         (["--override", "hidden_size=64"], "hidden_size"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def test_two_captures_are_judged_as_a_run_is(made: Path, live: Result) -> None:
     assert result.compared == result.expected
     gaps = {(w.lane, w.mode): w.subject_gap for w in result.witnesses}
     assert 0 < gaps["f64", "free"] < 1e-12 < gaps["f32", "free"] < 1e-5
+
+
+def test_a_capture_of_one_run_gives_noise_and_is_no_witness(made: Path) -> None:
+    result = parity.compare(made / "torch", made / "jax")
+    assert result.verdict == "equal"
+    assert {w.lane for w in result.witnesses} == {"f64"}
+    assert any("holds one run alone at f32" in note for note in result.notes)
+    both = parity.compare(made / "jax", made / "torch")
+    assert {w.lane for w in both.witnesses} == {"f64", "f32"}
+    assert not any("one run alone" in note for note in both.notes)
 
 
 def test_a_wrong_capture_is_caught_and_placed(made: Path) -> None:
@@ -260,12 +271,21 @@ def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema_version": "9.0"}', '{"schema_version": "1.0"}', "[" * 99999]
+    ("text", "said"),
+    [
+        ("", "empty; write it again"),
+        ("[]", "a list, expected what parity run --json writes"),
+        ("{}", "schema_version None, expected 1.x"),
+        ('{"schema_version": "9.0"}', "schema_version '9.0', expected 1.x"),
+        ('{"schema_version": "1.0"}', "'taps' is missing"),
+        ('{"schema_version": ', "not JSON, or cut short"),
+        ("[" * 99999, "not JSON, or cut short"),
+    ],
 )
-def test_files_that_are_no_result(tmp_path: Path, text: str) -> None:
+def test_files_that_are_no_result(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "result.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"result\.json"):
+    with pytest.raises(InputError, match=r"result\.json: .*" + re.escape(said)):
         parity.recheck(path)
 
 
