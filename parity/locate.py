@@ -25,8 +25,9 @@ def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     return None
 
 
-def _place(row: TapRow) -> tuple[int, tuple[int, int, float]]:
-    return row.step, flow_key(row.tap)
+def _place(row: TapRow) -> tuple[bool, int, tuple[int, int, float]]:
+    """Order what failed: forwards before backwards, an earlier call before a later one."""
+    return split_name(row.tap)[0] in GRAD_TAPS, row.step, flow_key(row.tap)
 
 
 def _classify(failed: list[TapRow], lane: str) -> Divergence:

@@ -2,7 +2,7 @@
 
 A fault is code of its own: it changes weights, the configuration, or functions of `jaxllama` while
 a stage of the pass runs. `jaxllama` has no switches for it, and `parity.causes`, which has to find
-out what is wrong, shares nothing with it.
+out what is wrong, shares no code with it.
 """
 
 from __future__ import annotations

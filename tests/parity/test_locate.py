@@ -83,6 +83,12 @@ def test_the_lane_that_was_run_first_decides() -> None:
     assert located(row("logits", lane="f64"), early).row.lane == "bf16"
 
 
+def test_a_later_step_forwards_comes_before_a_gradient() -> None:
+    late = row("layers.1.output", failed=True, mode="decode", step=2)
+    found = located(row("grad.layers.1.input", failed=True, mode="grad"), late)
+    assert found.row.tap == "layers.1.output"
+
+
 def test_the_earliest_decoding_step_comes_first() -> None:
     found = located(
         row("layers.0.q_rope", failed=True, mode="decode", step=3),

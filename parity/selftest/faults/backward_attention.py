@@ -36,10 +36,9 @@ def _attention() -> list[Fault]:
 
         def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
             visible = visible & real  # so that pads see nothing
-            scores = scores + jnp.where(visible, 0.0, -jnp.inf).astype(scores.dtype)
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            probs = weights / weights.sum(-1, keepdims=True)
-            return jnp.where(visible.any(-1, keepdims=True), probs, jnp.zeros_like(probs))
+            fill = jnp.where(visible, 0.0, -jnp.inf).astype(scores.dtype)
+            probs = jax.nn.softmax(scores + fill, axis=-1)
+            return jnp.where(jnp.isnan(probs), jnp.zeros_like(probs), probs)
 
         return attending(weigh=weigh)
 
