@@ -259,5 +259,5 @@ def _nothing(golds: Mapping[str, Gold]) -> dict[str, Difference]:
 def _expense(party: Party) -> str | None:
     """Return under which name a party's seconds are counted, None for what is no cost of taps."""
     if "production" in party.roles:
-        return "bare"
+        return f"bare_{party.mode}"
     return f"subject_{party.mode}" if party.judged else None

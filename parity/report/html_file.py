@@ -261,10 +261,12 @@ def _logits(result: Result) -> list[dict[str, Any]]:
     rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
     found = []
     for lane in dict.fromkeys(row.lane for row in rows):
-        facts = [row.facts for row in rows if row.lane == lane]
+        ours = [row for row in rows if row.lane == lane]
+        facts = [row.facts for row in ours]
         worst = {n: max(f.get(n, 0.0) for f in facts) for n in ("kl_max", "shift", "range")}
         flips = {n: sum(f.get(n, 0.0) for f in facts) for n in ("top1_flips", "unexplained_flips")}
-        found.append({"lane": lane, **worst, **flips})
+        passed = all(row.passed for row in ours)  # else more than rounding is in the flips
+        found.append({"lane": lane, "passed": passed, **worst, **flips})
     return found
 
 

@@ -41,8 +41,8 @@ def show(result: Result, console: Console) -> None:
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)
-    if "bare_s" in result.timing:
-        console.print(_cost_line(result.timing), soft_wrap=True, highlight=False, markup=False)
+    if cost := _cost_line(result.timing):
+        console.print(cost, soft_wrap=True, highlight=False, markup=False)
     console.print(_environment_line(result), soft_wrap=True, highlight=False, markup=False)
     console.print(f"again: {result.command}", soft_wrap=True, highlight=False, markup=False)
 
@@ -243,12 +243,15 @@ def _logits_line(result: Result) -> str:
     logits = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
     parts = []
     for lane in dict.fromkeys(row.lane for row in logits):
-        facts = [row.facts for row in logits if row.lane == lane]
+        rows = [row for row in logits if row.lane == lane]
+        facts = [row.facts for row in rows]
         flips = sum(f.get("top1_flips", 0) for f in facts)
         unexplained = sum(f.get("unexplained_flips", 0) for f in facts)
         said = f"{flips:.0f} top-1 flips"
-        if flips:
-            said += f", {unexplained:.0f} beyond rounding" if unexplained else " within rounding"
+        if unexplained:
+            said += f", {unexplained:.0f} beyond rounding"
+        elif flips and all(row.passed for row in rows):  # else more than rounding is in them
+            said += ", within what rounding explains at this dtype"
         shift = max(f.get("shift", 0.0) for f in facts)
         kl = max(f.get("kl_max", 0.0) for f in facts)
         parts.append(f"{lane} KL {kl:.1e}, shift {shift:.1e}, {said}")
@@ -347,13 +350,28 @@ def _coverage_line(result: Result) -> str:
     return f"coverage: {result.compared} of {result.expected} taps compared{unmatched}{absent}"
 
 
+# What a mode's seconds are of.
+PASSES = {
+    "free": "forward passes",
+    "isolated": "on the reference's inputs",
+    "decode": "through caches",
+    "grad": "gradients",
+}
+
+
 def _cost_line(timing: Mapping[str, float]) -> str:
-    """Say what showing and comparing tensors costs, against the run that shows none."""
-    bare, shown = timing["bare_s"], timing.get("subject_free_s", 0.0)
+    """Say what showing and comparing tensors costs, each mode against a run that shows none."""
+    costs = []
+    for mode, passes in PASSES.items():
+        bare, shown = timing.get(f"bare_{mode}_s"), timing.get(f"subject_{mode}_s")
+        if shown is not None:
+            users = "" if bare is None else f"{bare:.1f} s as users run them, "
+            costs.append(f"{passes} {users}{shown:.1f} s with taps")
+    if not costs:
+        return ""
     return (
-        f"cost: forward passes {bare:.1f} s as users run them, {shown:.1f} s with taps; "
-        f"comparing {timing.get('comparing_s', 0.0):.1f} s of a processor; "
-        f"compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
+        f"cost: {'; '.join(costs)}; comparing {timing.get('comparing_s', 0.0):.1f} s of a "
+        f"processor; compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
     )
 
 

@@ -101,6 +101,7 @@ def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
     context = multiprocessing.get_context("spawn")
     # A terminal interrupts all processes; the first of them ends the others.
     ignored = signal.SIGINT, signal.SIG_IGN
+    others = {process.pid for process in multiprocessing.active_children()}  # the caller's own
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=signal.signal, initargs=ignored
     )
@@ -118,7 +119,8 @@ def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process.pid not in others:
+                process.terminate()
         raise
     pool.shutdown()
 

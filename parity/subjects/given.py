@@ -43,7 +43,7 @@ class OfCheckpoint:
 Resolved = Callable[[Llama, str], Subject] | Mapping[str, Subject] | OfCheckpoint
 
 
-def resolve(given: Given) -> Resolved:
+def resolve(given: Given | OfCheckpoint) -> Resolved:
     """Return what makes the subjects that a user asks for.
 
     Raises:

@@ -22,6 +22,10 @@ INSIDE = (
     "names: a value is inside a JAX transformation (jit, scan, remat) that it cannot be taken out "
     "of; map what goes in and out of it, or run it under jax.disable_jit"
 )
+OUTSIDE = (
+    "parameters: call= or loss= turns a value into a NumPy array or a Python number, which JAX "
+    "cannot differentiate through; keep to JAX arrays"
+)
 
 
 class NNX:
@@ -78,7 +82,10 @@ class NNX:
             return [loss_of(copy, keep), *values]
 
         weights = {name: held[paths[name]][...] for name in names}
-        program = jax.make_jaxpr(seen_from)(weights)
+        try:
+            program = jax.make_jaxpr(seen_from)(weights)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise InputError(OUTSIDE) from error
         if any(isinstance(value, jax.core.Tracer) for value in program.consts):
             raise InputError(INSIDE)
         loss, by_weight, by_value = _differentiated(program, weights)

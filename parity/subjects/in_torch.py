@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxllama.errors import InputError
 from parity.scenarios import Inputs
 from parity.subjects.framework import Gradients, LossOf
 from parity.subjects.layouts import Tap
 from parity.subjects.torch_arrays import to_numpy, to_torch
 from parity.subjects.torch_grad import next_token_loss
+
+NO_GRAPH = (
+    "parameters: the loss depends on no parameter: call= or loss= runs under torch.no_grad() or "
+    "torch.inference_mode(), or detaches; leave that out, forward passes are run without gradients "
+    "anyway"
+)
 
 
 class Torch:
@@ -47,6 +54,8 @@ class Torch:
         def keep(tap: Tap, value: Tensor) -> Tensor:
             if not value.is_floating_point():
                 return value
+            if not value.requires_grad and tap.name == "logits":
+                raise InputError(NO_GRAPH)
             if not value.requires_grad:  # cut off from the parameters, if not from the loss
                 value = value.detach().requires_grad_()
             value.retain_grad()
@@ -56,6 +65,8 @@ class Torch:
         parameters = dict(module.named_parameters())
         with _prepared(module, [parameters[name] for name in names]), torch.enable_grad():
             loss = loss_of(module, keep)
+            if not (isinstance(loss, Tensor) and loss.requires_grad):
+                raise InputError(NO_GRAPH)
             loss.backward()  # as in training, with whatever hooks there are
             return Gradients(
                 loss.detach(),

@@ -142,4 +142,3 @@ def _faults(tap: Tap, known: Mapping[str, str]) -> list[str]:
             what, example = "parameter", "model.layers.{i}.mlp.up_proj.weight or lm_head.weight"
         return [f"{tap.name!r} is no canonical {what}, such as {example}"]
     return misfit(tap.axes, known[kind], stacked=known is PARAMETERS, name=tap.name)
-    return []

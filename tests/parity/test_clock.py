@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from witnesses import small
 
 import parity
 from parity import clock
-from parity.report.terminal import _cost_line
+from parity.report.terminal import PASSES, _cost_line
 
 
 def test_what_is_compiled_is_counted_apart() -> None:
@@ -35,10 +36,31 @@ def test_threads_add_up_and_what_has_no_name_counts_nothing() -> None:
     assert set(clock.taken()) == {"a_s", "compiling_s"} and clock.taken()["a_s"] >= 0.02
 
 
-def test_a_run_says_what_showing_and_comparing_cost() -> None:
-    result = parity.run(small(), dtypes="f32", scenarios="causal", length=9, modes="free")
+@pytest.mark.parametrize(
+    ("modes", "shown", "bare"),
+    [
+        ("grad", {"grad"}, {"grad"}),
+        ("isolated", {"isolated"}, set()),
+        ("free,grad", {"free", "grad"}, {"free", "grad"}),
+    ],
+)
+def test_a_run_says_what_each_mode_cost(modes: str, shown: set[str], bare: set[str]) -> None:
+    result = parity.run(small(), dtypes="f32", scenarios="causal", length=9, modes=modes)
     timing = result.timing
     assert timing["compiling_s"] > 0 and timing["comparing_s"] > 0
-    assert 0 < timing["bare_s"] < timing["total_s"]
-    assert 0 < timing["subject_free_s"] < timing["total_s"]
-    assert _cost_line(timing).startswith("cost: forward passes")
+    passes = {f"subject_{mode}_s" for mode in shown} | {f"bare_{mode}_s" for mode in bare}
+    assert passes == {key for key in timing if key.startswith(("subject_", "bare_"))}
+    assert all(0 < timing[key] < timing["total_s"] for key in passes)
+    said = [words for mode, words in PASSES.items() if f"{words} " in _cost_line(timing)]
+    assert said == [words for mode, words in PASSES.items() if mode in shown]
+
+
+def test_a_mode_is_set_against_its_own_run_without_taps() -> None:
+    timing = {"bare_free_s": 1.0, "subject_free_s": 2.0, "subject_decode_s": 3.0, "total_s": 9.0}
+    timing |= {"bare_grad_s": 4.0, "subject_grad_s": 5.0, "comparing_s": 6.0, "compiling_s": 7.0}
+    assert _cost_line(timing) == (
+        "cost: forward passes 1.0 s as users run them, 2.0 s with taps; "
+        "through caches 3.0 s with taps; gradients 4.0 s as users run them, 5.0 s with taps; "
+        "comparing 6.0 s of a processor; compiling 7.0 s, not in these"
+    )
+    assert _cost_line({"subject_s": 1.0}) == ""  # judged again, nothing was run

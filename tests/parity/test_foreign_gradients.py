@@ -22,7 +22,7 @@ from jaxllama.checkpoint import load_model
 from jaxllama.errors import InputError
 from parity.result import Result
 from parity.scenarios import Inputs
-from parity.subjects import Tap, from_callable, from_nnx
+from parity.subjects import Tap, from_callable, from_nnx, from_torch
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import tokens_of
 from parity.subjects.layouts import PARAMETERS
@@ -286,6 +286,37 @@ def test_a_parameter_of_another_shape_is_a_finding(torch_model: Any) -> None:
     found = first(differentiated(hf(torch_model, LOGITS_OF_HF, parameters={keys: queries})))
     assert found.row.tap == f"grad.model.layers.{LAYERS - 1}.self_attn.q_proj.weight"
     assert any("shape" in problem for problem in found.row.problems)
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("names", [LOGITS, LOGITS_OF_HF, {**LOGITS, "model.norm": "norm"}])
+def test_a_call_without_gradients_is_refused(torch_model: Any, names: Any, without: Any) -> None:
+    """As inference code is written; its forward passes are judged all the same."""
+
+    def call(model: Any, inputs: Inputs) -> Any:
+        with without():
+            return llamas.hf_call(model, inputs).logits
+
+    subject = from_torch(
+        torch_model, names=names, call=call, config=CONFIG, parameters=llamas.HF_PARAMETERS
+    )
+    inputs = inputs_for(CHECKPOINT, "packed", 5)
+    with pytest.raises(InputError, match=r"runs under torch\.no_grad\(\)"):
+        steps(subject.start_grad(inputs))  # type: ignore[attr-defined]
+    assert "logits" in steps(subject.start(inputs))
+
+
+def test_a_loss_that_is_a_mere_number_is_refused(torch_model: Any, jax_model: Any) -> None:
+    def number(result: Any, inputs: Inputs) -> Any:
+        return float(result.logits.detach().sum() if hasattr(result, "logits") else result[0].sum())
+
+    inputs = inputs_for(CHECKPOINT, "packed", 5)
+    subject = hf(torch_model, LOGITS_OF_HF, parameters=llamas.HF_PARAMETERS, loss=number)
+    with pytest.raises(InputError, match="the loss depends on no parameter"):
+        steps(subject.start_grad(inputs))  # type: ignore[attr-defined]
+    subject = tunix(jax_model, parameters=llamas.TUNIX_PARAMETERS, loss=number)
+    with pytest.raises(InputError, match="keep to JAX arrays"):
+        steps(subject.start_grad(inputs))  # type: ignore[attr-defined]
 
 
 def test_a_loss_needs_logits(torch_model: Any) -> None:

@@ -82,6 +82,15 @@ def test_the_logits_line_has_divergence_shift_and_flips() -> None:
     assert "logits: f64 KL 2.5e-01, shift 1.5e+00, 3 top-1 flips, 1 beyond rounding" in text
 
 
+def test_flips_are_put_down_to_rounding_only_where_the_logits_passed() -> None:
+    facts = {"top1_flips": 3.0, "unexplained_flips": 0.0}
+    passed = shown(result([row("logits", facts=facts)]))
+    assert "3 top-1 flips, within what rounding explains at this dtype\n" in passed
+    failed = shown(result([row("logits", failed=True, facts=facts)]))
+    assert ", 3 top-1 flips\n" in failed
+    assert ", 0 top-1 flips\n" in shown(result([row("logits", facts={"top1_flips": 0.0})]))
+
+
 def test_a_cause_is_shown_with_its_evidence() -> None:
     cause = {
         "id": "rope-theta",

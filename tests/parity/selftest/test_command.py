@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,21 @@ def test_an_interrupt_ends_the_other_processes_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others: list[multiprocessing.process.BaseProcess] = []
+    mine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
 
     def interrupted(futures: object) -> None:
-        others.extend(multiprocessing.active_children())
+        others.extend(set(multiprocessing.active_children()) - {mine})
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("parity.selftest.run.as_completed", interrupted)
-    assert call(monkeypatch, "--family", "R10,E1", "--jobs", "2") == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
-    for process in others:
-        process.join(30)
-    assert {process.exitcode for process in others} == {-signal.SIGTERM}
+    mine.start()
+    try:
+        assert call(monkeypatch, "--family", "R10,E1", "--jobs", "2") == 130
+        assert capsys.readouterr().err == "interrupted; nothing was written\n"
+        for process in others:
+            process.join(30)
+        assert {process.exitcode for process in others} == {-signal.SIGTERM}
+        assert mine.is_alive()  # it is none of the selftest's
+    finally:
+        mine.terminate()
+        mine.join()
