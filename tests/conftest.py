@@ -6,6 +6,7 @@ the `--jaxtyping-packages` option in pyproject.toml and `support/shape_check.py`
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import jax
@@ -17,6 +18,9 @@ from near_ties import pytest_terminal_summary  # noqa: F401 (a hook)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts pytest in its background has it ignore interrupts, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Derandomised: a red run is red again, for everybody. No deadline: the first example compiles.
 settings.register_profile(

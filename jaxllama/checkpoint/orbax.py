@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,7 @@ def _hush_event_loops() -> None:
     """Let no write that goes on after a failed save complain that nobody waits for it any more."""
     if getattr(sys.unraisablehook, "func", None) is not _complain:
         sys.unraisablehook = partial(_complain, sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
 
 
 def _complain(before: Callable[[Any], Any], unraisable: Any) -> None:

@@ -29,9 +29,9 @@ def test_a_family_is_injected_and_saved(
     code = call(monkeypatch, "--family", "R10,E1", "--json", str(path), "--jobs", "1")
     out = capsys.readouterr().out
     assert code == 0, out
-    assert out.startswith("5 of 5 injections of 3 kinds detected, 5 located")
+    assert out.startswith("7 of 7 injections of 3 kinds detected, 7 located")
     document = json.loads(path.read_text())
-    assert document["summary"]["injections"] == document["summary"]["located"] == 5
+    assert document["summary"]["injections"] == document["summary"]["located"] == 7
     assert document["misses"] == []
     assert {row["family"] for row in document["injections"]} == {"R10", "E1"}
 

@@ -99,7 +99,7 @@ def test_a_crash_is_a_miss_with_its_reason(
 
 
 def test_processes_share_the_work_and_lose_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def threads(jobs: int, mp_context: object) -> ThreadPoolExecutor:
+    def threads(jobs: int, **options: object) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1)
 
     monkeypatch.setattr(runner, "BATCH", 2)
