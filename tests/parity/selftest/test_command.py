@@ -75,7 +75,9 @@ def test_an_interrupt_ends_the_other_processes_too(
         assert capsys.readouterr().err == "interrupted; nothing was written\n"
         for process in others:
             process.join(30)
-        assert {process.exitcode for process in others} == {-signal.SIGTERM}
+        codes = {process.exitcode for process in others}
+        # One that has no work yet may have ended by itself.
+        assert -signal.SIGTERM in codes and codes <= {0, -signal.SIGTERM}
         assert mine.is_alive()  # it is none of the selftest's
     finally:
         mine.terminate()
