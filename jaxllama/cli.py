@@ -24,7 +24,8 @@ from rich.progress import (
 from rich.table import Table
 
 from jaxllama.cli_generate import generate
-from jaxllama.errors import JaxLlamaError, on_interrupt
+from jaxllama.errors import JaxLlamaError
+from jaxllama.interrupt import on_interrupt
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
@@ -90,7 +91,7 @@ def convert(
         int | None, typer.Option(help="weights files (hf) or model-parallel degree (meta)")
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace a target that exists")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a checkpoint that exists")] = False,
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> None:
     """Convert a checkpoint to another format, without loss unless --dtype is given."""

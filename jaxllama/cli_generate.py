@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxllama.errors import on_interrupt
+from jaxllama.interrupt import on_interrupt
 
 if TYPE_CHECKING:
     from jaxllama.model import Llama

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 
 class JaxLlamaError(Exception):
@@ -35,21 +33,3 @@ def join_problems(title: str, problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
     return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])
-
-
-@contextmanager
-def on_interrupt(left: Callable[[], str] = lambda: "nothing was written") -> Iterator[None]:
-    """Say on standard error what Ctrl-C leaves behind; a command then exits with 130.
-
-    Of several around each other the innermost speaks.
-
-    Args:
-        left: called when it comes.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        if not interrupt.args:
-            interrupt.args = (f"interrupted; {left()}",)
-            print(*interrupt.args, file=sys.stderr)
-        raise

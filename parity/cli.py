@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError, JaxLlamaError, on_interrupt
+from jaxllama.errors import InputError, JaxLlamaError
+from jaxllama.interrupt import on_interrupt
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
@@ -86,7 +87,7 @@ def run_command(
         needs = "parity run: PyTorch is not installed; pip install 'jaxllama[parity]'"
         raise InputError(needs) from error
 
-    outputs.check_outputs(json_path, html_path, junit_path)
+    outputs.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint])
     with progress_bar() as progress:
         result = run(
             checkpoint,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError, on_interrupt
+from jaxllama.errors import InputError
+from jaxllama.interrupt import on_interrupt
 from parity.result import Result
 
 
@@ -77,7 +78,8 @@ def compare_command(
     """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
     from parity.offline import compare
 
-    _report(lambda: compare(subject, reference), json_path, html_path, junit_path)
+    traces = subject, reference
+    _report(lambda: compare(*traces), json_path, html_path, junit_path, inputs=traces)
 
 
 @on_interrupt()
@@ -104,11 +106,12 @@ def _report(
     json_path: Path | None,
     html_path: Path | None,
     junit_path: Path | None,
+    inputs: Sequence[Path] = (),
 ) -> None:
     """Judge, write and print, and leave with the verdict's exit code."""
     from parity.report import outputs, terminal
 
-    outputs.check_outputs(json_path, html_path, junit_path)
+    outputs.check_outputs(json_path, html_path, junit_path, inputs=inputs)
     result = judge()
     outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
     terminal.show(result, Console())

@@ -15,7 +15,7 @@ from parity.scenarios import Inputs, Prompt
 
 LANES = ("f64", "f32", "bf16")
 # Single tokens fed at the end of a decode run, after a prompt fed in two pieces.
-DECODE_STEPS = 4
+DECODE_STEPS = 3
 
 
 def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

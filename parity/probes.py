@@ -22,7 +22,8 @@ import numpy as np
 import typer
 
 from jaxllama.attention import attend, check_backend
-from jaxllama.errors import InputError, on_interrupt
+from jaxllama.errors import InputError
+from jaxllama.interrupt import on_interrupt
 from jaxllama.masks import BoundMask, causal, padding, window
 from jaxllama.taps import Taps
 from parity.lint.dtypes import dtype_named

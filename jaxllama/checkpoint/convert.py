@@ -21,7 +21,7 @@ from jaxllama.checkpoint.hf_write import lay_out_hf
 from jaxllama.checkpoint.load import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.meta_format import lay_out_meta
-from jaxllama.checkpoint.opening import open_checkpoint
+from jaxllama.checkpoint.opening import is_checkpoint, open_checkpoint
 from jaxllama.checkpoint.orbax_write import OrbaxSink
 from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
 from jaxllama.errors import CheckpointError, InputError
@@ -80,7 +80,7 @@ def convert(
         dtype: to cast the weights to; every tensor keeps its own if not given.
         shards: number of weights files (hf), or model-parallel degree (meta).
         lora: directory of a PEFT LoRA adapter to merge into the weights.
-        overwrite: whether a target that exists is replaced.
+        overwrite: whether a checkpoint at the target is replaced; nothing else is.
         progress: called with a tensor's name, its bytes, and the bytes of all tensors.
 
     Raises:
@@ -107,6 +107,8 @@ def convert(
             f"{place}: {checkpoint.path}, the source, lies in it and would be removed with what it "
             "replaces; choose another target"
         )
+    if overwrite:
+        _check_replaced(place)
     plan = _plan(checkpoint, form, dtypes, shards, lora)
     total = sum(
         i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()
@@ -126,6 +128,20 @@ def convert(
     )
     notes = (*checkpoint.notes, *_left_behind(checkpoint, form))
     return _result(written, form, time.monotonic() - started, notes)
+
+
+def _check_replaced(place: Path) -> None:
+    """Refuse to replace what is no checkpoint: a slip would cost a whole directory."""
+    try:
+        empty = not place.exists() or (place.is_dir() and not any(place.iterdir()))
+        replaceable = empty or is_checkpoint(place)
+    except OSError as error:
+        raise CheckpointError(f"{place}: cannot be written: {error.strerror or error}") from error
+    if not replaceable:
+        raise InputError(
+            f"{place}: exists and is no checkpoint, so it is not replaced; remove it yourself or "
+            "choose another target"
+        )
 
 
 def _left_behind(checkpoint: Checkpoint, form: Format) -> list[str]:

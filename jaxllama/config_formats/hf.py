@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import repr  # of bounded length: a value may be a whole vocabulary
 from typing import Any
 
 from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, scaling_problems
@@ -104,7 +105,7 @@ def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaC
         elif name in config and not _is_one_of(config[name], allowed):
             problems.append(f"{name} {config[name]!r} means {meaning}, which is not supported")
     problems += [
-        f"{name} {value!r} is not a known field and could change the numbers; "
+        f"{name} {repr(value)} is not a known field and could change the numbers; "
         "remove it if it is certain not to"
         for name, value in config.items()
         if value is not None and name not in HARMLESS and name not in _READ and name not in _ONLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import repr  # of bounded length: a value may be a whole vocabulary
 from typing import Any
 
 from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, is_number
@@ -78,7 +79,7 @@ def read_meta(
     if not isinstance(params, Mapping):
         raise ConfigError(f"{source}: {type(params).__name__}, expected an object")
     problems = [
-        f"{name} {value!r} is not a known field and could change the numbers; "
+        f"{name} {repr(value)} is not a known field and could change the numbers; "
         "remove it if it is certain not to"
         for name, value in params.items()
         if value is not None and name not in {*_FIELDS, *_ALSO_READ, *_HARMLESS}

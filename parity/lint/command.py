@@ -87,7 +87,6 @@ def lint_command(
     _one_of("--layout", layout, ("bts", "nts"))
     _one_of("--empty-row", empty_row, ("zero", "self", "error"))
     _one_of("--align", align, ("top_left", "bottom_right"))
-    check_outputs(None if str(json_path) == "-" else json_path, sarif_path)
     named = {
         "ids": input_ids,
         "labels": labels,
@@ -95,6 +94,8 @@ def lint_command(
         "segments": segments,
         "valid": valid,
     }
+    read = [g.partition(":")[0] for g in (mask, *named.values()) if g and looks_like_file(g)]
+    check_outputs(None if str(json_path) == "-" else json_path, sarif_path, inputs=read)
     arrays = {k: _facts(k, v) for k, v in named.items() if v is not None}
     facts: dict[str, Any] = {**_subject(mask), **arrays}
     intended, more = _intended(expect)

@@ -53,6 +53,8 @@ def check_writable(path: Path) -> None:
         InputError: it is a directory or no usable name, or its directory is missing or cannot be
             written to.
     """
+    if path == Path("-"):
+        raise InputError("-: a report is a file; give a name, or /dev/stdout")
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory; give a file to write the report to")

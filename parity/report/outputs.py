@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from jaxllama.errors import InputError, on_interrupt
+from jaxllama.errors import InputError
+from jaxllama.interrupt import on_interrupt
 from parity.report import json_file
 from parity.result import Result
 
+# How our reports of each kind begin.
+_REPORTS = (b'{\n "schema_version"', b"<!doctype html", b"<?xml")
 
-def check_outputs(*paths: Path | None) -> None:
+
+def check_outputs(*paths: Path | None, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse report paths before minutes of work are spent on them.
 
+    Args:
+        paths: where reports are to go.
+        inputs: files and directories that are read.
+
     Raises:
-        InputError: one cannot be written to, or two are the same file.
+        InputError: one cannot be written to or would destroy what is read, or two are the same
+            file.
     """
     given = [path for path in paths if path is not None]
     for path in given:
         json_file.check_writable(path)
+        for read in map(Path, inputs):
+            if _destroys(path, read):
+                raise InputError(f"{path}: is a file of {read}, which is read; choose another")
     places = [path.resolve() for path in given]
     if len(set(places)) < len(places):
         twice = next(path for path in given if places.count(path.resolve()) > 1)
         raise InputError(f"{twice}: two reports cannot be one file; give each its own")
+
+
+def _destroys(path: Path, read: Path) -> bool:
+    """Whether a report would replace an input, or a file in it that is no report."""
+    if not path.is_file() or not read.exists():
+        return False
+    if path.samefile(read):
+        return True
+    if not read.is_dir() or not path.parent.samefile(read):
+        return False
+    with path.open("rb") as file:
+        return not file.read(64).lower().startswith(_REPORTS)
 
 
 def write_report(

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jaxllama.errors import InputError, on_interrupt
+from jaxllama.errors import InputError
+from jaxllama.interrupt import on_interrupt
 from parity.report.progress import progress_bar
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.

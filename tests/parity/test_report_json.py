@@ -12,6 +12,7 @@ from records import result, row
 
 from jaxllama.errors import InputError
 from parity.report import json_file
+from parity.report.outputs import check_outputs
 
 
 def test_what_is_written_is_the_document(tmp_path: Path) -> None:
@@ -87,6 +88,31 @@ def test_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         json_file.check_writable(tmp_path / "missing" / "out.json")
     with pytest.raises(InputError, match="name too long"):
         json_file.check_writable(tmp_path / ("x" * 300))
+    with pytest.raises(InputError, match="-: a report is a file"):
+        json_file.check_writable(Path("-"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         json_file.check_writable(tmp_path / "out.json")
+
+
+def test_a_report_destroys_nothing_that_is_read(tmp_path: Path) -> None:
+    read, document = tmp_path / "read", json.dumps({"schema_version": 1}, indent=1)
+    read.mkdir()
+    (read / "config.json").write_text("{}")
+    (read / "mask.npy").write_bytes(b"\x93NUMPY")
+    (read / "older.json").write_text(document)
+    (read / "older.html").write_text("<!doctype html>")
+    (tmp_path / "link").symlink_to(read)
+    # An older report may lie beside what is read, and be replaced.
+    check_outputs(
+        *(read / name for name in ("older.json", "older.html", "new.json")), inputs=[read]
+    )
+    for path, given in [
+        (read / "config.json", read),
+        (tmp_path / "link" / "config.json", read),
+        (read / "config.json", tmp_path / "link"),
+        (read / "mask.npy", read / "mask.npy"),
+    ]:
+        with pytest.raises(InputError, match="which is read; choose another"):
+            check_outputs(path, inputs=[given])
+    check_outputs(read / "config.json", inputs=["tiny"])

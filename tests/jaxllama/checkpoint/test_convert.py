@@ -133,7 +133,7 @@ def test_nan_is_refused_with_all_problems_and_nothing_is_left(tmp_path):
 
 
 def test_existing_targets_are_kept_unless_overwritten(tmp_path):
-    (tmp_path / "out").mkdir()
+    convert("tiny", tmp_path / "out", to="meta")
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(CheckpointError, match="exists already"):
         convert("tiny", tmp_path / "out", to="hf")
@@ -142,6 +142,27 @@ def test_existing_targets_are_kept_unless_overwritten(tmp_path):
     assert not (tmp_path / "out" / "mine").exists()
     validate(open_checkpoint(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+def test_what_is_no_checkpoint_is_never_replaced(tmp_path, to):
+    mine = [tmp_path / "out" / "mine", tmp_path / "out" / "more" / "config.json", tmp_path / "note"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    for target in (tmp_path / "out", tmp_path / "note"):
+        with pytest.raises(InputError, match="exists and is no checkpoint, so it is not replaced"):
+            convert("tiny", target, to=to, overwrite=True)
+    assert [path.read_text() for path in mine] == ["x"] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["note", "out"]
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+def test_an_empty_directory_and_a_checkpoint_of_any_format_are_replaced(tmp_path, to):
+    (tmp_path / "out").mkdir()
+    convert("tiny", tmp_path / "out", to=to, overwrite=True)
+    convert("tiny", tmp_path / "out", to="hf", overwrite=True)
+    assert verify("tiny", tmp_path / "out").equal
 
 
 def test_a_target_that_holds_its_source_is_refused(tmp_path):
