@@ -25,7 +25,7 @@ from rich.table import Table
 
 from jaxllama.cli_generate import generate
 from jaxllama.errors import JaxLlamaError
-from jaxllama.interrupt import on_interrupt
+from jaxllama.interrupt import ending_at_once, on_interrupt
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
@@ -42,6 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     except JaxLlamaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# What is installed as the command.
+script = ending_at_once()(main)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from jaxllama.errors import InputError, JaxLlamaError
-from jaxllama.interrupt import on_interrupt
+from jaxllama.interrupt import ending_at_once, on_interrupt
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
@@ -136,5 +136,8 @@ def main() -> None:
         sys.exit(2)
 
 
+# What is installed as the command.
+script = ending_at_once()(main)
+
 if __name__ == "__main__":
-    main()
+    script()

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxllama.cli import main
+from jaxllama.cli import script
 
 if __name__ == "__main__":
-    main(["convert", *sys.argv[1:]])
+    script(["convert", *sys.argv[1:]])

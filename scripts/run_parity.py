@@ -2,8 +2,8 @@
 
 import sys
 
-from parity.cli import main
+from parity.cli import script
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")
-    main()
+    script()

@@ -2,6 +2,8 @@
 
 import gc
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -71,3 +73,16 @@ def test_other_lost_exceptions_are_reported_as_ever() -> None:
         with on_interrupt(), _collecting(broken):
             time.sleep(0.1)
     assert set(reported) == {ValueError}
+
+
+@pytest.mark.parametrize(
+    ("code", "taken_down"), [(130, ""), (2, "taken down\n"), (0, "taken down\n")]
+)
+def test_an_interrupted_command_ends_at_once(code: int, taken_down: str) -> None:
+    program = (
+        "import atexit, sys; from jaxllama.interrupt import ending_at_once\n"
+        "atexit.register(print, 'taken down')\n"
+        f"with ending_at_once(): print('said'); sys.exit({code})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "said\n" + taken_down, "")
