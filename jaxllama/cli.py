@@ -1,6 +1,6 @@
 """The command line: `jaxllama info | convert | verify | generate | ...`.
 
-Exit codes: 0 done or equal, 1 different, 2 bad usage or bad input.
+Exit codes: 0 done or equal, 1 different, 2 bad usage or bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from jaxllama.cli_generate import generate
 from jaxllama.errors import JaxLlamaError
-from jaxllama.interrupt import ending_at_once, on_interrupt
+from jaxllama.interrupt import on_interrupt
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
@@ -44,11 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-# What is installed as the command.
-script = ending_at_once()(main)
-
-
 @app.command()
+@on_interrupt()
 def info(
     checkpoint: _Source,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -187,7 +184,3 @@ def verify(
 
 
 app.command()(generate)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import Any, NoReturn
 
 # Long enough for the callback that lost it to be over, too short to be noticed.
 _AGAIN_SECONDS = 0.02
@@ -56,19 +57,38 @@ def _heard_again(before: Callable[[Any], Any], unraisable: Any) -> None:
         before(unraisable)
 
 
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """End the process itself where a command exits as interrupted.
+def command(module: str) -> Callable[..., None]:
+    """Return what runs a module's `main` as the whole of a process.
 
-    Taking JAX down by the usual way after a call of its was cut short crashes one time in four
-    (a segmentation fault, jaxlib 0.10.2).
+    Ctrl-C is heard while the module is still being imported, too. A process that it ended is not
+    taken down by the usual way: JAX, one of whose calls was cut short, crashes then one time in
+    four (a segmentation fault, jaxlib 0.10.2).
+
+    Args:
+        module: its name; nothing of it has been imported.
     """
-    try:
-        yield
-    except SystemExit as end:
-        if end.code != _EXIT_CODE:
+
+    def script(*arguments: Any) -> None:
+        try:
+            with on_interrupt():
+                import_module(module).main(*arguments)
+        except KeyboardInterrupt:
+            _end_at_once()
+        except SystemExit as end:
+            if end.code == _EXIT_CODE:
+                _end_at_once()
             raise
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+
+    return script
+
+
+def _end_at_once() -> NoReturn:
+    try:
+        # What queues between processes leave in the system would be reported as leaked.
+        if util := sys.modules.get("multiprocessing.util"):
+            util._run_finalizers(0)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # closed, or nobody reads it any more
+                stream.flush()
+    finally:
         os._exit(_EXIT_CODE)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from jaxllama.errors import InputError, JaxLlamaError
-from jaxllama.interrupt import ending_at_once, on_interrupt
+from jaxllama.interrupt import on_interrupt
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
 from parity.probes import probe_command
@@ -87,7 +87,7 @@ def run_command(
         needs = "parity run: PyTorch is not installed; pip install 'jaxllama[parity]'"
         raise InputError(needs) from error
 
-    outputs.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint])
+    outputs.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     with progress_bar() as progress:
         result = run(
             checkpoint,
@@ -134,10 +134,3 @@ def main() -> None:
     except JaxLlamaError as error:
         print(f"parity: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-# What is installed as the command.
-script = ending_at_once()(main)
-
-if __name__ == "__main__":
-    script()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -98,7 +99,8 @@ def recheck_command(
     """Judge saved figures again under other limits, without running a model."""
     from parity.offline import recheck
 
-    _report(lambda: recheck(results, limits=limit or ()), json_path, html_path, junit_path)
+    judged = partial(recheck, results, limits=limit or ())
+    _report(judged, json_path, html_path, junit_path, inputs=[results])
 
 
 def _report(

@@ -29,6 +29,7 @@ from jaxllama.taps import Taps
 from parity.lint.dtypes import dtype_named
 from parity.lint.findings import Finding
 from parity.probe_cases import H, ProbeCase, Probed, cases
+from parity.report.json_file import check_writable, write_text
 
 OURS = ("xla", "dot_product", "cudnn")
 
@@ -285,11 +286,11 @@ def probe_command(
     ] = None,
 ) -> None:
     """Ask a running attention which mask it obeys, and compare with the mask it is given."""
+    if json_path is not None and str(json_path) != "-":
+        check_writable(json_path)
     report = probe(resolve(attention, dtype))
     document = json.dumps(report.to_json(), indent=1)
     if json_path is not None and str(json_path) != "-":
-        from parity.report.json_file import write_text
-
         write_text(json_path, document + "\n")
     typer.echo(document if str(json_path) == "-" else report.text())
     if report.errors:

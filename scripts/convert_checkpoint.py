@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxllama.cli import script
+from jaxllama.__main__ import script
 
 if __name__ == "__main__":
     script(["convert", *sys.argv[1:]])

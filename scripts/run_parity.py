@@ -2,7 +2,7 @@
 
 import sys
 
-from parity.cli import script
+from parity.__main__ import script
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")

@@ -15,13 +15,16 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.digests import MANIFEST, digest
 from jaxllama.checkpoint.dtypes import parse
+from jaxllama.checkpoint.gguf import is_gguf
 from jaxllama.checkpoint.gguf_tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.gguf_write import FILE, lay_out_gguf
+from jaxllama.checkpoint.hf import CONFIG
 from jaxllama.checkpoint.hf_write import lay_out_hf
 from jaxllama.checkpoint.load import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.lora import merge_lora
-from jaxllama.checkpoint.meta_format import lay_out_meta
-from jaxllama.checkpoint.opening import is_checkpoint, open_checkpoint
+from jaxllama.checkpoint.meta_format import PARAMS, lay_out_meta
+from jaxllama.checkpoint.opening import open_checkpoint
+from jaxllama.checkpoint.orbax import ARRAYS
 from jaxllama.checkpoint.orbax_write import OrbaxSink
 from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
 from jaxllama.errors import CheckpointError, InputError
@@ -133,15 +136,30 @@ def convert(
 def _check_replaced(place: Path) -> None:
     """Refuse to replace what is no checkpoint: a slip would cost a whole directory."""
     try:
-        empty = not place.exists() or (place.is_dir() and not any(place.iterdir()))
-        replaceable = empty or is_checkpoint(place)
+        replaceable = not place.exists() or _is_checkpoint_alone(place)
     except OSError as error:
         raise CheckpointError(f"{place}: cannot be written: {error.strerror or error}") from error
     if not replaceable:
         raise InputError(
-            f"{place}: exists and is no checkpoint, so it is not replaced; remove it yourself or "
-            "choose another target"
+            f"{place}: exists and is not a checkpoint and nothing else, so it is not replaced; "
+            "remove it yourself or choose another target"
         )
+
+
+def _is_checkpoint_alone(place: Path) -> bool:
+    """Whether a target is of a checkpoint's files, or an empty directory."""
+    if not place.is_dir():
+        return is_gguf(place)
+    entries = {entry.name: entry.is_dir() for entry in place.iterdir()}
+    orbax = entries.get(ARRAYS, False)
+    if any(directory for name, directory in entries.items() if (name, orbax) != (ARRAYS, True)):
+        return False
+    endings = {Path(name).suffix for name in entries}
+    return (
+        (CONFIG in entries and (orbax or ".safetensors" in endings))
+        or (PARAMS in entries and ".pth" in endings)
+        or all(name in (FILE, MANIFEST) for name in entries)
+    )
 
 
 def _left_behind(checkpoint: Checkpoint, form: Format) -> list[str]:

@@ -14,8 +14,6 @@ from jaxllama.checkpoint.orbax import is_orbax, open_orbax
 from jaxllama.checkpoint.samples import open_smollm2, tiny
 from jaxllama.errors import CheckpointError
 
-# Orbax before HF, since both have a config.json.
-_DIRECTORIES = ((is_orbax, open_orbax), (is_meta, open_meta), (is_hf, open_hf))
 SAMPLES = {"tiny": tiny, "smollm2": open_smollm2}
 
 
@@ -44,18 +42,13 @@ def open_checkpoint(source: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a checkpoint of some format, whole or damaged."""
-    formats = [is_gguf(path), *(is_format(path) for is_format, _ in _DIRECTORIES)]
-    return any(formats) or len(list(path.glob("*.gguf"))) == 1
-
-
 def _open(path: Path) -> Checkpoint:
     if path.is_file():
         if is_gguf(path):
             return open_gguf(path)
         raise CheckpointError(f"{path}: not a GGUF file; other formats are given as a directory")
-    for is_format, open_format in _DIRECTORIES:
+    # Orbax before HF, since both have a config.json.
+    for is_format, open_format in ((is_orbax, open_orbax), (is_meta, open_meta), (is_hf, open_hf)):
         if is_format(path):
             return open_format(path)
     gguf_files = sorted(path.glob("*.gguf"))

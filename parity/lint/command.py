@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from jaxllama.errors import InputError, meant
+from jaxllama.interrupt import on_interrupt
 from parity.lint import sarif
 from parity.lint.case import Case
 from parity.lint.files import load_array, load_file, looks_like_file
@@ -33,6 +34,7 @@ _BESIDE = {
 _ARRAY = "FILE[:KEY] or [[...]]"
 
 
+@on_interrupt()
 def lint_command(
     mask: Annotated[str, typer.Argument(help="An .npy, .npz or .pt file, or a spec.")],
     expect: Annotated[

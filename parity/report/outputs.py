@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxllama.errors import InputError
@@ -14,7 +14,7 @@ from parity.result import Result
 _REPORTS = (b'{\n "schema_version"', b"<!doctype html", b"<?xml")
 
 
-def check_outputs(*paths: Path | None, inputs: Iterable[str | Path] = ()) -> None:
+def check_outputs(*paths: Path | None, inputs: Sequence[str | Path] = ()) -> None:
     """Refuse report paths before minutes of work are spent on them.
 
     Args:
@@ -39,14 +39,17 @@ def check_outputs(*paths: Path | None, inputs: Iterable[str | Path] = ()) -> Non
 
 def _destroys(path: Path, read: Path) -> bool:
     """Whether a report would replace an input, or a file in it that is no report."""
-    if not path.is_file() or not read.exists():
-        return False
-    if path.samefile(read):
-        return True
-    if not read.is_dir() or not path.parent.samefile(read):
-        return False
-    with path.open("rb") as file:
-        return not file.read(64).lower().startswith(_REPORTS)
+    try:
+        if not path.is_file() or not read.exists():
+            return False
+        # A link's place and what it leads to: the report would replace the latter.
+        within = {*path.absolute().parents, *path.resolve().parents}
+        if path.samefile(read) or not any(folder.samefile(read) for folder in within):
+            return path.samefile(read)
+        with path.open("rb") as file:
+            return not file.read(64).lower().startswith(_REPORTS)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def write_report(

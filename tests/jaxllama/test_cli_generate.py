@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_text_with_a_word() -> None:
     # A shell may have told its background jobs to ignore the signal.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from jaxllama.cli import script; script()"
+        "from jaxllama.__main__ import script; script()"
     )
     words = ["generate", "tiny", "Ab", "--max-tokens", "20000", "--ignore-eos"]
     with subprocess.Popen(

@@ -27,7 +27,7 @@ SETUP = {"rope.inv_freq", "positions", "mask"}
 
 
 def decoded(subject: Subject, **options: Any) -> Result:
-    settings: dict[str, Any] = {"scenarios": "left_padded", "length": 7, "modes": "decode"}
+    settings: dict[str, Any] = {"scenarios": "left_padded", "length": 8, "modes": "decode"}
     return parity.run(CHECKPOINT, subject=subject, **(settings | options))
 
 
@@ -107,7 +107,8 @@ def test_a_function_with_a_cache() -> None:
             cache = TorchReference(CHECKPOINT, dtype="f32").start_decode(inputs, chunks)
         return stage(cache), cache
 
-    result = decoded(from_callable(forward, names=names, config=CONFIG, decode=decode))
+    subject = from_callable(forward, names=names, config=CONFIG, decode=decode)
+    result = decoded(subject, length=5)  # after the first call one token at a time
     assert result.verdict == "equal" and result.compared == LAYERS + 1
     late = from_callable(
         forward, names=names, config=CONFIG, decode=lambda i, *rest: decode(shifted(i), *rest)

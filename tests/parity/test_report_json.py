@@ -102,7 +102,10 @@ def test_a_report_destroys_nothing_that_is_read(tmp_path: Path) -> None:
     (read / "mask.npy").write_bytes(b"\x93NUMPY")
     (read / "older.json").write_text(document)
     (read / "older.html").write_text("<!doctype html>")
+    (read / "arrays").mkdir()
+    (read / "arrays" / "zarr.json").write_text("{}")
     (tmp_path / "link").symlink_to(read)
+    (tmp_path / "out.json").symlink_to(read / "config.json")
     # An older report may lie beside what is read, and be replaced.
     check_outputs(
         *(read / name for name in ("older.json", "older.html", "new.json")), inputs=[read]
@@ -112,6 +115,8 @@ def test_a_report_destroys_nothing_that_is_read(tmp_path: Path) -> None:
         (tmp_path / "link" / "config.json", read),
         (read / "config.json", tmp_path / "link"),
         (read / "mask.npy", read / "mask.npy"),
+        (read / "arrays" / "zarr.json", read),
+        (tmp_path / "out.json", read),
     ]:
         with pytest.raises(InputError, match="which is read; choose another"):
             check_outputs(path, inputs=[given])

@@ -151,10 +151,29 @@ def test_what_is_no_checkpoint_is_never_replaced(tmp_path, to):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     for target in (tmp_path / "out", tmp_path / "note"):
-        with pytest.raises(InputError, match="exists and is no checkpoint, so it is not replaced"):
+        with pytest.raises(InputError, match="not a checkpoint and nothing else, so it is not"):
             convert("tiny", target, to=to, overwrite=True)
     assert [path.read_text() for path in mine] == ["x"] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["note", "out"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("thesis.tex", "a.gguf"),
+        ("arrays/data",),
+        ("config.json", "package.json"),
+        ("config.json", "model.safetensors", ".git/HEAD"),
+        ("params.json",),
+    ],
+)
+def test_what_has_more_than_a_checkpoint_is_kept_whole(tmp_path, names):
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("x")
+    with pytest.raises(InputError, match="not a checkpoint and nothing else, so it is not"):
+        convert("tiny", tmp_path / "out", to="hf", overwrite=True)
+    assert [(tmp_path / "out" / name).read_text() for name in names] == ["x"] * len(names)
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])

@@ -1,0 +1,8 @@
+"""The installed command `jaxllama`, and `python -m jaxllama`."""
+
+from jaxllama.interrupt import command
+
+script = command("jaxllama.cli")
+
+if __name__ == "__main__":
+    script()

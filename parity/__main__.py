@@ -1,0 +1,8 @@
+"""The installed command `parity`, and `python -m parity`."""
+
+from jaxllama.interrupt import command
+
+script = command("parity.cli")
+
+if __name__ == "__main__":
+    script()
