@@ -130,7 +130,8 @@ def test_an_undocumented_function_is_noticed():
 def test_commands_are_there_and_explain_themselves(command: str):
     module, _, function = SCRIPTS[command].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
-    code = f"import sys; sys.argv = [{command!r}, '--help']; from {module} import {function}; {function}()"
+    call = f"from {module} import {function}; {function}()"
+    code = f"import sys; sys.argv = [{command!r}, '--help']; {call}"
     outcome = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
