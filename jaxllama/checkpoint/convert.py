@@ -150,15 +150,13 @@ def _is_checkpoint_alone(place: Path) -> bool:
     """Whether a target is of a checkpoint's files, or an empty directory."""
     if not place.is_dir():
         return is_gguf(place)
-    entries = {entry.name: entry.is_dir() for entry in place.iterdir()}
-    orbax = entries.get(ARRAYS, False)
-    if any(directory for name, directory in entries.items() if (name, orbax) != (ARRAYS, True)):
-        return False
-    endings = {Path(name).suffix for name in entries}
-    return (
-        (CONFIG in entries and (orbax or ".safetensors" in endings))
-        or (PARAMS in entries and ".pth" in endings)
-        or all(name in (FILE, MANIFEST) for name in entries)
+    entries = list(place.iterdir())
+    folders = {entry.name for entry in entries if entry.is_dir()}
+    names, endings = {entry.name for entry in entries}, {entry.suffix for entry in entries}
+    return folders <= {ARRAYS} and (
+        (CONFIG in names and (ARRAYS in folders or ".safetensors" in endings))
+        or (PARAMS in names and ".pth" in endings)
+        or names <= {FILE, MANIFEST}
     )
 
 

@@ -42,10 +42,12 @@ def _destroys(path: Path, read: Path) -> bool:
     try:
         if not path.is_file() or not read.exists():
             return False
+        if path.samefile(read):
+            return True
         # A link's place and what it leads to: the report would replace the latter.
         within = {*path.absolute().parents, *path.resolve().parents}
-        if path.samefile(read) or not any(folder.samefile(read) for folder in within):
-            return path.samefile(read)
+        if not any(folder.samefile(read) for folder in within):
+            return False
         with path.open("rb") as file:
             return not file.read(64).lower().startswith(_REPORTS)
     except OSError as error:
