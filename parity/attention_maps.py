@@ -57,7 +57,7 @@ def check_rows(result: Difference, gold: Gold, probs: np.ndarray) -> None:
     for what, cells_found in found.items():
         b, n, q, k = min(cells_found, key=lambda cell: (cell[0], cell[2], cell[1]))
         values = float(probs[b, n, q, k]), float(gold.array[b, n, q, k])
-        result.problems.append(
+        result.add_structural(
             f"{counts[what]} {what}; the first: row {b}, head {n}, query {q}, key {k}, "
             f"weight {values[0]:.3g}, reference {values[1]:.3g}"
         )

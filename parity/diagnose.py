@@ -62,6 +62,7 @@ def diagnose(
     checkpoint: CheckpointLike,
     *,
     backward: Recording | None = None,
+    rounding: bool = False,
     seconds: float = 30.0,
 ) -> dict[str, Any] | None:
     """Say why a recorded run differs from the reference.
@@ -71,20 +72,29 @@ def diagnose(
         checkpoint: what both run.
         backward: of the same subject on the same inputs; examined once the forward pass agrees,
             with the reference as wrong as that has to be.
+        rounding: whether float64 is equal and the difference one of rounding: a cause of another
+            meaning is then none.
         seconds: for each recording; no new hypothesis is tried in full after this time.
 
     Returns:
         A plain description (see `parity.explained.described`), or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
-        found = _searched(recording, WrongReference(checkpoint), recording.inputs, seconds)
+        found = _searched(
+            recording, WrongReference(checkpoint), recording.inputs, rounding, seconds
+        )
         if backward is not None and found.end.first is None:
-            found = found.then(_searched(backward, found.reference, found.inputs, seconds))
+            later = _searched(backward, found.reference, found.inputs, rounding, seconds)
+            found = found.then(later)
         return described(found)
 
 
 def _searched(
-    recording: Recording, reference: WrongReference, inputs: Inputs, seconds: float
+    recording: Recording,
+    reference: WrongReference,
+    inputs: Inputs,
+    rounding: bool,
+    seconds: float,
 ) -> Search:
     start = found = examine(recording, reference, inputs)
     deadline = time.monotonic() + seconds
@@ -93,8 +103,9 @@ def _searched(
     untried = 0
     while found.first is not None and len(steps) < MOST_CAUSES:
         assert found.evidence is not None
-        suspects = ranked_hypotheses(found.evidence)
-        best, untried = _best_trial(recording, found, suspects, deadline)
+        ranked = ranked_hypotheses(found.evidence, rounding=rounding)
+        best, untried, refuted = _best_trial(recording, found, ranked, deadline)
+        suspects = [one for one in ranked if not any(one[0] is tried for tried in refuted)]
         if best is None:
             break
         tap, step = found.first.tap, found.first.step
@@ -126,7 +137,7 @@ def cause_of(
         As `diagnose`, of the mode in which it diverges; None where that shows nothing but logits:
         the compiled run without taps.
     """
-    row = first.row
+    row, rounding = first.row, first.difference == "rounding"
     if row.mode == "probe":
         return described_precision(row)
     if row.mode not in ("free", "decode", "isolated", "grad"):
@@ -146,23 +157,32 @@ def cause_of(
             record(subject, chosen, None, layers),
             checkpoint,
             backward=record_backward(subject, chosen, layers),
+            rounding=rounding,
         )
     # An isolated run is kept with the gold's values, in float64.
     kept = "f64" if row.mode == "isolated" else row.lane
     chosen = shortened(chosen, checkpoint.config, kept, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
     gold = TorchReference(checkpoint) if row.mode == "isolated" else None
-    found = diagnose(record(subject, chosen, chunks, layers, gold), checkpoint)
+    recording = record(subject, chosen, chunks, layers, gold)
+    found = diagnose(recording, checkpoint, rounding=rounding)
     narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
     if narrow and row.lane == "f32" and not (found and found["confirmed"]):
         return described_precision(narrow[0])
     return found
 
 
-def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:
-    """Return what might explain the tap, with the error that each leaves at it, best first."""
+def ranked_hypotheses(
+    evidence: Evidence, *, rounding: bool = False
+) -> list[tuple[Hypothesis, float]]:
+    """Return what might explain the tap, with the error that each leaves at it, best first.
+
+    Args:
+        evidence: of the tap.
+        rounding: whether only causes of one dtype's arithmetic can explain it.
+    """
     found = []
-    for number, hypothesis in enumerate(_proposed(evidence)):
+    for number, hypothesis in enumerate(_proposed(evidence, rounding)):
         try:
             left = remaining_error(evidence, hypothesis)
         except UNFIT:
@@ -174,10 +194,12 @@ def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:
     return [(hypothesis, left) for _, hypothesis, left in found]
 
 
-def _proposed(evidence: Evidence) -> Iterator[Hypothesis]:
+def _proposed(evidence: Evidence, rounding: bool) -> Iterator[Hypothesis]:
     misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
     for file in catalogue().values():
         if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:
+            continue
+        if rounding and not file.cause.rounding:
             continue
         try:
             yield from file.propose(evidence)
@@ -256,32 +278,37 @@ def _best_trial(
     found: Finding,
     ranked: Sequence[tuple[Hypothesis, float]],
     deadline: float,
-) -> tuple[Trial | None, int]:
+) -> tuple[Trial | None, int, list[Hypothesis]]:
     """Try the best hypotheses on the whole reference.
 
     Returns:
-        The one that goes farthest, and how many there was no time for.
+        The one that goes farthest, how many there was no time for, and which made nothing better.
     """
     evidence = found.evidence
     assert evidence is not None and found.first is not None
     best: Trial | None = None
+    refuted: list[Hypothesis] = []
     first = found.first
     enough = max(WORTH_TRYING * first.error, first.limit * first.noise)
     worth = [(h, left) for h, left in ranked if left <= max(enough, h.noise)][:MOST_TRIALS]
     for tried, (hypothesis, left) in enumerate(worth):
         if time.monotonic() > deadline:
-            return best, len(worth) - tried
+            return best, len(worth) - tried, refuted
+        better = False
         for scoped in _scopes(hypothesis, evidence):
             reference = evidence.reference.with_changes(scoped.changes)
             inputs = _inputs(evidence.inputs, scoped)
             after = examine(recording, reference, inputs)
             trial = Trial(scoped, left, reference, inputs, after)
             if after.first is None:
-                return trial, 0
+                return trial, 0, refuted
+            better |= after.progress > found.progress
             farthest = found if best is None else best.after
             if after.progress > farthest.progress:
                 best = trial
-    return best, 0
+        if not better:
+            refuted.append(hypothesis)
+    return best, 0, refuted
 
 
 def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:

@@ -39,7 +39,7 @@ def _against(gold: Gold, subject: np.ndarray, locate: bool) -> Difference:
         empty = np.zeros((1,))
         axes = ", ".join(gold.axes)
         problem = f"shape {subject.shape}, the reference has {gold.array.shape} ({axes})"
-        return Difference(empty, empty, np.ones((1,), bool), problems=[problem])
+        return Difference(empty, empty, np.ones((1,), bool), problems=[problem], structural=True)
     if gold.kind in ("positions", "mask"):
         return _exact(gold, subject)
     if gold.kind == "logits":
@@ -76,7 +76,7 @@ def _rows(gold: Gold, subject: np.ndarray) -> Difference:
             array /= size
     result = Difference(relative, peak, gold.live)
     if broken:
-        result.problems.append(f"{broken} elements are NaN or infinite in one and not in the other")
+        result.add_structural(f"{broken} elements are NaN or infinite in one and not in the other")
     return result
 
 
@@ -108,5 +108,5 @@ def _exact(gold: Gold, subject: np.ndarray) -> Difference:
         where = tuple(int(i) for i in row[: subject.ndim])
         index = dict(zip(gold.axes, where, strict=True))
         result.worst = Worst(index, float(subject[where]), float(gold.array[where]))
-        result.problems.append(f"{total} of {unequal.size} entries differ")
+        result.add_structural(f"{total} of {unequal.size} entries differ")
     return result

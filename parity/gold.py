@@ -35,7 +35,9 @@ class Difference:
         peak: the same with the largest element in place of the norm.
         live: which entries of `relative` count.
         worst: the element that differs most.
-        problems: differences no tolerance excuses: shape, finiteness, mask support, exact values.
+        problems: differences no tolerance excuses.
+        structural: whether one of them is none of rounding: shape, finiteness, mask support, exact
+            values.
         facts: further figures worth reporting, by name.
         tokens: figures per token, for judging them one by one.
         dtype: of the array under test.
@@ -46,9 +48,15 @@ class Difference:
     live: np.ndarray
     worst: Worst | None = None
     problems: list[str] = field(default_factory=list)
+    structural: bool = False
     facts: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
     dtype: str = ""
+
+    def add_structural(self, problem: str) -> None:
+        """Add a problem that no rounding brings about."""
+        self.problems.append(problem)
+        self.structural = True
 
     def scaled(self, factor: float) -> Difference:
         """Return what every figure would be at rounding that is `factor` as coarse."""

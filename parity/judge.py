@@ -191,6 +191,7 @@ class Judge:
             problems=tuple(found.problems),
             facts=found.facts,
             extent=extent(found, rho, limits[0], self._golds[name], at_hand, floor.norm),
+            structural=found.structural,
             noise_from=floor.source,
             chained=chained,
         )

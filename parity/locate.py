@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from parity.result import Divergence, TapRow
+from parity.result import DifferenceKind, Divergence, TapRow
 from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
 
 
@@ -12,17 +13,38 @@ def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     """Return where the difference begins, or None when every row passed.
 
     Lanes and scenarios are searched in the order they were run, which puts float64 first: it
-    tells a difference of meaning, where the narrower dtypes can only add rounding. Within one of
-    them the subject's own run is read in data-flow order; setup taps (angle table, positions,
-    mask) are flagged beside the first activation they spoil, and named themselves only when they
-    spoil none.
+    tells a difference of meaning. Of what the narrower dtypes alone show, another computation comes
+    before worse rounding. Within one of them the subject's own run is read in data-flow order;
+    setup taps (angle table, positions, mask) are flagged beside the first activation they spoil,
+    and named themselves only when they spoil none.
     """
-    for lane, scenario in dict.fromkeys((row.lane, row.scenario) for row in rows):
-        here = [row for row in rows if (row.lane, row.scenario) == (lane, scenario)]
-        failed = sorted((row for row in here if not row.passed), key=_place)
-        if failed:
-            return _classify(failed, lane)
-    return None
+    failed = [row for row in rows if not row.passed]
+    if not failed:
+        return None
+    in_float64 = {(row.scenario, row.mode) for row in rows if row.lane == "f64"}
+    kinds = {id(row): _difference(row, in_float64) for row in failed}
+    gravest = min(kinds.values(), key=GRAVITY.index)
+    first = next(row for row in failed if kinds[id(row)] == gravest)
+    here = [r for r in failed if (r.lane, r.scenario) == (first.lane, first.scenario)]
+    return replace(_classify(sorted(here, key=_place), first.lane), difference=gravest)
+
+
+# The gravest first.
+GRAVITY: tuple[DifferenceKind, ...] = ("meaning", "not judged", "computation", "rounding")
+
+
+def _difference(row: TapRow, in_float64: set[tuple[str, str]]) -> DifferenceKind:
+    """Return what a failed row is a difference of.
+
+    Args:
+        row: that failed.
+        in_float64: scenarios and modes that were run in float64, too.
+    """
+    if row.lane == "f64":
+        return "meaning"
+    if not in_float64 or (row.mode != "probe" and (row.scenario, row.mode) not in in_float64):
+        return "not judged"
+    return "computation" if row.beyond_rounding else "rounding"
 
 
 def _place(row: TapRow) -> tuple[bool, int, tuple[int, int, float]]:

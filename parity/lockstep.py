@@ -7,7 +7,7 @@ computed by all, compared with the gold, judged and forgotten.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -68,13 +68,14 @@ def walk(
         return cast(CachedSubject, subject).start_decode(inputs, chunks)
 
     gold_run = start(gold)
-    runs: dict[tuple[int, str, str], Run] = {}
+    runs: dict[tuple[int, str, frozenset[str]], Run] = {}
+    unnamed = {lane: _unnamed(present) for lane, present in entries.items()}
 
     def run_of(subject: Subject, mode: str, lane: str) -> Run:
         if subject is gold:
             return gold_run
         # What an isolated run is forced to depends on what its lane's subject shows.
-        key = id(subject), mode, lane if mode == "isolated" else ""
+        key = id(subject), mode, unnamed[lane] if mode == "isolated" else frozenset()
         if key not in runs:
             runs[key] = start(subject)
         return runs[key]
@@ -153,12 +154,7 @@ class Lockstep:
         self._batch = stops[-1]
         self._misshapen: set[str] = set()
         # Not forced: what the subject does not name runs on in it, and in its noise too.
-        self._unnamed = {
-            lane: frozenset().union(
-                *(p.subject.absent for p in parties if p.judged and p.mode == "isolated")
-            )
-            for lane, parties in lanes.items()
-        }
+        self._unnamed = {lane: _unnamed(parties) for lane, parties in lanes.items()}
         # What takes part at several dtypes is kept until all have heard it.
         self._times = Counter(id(party.run) for parties in lanes.values() for party in parties)
 
@@ -201,6 +197,8 @@ class Lockstep:
         """Take a party one stage on, and begin to compare what it shows."""
         with clock.counted(_expense(party)):
             taps = party.run.step(self._force(lane, party, truth))
+        if party.mode == "isolated" and not party.judged:  # what the subject lacks needs no noise
+            taps = {n: x for n, x in taps.items() if split_name(n)[0] not in self._unnamed[lane]}
         if party.judged:
             self._misshapen |= {
                 n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
@@ -261,6 +259,12 @@ class Lockstep:
             for name, value in truth.items()
             if name not in useless and split_name(name)[0] not in self._unnamed[lane]
         }
+
+
+def _unnamed(present: Iterable[Entry | Party]) -> frozenset[str]:
+    """Return the kinds of taps that a lane's subject lacks."""
+    judged = [one.subject.absent for one in present if "subject" in one.roles]
+    return frozenset[str]().union(*judged)
 
 
 def _distances(pairs: Sequence[tuple[Gold, np.ndarray]], locate: bool) -> dict[str, Difference]:

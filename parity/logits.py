@@ -41,7 +41,7 @@ def compare(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Differen
         values[~live] = -1.0 if name == "margin" else 0.0
     result = Difference(figures["relative"], figures["peak"], live)
     if broken:
-        result.problems.append(f"{broken} elements are NaN or infinite in one and not in the other")
+        result.add_structural(f"{broken} elements are NaN or infinite in one and not in the other")
     flips = figures["margin"] >= 0
     result.facts |= {
         "shift": float(figures["shift"].max()),

@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from parity.exhibit import Exhibit
 
 # 1.0: first published.
-SCHEMA_VERSION = "1.0"
+# 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
+SCHEMA_VERSION = "1.1"
 
 Verdict = Literal["equal", "divergent", "inconclusive"]
+# What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
+# another computation in a narrower dtype where it is far beyond rounding, else worse rounding than
+# honest implementations have. Without a run in float64 nothing was judged but that it differs.
+DifferenceKind = Literal["meaning", "computation", "rounding", "not judged"]
+# Beyond so many times its limit no difference is one of rounding: the limits themselves stand a few
+# times above what any honest order of summation costs, and a 16-bit float in place of a 32-bit one
+# is 8,000 to 65,000 units of roundoff.
+COMPUTATION_LIMITS = 100.0
 EXIT_CODES: dict[Verdict, int] = {"equal": 0, "divergent": 1, "inconclusive": 3}
 
 
@@ -29,8 +38,8 @@ class TapRow:
         lane: dtype of the run: `f64`, `f32`, `bf16`.
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
-            gold's values), `decode` (through the cache), `grad` (the backward pass) or `production`
-            (compiled whole, no taps; forward or backward).
+            gold's values), `decode` (through the cache), `grad` (the backward pass), `production`
+            (compiled whole, no taps; forward or backward) or `probe` (products of one term).
         step: which chunk of a decode run; 0 otherwise.
         dtype: of the array itself.
         error: largest per-token relative error.
@@ -43,6 +52,8 @@ class TapRow:
         problems: differences that no tolerance excuses.
         facts: further figures (logits: KL, shift, flips; attention: row sums, total variation).
         extent: which tokens and heads are beyond the limit on rho; None where none is.
+        structural: whether one of the problems is none of rounding: a shape, NaN, exact values, who
+            carries weight.
         noise_from: what the noise was taken from, see `parity.noise.widen.Floor`.
         chained: isolated, but of several operators: not all between were named.
     """
@@ -63,6 +74,7 @@ class TapRow:
     problems: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
     extent: Extent | None = None
+    structural: bool = False
     noise_from: str = "measured"
     chained: bool = False
 
@@ -70,6 +82,15 @@ class TapRow:
     def passed(self) -> bool:
         """Whether the tap is equal to within noise."""
         return not self.problems and self.rho <= self.limit and self.peak_rho <= self.peak_limit
+
+    @property
+    def beyond_rounding(self) -> bool:
+        """Whether it differs by more than worse rounding explains."""
+        return (
+            self.structural
+            or not self.rho <= COMPUTATION_LIMITS * self.limit
+            or not self.peak_rho <= COMPUTATION_LIMITS * self.peak_limit
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,8 @@ class WitnessRow:
 class Divergence:
     """Where a difference begins.
 
+    `difference` is what it is one of, see `DifferenceKind`.
+
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
     such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
     a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
@@ -124,6 +147,7 @@ class Divergence:
     row: TapRow
     kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward"]
     flagged: tuple[str, ...]
+    difference: DifferenceKind = "not judged"
 
 
 @dataclass
@@ -165,6 +189,16 @@ class Result:
         return "equal" if self.first_divergence is None else "divergent"
 
     @property
+    def difference(self) -> DifferenceKind | None:
+        """Return what a divergence is one of; None where there is none."""
+        return None if self.first_divergence is None else self.first_divergence.difference
+
+    @property
+    def judges_meaning(self) -> bool:
+        """Whether anything was run in float64."""
+        return any(row.lane == "f64" for row in self.rows)
+
+    @property
     def exit_code(self) -> int:
         """Return 0 equal, 1 divergent, 3 inconclusive."""
         return EXIT_CODES[self.verdict]
@@ -180,6 +214,7 @@ class Result:
         document = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
+            "difference": self.difference,
             "first_divergence": None if first is None else _first(first),
             "cause": self.cause,
             "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],

@@ -21,6 +21,10 @@ UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0*
 # three spreads. `parity selftest --calibrate` prints what clean runs have shown.
 PEAK_ALLOWANCE = 1.5
 
+# A product of one term rounds once, a score also by its scale and that by itself: 2.5 units of
+# roundoff, in any order and on any machine. Three bfloat16 products in place of one are 120 off.
+PROBE_LIMIT = 4.0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -42,6 +46,8 @@ class Limits:
 
     def rho(self, mode: str) -> float:
         """Return the limit on rho in a mode of running."""
+        if mode == "probe":
+            return PROBE_LIMIT
         return self.isolated if mode == "isolated" else self.free
 
     def testimony(self, mode: str) -> float:
@@ -54,6 +60,8 @@ class Limits:
 
     def peak(self, mode: str) -> float:
         """Return the limit for the largest single element of a token: single ones scatter more."""
+        if mode == "probe":
+            return PROBE_LIMIT
         return PEAK_ALLOWANCE * self.rho(mode)
 
 
@@ -107,7 +115,9 @@ def facts(lanes: Sequence[str]) -> dict[str, Any]:
         "noise": (
             f"own reference, eager and reordered (float64: those of float32, scaled by the unit "
             f"roundoffs; isolated: eager, in float64 the floor alone); quantile {NOISE_QUANTILE} "
-            f"over tokens"
+            f"over tokens; near an alarm, for an isolated operator that sums, no less than what "
+            f"honest orders of summation cost (each tap says so in noise_from); products of one "
+            f"term: the unit roundoff"
         ),
         "lanes": {
             lane: {**asdict(LIMITS[lane]), "unit_roundoff": UNIT_ROUNDOFF[lane]} for lane in lanes

@@ -40,6 +40,7 @@ class Cause:
         taps: short names of the taps it can show at first.
         remedy: what to change.
         reshapes: whether it gives taps another shape.
+        rounding: whether it can be of one dtype's arithmetic alone, float64 being equal.
         rank: the lower, the earlier it is tried among those that explain the same tap.
     """
 
@@ -52,6 +53,7 @@ class Cause:
     remedy: str
     rank: int = 5
     reshapes: bool = False
+    rounding: bool = False
 
     def page(self) -> str:
         """Return the cause's page, as Markdown."""

@@ -23,6 +23,7 @@ CAUSE = Cause(
     taps=("keys", "values"),
     remedy="Make the cache in the run's dtype, or declare the narrower one.",
     rank=5,
+    rounding=True,
 )
 
 

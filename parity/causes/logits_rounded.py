@@ -20,6 +20,7 @@ CAUSE = Cause(
     taps=("logits",),
     remedy="Keep logits in float32 or wider.",
     rank=6,
+    rounding=True,
 )
 
 

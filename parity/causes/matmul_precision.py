@@ -30,6 +30,7 @@ CAUSE = Cause(
         "the product; in PyTorch `torch.backends.cuda.matmul.allow_tf32 = False`."
     ),
     rank=6,
+    rounding=True,
 )
 
 

@@ -23,6 +23,7 @@ CAUSE = Cause(
     taps=NORMS,
     remedy="Compute norms in float32 or wider; round once, before the weight is applied.",
     rank=4,
+    rounding=True,
 )
 
 # The dtype that a lane's activations have; float64 has no norm in too few bits of this kind.

@@ -37,6 +37,7 @@ CAUSE = Cause(
         "Keep frequencies, positions and angles in float32 or wider, whatever the model's dtype."
     ),
     rank=0,
+    rounding=True,
 )
 
 

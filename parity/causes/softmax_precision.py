@@ -23,6 +23,7 @@ CAUSE = Cause(
     taps=("attn_probs",),
     remedy="Compute softmax in float32 or wider.",
     rank=7,
+    rounding=True,
 )
 
 

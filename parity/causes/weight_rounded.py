@@ -24,6 +24,7 @@ CAUSE = Cause(
     taps=WEIGHTED,
     remedy="Convert in the file's own dtype, and compare checksums afterwards.",
     rank=5,
+    rounding=True,
 )
 
 

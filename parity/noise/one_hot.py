@@ -22,11 +22,9 @@ from parity.result import TapRow
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, Subject
 from parity.taps import AXES, LAYER_TAPS, OPERANDS, split_name
-from parity.tolerance import UNIT_ROUNDOFF
+from parity.tolerance import PROBE_LIMIT, UNIT_ROUNDOFF
 
 SCENARIO, MODE = "one-hot", "probe"
-# A product rounds once, a score also by its scale and that by itself: 2 units and a half.
-LIMIT = 4.0
 # By kind, along which axes exactly one element is not zero.
 ONE_HOT = {
     "layers.input_layernorm": "D",
@@ -192,7 +190,7 @@ def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> T
         worst = np.unravel_index(int(np.argmax(off)), off.shape)
         rho = float(off[worst])
         facts = {}
-        if not rho <= LIMIT:
+        if not rho <= PROBE_LIMIT:
             facts = {f"as_{n}": float(distance(p).max()) for n, p in NARROW_PRODUCTS.items()}
     return TapRow(
         tap=name,
@@ -204,9 +202,9 @@ def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> T
         error=rho * UNIT_ROUNDOFF["f32"],
         noise=UNIT_ROUNDOFF["f32"],
         rho=rho,
-        limit=LIMIT,
+        limit=PROBE_LIMIT,
         peak_rho=rho,
-        peak_limit=LIMIT,
+        peak_limit=PROBE_LIMIT,
         worst=None,
         facts=facts,
         noise_from="one term",

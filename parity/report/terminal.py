@@ -12,7 +12,7 @@ from rich.text import Text
 
 from parity.extent import Extent
 from parity.locate import unseen_before
-from parity.result import Divergence, Result, TapRow, WitnessRow
+from parity.result import DifferenceKind, Divergence, Result, TapRow, WitnessRow
 from parity.taps import LAYER_TAPS, split_name
 
 STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold yellow"}
@@ -66,12 +66,29 @@ def _headline(result: Result) -> Text:
     against = f" against {', '.join(witnesses)}" if witnesses else ""
     partial = result.absent and result.compared < result.expected
     taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
+    if (kind := _kind(result)) is not None:
+        text.append(f" ({kind})")
     text.append(f": {taps} taps in {', '.join(lanes)}{against}", style="default")
     if result.first_divergence is not None:
         text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
     return text
 
 
+def _kind(result: Result) -> str | None:
+    """Return what a verdict is about, where that is not plain."""
+    if result.difference == "not judged" or not result.judges_meaning:
+        return "meaning not judged"
+    return result.difference
+
+
+# What a divergence is one of, in words.
+DIFFERENCES: dict[DifferenceKind, str] = {
+    "meaning": "of meaning: it is there in float64, where rounding explains nothing",
+    "computation": "another computation in this dtype: float64 is equal, and it is far beyond "
+    "rounding",
+    "rounding": "of rounding: float64 is equal, but honest implementations round better",
+    "not judged": "meaning was not judged: that takes the same run in float64 (--dtype f64)",
+}
 # Modes in which the subject carries its own values on.
 OWN_RUNS = ("free", "decode")
 
@@ -95,10 +112,13 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
     if row.mode == "decode":
         where += f" step {row.step}"
     yield f"first divergence: {row.tap} ({where})"
+    yield f"  difference: {DIFFERENCES[first.difference]}"
     yield (
         f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
         f"limit {row.limit:g}"
     )
+    if row.noise_from.startswith("order: "):
+        yield f"  no order of summation explains it; the nearest is {row.noise_from[7:]}"
     if row.peak_rho > row.peak_limit:
         yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:

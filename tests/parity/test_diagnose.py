@@ -6,6 +6,7 @@ configuration: faults in code apart from the causes that are to be found.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 from witnesses import changed, small, swap
 
+import parity
 from jaxllama.checkpoint import Checkpoint
 from parity import runner
+from parity.causes.base import catalogue
 from parity.causes.wrong import WrongReference
-from parity.diagnose import diagnose
+from parity.diagnose import _best_trial, diagnose, ranked_hypotheses
 from parity.examine import examine
 from parity.recording import record, shortened
 from parity.scenarios import scenario
@@ -246,3 +249,52 @@ def test_a_cache_of_wrong_keys_is_no_crash() -> None:
     found = diagnose(recording, CHECKPOINT)
     assert found is not None
     assert (found["id"], found["confirmed"]) == ("", False)
+
+
+class RoughlySummed(TorchReference):
+    """Products whose blocks of terms are rounded to a precision between float32 and bfloat16."""
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        if x.dtype != torch.float32 or not name.endswith("mlp.up_proj"):
+            return super().linear(x, name)
+        weight, kept = self.weight(f"{name}.weight").float(), x.new_zeros(())
+        for start in range(0, x.shape[-1], 16):
+            part = slice(start, start + 16)
+            kept = _rounded(kept + x[..., part] @ weight[:, part].T)
+        return kept
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Keep 16 bits of 24."""
+    return ((x.view(torch.int32) + 0x80) & ~0xFF).view(torch.float32)
+
+
+def test_where_float64_is_equal_no_other_meaning_is_suspected() -> None:
+    result = parity.run(
+        CHECKPOINT,
+        dtypes="f64,f32",
+        scenarios="causal",
+        length=23,
+        subject=lambda model, dtype: RoughlySummed(CHECKPOINT, dtype=dtype),
+    )
+    assert (result.verdict, result.difference) == ("divergent", "rounding")
+    assert result.first_divergence is not None
+    assert result.first_divergence.row.tap == "layers.0.up_proj"
+    assert result.cause is not None
+    suspects = {suspect["id"] for suspect in result.cause["suspects"]}
+    assert suspects <= {file.cause.id for file in catalogue().values() if file.cause.rounding}
+    assert not suspects & {"weight-permuted", "weight-element"}
+
+
+def test_what_a_trial_has_refuted_is_no_suspect() -> None:
+    subject = Uncatalogued(CHECKPOINT)
+    inputs = scenario("causal", lambda text: list(text.encode()), CHECKPOINT.config, length=13)
+    recording = record(subject, inputs, None, LAYERS)
+    found = examine(recording, WrongReference(CHECKPOINT), inputs)
+    assert found.evidence is not None
+    ranked = ranked_hypotheses(found.evidence)
+    best, _, refuted = _best_trial(recording, found, ranked, time.monotonic() + 60)
+    assert best is None
+    said = diagnose(recording, CHECKPOINT)
+    assert said is not None
+    assert not {h.said for h in refuted} & {s["summary"] for s in said["suspects"]}

@@ -95,3 +95,47 @@ def test_the_earliest_decoding_step_comes_first() -> None:
         row("layers.1.output", failed=True, mode="decode", step=2),
     )
     assert (found.row.step, found.row.tap) == (2, "layers.1.output")
+
+
+def test_float64_tells_meaning() -> None:
+    found = located(row("embed", lane="f32", failed=True), row("embed", failed=True))
+    assert (found.difference, found.row.lane) == ("meaning", "f64")
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"rho": 33.0}, "rounding"),
+        ({"peak_rho": 70.0}, "rounding"),
+        ({"rho": 3201.0}, "computation"),
+        ({"peak_rho": 6401.0}, "computation"),
+        ({"rho": float("nan")}, "computation"),
+        ({"problems": ("9 hidden keys carry weight",), "structural": True}, "computation"),
+        ({"problems": ("rows of weights add up to 1 within 0.1 only",)}, "rounding"),
+    ],
+)
+def test_what_float64_does_not_see_is_computation_or_rounding(
+    changes: dict[str, object], difference: str
+) -> None:
+    found = located(row("norm"), row("norm", lane="bf16", **changes))
+    assert found.difference == difference
+
+
+def test_another_computation_comes_before_worse_rounding() -> None:
+    mild = row("norm", lane="f32", rho=33.0)
+    grave = row("logits", lane="bf16", failed=True)
+    found = located(row("norm"), row("logits"), mild, grave)
+    assert (found.row.tap, found.difference) == ("logits", "computation")
+
+
+def test_without_the_same_run_in_float64_meaning_is_not_judged() -> None:
+    failed = row("norm", lane="f32", failed=True)
+    assert located(failed).difference == "not judged"
+    assert located(row("norm", mode="decode"), failed).difference == "not judged"
+    assert located(row("norm"), failed).difference == "computation"
+
+
+def test_products_of_one_term_are_judged_beside_any_run_in_float64() -> None:
+    narrow = row("logits", lane="f32", scenario="one-hot", mode="probe", rho=130.0, limit=4.0)
+    found = located(row("norm"), narrow)
+    assert (found.row.mode, found.kind, found.difference) == ("probe", "operator", "rounding")

@@ -11,10 +11,11 @@ import parity
 from jaxllama.checkpoint import Checkpoint, tiny
 from parity.explained import described_precision
 from parity.lineup import summed_taps
-from parity.noise.one_hot import LIMIT, probe_products
+from parity.noise.one_hot import probe_products
 from parity.result import TapRow
 from parity.scenarios import scenario
 from parity.subjects.torch_reference import TorchReference
+from parity.tolerance import PROBE_LIMIT
 
 Tensor = torch.Tensor
 
@@ -80,7 +81,7 @@ def test_float32_products_round_once(variant: str) -> None:
     checkpoint = tiny(num_hidden_layers=2)
     rows = _probe(checkpoint, TorchReference(checkpoint, dtype="f32", variant=variant))  # type: ignore[arg-type]
     assert len(rows) == 2 * 9 + 1
-    assert max(row.rho for row in rows) < LIMIT / 1.5
+    assert max(row.rho for row in rows) < PROBE_LIMIT / 1.5
 
 
 def test_a_run_is_divergent_by_its_probe_alone() -> None:
