@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from jaxllama.errors import InputError
@@ -28,7 +29,8 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            with suppress(BrokenPipeError):  # whose reader has had enough
+                path.write_text(text, encoding="utf-8")
             return
         path = path.resolve()  # the file a link leads to, not the link
         beside = path.parent / f".{secrets.token_hex(8)}.tmp"
@@ -43,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def check_writable(path: Path) -> None:
@@ -65,4 +67,4 @@ def check_writable(path: Path) -> None:
         if not all(os.access(one, os.W_OK) for one in [*needed, *([path] * path.exists())]):
             raise InputError(f"{path}: no permission to write there")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
