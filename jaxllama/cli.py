@@ -35,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Llama 3 in JAX.",
+    epilog="Exit codes: 0 done or equal, 1 different, 2 bad usage or input, "
+    "4 internal error or no memory, 130 Ctrl-C.",
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20

@@ -25,6 +25,8 @@ app = typer.Typer(
     name="parity",
     cls=CommandGroup,
     help="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
+    epilog="Exit codes: 0 equal, 1 divergent or faulty, 2 bad usage or input, 3 inconclusive, "
+    "4 internal error or no memory, 5 verdict printed but a report not written, 130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -259,7 +259,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     [
         ("parity", ["recheck", "RESULT"], 1),
         ("parity", ["lint", "MASK", "--use", "additive"], 1),
-        ("parity", ["lint", "causal()"], 0),
         ("parity", ["explain", "M01"], 0),
         ("parity", ["--help"], 0),
         ("parity", [*RUN, "--override", "rope_theta=1e6"], 1),
