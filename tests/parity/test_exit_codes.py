@@ -16,7 +16,7 @@ from jaxllama.errors import InputError
 from parity import cli
 from parity.lint import command as lint_module
 from parity.report import html_file, json_file
-from parity.report.outputs import write_report
+from parity.report.outputs import after_verdict, write_report
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "tiny", "--dtype", "f64", "--scenario", "causal", "--length", "7"]
@@ -86,6 +86,18 @@ def test_the_verdict_is_out_before_a_report_is_begun(
     judged(EQUAL)
     assert parity(*RUN, "--json", "x.json")[0] == 0
     assert seen[0].startswith("equal: ")
+
+
+def test_nothing_of_the_verdict_waits_for_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "said"
+    with path.open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        print("equal")
+        assert path.read_text() == ""
+        with after_verdict():
+            assert path.read_text() == "equal\n"
 
 
 def test_a_directory_that_goes_away_takes_no_other_report_along(
