@@ -21,7 +21,7 @@ from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
 from parity.causes.wrong import Held, Site, WrongReference
 from parity.distance import against
 from parity.examine import Finding, examine
-from parity.explained import Search, Step, described
+from parity.explained import Search, Step, described, described_precision
 from parity.gold import Gold
 from parity.recording import Recording, record, record_backward, shortened
 from parity.result import Divergence, TapRow
@@ -127,6 +127,8 @@ def cause_of(
         the compiled run without taps.
     """
     row = first.row
+    if row.mode == "probe":
+        return described_precision(row)
     if row.mode not in ("free", "decode", "isolated", "grad"):
         return None
     alike = {
@@ -150,7 +152,11 @@ def cause_of(
     chosen = shortened(chosen, checkpoint.config, kept, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
     gold = TorchReference(checkpoint) if row.mode == "isolated" else None
-    return diagnose(record(subject, chosen, chunks, layers, gold), checkpoint)
+    found = diagnose(record(subject, chosen, chunks, layers, gold), checkpoint)
+    narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
+    if narrow and row.lane == "f32" and not (found and found["confirmed"]):
+        return described_precision(narrow[0])
+    return found
 
 
 def ranked_hypotheses(evidence: Evidence) -> list[tuple[Hypothesis, float]]:

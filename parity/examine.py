@@ -13,7 +13,9 @@ import numpy as np
 from parity.background import Background
 from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
+from parity.lineup import summed_taps
 from parity.lockstep import Lockstep
+from parity.noise.chains import runs_chains
 from parity.parties import Party, chunk_views
 from parity.recording import Recording, Replay, asked, positions, written
 from parity.result import TapRow
@@ -68,7 +70,8 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     lane, chunks, layers = recording.subject.dtype, recording.chunks, recording.layers
 
     mode = recording.mode
-    honest = reference.honest(lane, isolated=mode == "isolated")
+    chained = runs_chains(recording.subject.absent)
+    honest = reference.honest(lane, isolated=mode == "isolated" and not chained)
     parties = [Party(Replay(recording), frozenset({"subject"}), mode, Replay(recording))]
     parties += [
         Party(one, frozenset({"variant"}), mode, recording.begin(one, inputs)) for one in honest
@@ -76,7 +79,7 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     gold = recording.begin(reference, inputs)
     setup: Arrays = {}
     with Background() as pool:
-        lockstep = Lockstep({lane: parties}, [inputs], pool)
+        lockstep = Lockstep({lane: parties}, [inputs], pool, summed=summed_taps(reference))
         (judge,) = lockstep.judges
         stage = 0
         for chunk in chunk_views(inputs, chunks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from parity.causes.base import Hypothesis, catalogue
 from parity.causes.wrong import WrongReference
 from parity.examine import Finding
+from parity.result import TapRow
 from parity.scenarios import Inputs
 
 
@@ -96,6 +98,35 @@ def described(search: Search) -> dict[str, Any] | None:
         ],
         "suspects": listed,
         "others": named[1:],
+    }
+
+
+def described_precision(row: TapRow) -> dict[str, Any]:
+    """Return why products with a single term are off, as `described` does.
+
+    Args:
+        row: of `parity.noise.one_hot.probe_products`; its facts are the experiments.
+    """
+    cause = catalogue()["matmul-precision"].cause
+    left, name = min((left, n.removeprefix("as_")) for n, left in row.facts.items())
+    found = left <= row.limit
+    said = f"factors in {name}" if found else f"{max(1, round(23 - math.log2(row.rho)))} bits"
+    tried = {"changed": f"factors in {name}", "tap": row.tap}
+    before, after = row.error, left * row.noise
+    line = f"{tried['changed']} on the reference: error at {row.tap} {before:.1e} -> {after:.0e}"
+    return {
+        "id": cause.id,
+        "title": cause.title,
+        "summary": f"{cause.title} ({said}); effective {said.split()[-1] if found else said}, "
+        "configured float32",
+        "confirmed": found,
+        "evidence": ["products of a single term, which no order of summation changes", line],
+        "effective": name if found else said,
+        "configured": "float32",
+        "remedy": cause.remedy,
+        "experiments": [{**tried, "before": before, "after": after}],
+        "suspects": [],
+        "others": [],
     }
 
 

@@ -14,6 +14,9 @@ from parity.exhibit import Exhibit
 from parity.extent import extent
 from parity.gold import Difference, Gold
 from parity.logits import distance_of_logits
+from parity.noise.chains import runs_one_operator
+from parity.noise.operators import SummedTaps
+from parity.noise.widen import Floor, widened_floor
 from parity.parties import Chunk, Party
 from parity.result import TapRow, WitnessRow
 from parity.subjects.base import Subject
@@ -45,6 +48,7 @@ class Judge:
         scenario: name of the inputs.
         parties: who is under way; heard in this order.
         pool: compares several taps at a time.
+        summed: knows how taps are summed; without it the noise is what was measured.
         exhibit: keeps what a report shows of it, if given.
     """
 
@@ -54,9 +58,12 @@ class Judge:
         scenario: str,
         parties: Sequence[Party],
         pool: Background,
+        summed: SummedTaps | None = None,
         exhibit: Exhibit | None = None,
     ) -> None:
         self.lane, self.scenario, self.exhibit = lane, scenario, exhibit
+        self._summed = summed
+        self._before: Arrays = {}
         self.parties, self.pool = parties, pool
         self.rows: list[TapRow] = []
         self.unmatched: set[str] = set()
@@ -111,6 +118,7 @@ class Judge:
                 at_hand = {}
             if party.testifies:
                 self._note(party)
+        self._before = {n: g.array for n, g in self._golds.items() if g.kind == "layers.output"}
         self._golds, self._shown, self._found = {}, {}, {}
 
     def _movements(self, party: Party, taps: Arrays) -> dict[str, Future[Movement]]:
@@ -150,19 +158,20 @@ class Judge:
         return PassRecord(self.rows, witnesses, self.unmatched, exhibits)
 
     def _row(self, party: Party, name: str, at_hand: np.ndarray | None) -> TapRow:
-        limits, found = LIMITS[self.lane], self._found[party][name]
+        found = self._found[party][name]
+        chained = party.mode == "isolated" and not runs_one_operator(name, party.subject.absent)
+        # Several operators between two forced taps run as freely as a whole pass does.
+        as_mode = "free" if chained else party.mode
+        limits = LIMITS[self.lane].rho(as_mode), LIMITS[self.lane].peak(as_mode)
         honest = self._noise(party, name)
-        minimum = limits.floor * UNIT_ROUNDOFF[self.lane]
-        floor = noise_floor([d.relative for d in honest], found.live, minimum)
-        peak_floor = noise_floor([d.peak for d in honest], found.live, minimum)
+        floor = self._floor(party, name, honest, None if chained else limits)
         with np.errstate(over="ignore"):  # against a gold of nothing
-            rho = np.where(found.live, found.relative / floor, 0.0)
-            peak_rho = np.where(found.live, found.peak / peak_floor, 0.0)
+            rho = np.where(found.live, found.relative / floor.norm, 0.0)
+            peak_rho = np.where(found.live, found.peak / floor.peak, 0.0)
         if name == "logits":
-            _explain_flips(found, honest, limits.rho(party.mode))
+            _explain_flips(found, honest, limits[0])
         at = np.unravel_index(int(np.argmax(rho)), rho.shape)
         mode = "production" if "production" in party.roles else party.mode
-        limit = limits.rho(party.mode)
         if self.exhibit is not None:
             self.exhibit.fold(mode, name, rho, found.live, self._chunk.start_of(name))
         return TapRow(
@@ -173,16 +182,41 @@ class Judge:
             step=self._chunk.step,
             dtype=found.dtype,
             error=float(found.relative.max()),
-            noise=float(floor[at]),
+            noise=float(floor.norm[at]),
             rho=float(rho[at]),
-            limit=limit,
+            limit=limits[0],
             peak_rho=float(peak_rho.max()),
-            peak_limit=limits.peak(party.mode),
+            peak_limit=limits[1],
             worst=found.worst,
             problems=tuple(found.problems),
             facts=found.facts,
-            extent=extent(found, rho, limit, self._golds[name], at_hand, floor),
+            extent=extent(found, rho, limits[0], self._golds[name], at_hand, floor.norm),
+            noise_from=floor.source,
+            chained=chained,
         )
+
+    def _floor(
+        self,
+        party: Party,
+        name: str,
+        honest: Sequence[Difference],
+        limits: tuple[float, float] | None,
+    ) -> Floor:
+        """Return a tap's noise; `limits` are given where it is one operator's."""
+        found = self._found[party][name]
+        minimum = LIMITS[self.lane].floor * UNIT_ROUNDOFF[self.lane]
+        floor = Floor(
+            noise_floor([d.relative for d in honest], found.live, minimum),
+            noise_floor([d.peak for d in honest], found.live, minimum),
+        )
+        governed = party.mode == "isolated" and self.lane != "f64" and not found.problems
+        if self._summed is None or limits is None or not governed:
+            return floor
+        golds = {**self._before, **{n: gold.array for n, gold in self._golds.items()}}
+        operator = self._summed.of(name, golds, self._chunk.mask, self.lane)
+        if operator is None:
+            return floor
+        return widened_floor(floor, found, self._golds[name], operator, limits)
 
     def _note(self, party: Party) -> None:
         """Hold a stage of a witness to the noise of the precision it really works in."""

@@ -33,8 +33,9 @@ def _place(row: TapRow) -> tuple[bool, int, tuple[int, int, float]]:
 def _classify(failed: list[TapRow], lane: str) -> Divergence:
     setup = [row for row in failed if row.tap in SETUP_TAPS]
     flagged = tuple(dict.fromkeys(row.tap for row in setup))
-    isolated = [row for row in failed if row.mode == "isolated" and row.tap not in SETUP_TAPS]
-    running = [row for row in failed if row.mode != "isolated" and row.tap not in SETUP_TAPS]
+    forced = ("isolated", "probe")
+    isolated = [row for row in failed if row.mode in forced and row.tap not in SETUP_TAPS]
+    running = [row for row in failed if row.mode not in forced and row.tap not in SETUP_TAPS]
     if not running and not isolated:
         return Divergence(setup[0], "setup", flagged)
     if not running:

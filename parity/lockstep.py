@@ -21,6 +21,7 @@ from parity.exhibit import Exhibit
 from parity.gold import Difference, Gold
 from parity.judge import Compared, Judge, PassRecord
 from parity.memory import give_back
+from parity.noise.operators import SummedTaps
 from parity.parties import Chunk, Entry, Party, chunk_views
 from parity.scenarios import Inputs, joined
 from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
@@ -40,6 +41,7 @@ def walk(
     layers: int,
     *,
     chunks: Sequence[int] | None = None,
+    summed: SummedTaps | None = None,
     progress: Progress = lambda: None,
 ) -> PassRecord:
     """Run all parties over some scenarios in step with the gold and judge the subject.
@@ -53,6 +55,7 @@ def walk(
         modes: `free`, `isolated`; or `decode` alone, with `chunks`; or `grad` alone.
         layers: L.
         chunks: columns per call of a decode run.
+        summed: knows how taps are summed, see `Judge`.
         progress: called after every stage.
     """
     inputs = joined(parts)
@@ -65,19 +68,20 @@ def walk(
         return cast(CachedSubject, subject).start_decode(inputs, chunks)
 
     gold_run = start(gold)
-    runs: dict[tuple[int, str], Run] = {}
+    runs: dict[tuple[int, str, str], Run] = {}
 
-    def run_of(subject: Subject, mode: str) -> Run:
+    def run_of(subject: Subject, mode: str, lane: str) -> Run:
         if subject is gold:
             return gold_run
-        key = id(subject), mode
+        # What an isolated run is forced to depends on what its lane's subject shows.
+        key = id(subject), mode, lane if mode == "isolated" else ""
         if key not in runs:
             runs[key] = start(subject)
         return runs[key]
 
     parties = {
         lane: [
-            Party(e.subject, e.roles, mode, run_of(e.subject, mode))
+            Party(e.subject, e.roles, mode, run_of(e.subject, mode, lane))
             for mode in modes
             for e in present
             if mode in e.modes and (mode != "isolated" or e.subject.can_force)
@@ -92,7 +96,7 @@ def walk(
         if "grad" not in modes
     ]
     with Background() as pool:
-        lockstep = Lockstep(parties, parts, pool, exhibits)
+        lockstep = Lockstep(parties, parts, pool, exhibits, summed)
         for views in zip(*(chunk_views(part, chunks) for part in parts), strict=True):
             for stage in range(layers + 2):
                 # Before the logits, the largest of all taps.
@@ -124,6 +128,7 @@ class Lockstep:
         parts: the scenarios whose rows, one after another, make the parties' batch.
         pool: where comparing goes on.
         exhibits: one a dtype and part, for what a report shows.
+        summed: knows how taps are summed, see `Judge`.
 
     Attributes:
         judges: one a dtype and part.
@@ -135,17 +140,25 @@ class Lockstep:
         parts: Sequence[Inputs],
         pool: Background,
         exhibits: Sequence[Exhibit | None] = (),
+        summed: SummedTaps | None = None,
     ) -> None:
         self.lanes, self.pool = lanes, pool
         seats = [(lane, part) for lane in lanes for part in parts]
         self.judges = [
-            Judge(lane, part.name, lanes[lane], pool, exhibit)
+            Judge(lane, part.name, lanes[lane], pool, summed, exhibit)
             for (lane, part), exhibit in zip(seats, exhibits or [None] * len(seats), strict=True)
         ]
         stops = np.cumsum([0, *(len(part.tokens) for part in parts)]).tolist()
         self._rows = [slice(*pair) for pair in pairwise(stops)]
         self._batch = stops[-1]
         self._misshapen: set[str] = set()
+        # Not forced: what the subject does not name runs on in it, and in its noise too.
+        self._unnamed = {
+            lane: frozenset().union(
+                *(p.subject.absent for p in parties if p.judged and p.mode == "isolated")
+            )
+            for lane, parties in lanes.items()
+        }
         # What takes part at several dtypes is kept until all have heard it.
         self._times = Counter(id(party.run) for parties in lanes.values() for party in parties)
 
@@ -167,7 +180,7 @@ class Lockstep:
             waiting: deque[tuple[Party, int]] = deque()
             for party in parties:
                 run = id(party.run)
-                step = stepped.pop(run, None) or self._step(party, truth, golds)
+                step = stepped.pop(run, None) or self._step(lane, party, truth, golds)
                 left[run] -= 1
                 if left[run]:
                     stepped[run] = step
@@ -182,10 +195,12 @@ class Lockstep:
             for judge in judges:
                 judge.settle()
 
-    def _step(self, party: Party, truth: Arrays, golds: Sequence[Mapping[str, Gold]]) -> Stepped:
+    def _step(
+        self, lane: str, party: Party, truth: Arrays, golds: Sequence[Mapping[str, Gold]]
+    ) -> Stepped:
         """Take a party one stage on, and begin to compare what it shows."""
         with clock.counted(_expense(party)):
-            taps = party.run.step(self._force(party, truth))
+            taps = party.run.step(self._force(lane, party, truth))
         if party.judged:
             self._misshapen |= {
                 n for n, value in taps.items() if n in truth and value.shape != truth[n].shape
@@ -233,12 +248,19 @@ class Lockstep:
             for name, value in taps.items()
         }
 
-    def _force(self, party: Party, truth: Arrays) -> Arrays | None:
-        """Return the gold's values for an isolated party, less those of another shape."""
+    def _force(self, lane: str, party: Party, truth: Arrays) -> Arrays | None:
+        """Return the gold's values for an isolated party, as far as the lane's subject has them.
+
+        Those of another shape are left out, and the logits, which nothing is computed of.
+        """
         if party.mode != "isolated":
             return None
-        useless = self._misshapen | {"logits"}  # which nothing is computed of
-        return {name: value for name, value in truth.items() if name not in useless}
+        useless = self._misshapen | {"logits"}
+        return {
+            name: value
+            for name, value in truth.items()
+            if name not in useless and split_name(name)[0] not in self._unnamed[lane]
+        }
 
 
 def _distances(pairs: Sequence[tuple[Gold, np.ndarray]], locate: bool) -> dict[str, Difference]:

@@ -16,6 +16,7 @@ from jaxllama.errors import InputError
 from parity.identify import rotation, solve_positions
 from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
+from parity.taps import split_name
 
 # What is larger than this in bytes is looked at on fewer columns.
 MOST_BYTES = 1_200_000_000
@@ -98,7 +99,7 @@ def record(
     """
     if gold is not None:
         source, run = gold.start(inputs), subject.start(inputs)
-        given = [source.step() for _ in range(layers + 2)]
+        given = [_named(source.step(), subject) for _ in range(layers + 2)]
         shown = [_copied(run.step(truth)) for truth in given]
         return Recording(subject, inputs, None, layers, shown, given)
     if chunks is None:
@@ -115,6 +116,11 @@ def record_backward(subject: Subject, inputs: Inputs, layers: int) -> Recording:
     run = differentiable(subject).start_grad(inputs)
     stages = [_copied(run.step()) for _ in range(layers + 2)]
     return Recording(subject, inputs, None, layers, stages, backward=True)
+
+
+def _named(stage: Arrays, subject: Subject) -> Arrays:
+    """Leave out what the subject does not name, and so is not given."""
+    return {n: value for n, value in stage.items() if split_name(n)[0] not in subject.absent}
 
 
 def _copied(stage: Arrays) -> Arrays:

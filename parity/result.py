@@ -43,6 +43,8 @@ class TapRow:
         problems: differences that no tolerance excuses.
         facts: further figures (logits: KL, shift, flips; attention: row sums, total variation).
         extent: which tokens and heads are beyond the limit on rho; None where none is.
+        noise_from: what the noise was taken from, see `parity.noise.widen.Floor`.
+        chained: isolated, but of several operators: not all between were named.
     """
 
     tap: str
@@ -61,6 +63,8 @@ class TapRow:
     problems: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
     extent: Extent | None = None
+    noise_from: str = "measured"
+    chained: bool = False
 
     @property
     def passed(self) -> bool:

@@ -19,10 +19,11 @@ from jaxllama.errors import InputError
 from parity import clock, environment, gradients, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
-from parity.lineup import lineup
+from parity.lineup import lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.memory import give_back
+from parity.noise import one_hot
 from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.recording import differentiable
@@ -35,6 +36,7 @@ from parity.scenarios import (
     Prompt,
     Shape,
     batches,
+    joined,
     scenario,
     shape,
 )
@@ -181,6 +183,7 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([streamed.NOTE] if stream else ()),
+            *one_hot.notes(rows, plan.dtypes),
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
         ],
         timing={
@@ -293,9 +296,16 @@ def _lanes(
                     modes,
                     layers,
                     chunks=None if chunks is None else chunks(group[0]),
+                    summed=summed_taps(gold),
                     progress=tick,
                 )
                 records.append(record)
+        if one_hot.asked(plan.modes, plan.dtypes):
+            smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
+            rows = one_hot.probe_products(
+                subjects["f32"], smallest, summed_taps(gold), checkpoint.config
+            )
+            records.append(PassRecord(rows))
         seconds["forward_s"] = time.perf_counter() - began
         del entries, subjects
     del gold  # and the float64 weights that it holds for decoding

@@ -47,7 +47,8 @@ GRAD_HEAD = {
     "grad.norm": "BTD",
     "grad.model.norm.weight": "D",
 }
-_WEIGHT_OF = {
+# The module whose weight a layer's tap is computed with, and the axes of that weight.
+LAYER_MODULES = {
     "input_layernorm": ("input_layernorm", "D"),
     "q_proj": ("self_attn.q_proj", "OI"),
     "k_proj": ("self_attn.k_proj", "OI"),
@@ -58,11 +59,43 @@ _WEIGHT_OF = {
     "up_proj": ("mlp.up_proj", "OI"),
     "down_proj": ("mlp.down_proj", "OI"),
 }
+# The weight a tap is computed with, by kinds; a tied head's is the embedding's.
+WEIGHT_OF = {
+    "embed": "model.embed_tokens.weight",
+    **{f"layers.{tap}": f"model.layers.{name}.weight" for tap, (name, _) in LAYER_MODULES.items()},
+    "norm": "model.norm.weight",
+    "logits": "lm_head.weight",
+}
+# What an operator computes a tap of, by kinds: all that can carry rounding. Between two layers the
+# residual stream is handed on: `layers.input` is the output before it, or the embedding.
+OPERANDS = {
+    "layers.input": ("layers.output",),
+    "layers.input_layernorm": ("layers.input",),
+    "layers.q_proj": ("layers.input_layernorm",),
+    "layers.k_proj": ("layers.input_layernorm",),
+    "layers.v_proj": ("layers.input_layernorm",),
+    "layers.q_rope": ("layers.q_proj", "rope.inv_freq"),
+    "layers.k_rope": ("layers.k_proj", "rope.inv_freq"),
+    "layers.attn_scores": ("layers.q_rope", "layers.k_rope"),
+    "layers.attn_probs": ("layers.attn_scores",),
+    "layers.attn_context": ("layers.attn_probs", "layers.v_proj"),
+    "layers.o_proj": ("layers.attn_context",),
+    "layers.post_attention": ("layers.input", "layers.o_proj"),
+    "layers.post_attention_layernorm": ("layers.post_attention",),
+    "layers.gate_proj": ("layers.post_attention_layernorm",),
+    "layers.up_proj": ("layers.post_attention_layernorm",),
+    "layers.mlp_act": ("layers.gate_proj", "layers.up_proj"),
+    "layers.down_proj": ("layers.mlp_act",),
+    "layers.output": ("layers.post_attention", "layers.down_proj"),
+    "norm": ("layers.output",),
+    "logits": ("norm",),
+}
+
 GRAD_LAYER: dict[str, str] = {}
 for _name, _axes in reversed(LAYER_TAPS.items()):
     GRAD_LAYER[f"grad.layers.{_name}"] = _axes
-    if _name in _WEIGHT_OF:
-        GRAD_LAYER[f"grad.model.layers.{_WEIGHT_OF[_name][0]}.weight"] = _WEIGHT_OF[_name][1]
+    if _name in LAYER_MODULES:
+        GRAD_LAYER[f"grad.model.layers.{LAYER_MODULES[_name][0]}.weight"] = LAYER_MODULES[_name][1]
 GRAD_EMBED = {"grad.embed": "BTD", "grad.model.embed_tokens.weight": "VD"}
 GRAD_TAPS = GRAD_HEAD | GRAD_LAYER | GRAD_EMBED
 PARAMETER_GRADIENTS = frozenset(kind for kind in GRAD_TAPS if kind.endswith(".weight"))

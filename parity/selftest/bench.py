@@ -11,9 +11,11 @@ import jax
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from parity.judge import PassRecord
-from parity.lineup import EVERY, lineup
+from parity.lineup import EVERY, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
+from parity.noise import one_hot
+from parity.noise.operators import SummedTaps
 from parity.parties import Entry
 from parity.prepare import decode_chunks
 from parity.result import Divergence
@@ -63,8 +65,16 @@ class Bench:
         self._inputs: dict[str, Inputs] = {}
 
     @cached_property
+    def _reference(self) -> TorchReference:
+        return TorchReference(self.checkpoint, dtype="f64")
+
+    @cached_property
     def _gold(self) -> Memo:
-        return Memo(TorchReference(self.checkpoint, dtype="f64"))
+        return Memo(self._reference)
+
+    @cached_property
+    def _summed(self) -> SummedTaps:
+        return summed_taps(self._reference)
 
     @cached_property
     def _honest(self) -> list[Entry]:
@@ -105,7 +115,11 @@ class Bench:
                 ("free", "isolated") if mode == "free" else (mode,),
                 self.checkpoint.config.num_hidden_layers,
                 chunks=decode_chunks(inputs) if mode == "decode" else None,
+                summed=self._summed,
             )
+            if mode == "free" and self.lane == "f32":
+                c = self.checkpoint.config
+                record.rows += one_hot.probe_products(subject, inputs, self._summed, c)
         first = first_divergence(record.rows)
         disagree = record.unmatched or any(not w.agrees or w.unmatched for w in record.witnesses)
         verdict = "inconclusive" if disagree else "divergent" if first else "equal"

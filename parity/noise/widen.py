@@ -1,0 +1,215 @@
+"""Raising a measured floor to what rounding may honestly cost, where an alarm is near.
+
+NumPy alone. Three steps, each only for the tokens that the last one leaves near an alarm:
+
+1. what honest variants differ by on this machine (`parity.tolerance.noise_floor`);
+2. the envelope of what orders of summation cost (`parity.noise.envelope`): first the walk alone,
+   which is cheap, then the partial sums themselves;
+3. the operator itself, run in float32 in each order (`parity.noise.orders`): an alarm stands only
+   if the subject is beyond its limit in all of them.
+
+A machine therefore decides by which step a subject passes, not whether it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.gold import Difference, Gold
+from parity.noise.envelope import error_bound, sum_variance, walk_variance
+from parity.noise.operators import SummedTap
+from parity.noise.orders import TRIALS
+
+# The envelope is looked at from this share of a limit on: what passes by less says nothing about
+# another machine, and the figure that reports print is then the same on all of them.
+NEAR = 0.5
+# Factors, or sums, that are in memory at once.
+_ELEMENTS = 1 << 21
+# Rows tried in every order at a time: those that are farthest beyond their limit.
+_TRIED_ROWS = 8
+
+Variance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise of one tap, row by row (of `Gold.live`).
+
+    Attributes:
+        norm, peak: what an honest error's norm and its largest element may be, relative.
+        source: what was asked: `measured`, `envelope`, or `order: ...`, the nearest that was tried.
+    """
+
+    norm: np.ndarray
+    peak: np.ndarray
+    source: str = "measured"
+
+
+@dataclass
+class _Near:
+    """The rows that are near an alarm."""
+
+    found: Difference
+    gold: Gold
+    limits: tuple[float, float]
+    norm: np.ndarray
+    peak: np.ndarray
+
+    def rows(self, share: float) -> np.ndarray:
+        """Return the rows beyond a share of a limit, the worst first."""
+        excess = self.excess().reshape(-1)
+        over = np.flatnonzero(excess > share)
+        return over[np.argsort(-excess[over], kind="stable")]
+
+    def excess(self) -> np.ndarray:
+        """Return each row's figure as a share of its limit, the larger of both."""
+        figures = [
+            np.where(self.found.live, error / (limit * floor), 0.0)
+            for error, floor, limit in zip(
+                (self.found.relative, self.found.peak),
+                (self.norm, self.peak),
+                self.limits,
+                strict=True,
+            )
+        ]
+        return np.asarray(np.maximum(*figures))
+
+    def relative(
+        self, rows: np.ndarray, errors: np.ndarray, *, deviation: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return norm and peak of errors [rows, elements], relative to the gold's.
+
+        The largest of n Gaussian errors of the same deviation is some sqrt(2 ln n) of it.
+        """
+        sizes = [size.reshape(-1)[rows] for size in self.gold.sizes]
+        largest = abs(errors).max(-1, initial=0.0)
+        if deviation and errors.shape[-1] > 1:
+            largest = largest * np.sqrt(2 * np.log(errors.shape[-1]))
+        return np.sqrt(np.square(errors).sum(-1)) / sizes[0], largest / sizes[1]
+
+    def raise_to(self, rows: np.ndarray, norm: np.ndarray, peak: np.ndarray) -> None:
+        """Let the floor be no lower than this; what overflowed is no measure."""
+        for floor, found in ((self.norm, norm), (self.peak, peak)):
+            flat = floor.reshape(-1)
+            flat[rows] = np.maximum(flat[rows], np.where(np.isfinite(found), found, 0.0))
+
+
+def widened_floor(
+    floor: Floor,
+    found: Difference,
+    gold: Gold,
+    operator: SummedTap,
+    limits: tuple[float, float],
+) -> Floor:
+    """Return the floor of an operator's tap, raised where its subject is near an alarm.
+
+    Args:
+        floor: as measured.
+        found: how far the subject is from the gold.
+        gold: the reference's tap.
+        operator: how the tap is summed.
+        limits: on the norm and on the largest element, in units of noise.
+    """
+    near = _Near(found, gold, limits, floor.norm.copy(), floor.peak.copy())
+    source = floor.source
+    with np.errstate(all="ignore"):  # a faulty subject's figures may be anything
+        for variance in (walk_variance, sum_variance):
+            rows = near.rows(NEAR)
+            if rows.size == 0:
+                return Floor(near.norm, near.peak, source)
+            source = "envelope"
+            for some in _portions(operator, rows):
+                near.raise_to(some, *_envelope(near, operator, some, variance))
+        nearest = _tried(near, operator)
+    return Floor(near.norm, near.peak, f"order: {nearest}" if nearest else source)
+
+
+def _portions(operator: SummedTap, rows: np.ndarray) -> list[np.ndarray]:
+    """Split rows so that a portion's factors and sums stay small."""
+    if rows.size == 0:
+        return []
+    a, b = operator.factors(rows[:1])
+    shared = b.shape[0] == 1 and a.shape[0] == 1
+    each = max(a.size, b.shape[1]) if shared else max(a.size, b.size)
+    size = max(1, _ELEMENTS // each)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _envelope(
+    near: _Near, operator: SummedTap, rows: np.ndarray, variance: Variance
+) -> tuple[np.ndarray, np.ndarray]:
+    sums = operator.sums(rows, _wide(lambda a, b: a @ b.swapaxes(-1, -2)))
+    error = np.sqrt(operator.sums(rows, _wide(variance)))
+    return near.relative(rows, operator.carry(rows, sums, error), deviation=True)
+
+
+def _wide(function: Variance) -> Variance:
+    """Return the function in float64, a few outputs at a time."""
+
+    def in_parts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        step = max(1, _ELEMENTS // (b.shape[0] * b.shape[2]))
+        wide = a.astype(np.float64)
+        parts = [
+            function(wide, b[:, start : start + step].astype(np.float64))
+            for start in range(0, b.shape[1], step)
+        ]
+        return np.concatenate(parts, axis=-1)
+
+    return in_parts
+
+
+def _tried(near: _Near, operator: SummedTap) -> str:
+    """Run the operator in every order on rows beyond a limit, as long as that excuses them.
+
+    Returns:
+        The order that came nearest; empty where no row was tried.
+    """
+    nearest = ""
+    while (rows := near.rows(1.0)[:_TRIED_ROWS]).size:
+        sums = operator.sums(rows, _wide(lambda a, b: a @ b.swapaxes(-1, -2)))
+        bound = operator.carry(rows, sums, operator.sums(rows, _wide(error_bound)))
+        if not _excused(near, rows, *near.relative(rows, bound, deviation=False)):
+            break  # beyond what any order can do
+        largest = 0.0
+        tried = np.zeros(len(rows)), np.zeros(len(rows))
+        for order in TRIALS:
+            norm, peak = _in_order(near, operator, rows, order)
+            if norm.max() > largest:
+                largest, nearest = float(norm.max()), order
+            tried = np.maximum(tried[0], norm), np.maximum(tried[1], peak)
+        near.raise_to(rows, *tried)
+        if not _excused(near, rows, *tried):
+            break
+        for some in _portions(operator, near.rows(1.0)):  # what is left is mostly the same
+            near.raise_to(some, *_in_order(near, operator, some, nearest))
+    return nearest
+
+
+def _in_order(
+    near: _Near, operator: SummedTap, rows: np.ndarray, order: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the operator's own error, summed in one of `TRIALS`, at some rows."""
+    value = operator.finish(rows, operator.sums(rows, TRIALS[order])).astype(np.float64)
+    error = value - near.gold.array.reshape(near.gold.live.size, -1)[rows]
+    return near.relative(rows, _seen(near.gold, rows, error), deviation=False)
+
+
+def _excused(near: _Near, rows: np.ndarray, norm: np.ndarray, peak: np.ndarray) -> bool:
+    """Return whether floors as high as these leave none of the rows beyond its limit."""
+    pairs = (near.found.relative, norm, near.limits[0]), (near.found.peak, peak, near.limits[1])
+    floors = (near.norm, near.peak)
+    return all(
+        bool((error.reshape(-1)[rows] <= limit * np.maximum(f.reshape(-1)[rows], new)).all())
+        for (error, new, limit), f in zip(pairs, floors, strict=True)
+    )
+
+
+def _seen(gold: Gold, rows: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Leave out what a query does not see in an attention map."""
+    if gold.axes != "BNTS":
+        return errors
+    b, _, t = np.unravel_index(rows, gold.live.shape)
+    return np.where(gold.mask[b, t], errors, 0.0)

@@ -1,0 +1,108 @@
+"""The precision of products is found whatever K is, and full precision never is blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import parity
+from jaxllama.checkpoint import Checkpoint, tiny
+from parity.explained import described_precision
+from parity.lineup import summed_taps
+from parity.noise.one_hot import LIMIT, probe_products
+from parity.result import TapRow
+from parity.scenarios import scenario
+from parity.subjects.torch_reference import TorchReference
+
+Tensor = torch.Tensor
+
+
+def _bfloat16(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def _tf32(a: Tensor, b: Tensor) -> Tensor:
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    return rounded(a) @ rounded(b)
+
+
+def _three(a: Tensor, b: Tensor) -> Tensor:
+    a1, b1 = _bfloat16(a), _bfloat16(b)
+    a2, b2 = _bfloat16(a - a1), _bfloat16(b - b1)
+    return a1 @ b1 + (a1 @ b2 + a2 @ b1)
+
+
+NARROW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "tfloat32": _tf32,
+    "bfloat16": lambda a, b: _bfloat16(a) @ _bfloat16(b),
+    "bfloat16_3x": _three,
+}
+
+
+class Narrow(TorchReference):
+    """The reference with float32 products of K terms that keep fewer bits; others are its own."""
+
+    def __init__(self, checkpoint: Checkpoint, product: str, terms: int) -> None:
+        super().__init__(checkpoint, dtype="f32")
+        self._product, self._terms = NARROW[product], terms
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype == torch.float32 and a.shape[-1] == self._terms:
+            return self._product(a, b)
+        return super().matmul(a, b)
+
+
+def _probe(checkpoint: Checkpoint, subject: TorchReference) -> list[TapRow]:
+    inputs = scenario("left_padded", lambda t: list(t.encode()), checkpoint.config, length=23)
+    summed = summed_taps(TorchReference(checkpoint, dtype="f64"))
+    return probe_products(subject, inputs, summed, checkpoint.config)
+
+
+@pytest.mark.parametrize("terms", [128, 576, 1536, 4096])
+@pytest.mark.parametrize("product", NARROW)
+def test_narrow_products_are_found_and_named_at_any_length(product: str, terms: int) -> None:
+    checkpoint = tiny(num_hidden_layers=1, intermediate_size=terms)
+    rows = _probe(checkpoint, Narrow(checkpoint, product, terms))
+    failed = [row for row in rows if not row.passed]
+    assert [row.tap for row in failed] == ["layers.0.down_proj"]
+    assert failed[0].rho > 100
+    cause = described_precision(failed[0])
+    assert (cause["id"], cause["effective"]) == ("matmul-precision", product)
+    assert cause["confirmed"]
+
+
+@pytest.mark.parametrize("variant", ["eager", "reordered", "doubled"])
+def test_float32_products_round_once(variant: str) -> None:
+    checkpoint = tiny(num_hidden_layers=2)
+    rows = _probe(checkpoint, TorchReference(checkpoint, dtype="f32", variant=variant))  # type: ignore[arg-type]
+    assert len(rows) == 2 * 9 + 1
+    assert max(row.rho for row in rows) < LIMIT / 1.5
+
+
+def test_a_run_is_divergent_by_its_probe_alone() -> None:
+    """Three bfloat16 products in one layer's sum of 1536 terms: the isolated figure may pass."""
+    checkpoint = tiny(num_hidden_layers=1, intermediate_size=1536)
+    result = parity.run(
+        checkpoint,
+        dtypes="f32",
+        scenarios="causal",
+        length=23,
+        subject=lambda model, dtype: Narrow(checkpoint, "bfloat16_3x", 1536),
+    )
+    assert result.verdict == "divergent"
+    assert result.first_divergence is not None
+    assert result.first_divergence.row.tap == "layers.0.down_proj"
+    assert result.cause is not None
+    assert result.cause["effective"] == "bfloat16_3x"
+
+
+def test_a_run_that_cannot_probe_says_so() -> None:
+    result = parity.run("tiny", dtypes="f32", scenarios="causal", length=7, modes="free")
+    assert any("not probed" in note for note in result.notes)
+    result = parity.run("tiny", dtypes="f32", scenarios="causal", length=7)
+    assert not any("not probed" in note for note in result.notes)
+    assert sum(row.mode == "probe" for row in result.rows) > 40
