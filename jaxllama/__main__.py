@@ -1,6 +1,6 @@
 """The installed command `jaxllama`, and `python -m jaxllama`."""
 
-from jaxllama.interrupt import command
+from jaxllama.process import command
 
 script = command("jaxllama.cli")
 

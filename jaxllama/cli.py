@@ -1,12 +1,12 @@
 """The command line: `jaxllama info | convert | verify | generate | ...`.
 
-Exit codes: 0 done or equal, 1 different, 2 bad usage or bad input, 130 interrupted.
+Exit codes: 0 done or equal, 1 different and nothing else, 2 bad usage or bad input, 4 an internal
+error or no memory, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +24,19 @@ from rich.progress import (
 from rich.table import Table
 
 from jaxllama.cli_generate import generate
-from jaxllama.errors import JaxLlamaError
+from jaxllama.command_group import CommandGroup
 from jaxllama.interrupt import on_interrupt
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Llama 3 in JAX."
+    name="jaxllama",
+    cls=CommandGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Llama 3 in JAX.",
+    epilog="Exit codes: 0 done or equal, 1 different, 2 bad usage or input, "
+    "4 internal error or no memory, 130 Ctrl-C.",
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20
@@ -36,12 +44,8 @@ _Source = Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smol
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit; an expected error is one clear message and code 2."""
-    try:
-        app(arguments)
-    except JaxLlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line and exit."""
+    app(arguments)
 
 
 @app.command()

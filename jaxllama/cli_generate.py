@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxllama.interrupt import on_interrupt
+from jaxllama.streams import unread
 
 if TYPE_CHECKING:
     from jaxllama.model import Llama
@@ -142,6 +143,8 @@ def _show(
             shown.append(text)
             sys.stdout.write(clean(text))
             sys.stdout.flush()
+            if unread(sys.stdout):  # a long text is not written for nobody
+                raise typer.Exit
 
     cache = None
     if cache_tokens is not None:

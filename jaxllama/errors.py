@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 class JaxLlamaError(Exception):
-    """Base of every error this project raises on purpose; command lines print it and exit 2."""
+    """Base of every error this project raises on purpose; a command prints it and exits so."""
+
+    exit_code = 2
 
 
 class ConfigError(JaxLlamaError, ValueError):
@@ -20,6 +22,12 @@ class CheckpointError(JaxLlamaError, ValueError):
 
 class InputError(JaxLlamaError, ValueError):
     """A prompt, mask, position, cache or option does not fit the model it is given to."""
+
+
+class ReportError(InputError):
+    """A verdict has been printed, and what was to hold it besides could not be written."""
+
+    exit_code = 5
 
 
 def meant(name: str, known: Iterable[str]) -> str:

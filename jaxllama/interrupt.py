@@ -9,13 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib import import_module
 from typing import Any, NoReturn
 
 # Long enough for the callback that lost it to be over, too short to be noticed.
 _AGAIN_SECONDS = 0.02
 # A shell's own code for a command that Ctrl-C ended.
-_EXIT_CODE = 128 + signal.SIGINT
+INTERRUPTED = 128 + signal.SIGINT
 
 
 @contextmanager
@@ -57,32 +56,12 @@ def _heard_again(before: Callable[[Any], Any], unraisable: Any) -> None:
         before(unraisable)
 
 
-def command(module: str) -> Callable[..., None]:
-    """Return what runs a module's `main` as the whole of a process.
+def end_at_once() -> NoReturn:
+    """End the process that Ctrl-C has ended, and not by the usual way.
 
-    Ctrl-C is heard while the module is still being imported, too. A process that it ended is not
-    taken down by the usual way: JAX, one of whose calls was cut short, crashes then one time in
-    four (a segmentation fault, jaxlib 0.10.2).
-
-    Args:
-        module: its name; nothing of it has been imported.
+    JAX, one of whose calls was cut short, crashes as it is taken down one time in four (a
+    segmentation fault, jaxlib 0.10.2).
     """
-
-    def script(*arguments: Any) -> None:
-        try:
-            with on_interrupt():
-                import_module(module).main(*arguments)
-        except KeyboardInterrupt:
-            _end_at_once()
-        except SystemExit as end:
-            if end.code == _EXIT_CODE:
-                _end_at_once()
-            raise
-
-    return script
-
-
-def _end_at_once() -> NoReturn:
     try:
         # What queues between processes leave in the system would be reported as leaked.
         if util := sys.modules.get("multiprocessing.util"):
@@ -91,4 +70,4 @@ def _end_at_once() -> NoReturn:
             with suppress(Exception):  # closed, or nobody reads it any more
                 stream.flush()
     finally:
-        os._exit(_EXIT_CODE)
+        os._exit(INTERRUPTED)

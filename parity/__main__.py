@@ -1,6 +1,6 @@
 """The installed command `parity`, and `python -m parity`."""
 
-from jaxllama.interrupt import command
+from jaxllama.process import command
 
 script = command("parity.cli")
 

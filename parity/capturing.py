@@ -15,7 +15,8 @@ from jaxllama.checkpoint.staging import Staging
 from parity import environment
 from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import chosen, decode_chunks, encoder
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario
+from parity.room import CAPTURED_MAPS, check_room
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario, shape
 from parity.subjects import given
 from parity.subjects.base import CachedSubject, Subject
 from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
@@ -83,6 +84,8 @@ def capture(
             )
             config = overridden(opened.config, assignments(overrides))
             encode, _ = encoder(opened, prompt)
+            shapes = [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+            check_room(shapes, opened.config.num_attention_heads, maps=CAPTURED_MAPS)
             inputs = [
                 scenario(name, encode, opened.config, prompt=prompt, length=length)
                 for name in names

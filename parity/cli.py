@@ -1,15 +1,19 @@
-"""The `parity` command. Exit codes: 0 equal, 1 divergent, 2 bad usage or input, 3 inconclusive."""
+"""The `parity` command.
+
+Exit codes: 0 equal, 1 divergent and nothing else, 2 bad usage or input, 3 inconclusive,
+4 an internal error or no memory, 5 verdict printed but a report not written, 130 after Ctrl-C.
+`jaxllama.command_group` and `jaxllama.process` see to those that are no verdict.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jaxllama.errors import InputError, JaxLlamaError
+from jaxllama.command_group import CommandGroup
+from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
 from parity.lint.command import explain_command, lint_command
 from parity.offline_commands import capture_command, compare_command, recheck_command
@@ -19,7 +23,10 @@ from parity.selftest.command import selftest_command
 
 app = typer.Typer(
     name="parity",
+    cls=CommandGroup,
     help="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
+    epilog="Exit codes: 0 equal, 1 divergent or faulty, 2 bad usage or input, 3 inconclusive, "
+    "4 internal error or no memory, 5 verdict printed but a report not written, 130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -77,15 +84,8 @@ def run_command(
     ] = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
-    from parity.report import outputs, terminal
-
-    try:
-        from parity.runner import DEFAULT_SCENARIOS, run
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        needs = "parity run: PyTorch is not installed; pip install 'jaxllama[parity]'"
-        raise InputError(needs) from error
+    from parity.report import outputs
+    from parity.runner import DEFAULT_SCENARIOS, run
 
     outputs.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     with progress_bar() as progress:
@@ -102,8 +102,7 @@ def run_command(
             subject=subject,
             stream=stream,
         )
-    outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
-    terminal.show(result, Console())
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)
 
 
@@ -128,9 +127,5 @@ app.command("selftest")(selftest_command)
 
 
 def main() -> None:
-    """Run the command line; every error a user can mend is one message and exit code 2."""
-    try:
-        app()
-    except JaxLlamaError as error:
-        print(f"parity: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line and exit."""
+    app()

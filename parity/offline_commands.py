@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
 from parity.result import Result
 
@@ -44,23 +42,17 @@ def capture_command(
     from parity.capturing import capture
     from parity.scenarios import DEFAULT_SCENARIOS
 
-    try:
-        files = capture(
-            checkpoint,
-            out,
-            subject=subject,
-            dtypes=dtype,
-            modes=mode,
-            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
-            overrides=override or (),
-            prompt=prompt,
-            length=length,
-        )
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        needs = f"parity capture --subject {subject}: pip install 'jaxllama[parity]'"
-        raise InputError(needs) from error
+    files = capture(
+        checkpoint,
+        out,
+        subject=subject,
+        dtypes=dtype,
+        modes=mode,
+        scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+        overrides=override or (),
+        prompt=prompt,
+        length=length,
+    )
     size = sum(path.stat().st_size for path in files)
     count = "1 trace" if len(files) == 1 else f"{len(files)} traces"
     print(f"captured: {count}, {size / 1e6:.1f} MB, in {out}")
@@ -110,11 +102,10 @@ def _report(
     junit_path: Path | None,
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Judge, write and print, and leave with the verdict's exit code."""
-    from parity.report import outputs, terminal
+    """Judge, print and write, and leave with the verdict's exit code."""
+    from parity.report import outputs
 
     outputs.check_outputs(json_path, html_path, junit_path, inputs=inputs)
     result = judge()
-    outputs.write_report(result, json=json_path, html=html_path, junit=junit_path)
-    terminal.show(result, Console())
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

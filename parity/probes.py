@@ -30,6 +30,7 @@ from parity.lint.dtypes import dtype_named
 from parity.lint.findings import Finding
 from parity.probe_cases import H, ProbeCase, Probed, cases
 from parity.report.json_file import check_writable, write_text
+from parity.report.outputs import after_verdict
 
 OURS = ("xla", "dot_product", "cudnn")
 
@@ -290,9 +291,10 @@ def probe_command(
         check_writable(json_path)
     report = probe(resolve(attention, dtype))
     document = json.dumps(report.to_json(), indent=1)
-    if json_path is not None and str(json_path) != "-":
-        write_text(json_path, document + "\n")
     typer.echo(document if str(json_path) == "-" else report.text())
+    if json_path is not None and str(json_path) != "-":
+        with after_verdict():
+            write_text(json_path, document + "\n")
     if report.errors:
         raise typer.Exit(1)
 

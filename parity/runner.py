@@ -28,7 +28,18 @@ from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.recording import differentiable
 from parity.result import Result
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, batches, joined, scenario
+from parity.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
+from parity.scenarios import (
+    DEFAULT_SCENARIOS,
+    SCENARIOS,
+    Inputs,
+    Prompt,
+    Shape,
+    batches,
+    joined,
+    scenario,
+    shape,
+)
 from parity.subjects import given, streamed
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
@@ -129,6 +140,13 @@ def run(
         def built(names: Sequence[str]) -> list[Inputs]:
             return [scenario(n, encode, opened.config, prompt=prompt, length=length) for n in names]
 
+        def measured(names: Sequence[str]) -> list[Shape]:
+            return [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+
+        heads, layers = opened.config.num_attention_heads, opened.config.num_hidden_layers
+        check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)
+        for name in plan.grad_scenarios:
+            check_room(measured([name]), heads, maps=BACKWARD_MAPS * layers)
         inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
         gradients.check_inputs(differentiated)
         make = given.maker(resolved, opened, config)

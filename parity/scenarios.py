@@ -107,6 +107,51 @@ def scenario(
         InputError: an unknown scenario, a length below 1, an empty prompt, or an id outside the
             vocabulary.
     """
+    source = _source(name, tokenizer, config, length, prompt)
+    return _BUILDERS[name](name, source)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a scenario measures; nothing of it is built.
+
+    Attributes:
+        name: the scenario's.
+        rows: B.
+        length: T, in tokens.
+    """
+
+    name: str
+    rows: int
+    length: int
+
+    @property
+    def batch(self) -> tuple[str | None, int]:
+        """What scenarios that `batches` puts together have in common."""
+        return self.name if self.name in ("packed", "windowed") else None, self.length
+
+
+def shape(
+    name: str,
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    *,
+    length: int | None = None,
+    prompt: Prompt | None = None,
+) -> Shape:
+    """Return what a scenario would measure; all as of `scenario`."""
+    rows = 1 if name == "causal" else ROWS
+    return Shape(name, rows, _source(name, tokenizer, config, length, prompt).length)
+
+
+def _source(
+    name: str,
+    tokenizer: Tokenizer,
+    config: LlamaConfig,
+    length: int | None,
+    prompt: Prompt | None,
+) -> _Source:
+    """Check what a scenario is to be built of."""
     if name not in SCENARIOS:
         raise InputError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}")
     if length is not None and length < 1:
@@ -114,7 +159,7 @@ def scenario(
     ids = _ids(prose() if prompt is None else prompt, tokenizer, config)
     if length is None:
         length = DEFAULT_LENGTHS[name] if prompt is None else len(ids)
-    return _BUILDERS[name](name, _Source(ids, length, config))
+    return _Source(ids, length, config)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from parity.lint.report import text
 from parity.lint.rule import catalogue
 from parity.lint.spectext import parse_spec
 from parity.report.json_file import write_text
-from parity.report.outputs import check_outputs
+from parity.report.outputs import after_verdict, check_outputs
 
 # What an .npz or .pt may hold beside the mask, under the names people save them by.
 _BESIDE = {
@@ -124,11 +124,12 @@ def lint_command(
     )
     report = lint(case)
     document = json.dumps({"mask": mask, **report.to_json()}, indent=1)
-    if json_path is not None and str(json_path) != "-":
-        write_text(json_path, document + "\n")
-    if sarif_path is not None:
-        write_text(sarif_path, json.dumps(sarif.document(report, mask), indent=1) + "\n")
     typer.echo(document if str(json_path) == "-" else text(report, case, mask))
+    with after_verdict():
+        if json_path is not None and str(json_path) != "-":
+            write_text(json_path, document + "\n")
+        if sarif_path is not None:
+            write_text(sarif_path, json.dumps(sarif.document(report, mask), indent=1) + "\n")
     if report.errors:
         raise typer.Exit(1)
 

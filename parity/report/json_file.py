@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from jaxllama.errors import InputError
@@ -21,14 +22,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: beside its place, then renamed.
 
     A new file gets the permissions the user's umask leaves, an existing one keeps its own. What is
-    no regular file (a pipe, /dev/stdout) is written to as it is.
+    no regular file (a pipe), or what standard output leads to, is written to as it is.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+        if path.exists() and (_is_standard_output(path) or not path.is_file()):
+            # A file that a verdict was printed to would lose it, opened anew or replaced.
+            to = 1 if _is_standard_output(path) else path
+            with (
+                suppress(BrokenPipeError),  # whose reader has had enough
+                open(to, "w", encoding="utf-8", closefd=to != 1) as file,
+            ):
+                file.write(text)
             return
         path = path.resolve()  # the file a link leads to, not the link
         beside = path.parent / f".{secrets.token_hex(8)}.tmp"
@@ -43,7 +50,14 @@ def write_text(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _is_standard_output(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
 
 
 def check_writable(path: Path) -> None:
@@ -65,4 +79,4 @@ def check_writable(path: Path) -> None:
         if not all(os.access(one, os.W_OK) for one in [*needed, *([path] * path.exists())]):
             raise InputError(f"{path}: no permission to write there")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

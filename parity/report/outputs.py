@@ -1,13 +1,19 @@
-"""Which files a result is written to: all of them refused before the work, or none."""
+"""Where a result goes: files refused before the work, and written after the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from jaxllama.errors import InputError
+from rich.console import Console
+
+from jaxllama import streams
+from jaxllama.errors import InputError, ReportError, join_problems
+from jaxllama.failure import named
 from jaxllama.interrupt import on_interrupt
-from parity.report import json_file
+from parity.report import json_file, terminal
 from parity.result import Result
 
 # How our reports of each kind begin.
@@ -72,13 +78,64 @@ def write_report(
     Raises:
         InputError: a file cannot be written.
     """
-    places = [None if path is None else Path(path) for path in (json, html, junit)]
-    check_outputs(*places)
+    places = _places(json, html, junit)
+    check_outputs(*places.values())
+    _write(result, places)
+
+
+def publish(
+    result: Result, *, json: Path | None = None, html: Path | None = None, junit: Path | None = None
+) -> None:
+    """Print a result, and only then write it to files: a full disk must not swallow a verdict.
+
+    Raises:
+        ReportError: a file cannot be written; the others are.
+    """
+    terminal.show(result, Console())
+    with after_verdict():
+        _write(result, _places(json, html, junit))
+
+
+@contextmanager
+def after_verdict() -> Iterator[None]:
+    """Write reports in here, once the verdict has been printed.
+
+    Raises:
+        ReportError: whatever kept one from being written, a fault of our own included.
+    """
+    streams.flushed(sys.stdout)
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if isinstance(error, InputError) else f"a report failed: {named(error)}"
+        raise ReportError(f"the verdict printed above stands, but {said}") from error
+
+
+def _places(
+    json: str | Path | None, html: str | Path | None, junit: str | Path | None
+) -> dict[str, Path | None]:
+    given = {"json": json, "html": html, "junit": junit}
+    return {kind: None if path is None else Path(path) for kind, path in given.items()}
+
+
+def _write(result: Result, places: Mapping[str, Path | None]) -> None:
+    """Write what can be written; then raise what kept the rest from it."""
     from parity.report import html_file, junit_file
 
     written: list[str] = []
+    failed: list[Exception] = []
+    kinds = {"json": json_file, "html": html_file, "junit": junit_file}
     with on_interrupt(lambda: f"{', '.join(written) or 'nothing'} was written"):
-        for path, kind in zip(places, (json_file, html_file, junit_file), strict=True):
-            if path is not None:
-                kind.write(result, path)
+        for kind, path in places.items():
+            if path is None:
+                continue
+            try:
+                kinds[kind].write(result, path)
                 written.append(str(path))
+            except Exception as error:
+                failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        said = [str(e) if isinstance(e, InputError) else named(e) for e in failed]
+        raise InputError(join_problems("reports", said)) from failed[0]

@@ -41,7 +41,7 @@ def selftest_command(
     ] = None,
 ) -> None:
     """Inject every catalogued fault; print detected, located, named, false alarms."""
-    from parity.report import json_file
+    from parity.report import json_file, outputs
     from parity.selftest.faults import catalogue
     from parity.selftest.report import show
     from parity.selftest.run import Plan, selftest
@@ -64,7 +64,8 @@ def selftest_command(
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
             progress=progress,
         )
-    if json_path is not None:
-        json_file.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     show(matrix, Console())
+    if json_path is not None:
+        with outputs.after_verdict():
+            json_file.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     raise typer.Exit(0 if matrix.passed else 1)

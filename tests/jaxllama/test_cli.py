@@ -97,9 +97,9 @@ def test_of_two_models_all_tensors_of_both_are_counted(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "nowhere"], "error: nowhere: does not exist"),
-        (["convert", "tiny", "x", "--to", "onnx"], "error: format 'onnx' is none of"),
-        (["verify", "tiny"], "error: give two checkpoints"),
+        (["info", "nowhere"], "jaxllama: nowhere: does not exist"),
+        (["convert", "tiny", "x", "--to", "onnx"], "jaxllama: format 'onnx' is none of"),
+        (["verify", "tiny"], "jaxllama: give two checkpoints"),
         (["verify", "tiny", "--manifest"], "made in memory, so it has no manifest"),
         (["convert", "tiny", "x"], "Missing option '--to'"),
     ],
@@ -136,5 +136,5 @@ def test_nothing_stands_above_an_early_error(capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     code, out, errors = _run(capsys, "convert", "tiny", tmp_path / "full", "--to", "hf")
-    assert (code, out) == (2, "") and errors.startswith(f"error: {tmp_path / 'full'}: exists")
+    assert (code, out) == (2, "") and errors.startswith(f"jaxllama: {tmp_path / 'full'}: exists")
     assert "--overwrite" in errors and errors.count("\n") == 1

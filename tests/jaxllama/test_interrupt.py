@@ -1,21 +1,16 @@
 """Ctrl-C is heard wherever it comes up."""
 
 import gc
-import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxllama.interrupt import command, on_interrupt
+from jaxllama.interrupt import on_interrupt
 
 
 @contextmanager
@@ -76,55 +71,3 @@ def test_other_lost_exceptions_are_reported_as_ever() -> None:
         with on_interrupt(), _collecting(broken):
             time.sleep(0.1)
     assert set(reported) == {ValueError}
-
-
-# What stands for a command's module.
-_MODULE = """
-import atexit, multiprocessing, os, signal, sys
-atexit.register(print, "taken down")
-lock = multiprocessing.get_context("spawn").Lock()  # which the system holds
-if sys.argv[1] == "import":
-    os.kill(os.getpid(), signal.SIGINT)
-
-def main():
-    print("said")
-    if sys.argv[1] == "closed":
-        sys.stdout.flush()
-        sys.stdout = None
-        raise SystemExit(130)
-    raise SystemExit(int(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("what", "code", "out", "err"),
-    [
-        ("130", 130, "said\n", ""),
-        ("2", 2, "said\ntaken down\n", ""),
-        ("0", 0, "said\ntaken down\n", ""),
-        ("closed", 130, "said\n", ""),
-        ("import", 130, "", "interrupted; nothing was written\n"),
-    ],
-)
-def test_an_interrupted_command_ends_at_once(
-    tmp_path: Path, what: str, code: int, out: str, err: str
-) -> None:
-    (tmp_path / "said.py").write_text(_MODULE)
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from jaxllama.interrupt import command; command('said')()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, what],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
-
-
-@pytest.mark.parametrize("name", ["jaxllama", "parity"])
-def test_the_installed_commands_end_so(name: str) -> None:
-    (found,) = entry_points(group="console_scripts", name=name)
-    assert found.load().__qualname__ == command("x").__qualname__

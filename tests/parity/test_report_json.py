@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,23 @@ def test_an_older_report_survives_a_failed_write(
         json_file.write_text(path, "newer")
     assert path.read_text() == "older"
     assert os.listdir(tmp_path) == ["out.json"]
+
+
+def test_standard_output_keeps_what_was_printed(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    code = (
+        "from pathlib import Path; from parity.report.json_file import write_text;"
+        "print('the verdict', flush=True); write_text(Path('/dev/stdout'), 'the report')"
+    )
+    for opened in ("w", "a"):
+        with path.open(opened) as file:
+            subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert path.read_text() == "the verdict\nthe report" * 2
+    with path.open("w") as file:  # another file is replaced
+        subprocess.run(
+            [sys.executable, "-c", code.replace("/dev/stdout", str(tmp_path / "x"))], stdout=file
+        )
+    assert path.read_text() == "the verdict\n" and (tmp_path / "x").read_text() == "the report"
 
 
 def test_an_existing_report_is_replaced(tmp_path: Path) -> None:
