@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from parity.result import Divergence
 from parity.scenarios import Inputs, scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
 from parity.selftest.figures import Figure, figures
+from parity.selftest.machines.subject import ImitatedMachine, Machine
 from parity.selftest.memo import Memo
 from parity.selftest.models import checkpoint
 from parity.subjects.base import Subject
@@ -32,6 +34,8 @@ from parity.subjects.torch_reference import TorchReference, Variant
 LENGTH = 23
 # Kept at a time; what is recorded of a bench's references takes up to 200 MB.
 MOST_BENCHES = 2
+# The id that is said over and over: an "e" where ids are bytes.
+REPEATED = 101
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,23 @@ class Bench:
         ]
 
     def inputs(self, name: str) -> Inputs:
-        """Return a scenario's inputs, built once."""
+        """Return a scenario's inputs, built once.
+
+        Args:
+            name: the scenario's; `causal@61` is of 61 tokens, `repeated@503` one token 503 times.
+        """
         if name not in self._inputs:
-            encode = self.checkpoint.tokenizer().encode
-            self._inputs[name] = scenario(name, encode, self.checkpoint.config, length=LENGTH)
+            kind, _, stated = name.partition("@")
+            length = int(stated) if stated else LENGTH
+            repeated = [REPEATED] * length if kind == "repeated" else None
+            made = scenario(
+                "causal" if repeated else kind,
+                self.checkpoint.tokenizer().encode,
+                self.checkpoint.config,
+                length=length,
+                prompt=repeated,
+            )
+            self._inputs[name] = dataclasses.replace(made, name=name)
         return self._inputs[name]
 
     def judge(self, subject: Subject, name: str, mode: str) -> Judgement:
@@ -154,6 +171,15 @@ class Bench:
         """Judge an honest variant of the reference, as if it were the subject."""
         subject = TorchReference(self.checkpoint, dtype=self.lane, variant=variant)
         return self.judge(subject, scenario, mode)
+
+    def imitated(self, machine: Machine, scenario: str, mode: str) -> Judgement:
+        """Judge the reference as another machine would run it.
+
+        The verdict is `no effect` if no operator gave other bits than here.
+        """
+        subject = ImitatedMachine(self.checkpoint, self.lane, machine)
+        judged = self.judge(subject, scenario, mode)
+        return judged if subject.changed else dataclasses.replace(judged, verdict="no effect")
 
     def _subject(self, fault: Fault | None) -> FaultySubject:
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):

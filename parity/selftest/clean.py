@@ -1,4 +1,4 @@
-"""Runs that must not alarm: twins without a fault, compiled models, benign differences."""
+"""Runs that must not alarm: twins without a fault, compiled, benign differences, machines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxllama.attention import Backend
 from parity.selftest.bench import Benches, Judgement
 from parity.selftest.fault import Fault
 from parity.selftest.faults.controls import controls
+from parity.selftest.machines.catalogue import MACHINES, UNFAIR, everywhere, selected
 from parity.subjects.torch_reference import Variant
 
 # These have one shape, and so share their compiled operations.
@@ -38,7 +39,8 @@ class Clean:
 
     Attributes:
         kind: `clean twin` (operation by operation), `compiled` (stage by stage, and scanned whole
-            beside it), `fused attention`, one of `VARIANTS`, or a benign difference's.
+            beside it), `fused attention`, one of `VARIANTS`, a machine's of
+            `parity.selftest.machines`, or a benign difference's.
         model, scenario, lane, mode: on what.
         control: the benign difference.
     """
@@ -50,11 +52,18 @@ class Clean:
     mode: str
     control: Fault | None = None
 
+    @property
+    def fair(self) -> bool:
+        """Whether it must not alarm; what is unfair is there to alarm."""
+        return self.kind not in UNFAIR
+
     def judge(self, benches: Benches) -> Judgement:
         """Run it."""
         bench = benches.bench(self.model, self.lane)
         if self.control is not None:
             return bench.inject(self.control)
+        if machine := (MACHINES | UNFAIR).get(self.kind):
+            return bench.imitated(machine, self.scenario, self.mode)
         if self.kind == "clean twin":
             return bench.clean(self.scenario, self.mode)
         if self.kind in VARIANTS:
@@ -83,6 +92,11 @@ def clean_runs(*, quick: bool = False) -> Iterator[Clean]:
             yield Clean("compiled", "base", scenario, lane, "free")
             if lane != "f64":
                 yield Clean("fused attention", "base", scenario, lane, "free")
+    imitated = list(selected())
+    for machine, where, lane in imitated[:: len(imitated) // 3] if quick else imitated:
+        yield Clean(machine.name, where.model, where.scenario, lane, "free")
+    for kind in UNFAIR:
+        yield Clean(kind, "massive", "causal", "f32", "free")
     for control in controls()[:: 5 if quick else 1]:
         yield Clean(
             control.kind,
@@ -99,8 +113,11 @@ def calibration_runs(seeds: Sequence[int]) -> Iterator[Clean]:
 
     Every model at every dtype goes through all scenarios compiled (and scanned whole), some of them
     operation by operation, through a cache, backwards, with fused attention, and as the PyTorch
-    variants that measure no noise.
+    variants that measure no noise. Models of the first seed are run on all imitated machines.
     """
+    for seed in seeds[:1]:
+        for machine, where, lane in everywhere(seed):
+            yield Clean(machine.name, where.model, where.scenario, lane, "free")
     for seed in seeds:
         for place, form in enumerate(CALIBRATED):
             model, turn = f"{form}@{seed}", seed + place

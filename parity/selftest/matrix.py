@@ -9,9 +9,10 @@ from typing import Any
 from parity.selftest.bench import Judgement
 from parity.selftest.fault import Fault
 from parity.selftest.figures import Figure, Range, ranges
+from parity.selftest.machines.catalogue import MACHINES
 
-# 1.0: first published.
-SCHEMA_VERSION = "1.0"
+# 1.0: first published. 1.1: `machines`, `unheard`; `fair` of a clean run.
+SCHEMA_VERSION = "1.1"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ class CleanRun:
     """One run without a fault, or with a benign difference.
 
     Attributes:
-        kind: `clean twin`, `compiled`, or the benign difference.
+        kind: `clean twin`, `compiled`, the machine, or the benign difference.
         model, scenario, lane, mode: on what.
-        verdict: `equal`, or it is a false alarm.
+        verdict: `equal`, or it is a false alarm. `no effect` of a machine that gave the same bits
+            as this one.
         found: the tap that was blamed.
         error: the exception that ended the run, if one did.
         figures: how near it came to each limit.
+        fair: False of a control that has to alarm.
     """
 
     kind: str
@@ -88,11 +91,17 @@ class CleanRun:
     found: str = ""
     error: str = ""
     figures: tuple[Figure, ...] = ()
+    fair: bool = True
 
     @property
     def alarm(self) -> bool:
         """Whether a fault was seen where there is none."""
-        return self.verdict != "equal"
+        return self.fair and self.verdict != "equal"
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it had to alarm and did not."""
+        return not self.fair and self.verdict != "divergent"
 
 
 @dataclass
@@ -119,16 +128,28 @@ class Matrix:
         return [row for row in self.clean if row.alarm]
 
     @property
+    def unheard(self) -> list[CleanRun]:
+        """Unfair controls that raised no alarm."""
+        return [row for row in self.clean if row.unheard]
+
+    @property
     def passed(self) -> bool:
         """Whether every fault was detected and located, and nothing else was."""
-        return not self.misses and not self.alarms
+        return not self.misses and not self.alarms and not self.unheard
 
     @property
     def ranges(self) -> list[Range]:
-        """How near the clean runs came to the limits."""
+        """How near the clean runs came to the limits, those of imitated machines apart."""
         return ranges(
-            (row.lane, f"{row.kind} {row.model} {row.scenario}", row.figures) for row in self.clean
+            (row.lane, f"{row.kind} {row.model} {row.scenario}", row.figures)
+            for row in self.clean
+            if row.fair and row.kind not in MACHINES
         )
+
+    @property
+    def imitated(self) -> list[CleanRun]:
+        """Clean runs on imitated machines."""
+        return [row for row in self.clean if row.kind in MACHINES]
 
     def summary(self) -> dict[str, int]:
         """Return the sums that scripts rely on."""
@@ -140,8 +161,9 @@ class Matrix:
             "located": sum(row.located for row in rows),
             "named": sum(row.named for row in rows),
             "confirmed": sum(row.named and row.confirmed for row in rows),
-            "clean_runs": len(self.clean),
+            "clean_runs": sum(row.fair for row in self.clean),
             "false_alarms": len(self.alarms),
+            "unheard": len(self.unheard),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +176,14 @@ class Matrix:
             "injections": [row.to_dict() for row in self.injections],
             "clean": [{**asdict(row), "false_alarm": row.alarm} for row in self.clean],
             "calibration": [row.to_dict() for row in self.ranges],
+            "machines": [
+                {
+                    **{n: getattr(row, n) for n in ("kind", "model", "scenario", "lane")},
+                    **asdict(figure),
+                }
+                for row in self.imitated
+                for figure in row.figures
+            ],
             "seconds": round(self.seconds, 1),
         }
 

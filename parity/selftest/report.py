@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.selftest.figures import table
+from parity.selftest.machines.table import tables
 from parity.selftest.matrix import Matrix, by_family
 
 # Of a family's kinds the first are enough on a terminal of 80 columns; JSON has them all.
@@ -33,6 +34,8 @@ def show(matrix: Matrix, console: Console) -> None:
         console.print(_table(matrix))
     if matrix.ranges:
         console.print(table(matrix.ranges))
+    for made in tables(matrix.imitated):
+        console.print(made)
     for row in matrix.misses:
         what = "not located" if row.detected else "NOT DETECTED"
         _line(console, f"{what}: {row.id}")
@@ -48,6 +51,9 @@ def show(matrix: Matrix, console: Console) -> None:
         _line(
             console, f"FALSE ALARM: {run.kind} [{where}]: {run.found or run.error or run.verdict}"
         )
+    for run in matrix.unheard:
+        where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
+        _line(console, f"NO ALARM: {run.kind} [{where}]: {run.error or run.verdict}")
     _line(console, f"{matrix.seconds:.0f} s")
 
 

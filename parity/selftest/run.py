@@ -168,4 +168,5 @@ def _row(task: Task, judged: Judgement | None, error: str) -> Row:
         found=judged.first.row.tap if judged and judged.first else "",
         error=error,
         figures=judged.figures if judged else (),
+        fair=task.fair,
     )

@@ -49,6 +49,7 @@ def test_a_fault_that_was_found_named_and_confirmed() -> None:
         "confirmed": 1,
         "clean_runs": 0,
         "false_alarms": 0,
+        "unheard": 0,
     }
 
 

@@ -1,0 +1,270 @@
+"""Other machines imitated: they compute otherwise and honestly. None alarms; the unfair does."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from parity.selftest.bench import Bench
+from parity.selftest.clean import Clean, calibration_runs, clean_runs
+from parity.selftest.figures import Figure
+from parity.selftest.machines.catalogue import LONG, MACHINES, PLACES, QUICK, UNFAIR, Place
+from parity.selftest.machines.library import SCATTERED, UPWARDS, Library
+from parity.selftest.machines.subject import ImitatedMachine, Machine
+from parity.selftest.machines.sums import ORDERS, PAIRWISE, REVERSED, SERIAL, Order, blocks, product
+from parity.selftest.matrix import CleanRun, Matrix
+from parity.selftest.report import show
+from parity.selftest.run import perform
+from parity.subjects.torch_reference import TorchReference
+from parity.taps import split_name
+
+HALF_ULP = 2.0**-24  # of 1 in float32
+
+
+def names(machines: dict[str, Machine]) -> list[str]:
+    return list(machines)
+
+
+def summed(terms: list[float], order: Order, *, fused: bool = False) -> float:
+    row = torch.tensor([terms])
+    return product(row, torch.ones(len(terms), 1), order, fused=fused).item()
+
+
+@cache
+def bench(model: str, lane: str) -> Bench:
+    return Bench(model, lane)
+
+
+# Sums.
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
+@pytest.mark.parametrize("K", [1, 2, 3, 7, 64, 65, 139])
+def test_every_order_adds_every_term_once(order: Order, fused: bool, K: int) -> None:
+    """Whole numbers below 2^24 add up exactly in any order."""
+    assert sorted(k for chain in order.chains(K) for k in chain) == list(range(K))
+    rng = np.random.default_rng(K)
+    a, b = (torch.tensor(rng.integers(-9, 10, s), dtype=torch.float32) for s in ((5, K), (K, 3)))
+    assert torch.equal(product(a, b, order, fused=fused), (a.double() @ b.double()).float())
+
+
+def test_orders_are_what_they_say() -> None:
+    terms = [1.0, *[HALF_ULP] * 3]  # each alone is lost beside 1, a tie to even
+    assert summed(terms, SERIAL) == 1.0
+    assert summed(terms, REVERSED) == 1 + 2 * 2 * HALF_ULP  # 1 + 3 * 2^-24, a tie to even
+    assert summed([1.0, 0.0, HALF_ULP, HALF_ULP], PAIRWISE) == 1 + 2 * HALF_ULP
+    assert summed([1.0, 0.0, HALF_ULP, HALF_ULP], blocks(2)) == 1 + 2 * HALF_ULP
+    assert summed([1.0, 0.0, HALF_ULP, HALF_ULP], blocks(3)) == 1.0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_two_orders_are_one(fused: bool) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (torch.tensor(rng.standard_normal(s), dtype=torch.float32) for s in ((5, 139), (139, 7)))
+    found = {tuple(product(a, b, order, fused=fused).flatten().tolist()) for order in ORDERS}
+    assert len(found) == len(ORDERS)
+
+
+def test_a_fused_multiplication_is_not_rounded() -> None:
+    x = 1 + 2.0**-20  # whose square has 2^-40 at its end
+    a, b = torch.tensor([[1.0, x]]), torch.tensor([[-1.0], [x]])
+    assert product(a, b, SERIAL, fused=True).item() == np.float32(x * x - 1)
+    assert product(a, b, SERIAL, fused=False).item() == np.float32(np.float32(x * x) - 1)
+
+
+def test_products_of_many_tiles_and_batches_are_those_of_one() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (torch.tensor(rng.standard_normal(s), dtype=torch.float32) for s in ((61, 9), (9, 1201)))
+    whole = product(a, b, SERIAL, fused=False)
+    alone = [
+        product(a[i : i + 1], b[:, j : j + 1], SERIAL, fused=False) for i, j in ((0, 0), (60, 1200))
+    ]
+    assert [whole[0, 0], whole[60, 1200]] == [one.item() for one in alone]
+    stacked = product(a.view(1, 61, 9).expand(2, 61, 9), b.expand(2, 9, 1201), SERIAL, fused=False)
+    assert torch.equal(stacked, whole.expand(2, 61, 1201))
+
+
+# Elementary functions.
+
+
+@pytest.mark.parametrize("library", [SCATTERED, UPWARDS], ids=lambda library: library.name)
+@pytest.mark.parametrize("function", ["exp", "rsqrt", "cos", "sin", "logistic"])
+def test_another_library_is_off_by_one_or_two_ulp(library: Library, function: str) -> None:
+    x = torch.linspace(0.01, 7, 5003)
+    found = getattr(library, function)(x)
+    rounded = getattr(torch, {"logistic": "sigmoid"}.get(function, function))(x.double()).float()
+    off = (found.view(torch.int32) - rounded.view(torch.int32)).abs()
+    assert set(off.tolist()) == ({2} if library.upwards else {1, 2})
+    assert torch.equal(found, getattr(library, function)(x))  # the same each time
+
+
+def test_another_library_is_exact_where_any_is() -> None:
+    zero = torch.zeros(1)
+    for library in (SCATTERED, UPWARDS):
+        assert [library.exp(zero).item(), library.cos(zero).item()] == [1.0, 1.0]
+        assert library.sin(zero).item() == 0.0
+        assert library.exp(torch.tensor([-np.inf, -200.0])).tolist() == [0.0, 0.0]
+
+
+# Machines.
+
+
+@pytest.mark.parametrize("lane", ["f32", "bf16"])
+def test_every_machine_gives_other_bits(lane: str) -> None:
+    """In what it shows; in float32 in each operator that it replaces, save one machine: this one.
+
+    PyTorch on a processor with AVX-512 sums products of up to 139 terms serially and fused.
+    """
+    at = bench("massive", lane)
+    inputs, layers = at.inputs("causal@67"), at.checkpoint.config.num_hidden_layers
+    reference = TorchReference(at.checkpoint, dtype=lane).start(inputs)
+    plain = [reference.step() for _ in range(layers + 2)]
+    this = []
+    for name, machine in MACHINES.items():
+        subject = ImitatedMachine(at.checkpoint, lane, machine)
+        run = subject.start(inputs)
+        ours = [run.step() for _ in range(layers + 2)]
+        pairs = [(own[n], other[n]) for own, other in zip(ours, plain, strict=True) for n in own]
+        assert any(not np.array_equal(mine, theirs) for mine, theirs in pairs), name
+        shown = {split_name(n)[0] for stage in ours for n in stage}
+        assert {split_name(n)[0] for stage in plain for n in stage} == shown | subject.absent
+        assert subject.changed <= machine.replaces
+        this += [name] if subject.changed < machine.replaces else []
+    assert len(this) <= (1 if lane == "f32" else len(MACHINES)), this
+
+
+def test_a_machine_without_effect_is_no_pass() -> None:
+    judged = bench("base", "f32").imitated(Machine("this one"), "causal", "free")
+    assert judged.verdict == "no effect"
+    run = CleanRun("this one", "base", "causal", "f32", "free", "no effect")
+    assert run.alarm and not Matrix(clean=[run]).passed
+
+
+def quick_matrix() -> list[tuple[str, Place, str]]:
+    """Every machine on what is hardest for its order, and on another place in bfloat16."""
+    found = []
+    for turn, (name, machine) in enumerate(MACHINES.items()):
+        own = LONG[1:] if machine.keys else QUICK[:4]
+        found += [(name, place, "f32") for place in own]
+        found.append((name, own[turn % len(own)], "bf16"))
+    return [*found, *((n, LONG[1], "f32") for n in ("summed serially", "summed reversed, fused"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "lane"), quick_matrix(), ids=lambda v: v.model if isinstance(v, Place) else v
+)
+def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
+    judged = bench(place.model, lane).imitated(MACHINES[name], place.scenario, "free")
+    row = judged.first and judged.first.row
+    assert judged.verdict == "equal", row
+    assert all(figure.seen <= figure.limit for figure in judged.figures)
+
+
+@pytest.mark.parametrize("place", QUICK, ids=lambda place: place.model)
+@pytest.mark.parametrize("name", names(UNFAIR))
+def test_an_unfair_control_alarms(name: str, place: Place) -> None:
+    judged = bench(place.model, "f32").imitated(UNFAIR[name], place.scenario, "free")
+    assert judged.verdict == "divergent"
+    (isolated,) = (f for f in judged.figures if (f.mode, f.quantity) == ("isolated", "rho"))
+    assert isolated.seen > 100 * isolated.limit
+
+
+class OneTermLost(ImitatedMachine):
+    """It sums serially, and forgets the last term of long sums."""
+
+    def _product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        K = a.shape[-1] - (a.shape[-1] > 1000)
+        return super()._product(a[..., :K], b[..., :K, :])
+
+
+class WrongEps(ImitatedMachine):
+    """Its norms divide by n - 1."""
+
+    def _sum(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        found, n = super()._sum(left, right), left.shape[-1]
+        return found * n / (n - 1) if n == self.config.hidden_size else found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "tap"),
+    [(OneTermLost, "layers.0.down_proj"), (WrongEps, "layers.0.input_layernorm")],
+)
+@pytest.mark.parametrize("model", ["massive", "smooth", "halves"])
+def test_a_wrong_operator_alarms_whatever_the_order(
+    wrong: type[ImitatedMachine], tap: str, model: str
+) -> None:
+    at = bench(model, "f32")
+    subject = wrong(at.checkpoint, "f32", MACHINES["summed serially"])
+    judged = at.judge(subject, "causal", "free")
+    assert judged.verdict == "divergent"
+    assert judged.first is not None and judged.first.row.tap == tap
+
+
+def test_machines_are_for_narrow_dtypes() -> None:
+    with pytest.raises(ValueError, match="f32 and bf16"):
+        ImitatedMachine(bench("base", "f32").checkpoint, "f64", MACHINES["summed serially"])
+
+
+# In the selftest.
+
+
+def test_a_selftest_runs_every_machine_and_the_unfair_one() -> None:
+    runs = list(clean_runs())
+    assert len(set(runs)) == len(runs)
+    assert {run.kind for run in runs} >= {*MACHINES, *UNFAIR}
+    assert {(run.model, run.scenario) for run in runs if run.kind in MACHINES} == {
+        (place.model, place.scenario) for place in PLACES
+    }
+    quick = list(clean_runs(quick=True))
+    assert {run.kind for run in quick} >= set(UNFAIR) and "smollm2" not in {r.model for r in quick}
+    assert len([run for run in quick if run.kind in MACHINES]) >= 3
+
+
+def test_a_calibration_runs_every_machine_everywhere() -> None:
+    runs = [run for run in calibration_runs((101, 102)) if run.kind in MACHINES]
+    assert len(runs) == len(MACHINES) * sum(len(place.lanes) for place in PLACES)
+    assert {run.model for run in runs} == {
+        p.model if p.model == "smollm2" else f"{p.model}@101" for p in PLACES
+    }
+
+
+def test_an_unfair_control_that_is_not_heard_fails_the_selftest() -> None:
+    heard = perform(Clean(next(iter(UNFAIR)), "massive", "causal", "f32", "free"))
+    assert isinstance(heard, CleanRun) and heard.verdict == "divergent"
+    assert not heard.alarm and Matrix(clean=[heard]).passed
+    silent = Matrix(clean=[replace(heard, verdict="equal")])
+    assert not silent.passed and silent.summary()["unheard"] == 1
+    out = io.StringIO()
+    show(silent, Console(file=out, width=80))
+    assert "NO ALARM: partial sums in bfloat16 [massive causal f32 free]: equal" in out.getvalue()
+
+
+def test_machines_stand_in_tables_of_their_own() -> None:
+    def figure(mode: str, quantity: str, seen: float, limit: float) -> Figure:
+        return Figure(mode, quantity, seen, limit, "layers.0.down_proj")
+
+    shown = (
+        figure("isolated", "rho", 2.5, 4.0),
+        figure("isolated", "peak", 7.03, 6.0),
+        figure("free", "rho", 3.3, 16.0),
+        figure("free", "peak", 5.4, 24.0),
+    )
+    runs = [
+        CleanRun(kind, "smooth@101", "causal", "f32", "free", "equal", figures=shown)
+        for kind in MACHINES
+    ]
+    matrix, out = Matrix(clean=runs), io.StringIO()
+    show(matrix, Console(file=out, width=80))
+    text = out.getvalue()
+    assert "smooth@101 causal: smooth weights with an offset" in text
+    assert all(kind in text for kind in MACHINES) and text.count("2.5 7") == len(MACHINES)
+    assert matrix.ranges == []
+    saved = matrix.to_dict()["machines"]
+    assert len(saved) == 4 * len(MACHINES) and saved[1]["seen"] == 7.03
