@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from parity.judge import PassRecord
-from parity.lineup import EVERY, lineup, summed_taps
+from parity.lineup import EVERY, WHOLE, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.noise import one_hot
@@ -26,7 +28,7 @@ from parity.selftest.figures import Figure, figures
 from parity.selftest.machines.subject import ImitatedMachine, Machine
 from parity.selftest.memo import Memo
 from parity.selftest.models import checkpoint
-from parity.subjects.base import Subject
+from parity.subjects.base import CachedSubject, Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.subjects.torch_reference import TorchReference, Variant
 
@@ -67,6 +69,8 @@ class Bench:
         self.checkpoint: Checkpoint = checkpoint(model)
         self.lane = lane
         self._inputs: dict[str, Inputs] = {}
+        self._asked: dict[frozenset[str], list[Entry]] = {}
+        self._memos: dict[tuple[str, str, frozenset[str] | None], Memo] = {}
 
     @cached_property
     def _reference(self) -> TorchReference:
@@ -80,16 +84,32 @@ class Bench:
     def _summed(self) -> SummedTaps:
         return summed_taps(self._reference)
 
-    @cached_property
-    def _honest(self) -> list[Entry]:
-        """Everybody that `parity run` would ask beside the subject, remembering their answers."""
-        gold = self._gold
-        everybody = lineup(self.checkpoint, gold, {self.lane: gold}, ("torch",), ("free",))
-        asked = everybody[self.lane][1:]
-        return [
-            Entry(one.subject if one.subject is gold else Memo(one.subject), one.roles, one.modes)  # type: ignore[arg-type]
-            for one in asked
-        ]
+    def _beside(self, absent: frozenset[str]) -> list[Entry]:
+        """Return everybody that `parity run` would ask beside a subject; they remember answers.
+
+        Isolated runs are forced to what the subject shows: those beside another are other runs.
+
+        Args:
+            absent: kinds of taps that the subject does not show.
+        """
+        if absent not in self._asked:
+            subject = copy.copy(self._gold)
+            subject.absent = absent
+            asked = lineup(self.checkpoint, self._gold, {self.lane: subject}, ("torch",), ("free",))
+            self._asked[absent] = [
+                entry for one in asked[self.lane][1:] for entry in self._remembered(one, absent)
+            ]
+        return self._asked[absent]
+
+    def _remembered(self, one: Entry, absent: frozenset[str]) -> Iterator[Entry]:
+        if one.subject is self._gold:
+            yield one
+            return
+        for modes, forced in ((WHOLE, None), (("isolated",), absent)):
+            key = one.subject.name, one.subject.dtype, forced
+            memo = self._memos.setdefault(key, Memo(cast(CachedSubject, one.subject)))
+            if taken := tuple(mode for mode in one.modes if mode in modes):
+                yield Entry(memo, one.roles, taken)
 
     def inputs(self, name: str) -> Inputs:
         """Return a scenario's inputs, built once.
@@ -126,7 +146,7 @@ class Bench:
             entries.append(whole)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record: PassRecord = walk(
-                {self.lane: [*entries, *self._honest]},
+                {self.lane: [*entries, *self._beside(subject.absent)]},
                 [inputs],
                 self._gold,
                 ("free", "isolated") if mode == "free" else (mode,),

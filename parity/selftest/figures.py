@@ -16,12 +16,14 @@ class Figure:
     """The largest of one quantity in one run, as a share of what is allowed.
 
     Attributes:
-        mode: `free`, `isolated`, `decode` or `production`.
+        mode: `free`, `isolated`, `decode`, `grad`, `production`, or `probe` of one-hot factors;
+            `chained` where an isolated run went through several operators.
         quantity: `rho`, `peak` (both in units of noise) or `total variation` of attention maps:
             what scores do not account for, as a share of what rounding inside a softmax may do.
         seen: its value.
         limit: the limit in force.
         tap: where.
+        noise_from: what the noise there was taken from, see `parity.noise.widen.Floor`.
     """
 
     mode: str
@@ -29,6 +31,7 @@ class Figure:
     seen: float
     limit: float
     tap: str
+    noise_from: str = "measured"
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ def figures(rows: Iterable[TapRow]) -> tuple[Figure, ...]:
         measured = {"rho": (row.rho, row.limit), "peak": (row.peak_rho, row.peak_limit)}
         if "total_variation_rounding" in row.facts:
             measured["total variation"] = row.facts["total_variation_rounding"], 1.0
+        mode = "chained" if row.chained else row.mode
         for quantity, (seen, limit) in measured.items():
-            now = largest.get((row.mode, quantity))
+            now = largest.get((mode, quantity))
             if now is None or seen > now.seen:
-                largest[row.mode, quantity] = Figure(row.mode, quantity, seen, limit, row.tap)
+                found = Figure(mode, quantity, seen, limit, row.tap, row.noise_from)
+                largest[mode, quantity] = found
     return tuple(largest.values())
 
 

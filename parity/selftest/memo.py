@@ -16,7 +16,7 @@ Key = tuple[str, tuple[int, ...], bool, bool]
 class Memo:
     """A reference whose passes are kept: the same inputs give the same taps.
 
-    What it is forced to is not part of the key: in a selftest that is always the same gold.
+    What it is forced to is not part of the key: it must always be the same taps of the same gold.
 
     Args:
         subject: the implementation to ask once.

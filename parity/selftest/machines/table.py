@@ -1,4 +1,4 @@
-"""How near imitated machines come to the limits: a table for each model and its inputs."""
+"""How near imitated machines come to the limits: a table for each model, its inputs and dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from parity.selftest.figures import Figure
 from parity.selftest.machines.catalogue import PLACES
 from parity.tolerance import LIMITS
 
-MODES = ("isolated", "free")
+# What a mode is called, and the mode whose limits it has.
+MODES = {"isolated": "isolated", "chained": "free", "free": "free"}
+QUANTITIES = ("rho", "peak")
 
 
 class Run(Protocol):
@@ -30,41 +32,33 @@ class Run(Protocol):
 
 
 def tables(runs: Iterable[Run]) -> Iterator[Table]:
-    """Yield a table of machines for each model and inputs, of the largest rho and single element.
-
-    Beside each dtype and mode stand the limits of both.
-    """
-    places: dict[tuple[str, str], list[Run]] = {}
+    """Yield tables of machines: the largest rho and single element beside the limits of both."""
+    places: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        places.setdefault((run.model, run.scenario), []).append(run)
-    for (model, scenario), found in places.items():
-        yield _table(model, scenario, found)
+        places.setdefault((run.model, run.scenario, run.lane), []).append(run)
+    for (model, scenario, lane), found in places.items():
+        form = model.partition("@")[0]
+        why = [p.why for p in PLACES if (p.model, p.scenario) == (form, scenario)]
+        title = f"{model} {scenario} {lane}: {''.join(why[:1])}"
+        yield _table(title, lane, found)
 
 
-def _table(model: str, scenario: str, runs: Sequence[Run]) -> Table:
-    form = model.partition("@")[0]
-    why = next((p.why for p in PLACES if (p.model, p.scenario) == (form, scenario)), "")
-    made = Table(title=f"machines, {model} {scenario}: {why}", title_justify="left")
+def _table(title: str, lane: str, runs: Sequence[Run]) -> Table:
+    seen = {figure.mode for run in runs for figure in run.figures}
+    modes = [mode for mode in MODES if mode in seen]
+    made = Table(title=title, title_justify="left")
     made.add_column("machine", no_wrap=True)
-    lanes = [lane for lane in LIMITS if any(run.lane == lane for run in runs)]
-    for lane in lanes:
-        for mode in MODES:
-            limits = LIMITS[lane].rho(mode), LIMITS[lane].peak(mode)
-            heading = f"{lane}\n{mode}\n{limits[0]:g} {limits[1]:g}"
-            made.add_column(heading, justify="right", no_wrap=True)
-    for kind in dict.fromkeys(run.kind for run in runs):
-        by_lane = {run.lane: run.figures for run in runs if run.kind == kind}
-        cells = [_cell(by_lane.get(lane, ()), mode) for lane in lanes for mode in MODES]
-        made.add_row(kind, *cells)
+    for mode in modes:
+        limits = LIMITS[lane].rho(MODES[mode]), LIMITS[lane].peak(MODES[mode])
+        heading = f"{mode}\nlimits {limits[0]:g} {limits[1]:g}"
+        made.add_column(heading, justify="right", no_wrap=True)
+    for run in runs:
+        made.add_row(run.kind, *(_cell(run.figures, mode) for mode in modes))
     return made
 
 
 def _cell(figures: Sequence[Figure], mode: str) -> str:
     """Return rho and the largest single element of a mode, red where one is over its limit."""
-    shown = [f for quantity in ("rho", "peak") for f in figures if _is(f, mode, quantity)]
+    shown = [f for q in QUANTITIES for f in figures if (f.mode, f.quantity) == (mode, q)]
     text = " ".join(f"{f.seen:.2g}" for f in shown)
     return f"[red]{text}[/]" if any(f.seen > f.limit for f in shown) else text
-
-
-def _is(figure: Figure, mode: str, quantity: str) -> bool:
-    return (figure.mode, figure.quantity) == (mode, quantity)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from parity.selftest.bench import Bench
+from parity.result import TapRow
+from parity.selftest.bench import Bench, Judgement
 from parity.selftest.clean import Clean, calibration_runs, clean_runs
 from parity.selftest.figures import Figure
 from parity.selftest.machines.catalogue import LONG, MACHINES, PLACES, QUICK, UNFAIR, Place
@@ -34,6 +35,11 @@ def names(machines: dict[str, Machine]) -> list[str]:
 def summed(terms: list[float], order: Order, *, fused: bool = False) -> float:
     row = torch.tensor([terms])
     return product(row, torch.ones(len(terms), 1), order, fused=fused).item()
+
+
+def seen(judged: Judgement, mode: str, quantity: str) -> Figure:
+    (found,) = (f for f in judged.figures if (f.mode, f.quantity) == (mode, quantity))
+    return found
 
 
 @cache
@@ -172,8 +178,30 @@ def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
 def test_an_unfair_control_alarms(name: str, place: Place) -> None:
     judged = bench(place.model, "f32").imitated(UNFAIR[name], place.scenario, "free")
     assert judged.verdict == "divergent"
-    (isolated,) = (f for f in judged.figures if (f.mode, f.quantity) == ("isolated", "rho"))
+    isolated = seen(judged, "isolated", "rho")
     assert isolated.seen > 100 * isolated.limit
+
+
+def test_noise_beside_fused_attention_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given no scores: the noise of what follows is a chain's, and stays its own."""
+    judged: list[list[TapRow]] = []
+
+    def kept(rows: list[TapRow]) -> tuple[Figure, ...]:
+        judged.append(rows)
+        return ()
+
+    monkeypatch.setattr("parity.selftest.bench.figures", kept)
+
+    def isolated(at: Bench, name: str) -> list[TapRow]:
+        at.imitated(MACHINES[name], "left_padded", "free")
+        return [row for row in judged[-1] if row.mode == "isolated"]
+
+    usual, fused = "summed in 8 lanes", "online softmax, 64 keys"
+    one, other = Bench("base", "f32"), Bench("base", "f32")
+    chained = [row for row in isolated(one, fused) if row.chained]
+    assert {split_name(row.tap)[0] for row in chained} == {"layers.attn_context"}
+    assert {row.limit for row in chained} == {16.0}
+    assert isolated(one, usual) == isolated(other, usual)
 
 
 class OneTermLost(ImitatedMachine):
@@ -263,7 +291,8 @@ def test_machines_stand_in_tables_of_their_own() -> None:
     matrix, out = Matrix(clean=runs), io.StringIO()
     show(matrix, Console(file=out, width=80))
     text = out.getvalue()
-    assert "smooth@101 causal: smooth weights with an offset" in text
+    assert "smooth@101 causal f32: smooth weights with an offset" in text
+    assert "limits 4 6" in text and "limits 16 24" in text
     assert all(kind in text for kind in MACHINES) and text.count("2.5 7") == len(MACHINES)
     assert matrix.ranges == []
     saved = matrix.to_dict()["machines"]
