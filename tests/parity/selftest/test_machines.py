@@ -173,6 +173,27 @@ def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
     assert all(figure.seen <= figure.limit for figure in judged.figures)
 
 
+LANED_ALTERNATION = pytest.mark.xfail(
+    strict=False,  # measured noise is this processor's
+    reason="known: no measured variant sums in lanes; a single element 26.0 times the noise, limit "
+    "24, where signs alternate strictly (o_proj's rho 15.3, limit 16)",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("summed serially", "base"),
+        ("summed in two threads' halves, fused", "halves"),
+        ("another library's functions", "massive"),
+        pytest.param("summed in 8 lanes", "alternating", marks=LANED_ALTERNATION),
+    ],
+)
+def test_no_imitated_machine_alarms_through_a_cache(name: str, model: str) -> None:
+    judged = bench(model, "f32").imitated(MACHINES[name], "mixed_lengths", "decode")
+    assert judged.verdict == "equal", judged.first
+
+
 @pytest.mark.parametrize("place", QUICK, ids=lambda place: place.model)
 @pytest.mark.parametrize("name", names(UNFAIR))
 def test_an_unfair_control_alarms(name: str, place: Place) -> None:
