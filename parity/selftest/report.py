@@ -34,8 +34,9 @@ def show(matrix: Matrix, console: Console) -> None:
         console.print(_table(matrix))
     if matrix.ranges:
         console.print(table(matrix.ranges))
-    for made in tables(matrix.imitated):
-        console.print(made)
+    if not matrix.injections:  # a calibration, which is about figures
+        for made in tables(matrix.imitated):
+            console.print(made)
     for row in matrix.misses:
         what = "not located" if row.detected else "NOT DETECTED"
         _line(console, f"{what}: {row.id}")

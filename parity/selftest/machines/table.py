@@ -50,7 +50,7 @@ def _table(title: str, lane: str, runs: Sequence[Run]) -> Table:
     made.add_column("machine", no_wrap=True)
     for mode in modes:
         limits = LIMITS[lane].rho(MODES[mode]), LIMITS[lane].peak(MODES[mode])
-        heading = f"{mode}\nlimits {limits[0]:g} {limits[1]:g}"
+        heading = f"{mode}\nof {limits[0]:g} {limits[1]:g}"
         made.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         made.add_row(run.kind, *(_cell(run.figures, mode) for mode in modes))
@@ -60,5 +60,5 @@ def _table(title: str, lane: str, runs: Sequence[Run]) -> Table:
 def _cell(figures: Sequence[Figure], mode: str) -> str:
     """Return rho and the largest single element of a mode, red where one is over its limit."""
     shown = [f for q in QUANTITIES for f in figures if (f.mode, f.quantity) == (mode, q)]
-    text = " ".join(f"{f.seen:.2g}" for f in shown)
+    text = " ".join(f"{f.seen:.{1 if f.seen >= 1 else 2}f}" for f in shown)
     return f"[red]{text}[/]" if any(f.seen > f.limit for f in shown) else text
