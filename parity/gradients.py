@@ -7,13 +7,15 @@ a forward pass are.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.judge import PassRecord
-from parity.lineup import lineup
+from parity.lineup import further_variants, lineup
 from parity.lockstep import walk
 from parity.recording import differentiable
+from parity.rerun import walk_until_sure
 from parity.scenarios import DEFAULT_SCENARIOS, Inputs
 from parity.subjects.base import Subject
 from parity.subjects.torch_grad import successors
@@ -105,8 +107,8 @@ def judge_gradients(
     entries = lineup(checkpoint, gold, subjects, references, MODE)
 
     def judged(one: Inputs) -> PassRecord:
-        return walk(
-            entries, [one], gold, MODE, layers, progress=lambda: progress(f"{one.name} grad")
-        )
+        run = partial(walk, parts=[one], gold=gold, modes=MODE, layers=layers)
+        ticking = partial(run, progress=lambda: progress(f"{one.name} grad"))
+        return walk_until_sure(ticking, entries, partial(further_variants, checkpoint))
 
     return [judged(one) for one in inputs]

@@ -78,6 +78,11 @@ def lineup(
     return found
 
 
+def further_variants(checkpoint: Checkpoint, lane: str) -> list[Entry]:
+    """Return who is asked besides before an alarm, see `parity.rerun`."""
+    return [Entry(TorchReference(checkpoint, dtype=lane, variant="laned"), VARIANT, WHOLE)]
+
+
 def summed_taps(reference: TorchReference) -> SummedTaps:
     """Return how the reference's taps are summed, for noise that no machine changes."""
     c = reference.config

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxllama.errors import InputError
 from parity import clock, environment, gradients, tolerance
 from parity.diagnose import cause_of
 from parity.judge import PassRecord
-from parity.lineup import lineup, summed_taps
+from parity.lineup import further_variants, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.memory import give_back
@@ -27,6 +28,7 @@ from parity.noise import one_hot
 from parity.overrides import Overrides, assignments, overridden
 from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
 from parity.recording import differentiable
+from parity.rerun import walk_until_sure
 from parity.result import Result
 from parity.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import (
@@ -265,7 +267,7 @@ def _lanes(
 
     def report(what: str) -> None:
         nonlocal done
-        done += 1
+        done = min(done + 1, total)  # runs made again in doubt are not planned for
         if progress is not None:
             progress(what, done, total)
 
@@ -289,17 +291,17 @@ def _lanes(
                     report(f"{name} {what}")
 
                 give_back()
-                record = walk(
-                    entries,
-                    group,
-                    gold,
-                    modes,
-                    layers,
+                walked = partial(
+                    walk,
+                    parts=group,
+                    gold=gold,
+                    modes=modes,
+                    layers=layers,
                     chunks=None if chunks is None else chunks(group[0]),
                     summed=summed_taps(gold),
-                    progress=tick,
                 )
-                records.append(record)
+                further = partial(further_variants, checkpoint)
+                records.append(walk_until_sure(partial(walked, progress=tick), entries, further))
         if one_hot.asked(plan.modes, plan.dtypes):
             smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
             rows = one_hot.probe_products(

@@ -66,11 +66,11 @@ def _headline(result: Result) -> Text:
     against = f" against {', '.join(witnesses)}" if witnesses else ""
     partial = result.absent and result.compared < result.expected
     taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
-    if (kind := _kind(result)) is not None:
-        text.append(f" ({kind})")
     text.append(f": {taps} taps in {', '.join(lanes)}{against}", style="default")
     if result.first_divergence is not None:
         text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
+    if (kind := _kind(result)) is not None:
+        text.append(f" ({kind})", style="default")
     return text
 
 

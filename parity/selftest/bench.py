@@ -6,21 +6,21 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, cast
 
 import jax
 
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
-from parity.judge import PassRecord
-from parity.lineup import EVERY, WHOLE, lineup, summed_taps
+from parity.lineup import EVERY, WHOLE, further_variants, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.noise import one_hot
 from parity.noise.operators import SummedTaps
 from parity.parties import Entry
 from parity.prepare import decode_chunks
+from parity.rerun import walk_until_sure
 from parity.result import Divergence
 from parity.scenarios import Inputs, scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
@@ -145,14 +145,18 @@ class Bench:
             whole = Entry(subject.production(), frozenset({"production"}), ("free", "grad"))
             entries.append(whole)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            record: PassRecord = walk(
+            record = walk_until_sure(
+                partial(
+                    walk,
+                    parts=[inputs],
+                    gold=self._gold,
+                    modes=("free", "isolated") if mode == "free" else (mode,),
+                    layers=self.checkpoint.config.num_hidden_layers,
+                    chunks=decode_chunks(inputs) if mode == "decode" else None,
+                    summed=self._summed,
+                ),
                 {self.lane: [*entries, *self._beside(subject.absent)]},
-                [inputs],
-                self._gold,
-                ("free", "isolated") if mode == "free" else (mode,),
-                self.checkpoint.config.num_hidden_layers,
-                chunks=decode_chunks(inputs) if mode == "decode" else None,
-                summed=self._summed,
+                partial(further_variants, self.checkpoint),
             )
             if mode == "free" and self.lane == "f32":
                 c = self.checkpoint.config

@@ -26,7 +26,10 @@ from parity.subjects.base import CheckpointLike, GeneratedRun, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
 from parity.subjects.torch_weights import Weights, best, held, weights
 
-Variant = Literal["eager", "reordered", "sdpa", "doubled"]
+Variant = Literal["eager", "reordered", "laned", "sdpa", "doubled"]
+
+# As many float32 numbers as a vector register of AVX2 holds.
+LANES = 8
 
 # Weights are cast to the run's dtype this many elements at a time, so that a vocabulary of
 # 128 256 rows does not stand in memory twice (4 GB in float64 for the 8B model).
@@ -68,7 +71,8 @@ class TorchReference:
         dtype: `f64`, `f32` or `bf16`. Norms, rotations, softmax and logits are computed in at
             least float32.
         variant: honest ways to compute the same, for measuring rounding noise: `eager`;
-            `reordered` sums every contraction from its other end; `sdpa` is PyTorch's fused
+            `reordered` sums every contraction from its other end; `laned` sums every eighth
+            term of a product, and then these sums; `sdpa` is PyTorch's fused
             attention, which shows no scores; `doubled` runs the batch beside a copy of itself.
         config: used in place of the checkpoint's own.
     """
@@ -187,6 +191,9 @@ class TorchReference:
         """Contract the last axis of `a` with the last but one of `b`."""
         if self.variant == "reordered":
             a, b = a.flip(-1), b.flip(-2)
+        if self.variant == "laned":
+            lanes = range(min(LANES, a.shape[-1]))
+            return sum((a[..., i::LANES] @ b[..., i::LANES, :] for i in lanes), a.new_zeros(()))
         return a @ b
 
     def kv_head_of_query(self) -> Tensor:

@@ -25,9 +25,7 @@ def test_a_divergence_is_said_in_full() -> None:
     with pytest.raises(AssertionError) as raised:
         parity.assert_equal(result(FAILED, cause=CAUSE))
     said = str(raised.value)
-    assert said.startswith(
-        "divergent (meaning): 2 taps in f64 against torch; first diverg"
-    )
+    assert said.startswith("divergent: 2 taps in f64 against torch; first divergence layers.0.q_r")
     assert "1e+06 times the noise, limit 32" in said
     assert "cause: theta 1e6" in said
     assert said.endswith("again: parity run tiny")

@@ -67,7 +67,7 @@ def nnx(model: Any, names: Any = None, call: Any = llamas.tunix_call) -> Subject
 def test_transformers_is_equal_in_all_it_shows() -> None:
     result = judged(hf())
     assert result.verdict == "equal"
-    assert {row.mode for row in result.rows} == {"free", "isolated"}
+    assert {row.mode for row in result.rows} == {"free", "isolated", "probe"}
     assert set(result.absent) == SETUP
     assert result.compared == result.expected - 3
 
@@ -99,7 +99,7 @@ def test_tunix_is_equal_but_for_that(tunix: Any) -> None:
     result = judged(nnx(tunix))
     assert result.verdict == "equal"
     assert set(result.absent) == SETUP
-    assert {row.mode for row in result.rows} == {"free", "isolated"}
+    assert {row.mode for row in result.rows} == {"free", "isolated", "probe"}
 
 
 @pytest.mark.usefixtures("theta_obeyed")
@@ -127,7 +127,7 @@ def test_few_names_give_a_coarse_place_and_say_what_lies_before_it(tunix: Any) -
     assert result.first_divergence.row.tap == "layers.0.output"
     assert result.compared == 4 and "layers.q_rope" in result.absent
     said = "\n".join(summary(result))
-    assert said.startswith("divergent (meaning): 4 of 60 taps")
+    assert said.startswith("divergent: 4 of 60 taps")
     assert "not shown just before it: embed, layers.0.input, " in said
     alone = "\n".join(summary(judged(nnx(tunix, COARSE), modes="free")))
     assert "nothing was run on the reference's inputs" in alone

@@ -41,8 +41,8 @@ def test_the_first_line_is_the_verdict() -> None:
 
 def test_a_divergence_is_placed_measured_and_explained() -> None:
     lines = shown(diverged()).splitlines()
-    assert lines[0].startswith("divergent (meaning): 4 taps in f64 against torch; first")
-    assert lines[0].endswith("layers.0.q_rope")
+    assert lines[0].startswith("divergent: 4 taps in f64 against torch; first divergence ")
+    assert lines[0].endswith("layers.0.q_rope (meaning)")
     assert lines[1] == "first divergence: layers.0.q_rope (f64, scenario causal, free)"
     text = "\n".join(lines)
     assert "1e+06 times the noise, limit 32" in text

@@ -14,6 +14,7 @@ from parity.result import EXIT_CODES, SCHEMA_VERSION
 DOCUMENT = {
     "schema_version",
     "verdict",
+    "difference",
     "first_divergence",
     "cause",
     "taps",

@@ -1,0 +1,51 @@
+"""Which alarms are looked at once more, and what becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from records import row, witness_row
+
+from parity.judge import PassRecord
+from parity.parties import Entry
+from parity.rerun import in_doubt, walk_until_sure
+
+MILD = {"rho": 40.0, "limit": 16.0}
+
+
+def test_only_what_rounding_could_explain_is_in_doubt() -> None:
+    mild = row("norm", lane="f32", **MILD)
+    assert in_doubt([row("norm"), mild], "f32")
+    assert not in_doubt([mild], "bf16")
+    assert not in_doubt([row("norm", lane="f32")], "f32")
+
+
+@pytest.mark.parametrize(
+    "sure",
+    [
+        row("embed", failed=True),
+        row("norm", lane="f32", failed=True),
+        row("norm", lane="f32", structural=True, problems=("shape",)),
+        row("norm", lane="f32", mode="isolated", rho=5.0, limit=4.0),
+    ],
+)
+def test_what_no_order_of_a_run_explains_is_not(sure: object) -> None:
+    assert not in_doubt([row("norm", lane="f32", **MILD), sure], "f32")  # type: ignore[list-item]
+
+
+def test_a_dtype_in_doubt_is_run_again_alone_and_the_second_run_counts() -> None:
+    asked: list[dict[str, int]] = []
+
+    def walk(entries: Mapping[str, Sequence[Entry]]) -> PassRecord:
+        asked.append({lane: len(present) for lane, present in entries.items()})
+        figures = MILD if len(asked) == 1 else {"rho": 2.0, "limit": 16.0}
+        rows = [row("norm", lane=lane, **(figures if lane == "f32" else {})) for lane in entries]
+        return PassRecord(rows, [witness_row(lane=lane) for lane in entries], {"x"})
+
+    entries: dict[str, list[Entry]] = {"f64": [], "f32": [], "bf16": []}
+    found = walk_until_sure(walk, entries, lambda lane: [object()])  # type: ignore[list-item]
+    assert asked == [{"f64": 0, "f32": 0, "bf16": 0}, {"f32": 1}]
+    assert sorted(r.lane for r in found.rows) == ["bf16", "f32", "f64"]
+    assert all(r.passed for r in found.rows)
+    assert len(found.witnesses) == 3 and found.unmatched == {"x"}
