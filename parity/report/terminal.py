@@ -119,7 +119,7 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
     )
     if row.noise_from.startswith("order: "):
         yield f"  no order of summation explains it; the nearest is {row.noise_from[7:]}"
-    if row.peak_rho > row.peak_limit:
+    if row.peak_rho > row.peak_limit and row.mode != "probe":  # each element is judged there
         yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:
         at = f" at {place(row)}" if row.worst.index else ""
@@ -316,7 +316,7 @@ def _grid(result: Result) -> Table:
     failed: set[tuple[int, str]] = set()
     for row in result.rows:
         kind, layer = split_name(row.tap)
-        if layer is None or row.mode == "isolated" or not kind.startswith("layers."):
+        if layer is None or row.mode in ("isolated", "probe") or not kind.startswith("layers."):
             continue
         key = layer, kind.removeprefix("layers.")
         worst[key] = max(worst.get(key, 0.0), row.rho)
