@@ -401,12 +401,13 @@ def _cell(row: Smallest) -> str:
 
 def table(rows: Sequence[Smallest]) -> Table:
     """Return the rows for a terminal of 80 columns."""
-    made = Table(title="the smallest fault found", title_justify="left", box=None, padding=(0, 1))
-    for column in ("fault", "dtype", "smallest found", "not found", "where"):
-        made.add_column(column, overflow="fold")
+    made = Table(title="the smallest fault found", title_justify="left", box=None)
+    for column in ("fault", "dtype", "found", "not found", "shown at"):
+        made.add_column(column, overflow="fold", no_wrap=column == "dtype")
     for row in rows:
         found = row.problem or row.found or "none"
-        made.add_row(row.kind, row.lane, found, row.missed, row.where)
+        where = row.where.removeprefix("layers.0.").replace(" isolated", ", isolated")
+        made.add_row(row.kind, row.lane, found, row.missed, where.removesuffix(" free"))
     return made
 
 
