@@ -153,7 +153,7 @@ def test_settings_reach_the_process_and_no_others_do(
     monkeypatch.setattr(matrix, "_CHILD", child)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("XLA_FLAGS", "--left-over")
-    (setting,) = (one for one in matrix.settings() if one.name == "as a machine with SSE4.2")
+    (setting,) = (one for one in matrix.settings() if one.name == "all held to SSE4.2")
     row = matrix.measure(setting, "tiny", ["--mode", "free"])
     told = row["machine"]["settings"]
     assert row["machine"]["n"] == 1 and "OMP_NUM_THREADS" not in told
