@@ -2,7 +2,8 @@
 
 Rounding depends on the order in which a sum is taken, and that on all of these. The instruction set
 is that which each library really uses, not the widest that the processor has: both can be held back
-by settings.
+by settings. XLA's products are a matter of their own: YNNPACK, where it makes them, asks the
+processor and heeds no setting of XLA's.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _LEVELS = {
     "neon": "NEON",
     "asimd": "NEON",
 }
+_SIZE = 128  # of a product too large for XLA to unroll it
 _FEATURES = re.compile(r"^(avx|sse|fma|amx|sve|neon|asimd|bf16|f16c)")
 
 
@@ -59,10 +61,11 @@ def describe() -> dict[str, Any]:
     }
     backend = jax.default_backend()
     if backend == "cpu":
-        used = compiler_features()
+        used, products = compiler()
         found |= {
             "xla_instructions": _level(used) if used else "unknown",
             "xla_features": " ".join(sorted(f for f in used if _FEATURES.match(f))),
+            "xla_products": products,
             "xla_threads": _processors(),  # its pools have one for each that it may run on
         }
     else:
@@ -82,6 +85,8 @@ def line(found: dict[str, Any]) -> str:
     """Say a description in one line."""
     parts = [f"{found['processor']}, {_many(found['processors'], 'processor')}"]
     xla = [f"XLA {found['xla_instructions']}"]
+    if found.get("xla_products") == "YNNPACK":
+        xla.append(f"products by YNNPACK on {found['processor_instructions']}")
     if "xla_threads" in found:
         xla.append(_many(found["xla_threads"], "thread"))
     if found["xla_devices"] != 1:
@@ -107,18 +112,21 @@ def processor() -> tuple[str, frozenset[str]]:
     return (names[0].strip() if names else platform.machine()), features
 
 
-def compiler_features() -> frozenset[str]:
-    """Return the instruction sets XLA compiles for on this CPU, settings included.
+def compiler() -> tuple[frozenset[str], str]:
+    """Return the instruction sets XLA compiles for on this CPU, and who makes its products.
 
-    A compiled program carries the list with it, as LLVM spells it: `+avx2,-avx512f`.
+    A compiled program carries its list with it, as LLVM spells it: `+avx2,-avx512f`. Settings are
+    included. The second is `YNNPACK`, `XLA` for XLA's own code or Eigen, or empty if unknown.
     """
+    square = jnp.zeros((_SIZE, _SIZE), jnp.float32)
     try:
-        compiled = jax.jit(lambda x: x + x).lower(jnp.zeros((), jnp.float32)).compile()
+        compiled = jax.jit(jnp.matmul).lower(square, square).compile()
         executable: Any = compiled.runtime_executable()
         text = executable.serialize().decode("latin-1")
+        products = "YNNPACK" if "__ynn_fusion" in (compiled.as_text() or "") else "XLA"
     except Exception:  # jaxlib promises none of this
-        return frozenset()
-    return frozenset(re.findall(r"(?<=\+)[a-z][a-z0-9.-]+(?=[,\W])", text))
+        return frozenset(), ""
+    return frozenset(re.findall(r"(?<=\+)[a-z][a-z0-9.-]+(?=[,\W])", text)), products
 
 
 def _level(features: frozenset[str]) -> str:

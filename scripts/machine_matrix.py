@@ -89,8 +89,8 @@ def settings() -> list[Setting]:
     for isa, needs in (("SSE4_2", "sse4_2"), ("AVX2", "avx2"), ("AVX512", "avx512f")):
         rows.append(Setting(f"MKL {isa}", {"MKL_ENABLE_INSTRUCTIONS": isa}, needs))
     eigen = "--xla_cpu_multi_thread_eigen=false"
-    # YNNPACK multiplies for XLA. It asks the processor itself and heeds no instruction set that XLA is
-    # told of; Eigen multiplies where it may fuse nothing.
+    # YNNPACK multiplies for XLA. It asks the processor itself and heeds no instruction set that XLA
+    # is told of; Eigen multiplies where it may fuse nothing.
     no_ynnpack = "--xla_cpu_experimental_ynn_fusion_type="
     return [
         *rows,

@@ -48,8 +48,17 @@ def test_settings_show_in_what_is_used_and_their_absence_too() -> None:
         assert "avx2" not in held["xla_features"].split()
 
 
+def test_who_makes_products_is_said() -> None:
+    plain = described()
+    if plain["xla_products"] != "YNNPACK":
+        pytest.skip(f"products of this jaxlib are made by {plain['xla_products']}")
+    assert f"products by YNNPACK on {plain['processor_instructions']}" in plain["line"]
+    without = described(XLA_FLAGS="--xla_cpu_experimental_ynn_fusion_type=")
+    assert without["xla_products"] == "XLA" and "by YNNPACK" not in without["line"]
+
+
 def test_a_compiler_that_does_not_say_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "compiler_features", frozenset)
+    monkeypatch.setattr(machine, "compiler", lambda: (frozenset(), ""))
     assert machine.describe()["xla_instructions"] == "unknown"
     monkeypatch.undo()
     assert machine.describe()["xla_instructions"] != "unknown"
