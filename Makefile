@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup browser parity test lint types clean
+.PHONY: help setup browser machines parity test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
+	@echo 'make machines the comparison under some settings of other machines, on a small model'
 	@echo 'make browser  install Chromium, which tests of the report need, where none is'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
@@ -19,6 +20,10 @@ setup: $(READY)
 parity: $(READY)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/parity run smollm2 --reference all
+
+# A part; scripts/machine_matrix.py without --quick runs the rest.
+machines: $(READY)
+	$(BIN)/python scripts/machine_matrix.py --quick
 
 # Without a browser the report's tests fail and say so; all others run. Most of the time is compiling,
 # one core a process.

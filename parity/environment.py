@@ -1,4 +1,4 @@
-"""Where a run took place: versions, devices, and the precision that matmuls really have."""
+"""Where a run took place: machine, versions, devices, and the precision matmuls really have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from parity import machine
 from parity.precision import effective_matmul_precision
 
 PACKAGES = (
@@ -34,6 +35,7 @@ def describe() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine.describe(),
         "cpu_count": os.cpu_count(),
         "versions": {name: _version(name) for name in PACKAGES},
         "backend": jax.default_backend(),

@@ -34,7 +34,10 @@ def document(result: Result) -> str:
     """
     suite = ET.Element("testsuite", name="parity")
     properties = ET.SubElement(suite, "properties")
-    for name, value in (("verdict", result.verdict), ("command", result.command)):
+    told = [("verdict", result.verdict), ("command", result.command)]
+    if "machine" in result.environment:  # older results name none
+        told.append(("machine", result.environment["machine"]["line"]))
+    for name, value in told:
         ET.SubElement(properties, "property", name=name, value=_clean(value))
     first = None if result.first_divergence is None else result.first_divergence.row
     for (lane, scenario, mode, layer), rows in _cases(result).items():

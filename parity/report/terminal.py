@@ -23,6 +23,8 @@ MOST_LAYERS = 40
 def show(result: Result, console: Console) -> None:
     """Print a result; the first line is the verdict."""
     console.print(_headline(result), soft_wrap=True)
+    for line in _machine_lines(result):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if result.first_divergence is not None:
         for line in divergence_lines(result.first_divergence, result):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -55,6 +57,7 @@ def summary(result: Result) -> list[str]:
         *([] if first is None else divergence_lines(first, result)),
         *_cause_lines(result),
         *_inconclusive_lines(result),
+        *_machine_lines(result),
         f"again: {result.command}",
     ]
 
@@ -393,6 +396,21 @@ def _cost_line(timing: Mapping[str, float]) -> str:
         f"cost: {'; '.join(costs)}; comparing {timing.get('comparing_s', 0.0):.1f} s of a "
         f"processor; compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
     )
+
+
+def _machine_lines(result: Result) -> Iterable[str]:
+    """Name the machine, and the reference's where traces of another are compared."""
+    machines = {
+        name: env["machine"]["line"]
+        for name, env in (
+            ("machine", result.environment),
+            ("reference's machine", result.environment.get("reference", {})),
+        )
+        if "machine" in env  # older results name none
+    }
+    same = len(set(machines.values())) == 1
+    for name, line in list(machines.items())[: 1 if same else None]:
+        yield f"{name}: {line}"
 
 
 def _environment_line(result: Result) -> str:

@@ -136,5 +136,5 @@ def test_the_workflow_for_other_projects_would_run():
 
 def test_ci_runs_what_readme_says():
     run = (ROOT / ".ci/run").read_text()
-    for target in ("lint", "types", "test", "parity"):
+    for target in ("lint", "types", "test", "machines", "parity"):
         assert re.search(rf"^make {target}$", run, re.MULTILINE)

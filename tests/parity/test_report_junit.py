@@ -96,3 +96,12 @@ def test_what_xml_cannot_hold_is_replaced(tmp_path: Path) -> None:
     text = (tmp_path / "out.xml").read_text(encoding="utf-8")
     assert "token \ufffd\ufffd\ufffd of \U0001f600" in text
     ET.fromstring(text)
+
+
+def test_the_machine_is_a_property_where_it_is_known() -> None:
+    found = result([row("embed")])
+    path = "properties/property[@name='machine']"
+    assert suite_of(found).find(path) is None
+    found.environment["machine"] = {"line": "some processor; XLA AVX2"}
+    (machine,) = suite_of(found).iterfind(path)
+    assert machine.attrib["value"] == "some processor; XLA AVX2"

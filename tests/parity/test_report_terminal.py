@@ -12,7 +12,7 @@ from records import result, row, witness_row
 from rich.console import Console
 
 from parity.extent import Extent
-from parity.report.terminal import MOST_LAYERS, place, show
+from parity.report.terminal import MOST_LAYERS, place, show, summary
 from parity.result import Result
 from parity.taps import LAYER_TAPS
 
@@ -190,6 +190,18 @@ def test_the_environment_names_the_precision_of_matmuls() -> None:
     assert "float32 matmuls float32 as run, tf32 by default; jax 1.2.3" in shown(
         result([row("embed")])
     )
+
+
+def test_the_machine_is_named_below_the_verdict() -> None:
+    found = result([row("embed")])
+    assert "machine" not in shown(found)
+    found.environment["machine"] = {"line": "some processor; XLA AVX2"}
+    assert shown(found).splitlines()[1] == "machine: some processor; XLA AVX2"
+    assert "machine: some processor; XLA AVX2" in summary(found)
+    found.environment["reference"] = {"machine": {"line": "some processor; XLA AVX2"}}
+    assert "reference's machine" not in shown(found)
+    found.environment["reference"] = {"machine": {"line": "another"}}
+    assert shown(found).splitlines()[2] == "reference's machine: another"
 
 
 def test_places_are_named_in_words() -> None:
