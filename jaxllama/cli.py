@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
 from jaxllama.errors import JaxLlamaError
 from jaxllama.interrupt import on_interrupt
@@ -42,6 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
     except JaxLlamaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@app.callback()
+def _for_all(
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="compile all anew, and keep nothing of it")
+    ] = False,
+) -> None:
+    compilation_cache.switch(off=no_cache)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jaxllama import compilation_cache
 from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
 from parity.result import Result
@@ -44,6 +45,7 @@ def capture_command(
     from parity.capturing import capture
     from parity.scenarios import DEFAULT_SCENARIOS
 
+    compilation_cache.turn_on()
     try:
         files = capture(
             checkpoint,
