@@ -6,7 +6,6 @@ the `--jaxtyping-packages` option in pyproject.toml and `support/shape_check.py`
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tests neither read nor fill the user's cache of compiled programs.
-os.environ[compilation_cache.NO_CACHE] = "1"
+# As the commands do: processes of one run, and files of one process, compile the same programs.
+compilation_cache.turn_on()
 
 # A shell that starts pytest in its background has it ignore interrupts, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
