@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
 from jaxllama.command_group import CommandGroup
 from jaxllama.interrupt import on_interrupt
@@ -46,6 +47,15 @@ _Source = Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smol
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     app(arguments)
+
+
+@app.callback()
+def _for_all(
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="compile all anew, and keep nothing of it")
+    ] = False,
+) -> None:
+    compilation_cache.switch(off=no_cache)
 
 
 @app.command()

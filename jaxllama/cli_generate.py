@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxllama import compilation_cache
 from jaxllama.interrupt import on_interrupt
 from jaxllama.streams import unread
 
@@ -93,6 +94,7 @@ def generate(
         )
 
     with on_interrupt(lambda: _left(shown)), _notes():
+        compilation_cache.turn_on()
         model, tokenizer = _load(checkpoint, dtype)
         if not chat:
             found = run(_from_stdin() if prompt is None else prompt)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from jaxllama import compilation_cache
 from jaxllama.command_group import CommandGroup
 from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
@@ -31,6 +32,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _for_all(
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compile all anew, and keep nothing of it.")
+    ] = False,
+) -> None:
+    compilation_cache.switch(off=no_cache)
 
 
 @app.command("run")
@@ -88,6 +98,7 @@ def run_command(
     from parity.runner import DEFAULT_SCENARIOS, run
 
     outputs.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
+    compilation_cache.turn_on()
     with progress_bar() as progress:
         result = run(
             checkpoint,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from jaxllama import compilation_cache
 from jaxllama.interrupt import on_interrupt
 from parity.result import Result
 
@@ -42,6 +43,7 @@ def capture_command(
     from parity.capturing import capture
     from parity.scenarios import DEFAULT_SCENARIOS
 
+    compilation_cache.turn_on()
     files = capture(
         checkpoint,
         out,

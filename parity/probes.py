@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
+from jaxllama import compilation_cache
 from jaxllama.attention import attend, check_backend
 from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
@@ -289,6 +290,7 @@ def probe_command(
     """Ask a running attention which mask it obeys, and compare with the mask it is given."""
     if json_path is not None and str(json_path) != "-":
         check_writable(json_path)
+    compilation_cache.turn_on()
     report = probe(resolve(attention, dtype))
     document = json.dumps(report.to_json(), indent=1)
     typer.echo(document if str(json_path) == "-" else report.text())

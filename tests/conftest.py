@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src import compilation_cache as of_jax
 from near_ties import pytest_terminal_summary  # noqa: F401 (a hook)
+
+from jaxllama import compilation_cache
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# As the commands do: processes of one run, and files of one process, compile the same programs.
+compilation_cache.turn_on()
 
 # A shell that starts pytest in its background has it ignore interrupts, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +48,21 @@ def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iter
     jaxtyping.config.update("jaxtyping_disable", before or ill_typed)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def kept_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return where `compilation_cache.turn_on()` keeps programs: a folder of one test alone."""
+    monkeypatch.delenv(compilation_cache.NO_CACHE, raising=False)
+    monkeypatch.setenv("JAXLLAMA_CACHE", str(tmp_path))
+    names = "jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_dir"
+    before, values = of_jax._cache, {name: getattr(jax.config, name) for name in names}
+    of_jax.reset_cache()
+    yield tmp_path / "compiled"
+    for name, value in values.items():
+        jax.config.update(name, value)
+    of_jax.reset_cache()
+    of_jax._cache = before
 
 
 def _why_no_gpu() -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jaxllama import compilation_cache
 from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
 from parity.report.progress import progress_bar
@@ -58,6 +59,7 @@ def selftest_command(
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
         json_file.check_writable(json_path)
+    compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
             Plan(quick=quick, families=tuple(families), seeds=fresh),

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from jaxllama import compilation_cache
 from parity.selftest.bench import Judgement, benches
 from parity.selftest.clean import Clean, calibration_runs, clean_runs
 from parity.selftest.fault import Fault
@@ -99,11 +100,9 @@ def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
     batches = [range(i, min(i + BATCH, len(tasks))) for i in range(0, len(tasks), BATCH)]
     # A fork of a process in which JAX runs threads may hang.
     context = multiprocessing.get_context("spawn")
-    # A terminal interrupts all processes; the first of them ends the others.
-    ignored = signal.SIGINT, signal.SIG_IGN
     others = {process.pid for process in multiprocessing.active_children()}  # the caller's own
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=signal.signal, initargs=ignored
+        jobs, mp_context=context, initializer=_begin, initargs=(compilation_cache.is_on(),)
     )
     try:
         futures: dict[Future[list[Row]], range] = {
@@ -123,6 +122,13 @@ def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
                 process.terminate()
         raise
     pool.shutdown()
+
+
+def _begin(cached: bool) -> None:
+    # A terminal interrupts all processes; the first of them ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if cached:
+        compilation_cache.turn_on()
 
 
 def _work(plan: Plan, batch: range) -> list[Row]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 
+import jax
 import pytest
 from witnesses import small
 
 import parity
+from jaxllama import compilation_cache
 from parity import clock
 from parity.report.terminal import PASSES, _cost_line
 
@@ -53,6 +57,23 @@ def test_a_run_says_what_each_mode_cost(modes: str, shown: set[str], bare: set[s
     assert all(0 < timing[key] < timing["total_s"] for key in passes)
     said = [words for mode, words in PASSES.items() if f"{words} " in _cost_line(timing)]
     assert said == [words for mode, words in PASSES.items() if mode in shown]
+
+
+def test_programs_kept_from_before_cost_less_and_change_no_figure(kept_programs: Path) -> None:
+    compilation_cache.turn_on()
+    seen, entries = [], []
+    for _ in range(2):
+        jax.clear_caches()
+        seen.append(parity.run(small(), dtypes="f32", scenarios="causal", length=9))
+        entries.append(set(kept_programs.glob("*/*")))
+    assert entries[0] and entries[0] == entries[1]
+    cold, warm = seen
+    assert 0 < warm.timing["compiling_s"] < cold.timing["compiling_s"]
+    for timing in (cold.timing, warm.timing):
+        passes = [timing[key] for key in timing if key.startswith(("subject_", "bare_"))]
+        # No second is counted twice: of what was read back, its compiling seconds long ago are not.
+        assert min(passes) > 0 and sum(passes) + timing["compiling_s"] < timing["total_s"]
+    assert [asdict(row) for row in cold.rows] == [asdict(row) for row in warm.rows]
 
 
 def test_a_mode_is_set_against_its_own_run_without_taps() -> None:
