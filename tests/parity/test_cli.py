@@ -80,8 +80,9 @@ def test_equal(parity, tmp_path: Path) -> None:
 def test_divergent(parity) -> None:
     ran = parity("run", *SMALL, "--override", "rope_theta=1e6")
     assert ran.code == 1
-    first, second = ran.out.splitlines()[:2]
-    assert first.startswith("divergent") and "layers.0.q_rope" in second
+    first, machine, where = ran.out.splitlines()[:3]
+    assert first.startswith("divergent: ") and first.endswith("layers.0.q_rope (meaning)")
+    assert machine.startswith("machine: ") and "layers.0.q_rope" in where
     assert "flagged: rope.inv_freq" in ran.out
     assert outline(shown_in_readme("divergent")) == outline(ran.out)
 
