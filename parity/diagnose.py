@@ -166,10 +166,27 @@ def cause_of(
     gold = TorchReference(checkpoint) if row.mode == "isolated" else None
     recording = record(subject, chosen, chunks, layers, gold)
     found = diagnose(recording, checkpoint, rounding=rounding)
+    if rounding and not (found and found["confirmed"]):
+        # A path of this dtype's own may do anything, and not be far off: then a cause of another
+        # meaning is one if the experiment confirms it, and no suspect if it does not.
+        other = diagnose(recording, checkpoint)
+        found = other if other and other["confirmed"] else found
     narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
     if narrow and row.lane == "f32" and not (found and found["confirmed"]):
         return described_precision(narrow[0])
     return found
+
+
+def settled(first: Divergence, cause: dict[str, Any] | None) -> Divergence:
+    """Return a divergence as its cause has it: a confirmed one of another computation tells.
+
+    In 16 bits rounding is so coarse that figures alone do not.
+    """
+    if first.difference != "rounding" or not (cause and cause["confirmed"]):
+        return first
+    if catalogue()[cause["id"]].cause.rounding:
+        return first
+    return replace(first, difference="computation")
 
 
 def ranked_hypotheses(

@@ -110,7 +110,8 @@ def described_precision(row: TapRow) -> dict[str, Any]:
     cause = catalogue()["matmul-precision"].cause
     left, name = min((left, n.removeprefix("as_")) for n, left in row.facts.items())
     found = left <= row.limit
-    said = f"factors in {name}" if found else f"{max(1, round(23 - math.log2(row.rho)))} bits"
+    bits = max(1, round(23 - math.log2(row.rho))) if math.isfinite(row.rho) else 0
+    said = f"factors in {name}" if found else f"{bits} bits"
     tried = {"changed": f"factors in {name}", "tap": row.tap}
     before, after = row.error, left * row.noise
     line = f"{tried['changed']} on the reference: error at {row.tap} {before:.1e} -> {after:.0e}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from jaxllama.checkpoint import Checkpoint
@@ -78,9 +78,17 @@ def lineup(
     return found
 
 
-def further_variants(checkpoint: Checkpoint, lane: str) -> list[Entry]:
-    """Return who is asked besides before an alarm, see `parity.rerun`."""
-    return [Entry(TorchReference(checkpoint, dtype=lane, variant="laned"), VARIANT, WHOLE)]
+def further_variants(checkpoint: Checkpoint, lane: str, present: Sequence[Entry]) -> list[Entry]:
+    """Return who is asked besides before an alarm, see `parity.rerun`.
+
+    Args:
+        checkpoint: what all run.
+        lane: dtype of the alarm.
+        present: who takes part already; beside a subject of few names in isolated runs, too.
+    """
+    chained = any(runs_chains(one.subject.absent) for one in present if "subject" in one.roles)
+    laned = TorchReference(checkpoint, dtype=lane, variant="laned")
+    return [Entry(laned, VARIANT, EVERY if chained else WHOLE)]
 
 
 def summed_taps(reference: TorchReference) -> SummedTaps:

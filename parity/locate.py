@@ -8,6 +8,9 @@ from dataclasses import replace
 from parity.result import DifferenceKind, Divergence, TapRow
 from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
 
+# The gravest first.
+GRAVITY: tuple[DifferenceKind, ...] = ("meaning", "not judged", "computation", "rounding")
+
 
 def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     """Return where the difference begins, or None when every row passed.
@@ -27,10 +30,6 @@ def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     first = next(row for row in failed if kinds[id(row)] == gravest)
     here = [r for r in failed if (r.lane, r.scenario) == (first.lane, first.scenario)]
     return replace(_classify(sorted(here, key=_place), first.lane), difference=gravest)
-
-
-# The gravest first.
-GRAVITY: tuple[DifferenceKind, ...] = ("meaning", "not judged", "computation", "rounding")
 
 
 def _difference(row: TapRow, in_float64: set[tuple[str, str]]) -> DifferenceKind:

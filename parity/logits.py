@@ -109,6 +109,19 @@ def _token_figures(t: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def sizes(gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what differences of some tokens' logits [r, V] are relative to: norm and peak [r]."""
+    log_g = gold - gold.max(1, keepdims=True)
+    log_g -= np.log(np.exp(log_g).sum(1, keepdims=True))
+    return np.sqrt(np.einsum("rv,rv->r", log_g, log_g)), -log_g.min(1)
+
+
+def distance(logits: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far some tokens' logits [r, V] are from the gold's, as `compare` has it [r]."""
+    figures = _token_figures(logits, gold)
+    return figures["relative"], figures["peak"]
+
+
 def _worst(gold: Gold, subject: np.ndarray, relative: np.ndarray) -> Worst | None:
     if not relative.max(initial=0.0) > 0:
         return None

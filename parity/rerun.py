@@ -14,26 +14,29 @@ from parity.judge import PassRecord
 from parity.parties import Entry
 from parity.result import TapRow
 
+# From this share of a limit on a figure is near an alarm: another machine's may be beyond it.
+NEAR = 0.75
+
 Entries = Mapping[str, Sequence[Entry]]
 
 
 def walk_until_sure(
     walk: Callable[[Entries], PassRecord],
     entries: Entries,
-    further: Callable[[str], Sequence[Entry]],
+    further: Callable[[str, Sequence[Entry]], Sequence[Entry]],
 ) -> PassRecord:
     """Return the record of a walk, made again for the dtypes whose alarm is in doubt.
 
     Args:
         walk: has these take part, and judges.
         entries: who takes part at each dtype.
-        further: more honest variants at a dtype.
+        further: more honest variants at a dtype, beside those who take part.
     """
     record = walk(entries)
     doubtful = [lane for lane in entries if in_doubt(record.rows, lane)]
     if not doubtful:
         return record
-    again = walk({lane: [*entries[lane], *further(lane)] for lane in doubtful})
+    again = walk({lane: [*entries[lane], *further(lane, entries[lane])] for lane in doubtful})
     return PassRecord(
         [*(row for row in record.rows if row.lane not in doubtful), *again.rows],
         [*(row for row in record.witnesses if row.lane not in doubtful), *again.witnesses],
@@ -43,14 +46,21 @@ def walk_until_sure(
 
 
 def in_doubt(rows: Sequence[TapRow], lane: str) -> bool:
-    """Return whether another order of summing might silence all alarms of a dtype.
+    """Return whether another order of summing might matter to a dtype that alarms or nearly does.
 
-    Not those of float64, nor beside them; none that is beyond rounding; and none of an isolated
-    operator, for which the orders have been tried.
+    Not to alarms of float64, nor beside them; to none that is beyond rounding; and to none of an
+    isolated operator, for which the orders have been tried.
     """
-    failed = [row for row in rows if not row.passed]
-    here = [row for row in failed if row.lane == lane]
-    return bool(here) and not any(
-        row.lane == "f64" or (row.lane == lane and (row.mode == "isolated" or row.beyond_rounding))
-        for row in failed
+    here = [row for row in rows if row.lane == lane]
+    sure = any(
+        (row.mode == "isolated" and not row.chained) or row.beyond_rounding
+        for row in here
+        if not row.passed
     )
+    meaning = any(row.lane == "f64" and not row.passed for row in rows)
+    near = any(
+        max(row.rho / row.limit, row.peak_rho / row.peak_limit) > NEAR
+        for row in here
+        if row.mode != "isolated" or row.chained
+    )
+    return lane != "f64" and near and not sure and not meaning

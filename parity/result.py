@@ -84,6 +84,11 @@ class TapRow:
         return not self.problems and self.rho <= self.limit and self.peak_rho <= self.peak_limit
 
     @property
+    def misshapen(self) -> bool:
+        """Whether it has another shape than the reference's, which it then cannot be given."""
+        return any(problem.startswith("shape ") for problem in self.problems)
+
+    @property
     def beyond_rounding(self) -> bool:
         """Whether it differs by more than worse rounding explains."""
         return (

@@ -18,7 +18,7 @@ from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity import clock, environment, gradients, tolerance
-from parity.diagnose import cause_of
+from parity.diagnose import cause_of, settled
 from parity.judge import PassRecord
 from parity.lineup import further_variants, lineup, summed_taps
 from parity.locate import first_divergence
@@ -162,6 +162,7 @@ def run(
         cause = None
         if first is not None:
             cause = cause_of(first, rows, shown, opened, make, decode_chunks)
+            first = settled(first, cause)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
@@ -302,7 +303,8 @@ def _lanes(
                 )
                 further = partial(further_variants, checkpoint)
                 records.append(walk_until_sure(partial(walked, progress=tick), entries, further))
-        if one_hot.asked(plan.modes, plan.dtypes):
+        misshapen = any(row.misshapen for record in records for row in record.rows)
+        if one_hot.asked(plan.modes, plan.dtypes) and not misshapen:
             smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
             rows = one_hot.probe_products(
                 subjects["f32"], smallest, summed_taps(gold), checkpoint.config

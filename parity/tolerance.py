@@ -22,7 +22,8 @@ UNIT_ROUNDOFF = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0*
 PEAK_ALLOWANCE = 1.5
 
 # A product of one term rounds once, a score also by its scale and that by itself: 2.5 units of
-# roundoff, in any order and on any machine. Three bfloat16 products in place of one are 120 off.
+# roundoff, in any order and on any machine. Three bfloat16 products in place of one are over 100
+# off.
 PROBE_LIMIT = 4.0
 
 

@@ -11,8 +11,9 @@ Three estimates of sum s_k^2 are taken, and the largest counts:
 - terms without order: a walk of K steps of size sqrt(Q / K) that ends at y has partial sums whose
   squares add up to less than K (y^2 + Q);
 - terms in the order they stand in, from either end: partial sums s_j are formed at every
-  `STRIDE`th k, and s_j or y - s_j stands for `STRIDE` steps. Terms that hang together by their
-  place (positive before the middle, negative after it) have far larger partial sums than a walk;
+  `STRIDE`th k, and s_j or y - s_j stands for the steps up to there that count. Terms that hang
+  together by their place (positive before the middle, negative after it) have far larger partial
+  sums than a walk;
 - terms in lanes: n lanes of K / n terms each end at sums L_i, on the average of a straight way
   there (K / n) L_i^2 / 3. Signs that alternate cancel in a row and not in a lane.
 
@@ -46,9 +47,11 @@ def sum_variance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     K = a.shape[-1]
     partial, in_order = np.zeros_like(y), np.zeros_like(y)
     for start in range(0, K, STRIDE):
-        partial += _product(a[..., start : start + STRIDE], b[..., start : start + STRIDE])
-        in_order += np.maximum(partial**2, (y - partial) ** 2)
-    found = np.maximum(count * (y**2 + squares), STRIDE * in_order + count * squares)
+        here = a[..., start : start + STRIDE]
+        partial += _product(here, b[..., start : start + STRIDE])
+        steps = np.count_nonzero(here, axis=-1)[..., None]
+        in_order += steps * np.maximum(partial**2, (y - partial) ** 2)
+    found = np.maximum(count * (y**2 + squares), in_order + count * squares)
     for n in LANES:
         ends = sum(_product(a[..., i::n], b[..., i::n]) ** 2 for i in range(min(n, K)))
         found = np.maximum(found, count * (y**2 + squares + ends / (3 * n)))
@@ -56,10 +59,17 @@ def sum_variance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def error_bound(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return what no order of summing can exceed [G R O]: (K + 4) u sum |p_k|, the 4 for factors
-    and result that are rounded as well (Higham, Accuracy and Stability, section 3.1).
+    """Return what the error of no order of summing can exceed [G R O].
+
+    That is (K + 4) u sum |p_k| (Higham, Accuracy and Stability of Numerical Algorithms, section
+    3.1), K being the terms that count, and the 4 for factors and result that round as well.
+
+    Args:
+        a: [G R K] float64.
+        b: [G O K] float64.
     """
-    return UNIT_ROUNDOFF["f32"] * (a.shape[-1] + 4) * _product(abs(a), abs(b))
+    count = np.count_nonzero(a, axis=-1)[..., None]
+    return np.asarray(UNIT_ROUNDOFF["f32"] * (count + 4) * _product(abs(a), abs(b)))
 
 
 def _sums(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,8 +2,8 @@
 
 A row with a single non-zero factor has sums of a single term: every order gives that product,
 rounded once. What is further off has rounded a factor: TF32 by thousands of units of roundoff,
-three bfloat16 products in place of one by some 130. That holds at any K and on any machine, so the
-envelope of orders, which is wide where K is large, hides no narrow product.
+three bfloat16 products in place of one by more than a hundred. That holds at any K and on any
+machine, so the envelope of orders, which is wide where K is large, hides no narrow product.
 
 Shapes: B batch, T queries, S keys, N query heads, K kv heads, H head dim, D model dim, F mlp dim.
 """
@@ -35,6 +35,10 @@ ONE_HOT = {
     "layers.mlp_act": "F",
     "norm": "D",
 }
+# What is computed of these alone.
+PRODUCTS = tuple(
+    kind for kind, operands in OPERANDS.items() if any(operand in ONE_HOT for operand in operands)
+)
 # Rows of a tap that are looked at: each shows one column of the weight.
 _ROWS = 64
 
@@ -95,8 +99,9 @@ def probe_products(
         forced = _forced(stage, inputs, config, subject.absent)
         for name, value in run.step(forced).items():
             if (
-                any(split_name(operand)[0] in ONE_HOT for operand in _operands(name))
+                split_name(name)[0] in PRODUCTS
                 and runs_one_operator(name, subject.absent)
+                and value.shape == _shape(name, inputs, config)
                 and (operator := summed.of(name, before | forced, inputs.mask, "f32"))
             ):
                 rows.append(_row(name, value, operator, inputs))
@@ -110,17 +115,23 @@ def asked(modes: Collection[str], lanes: Collection[str]) -> bool:
 
 
 def notes(rows: Sequence[TapRow], lanes: Collection[str]) -> list[str]:
-    """Return what must be said where no float32 product was probed."""
-    if "f32" not in lanes or any(row.mode == MODE for row in rows):
+    """Return what must be said of the float32 products that were not probed."""
+    probed = {split_name(row.tap)[0] for row in rows if row.mode == MODE}
+    missing = [kind.removeprefix("layers.") for kind in PRODUCTS if kind not in probed]
+    if "f32" not in lanes or not missing:
         return []
+    which = f": {', '.join(missing)}" if probed else ""
     return [
-        "the precision of float32 products was not probed: that takes --mode isolated and a "
-        "subject whose values can be replaced"
+        f"the precision of float32 products was not probed{which}; that takes --mode isolated, and "
+        "a subject that names a product and its factors and can be given these"
     ]
 
 
-def _operands(name: str) -> tuple[str, ...]:
-    return OPERANDS.get(split_name(name)[0], ())
+def _shape(name: str, inputs: Inputs, config: LlamaConfig) -> tuple[int, ...]:
+    c, (B, T) = config, inputs.tokens.shape
+    lengths = {"B": B, "T": T, "S": T, "N": c.num_attention_heads, "K": c.num_key_value_heads}
+    lengths |= {"H": c.head_dim, "D": c.hidden_size, "F": c.intermediate_size, "V": c.vocab_size}
+    return tuple(lengths[axis] for axis in AXES[split_name(name)[0]])
 
 
 def _forced(
@@ -131,18 +142,14 @@ def _forced(
     All have as many significant bits as float32 holds: rounding a factor changes it.
     """
     rng = np.random.default_rng(stage)
-    B, T = inputs.tokens.shape
-    c = config
-    lengths = {"B": B, "T": T, "S": T, "N": c.num_attention_heads, "K": c.num_key_value_heads}
-    lengths |= {"H": c.head_dim, "D": c.hidden_size, "F": c.intermediate_size}
-    head = stage == c.num_hidden_layers + 1
+    head = stage == config.num_hidden_layers + 1
     names = ["norm"] if head else [f"layers.{stage - 1}.{name}" for name in LAYER_TAPS]
     forced = {}
     for name in names:
         kind, _ = split_name(name)
         if kind in absent:
             continue
-        value = rng.uniform(0.5, 1.0, [lengths[axis] for axis in AXES[kind]])
+        value = rng.uniform(0.5, 1.0, _shape(name, inputs, config))
         if kind in ONE_HOT:
             value = _one_hot(value, ONE_HOT[kind], inputs)
         # In float64, as the gold's are: nothing is compiled anew for another dtype.

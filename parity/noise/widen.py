@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from parity import logits
 from parity.gold import Difference, Gold
 from parity.noise.envelope import error_bound, sum_variance, walk_variance
 from parity.noise.operators import SummedTap
@@ -31,6 +32,9 @@ _ELEMENTS = 1 << 21
 # Rows tried in every order at a time: those that are farthest beyond their limit.
 _TRIED_ROWS = 8
 
+# In the place of an order's name.
+BEYOND = "none"
+
 Variance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -40,7 +44,8 @@ class Floor:
 
     Attributes:
         norm, peak: what an honest error's norm and its largest element may be, relative.
-        source: what was asked: `measured`, `envelope`, or `order: ...`, the nearest that was tried.
+        source: what was asked: `measured`, `envelope`, or `order: ...`, the one of those tried that
+            errs most, or `order: none` where none can err so much.
     """
 
     norm: np.ndarray
@@ -77,18 +82,43 @@ class _Near:
         ]
         return np.asarray(np.maximum(*figures))
 
-    def relative(
-        self, rows: np.ndarray, errors: np.ndarray, *, deviation: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return norm and peak of errors [rows, elements], relative to the gold's.
+    def of_errors(self, rows: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return norm and peak of errors that may be, in the units that the tap is judged in.
 
-        The largest of n Gaussian errors of the same deviation is some sqrt(2 ln n) of it.
+        Args:
+            rows: which.
+            errors: their size [rows, elements]; what a query does not see does not count.
         """
-        sizes = [size.reshape(-1)[rows] for size in self.gold.sizes]
-        largest = abs(errors).max(-1, initial=0.0)
-        if deviation and errors.shape[-1] > 1:
-            largest = largest * np.sqrt(2 * np.log(errors.shape[-1]))
-        return np.sqrt(np.square(errors).sum(-1)) / sizes[0], largest / sizes[1]
+        errors = np.where(self._cells(rows), errors, 0.0)
+        if self.gold.kind == "logits":
+            sizes = logits.sizes(self.gold.array.reshape(self.gold.live.size, -1)[rows])
+        else:
+            norm, peak = self.gold.sizes
+            sizes = norm.reshape(-1)[rows], peak.reshape(-1)[rows]
+        return np.sqrt(np.square(errors).sum(-1)) / sizes[0], errors.max(-1) / sizes[1]
+
+    def of_values(self, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far values [rows, elements] are from the gold, as the tap is judged."""
+        gold = self.gold.array.reshape(self.gold.live.size, -1)[rows]
+        if self.gold.kind == "logits":
+            return logits.distance(values.astype(np.float64), gold)
+        return self.of_errors(rows, abs(values.astype(np.float64) - gold))
+
+    def elements(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many elements of each row count."""
+        cells = self._cells(rows)
+        return np.broadcast_to(cells, (len(rows), self._width)).sum(-1)
+
+    @property
+    def _width(self) -> int:
+        return self.gold.array.size // self.gold.live.size
+
+    def _cells(self, rows: np.ndarray) -> np.ndarray:
+        """Return which elements of rows count; of an attention map those that a query sees."""
+        if self.gold.axes != "BNTS":
+            return np.ones((1, 1), bool)
+        b, _, t = np.unravel_index(rows, self.gold.live.shape)
+        return np.asarray(self.gold.mask[b, t])
 
     def raise_to(self, rows: np.ndarray, norm: np.ndarray, peak: np.ndarray) -> None:
         """Let the floor be no lower than this; what overflowed is no measure."""
@@ -141,9 +171,15 @@ def _portions(operator: SummedTap, rows: np.ndarray) -> list[np.ndarray]:
 def _envelope(
     near: _Near, operator: SummedTap, rows: np.ndarray, variance: Variance
 ) -> tuple[np.ndarray, np.ndarray]:
-    sums = operator.sums(rows, _wide(lambda a, b: a @ b.swapaxes(-1, -2)))
+    """Return an honest error's deviation, and what the largest of n Gaussian ones comes to."""
+    sums = operator.sums(rows, _wide(_exact))
     error = np.sqrt(operator.sums(rows, _wide(variance)))
-    return near.relative(rows, operator.carry(rows, sums, error), deviation=True)
+    norm, peak = near.of_errors(rows, operator.carry(rows, sums, error))
+    return norm, peak * np.maximum(1.0, np.sqrt(2 * np.log(near.elements(rows))))
+
+
+def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray(a @ b.swapaxes(-1, -2))
 
 
 def _wide(function: Variance) -> Variance:
@@ -165,14 +201,15 @@ def _tried(near: _Near, operator: SummedTap) -> str:
     """Run the operator in every order on rows beyond a limit, as long as that excuses them.
 
     Returns:
-        The order that came nearest; empty where no row was tried.
+        The order that errs most, and so comes nearest; `BEYOND` where the subject errs by more than
+        any can; empty where no row was beyond its limit.
     """
     nearest = ""
     while (rows := near.rows(1.0)[:_TRIED_ROWS]).size:
-        sums = operator.sums(rows, _wide(lambda a, b: a @ b.swapaxes(-1, -2)))
+        sums = operator.sums(rows, _wide(_exact))
         bound = operator.carry(rows, sums, operator.sums(rows, _wide(error_bound)))
-        if not _excused(near, rows, *near.relative(rows, bound, deviation=False)):
-            break  # beyond what any order can do
+        if not _excused(near, rows, *near.of_errors(rows, bound)):
+            return nearest or BEYOND
         largest = 0.0
         tried = np.zeros(len(rows)), np.zeros(len(rows))
         for order in TRIALS:
@@ -192,24 +229,18 @@ def _in_order(
     near: _Near, operator: SummedTap, rows: np.ndarray, order: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the operator's own error, summed in one of `TRIALS`, at some rows."""
-    value = operator.finish(rows, operator.sums(rows, TRIALS[order])).astype(np.float64)
-    error = value - near.gold.array.reshape(near.gold.live.size, -1)[rows]
-    return near.relative(rows, _seen(near.gold, rows, error), deviation=False)
+    return near.of_values(rows, operator.finish(rows, operator.sums(rows, TRIALS[order])))
 
 
 def _excused(near: _Near, rows: np.ndarray, norm: np.ndarray, peak: np.ndarray) -> bool:
-    """Return whether floors as high as these leave none of the rows beyond its limit."""
+    """Return whether floors as high as these leave none of the rows beyond its limit.
+
+    What overflowed is no measure: `_Near.raise_to` does not take it either.
+    """
+    norm, peak = (np.where(np.isfinite(one), one, 0.0) for one in (norm, peak))
     pairs = (near.found.relative, norm, near.limits[0]), (near.found.peak, peak, near.limits[1])
     floors = (near.norm, near.peak)
     return all(
         bool((error.reshape(-1)[rows] <= limit * np.maximum(f.reshape(-1)[rows], new)).all())
         for (error, new, limit), f in zip(pairs, floors, strict=True)
     )
-
-
-def _seen(gold: Gold, rows: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Leave out what a query does not see in an attention map."""
-    if gold.axes != "BNTS":
-        return errors
-    b, _, t = np.unravel_index(rows, gold.live.shape)
-    return np.where(gold.mask[b, t], errors, 0.0)

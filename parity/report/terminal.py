@@ -120,8 +120,10 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
         f"limit {row.limit:g}"
     )
-    if row.noise_from.startswith("order: "):
-        yield f"  no order of summation explains it; the nearest is {row.noise_from[7:]}"
+    if row.noise_from == "order: none":
+        yield "  no order of summation can err by so much"
+    elif row.noise_from.startswith("order: "):
+        yield f"  no order of summation explains it; the one that errs most is {row.noise_from[7:]}"
     if row.peak_rho > row.peak_limit and row.mode != "probe":  # each element is judged there
         yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
     if row.worst is not None:

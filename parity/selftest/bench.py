@@ -144,13 +144,14 @@ class Bench:
         if isinstance(subject, JaxLlama):
             whole = Entry(subject.production(), frozenset({"production"}), ("free", "grad"))
             entries.append(whole)
+        modes = ("free", "isolated") if mode == "free" else (mode,)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             record = walk_until_sure(
                 partial(
                     walk,
                     parts=[inputs],
                     gold=self._gold,
-                    modes=("free", "isolated") if mode == "free" else (mode,),
+                    modes=modes,
                     layers=self.checkpoint.config.num_hidden_layers,
                     chunks=decode_chunks(inputs) if mode == "decode" else None,
                     summed=self._summed,
@@ -158,7 +159,7 @@ class Bench:
                 {self.lane: [*entries, *self._beside(subject.absent)]},
                 partial(further_variants, self.checkpoint),
             )
-            if mode == "free" and self.lane == "f32":
+            if one_hot.asked(modes, [self.lane]) and not any(r.misshapen for r in record.rows):
                 c = self.checkpoint.config
                 record.rows += one_hot.probe_products(subject, inputs, self._summed, c)
         first = first_divergence(record.rows)

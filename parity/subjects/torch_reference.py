@@ -192,8 +192,9 @@ class TorchReference:
         if self.variant == "reordered":
             a, b = a.flip(-1), b.flip(-2)
         if self.variant == "laned":
-            lanes = range(min(LANES, a.shape[-1]))
-            return sum((a[..., i::LANES] @ b[..., i::LANES, :] for i in lanes), a.new_zeros(()))
+            lanes, wide = range(min(LANES, a.shape[-1])), (a.to(self.wide), b.to(self.wide))
+            parts = [wide[0][..., i::LANES] @ wide[1][..., i::LANES, :] for i in lanes]
+            return torch.stack(parts).sum(0).to(a.dtype)  # rounded once, as libraries do
         return a @ b
 
     def kv_head_of_query(self) -> Tensor:

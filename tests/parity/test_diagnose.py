@@ -298,3 +298,21 @@ def test_what_a_trial_has_refuted_is_no_suspect() -> None:
     said = diagnose(recording, CHECKPOINT)
     assert said is not None
     assert not {h.said for h in refuted} & {s["summary"] for s in said["suspects"]}
+
+
+def test_a_path_of_one_dtype_s_own_keeps_its_cause() -> None:
+    """In 16 bits a wrong theta is few limits off; the experiment tells what figures do not."""
+    wrong = CHECKPOINT.config.replace(rope_theta=1e6)
+    result = parity.run(
+        CHECKPOINT,
+        dtypes="f64,bf16",
+        scenarios="causal",
+        length=61,
+        modes="free",
+        subject=lambda model, dtype: TorchReference(
+            CHECKPOINT, dtype=dtype, config=wrong if dtype == "bf16" else CHECKPOINT.config
+        ),
+    )
+    assert (result.verdict, result.difference) == ("divergent", "computation")
+    assert result.cause is not None
+    assert (result.cause["id"], result.cause["confirmed"]) == ("rope-theta", True)

@@ -21,6 +21,13 @@ def test_only_what_rounding_could_explain_is_in_doubt() -> None:
     assert not in_doubt([row("norm", lane="f32")], "f32")
 
 
+def test_what_comes_near_an_alarm_is_in_doubt_and_so_is_a_chain() -> None:
+    assert in_doubt([row("norm", lane="f32", rho=15.9, limit=16.0)], "f32")
+    assert not in_doubt([row("norm", lane="f32", rho=11.0, limit=16.0)], "f32")
+    assert in_doubt([row("norm", lane="f32", mode="isolated", chained=True, **MILD)], "f32")
+    assert not in_doubt([row("norm", rho=31.0)], "f64")
+
+
 @pytest.mark.parametrize(
     "sure",
     [
@@ -44,7 +51,7 @@ def test_a_dtype_in_doubt_is_run_again_alone_and_the_second_run_counts() -> None
         return PassRecord(rows, [witness_row(lane=lane) for lane in entries], {"x"})
 
     entries: dict[str, list[Entry]] = {"f64": [], "f32": [], "bf16": []}
-    found = walk_until_sure(walk, entries, lambda lane: [object()])  # type: ignore[list-item]
+    found = walk_until_sure(walk, entries, lambda lane, present: [object()])  # type: ignore[list-item]
     assert asked == [{"f64": 0, "f32": 0, "bf16": 0}, {"f32": 1}]
     assert sorted(r.lane for r in found.rows) == ["bf16", "f32", "f64"]
     assert all(r.passed for r in found.rows)

@@ -111,6 +111,13 @@ def test_a_row_that_is_not_equal_fails_and_one_without_effect_says_so(
     assert "| XLA AVX2 | divergent |  | free 2.00 (layers.0.down_proj) |" in capsys.readouterr().out
 
 
+def test_rows_that_all_lack_effect_prove_nothing(
+    matrix: ModuleType, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(matrix, monkeypatch, "--models", "tiny", "--rows", "ATen avx2") == 1
+    assert call(matrix, monkeypatch, "--models", "tiny", "--rows", "plain") == 0
+
+
 def test_rows_of_this_commit_are_not_run_again(
     matrix: ModuleType, measured: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

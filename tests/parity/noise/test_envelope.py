@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -73,12 +75,15 @@ def test_equal_terms_err_by_more_than_any_variance_says() -> None:
     assert (abs(TRIALS["serial"](a, b) - exact) < error_bound(*_wide(a, b))).all()
 
 
-def test_terms_that_are_zero_do_not_count() -> None:
+@pytest.mark.parametrize("function", [walk_variance, sum_variance, error_bound])
+def test_terms_that_are_zero_do_not_count(function: Callable[..., np.ndarray]) -> None:
+    """As a causal row that sees a few keys of many."""
     a, b = _terms("independent")
+    short = function(*_wide(a[..., :7], b[..., :7]))
     a[..., 7:] = 0
-    short = sum_variance(*_wide(a[..., :7], b[..., :7]))
-    assert np.allclose(sum_variance(*_wide(a, b)), short, rtol=0.7)
-    assert (sum_variance(*_wide(a, b)) < walk_variance(*_wide(*_terms("independent")))).all()
+    found = function(*_wide(a, b))
+    # The lanes divide their sums by the terms that stand in the row, which makes no more of them.
+    assert (found <= short * (1 + 1e-9)).all() and (found >= short / 2).all()
 
 
 def test_one_term_rounds_once_or_twice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ import parity
 from jaxllama.checkpoint import Checkpoint, tiny
 from parity.explained import described_precision
 from parity.lineup import summed_taps
-from parity.noise.one_hot import probe_products
+from parity.noise.one_hot import notes, probe_products
 from parity.result import TapRow
 from parity.scenarios import scenario
 from parity.subjects.torch_reference import TorchReference
@@ -107,3 +108,44 @@ def test_a_run_that_cannot_probe_says_so() -> None:
     result = parity.run("tiny", dtypes="f32", scenarios="causal", length=7)
     assert not any("not probed" in note for note in result.notes)
     assert sum(row.mode == "probe" for row in result.rows) > 40
+
+
+class OneHeadShort(TorchReference):
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        y = super().linear(x, name)
+        return y[..., : -self.config.head_dim] if name.endswith("v_proj") else y
+
+    def kv_head_of_query(self) -> Tensor:
+        return super().kv_head_of_query().clamp(max=self.config.num_key_value_heads - 2)
+
+
+def test_a_product_of_another_shape_is_a_finding_and_no_crash() -> None:
+    checkpoint = tiny(num_hidden_layers=1)
+    result = parity.run(
+        checkpoint,
+        dtypes="f32",
+        scenarios="causal",
+        length=7,
+        subject=lambda model, dtype: OneHeadShort(checkpoint, dtype=dtype),
+    )
+    assert result.verdict == "divergent"
+    assert not any(row.mode == "probe" for row in result.rows)
+
+
+@pytest.mark.parametrize("rho", [float("nan"), float("inf")])
+def test_a_product_that_is_no_number_has_no_precision(rho: float) -> None:
+    checkpoint = tiny(num_hidden_layers=1)
+    failed = dataclasses.replace(
+        _probe(checkpoint, TorchReference(checkpoint, dtype="f32"))[0],
+        rho=rho,
+        facts={"as_tfloat32": rho, "as_bfloat16": rho},
+    )
+    assert not described_precision(failed)["confirmed"]
+
+
+def test_products_that_are_not_named_are_said_not_to_be_probed() -> None:
+    rows = _probe(tiny(num_hidden_layers=1), TorchReference(tiny(num_hidden_layers=1), dtype="f32"))
+    assert notes(rows, ["f32"]) == []
+    some = [row for row in rows if not row.tap.endswith("up_proj")]
+    (note,) = notes(some, ["f32"])
+    assert "not probed: up_proj; " in note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,18 +35,20 @@ SUMMED = (
 
 
 @cache
-def _pass() -> tuple[TorchReference, Inputs, dict[str, np.ndarray]]:
+def _pass(
+    name: str = "right_padded", length: int = 61
+) -> tuple[TorchReference, Inputs, dict[str, np.ndarray]]:
     checkpoint = tiny(seed=3, hidden_size=90, intermediate_size=1100, num_hidden_layers=2)
     reference = TorchReference(checkpoint, dtype="f64")
-    inputs = scenario("right_padded", lambda t: list(t.encode()), checkpoint.config, length=61)
+    inputs = scenario(name, lambda t: list(t.encode()), checkpoint.config, length=length)
     run, taps = reference.start(inputs), {}
     for _ in range(4):
         taps |= run.step()
     return reference, inputs, taps
 
 
-def _operator(name: str, lane: str = "f32") -> tuple[Gold, SummedTap]:
-    reference, inputs, taps = _pass()
+def _operator(name: str, lane: str = "f32", *run: Any) -> tuple[Gold, SummedTap]:
+    reference, inputs, taps = _pass(*run)
     operator = summed_taps(reference).of(name, taps, inputs.mask, lane)
     assert operator is not None
     return Gold(name, taps[name], inputs.valid, inputs.mask), operator
@@ -95,7 +98,34 @@ def test_another_meaning_is_not_even_tried(name: str) -> None:
     gold, operator = _operator(name)
     share, floor = _widened(gold, operator, (gold.array * 1.01).astype(np.float32))
     assert share > 1
-    assert floor.source == "envelope"
+    assert floor.source == "order: none"
+
+
+@pytest.mark.parametrize("scenario_name", ["causal", "windowed"])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("layers.1.attn_scores", 18), ("layers.1.attn_context", 19)]
+)
+def test_what_a_query_does_not_see_raises_no_floor(
+    name: str, bits: int, scenario_name: str
+) -> None:
+    """Queries that see few keys of 401: a small fault in them is no matter of the hidden ones."""
+    gold, operator = _operator(name, "f32", scenario_name, 401)
+    wrong = _in_order(gold, operator, "serial")
+    few = (slice(None), slice(None), slice(8)) if gold.axes == "BNTS" else (slice(None), slice(8))
+    assert _widened(gold, operator, wrong)[0] <= 0.75
+    wrong[few] *= np.float32(1 + 2.0**-bits)
+    assert _widened(gold, operator, wrong)[0] > 1
+
+
+def test_logits_are_widened_in_the_unit_that_they_are_judged_in() -> None:
+    """Sizes are those of log-probabilities, and a shift of all logits is no error."""
+    gold, operator = _operator("logits")
+    serial = _in_order(gold, operator, "serial")
+    found = against(gold, serial)
+    least = np.full(gold.live.shape, found.relative[gold.live].max() / 100)
+    floor = widened_floor(Floor(least, least), found, gold, operator, (4.0, 6.0))
+    ratio = floor.norm[gold.live] / found.relative[gold.live]
+    assert 0.5 < np.median(ratio) < 4, ratio
 
 
 def test_what_passes_easily_is_left_as_measured() -> None:
