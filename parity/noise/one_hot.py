@@ -187,9 +187,13 @@ def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> T
     def distance(product: Product) -> np.ndarray:
         """Return by how many units of roundoff the tap differs from a way to multiply."""
         expected = operator.finish(rows, operator.sums(rows, product)).astype(np.float64)
+        delta, size = seen - expected, abs(expected)
+        if name == "logits":  # a shift of all of them is no difference, nor what it rounds
+            delta = delta - np.median(delta, axis=-1, keepdims=True)
+            size = np.broadcast_to(size.max(-1, keepdims=True), size.shape)
         # What underflows has fewer bits.
-        counts = cells & (abs(expected) > 2 * np.finfo(np.float32).tiny)
-        off = np.abs(seen - expected) / np.where(counts, abs(expected), 1.0)
+        counts = cells & (size > 2 * np.finfo(np.float32).tiny)
+        off = np.abs(delta) / np.where(counts, size, 1.0)
         return np.where(counts, off, 0.0) / UNIT_ROUNDOFF["f32"]
 
     with np.errstate(all="ignore"):

@@ -24,7 +24,7 @@ from parity.report import figures
 from parity.report.figures import Picture
 from parity.report.json_file import write_text
 from parity.report.sprites import VIOLATION, palette
-from parity.report.terminal import KINDS, OWN_RUNS, nearest, place, spread
+from parity.report.terminal import DIFFERENCES, KINDS, OWN_RUNS, nearest, place, spread
 from parity.result import Result, TapRow
 
 # A report is to be mailed and attached.
@@ -65,6 +65,7 @@ def _rendered(model: _Model, result: Result) -> str:
             first=result.first_divergence,
             cause=result.cause,
             kinds=KINDS,
+            differences=DIFFERENCES,
             runs=model.runs,
             matrix=model.matrix(),
             lines=model.lines,

@@ -180,7 +180,11 @@ def test_there_are_causes_for_the_loss_and_for_gradients() -> None:
 
 
 # One of each family, in float64: a fault of the backward pass leaves all values as they are.
-BACKWARDS = [one for one in catalogued() if (one.mode, one.lane) == ("grad", "f64")]
+BACKWARDS = [
+    one
+    for one in catalogued()
+    if (one.mode, one.lane) == ("grad", "f64") and one.model != "smollm2"  # which the selftest runs
+]
 FAULTS = {fault.family: fault for fault in reversed(BACKWARDS)}
 
 

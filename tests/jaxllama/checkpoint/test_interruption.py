@@ -268,7 +268,7 @@ def test_file_too_large_for_the_system_is_one_line(tmp_path):
             [sys.executable, "-c", script, tmp_path / "out", to], capture_output=True, text=True
         )
         assert run.returncode == 2
-        assert run.stderr.startswith(f"error: {tmp_path}/")
+        assert run.stderr.startswith(f"jaxllama: {tmp_path}/")
         assert "cannot be written" in run.stderr and "File too large" in run.stderr
         assert run.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 

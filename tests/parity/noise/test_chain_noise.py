@@ -8,6 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +18,27 @@ import torch
 from torch import Tensor
 
 from jaxllama.checkpoint import Checkpoint, tiny
+from parity.distance import against
+from parity.gold import Difference, Gold
 from parity.lineup import lineup, summed_taps
 from parity.lockstep import walk
 from parity.noise.operators import SummedTaps
 from parity.result import TapRow
 from parity.scenarios import Inputs, scenario
 from parity.selftest.memo import Memo
-from parity.subjects.base import Arrays, Run
+from parity.subjects.base import Arrays, stage_taps
+from parity.subjects.torch_arrays import to_numpy, to_torch
 from parity.subjects.torch_reference import TorchReference
-from parity.taps import AXES, HEAD_TAPS, LAYER_TAPS, split_name
+from parity.taps import AXES, HEAD_TAPS, LAYER_TAPS, OPERANDS, split_name
 
+pytestmark = pytest.mark.ill_typed  # unchecked: six million calls of small functions
 LANES = ("f64", "f32", "bf16")
 KINDS = ("rope.inv_freq", "embed", *(f"layers.{tap}" for tap in LAYER_TAPS), *HEAD_TAPS)
 ALWAYS = {"positions", "mask"}  # without which a subject is told nothing
+DEPTH = 2
+
+# A tap, and of what it was computed: its operands' keys, or that they were given.
+Key = tuple[str, tuple[Any, ...]]
 
 
 class Otherwise(TorchReference):
@@ -64,50 +75,188 @@ class WrongEps(Otherwise):
         super().__init__(checkpoint, dtype=dtype, config=config)
 
 
+class Operators:
+    """A model's taps, each computed of the nearest taps that are given; none is computed twice.
+
+    One recording of operators so serves every subset of names: what lies between the same two taps
+    is the same, whatever else is named.
+    """
+
+    def __init__(self, model: TorchReference, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self._known: dict[Key, Tensor] = {}
+        self._shown: dict[Key, np.ndarray] = {}
+        self.given: dict[str, Tensor] = {}
+
+    def tap(self, name: str, named: frozenset[str]) -> np.ndarray:
+        """Return a tap as a run that is given the named kinds shows it."""
+        key = self._key(name, named)
+        if key not in self._shown:
+            self._shown[key] = to_numpy(self._value(name, named))
+        return self._shown[key]
+
+    def _key(self, name: str, named: frozenset[str]) -> Key:
+        operands = _operands(name)
+        return name, tuple(
+            ("given", one) if split_name(one)[0] in named else self._key(one, named)
+            for one in operands
+        )
+
+    def _value(self, name: str, named: frozenset[str]) -> Tensor:
+        key = self._key(name, named)
+        if key not in self._known:
+            operands = [
+                self.given[one] if split_name(one)[0] in named else self._value(one, named)
+                for one in _operands(name)
+            ]
+            with torch.no_grad():
+                self._known[key] = self._computed(name, *operands)
+        return self._known[key]
+
+    def _computed(self, name: str, *x: Tensor) -> Tensor:
+        m, (kind, layer) = self.model, split_name(name)
+        short, prefix = kind.removeprefix("layers."), f"model.layers.{layer}"
+        split = self.inputs.tokens.shape
+        mask = to_torch(self.inputs.mask)
+        if short == "rope.inv_freq":
+            return m.inv_freq().to(m.wide)
+        if short == "embed":
+            return m.embed(to_torch(self.inputs.tokens.astype(np.int64)))
+        if short == "input":
+            return x[0]
+        if short in ("input_layernorm", "post_attention_layernorm"):
+            return m.rms_norm(x[0], f"{prefix}.{short}")
+        if short in ("q_proj", "k_proj", "v_proj"):
+            return m.linear(x[0], f"{prefix}.self_attn.{short}").view(*split, -1, m.config.head_dim)
+        if short in ("q_rope", "k_rope"):
+            return m.rotate(x[0], *m.angles(x[1], to_torch(self.inputs.positions)))
+        if short == "attn_scores":
+            return m.scores(x[0], x[1][:, :, m.kv_head_of_query()])
+        if short == "attn_probs":
+            return m.probs(x[0], mask)
+        if short == "attn_context":
+            v = x[1][:, :, m.kv_head_of_query()]
+            return m.matmul(x[0].to(v.dtype), v.transpose(1, 2)).transpose(1, 2)
+        if short == "o_proj":
+            return m.linear(x[0].reshape(*split, -1), f"{prefix}.self_attn.o_proj")
+        if short in ("post_attention", "output"):
+            return x[0] + x[1]
+        if short == "mlp_act":
+            return m.activation(*x)
+        if short in ("gate_proj", "up_proj", "down_proj"):
+            return m.linear(x[0], f"{prefix}.mlp.{short}")
+        if short == "norm":
+            return m.rms_norm(x[0], "model.norm")
+        return m.linear(x[0].to(m.wide), "lm_head")
+
+    def give(self, gold: Mapping[str, np.ndarray]) -> None:
+        """Take the reference's values, each in the dtype of the value in whose place it stands."""
+        nothing = frozenset[str]()
+        for name, value in gold.items():
+            if split_name(name)[0] not in ALWAYS:
+                self.given[name] = to_torch(value).to(self._value(name, nothing).dtype)
+
+
+@cache
+def _operands(name: str) -> tuple[str, ...]:
+    kind, layer = split_name(name)
+    if kind == "layers.input":
+        return ("embed",) if layer == 0 else (f"layers.{(layer or 0) - 1}.output",)
+    if kind == "norm":
+        return (f"layers.{DEPTH - 1}.output",)
+    return tuple(one.replace("layers.", f"layers.{layer}.", 1) for one in OPERANDS.get(kind, ()))
+
+
 class Named:
-    """A subject that names some of its taps, shows those alone and is given those alone."""
+    """A subject, or what gives its noise: names some taps, shows and is given those alone."""
 
     can_force = True
 
-    def __init__(self, subject: TorchReference, named: set[str]) -> None:
-        self._subject, self._named = subject, named | ALWAYS
-        self.name, self.dtype = subject.name, subject.dtype
-        self.internal_dtype = subject.internal_dtype
-        self.absent = frozenset(AXES) - self._named
+    def __init__(self, operators: Operators, named: set[str], *, shows: bool = True) -> None:
+        self._operators, self._named = operators, frozenset(named)
+        model = operators.model
+        self.name, self.dtype, self.internal_dtype = model.name, model.dtype, model.internal_dtype
+        self.absent = frozenset(AXES) - self._named - ALWAYS if shows else frozenset[str]()
 
     def start(self, inputs: Inputs) -> NamedRun:
-        return NamedRun(self._subject.start(inputs), self._named)
+        return NamedRun(self._operators, self._named)
 
 
 class NamedRun:
-    def __init__(self, run: Run, named: set[str]) -> None:
-        self._run, self._named = run, named
+    def __init__(self, operators: Operators, named: frozenset[str]) -> None:
+        self._operators, self._named, self._stage = operators, named, 0
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
-        shown = self._run.step(self._own(force or {}))
-        return self._own(shown)
-
-    def _own(self, taps: Mapping[str, np.ndarray]) -> Arrays:
-        return {n: value for n, value in taps.items() if split_name(n)[0] in self._named}
+        inputs = self._operators.inputs
+        setup = {"positions": inputs.positions, "mask": inputs.mask} if self._stage == 0 else {}
+        names = stage_taps(self._stage, DEPTH)
+        self._stage += 1
+        return setup | {
+            name: self._operators.tap(name, self._named)
+            for name in names
+            if split_name(name)[0] in self._named
+        }
 
 
 class Judged:
     """Judges subsets of one model's taps beside a reference that is run once."""
 
     def __init__(self, length: int, model: type[TorchReference] = Otherwise) -> None:
-        self.checkpoint = tiny(num_hidden_layers=2, vocab_size=300)
+        self.checkpoint = tiny(num_hidden_layers=DEPTH, vocab_size=300)
         config = self.checkpoint.config
         encode = lambda text: [byte % 300 for byte in text.encode()]  # noqa: E731
         self.inputs = scenario("causal", encode, config, length=length)
         reference = TorchReference(self.checkpoint, dtype="f64")
         self.gold = Memo(reference)
         self.summed: SummedTaps | None = summed_taps(reference)
-        self.models = {lane: model(self.checkpoint, dtype=lane) for lane in LANES}
+        run = self.gold.start(self.inputs)
+        self._gold = {name: x for _ in range(DEPTH + 2) for name, x in run.step().items()}
+        self._recorded: dict[tuple[str, str], Operators] = {}
+        self._model = model
+        self._distances: dict[tuple[int, int], Difference] = {}
+
+    def operators(self, dtype: str, variant: str | None = None) -> Operators:
+        """Return what the model under judgement computes, or a variant of the reference."""
+        if (dtype, variant or "") not in self._recorded:
+            made = (
+                self._model(self.checkpoint, dtype=dtype)
+                if variant is None
+                else TorchReference(self.checkpoint, dtype=dtype, variant=variant)  # type: ignore[arg-type]
+            )
+            recorded = Operators(made, self.inputs)
+            recorded.give(self._gold)
+            self._recorded[dtype, variant or ""] = recorded
+        return self._recorded[dtype, variant or ""]
 
     def rows(self, named: Sequence[str]) -> list[TapRow]:
-        subjects = {lane: Named(model, set(named)) for lane, model in self.models.items()}
-        entries = lineup(self.checkpoint, self.gold, subjects, (), ("isolated",))
-        return walk(entries, [self.inputs], self.gold, ("isolated",), 2, summed=self.summed).rows
+        kinds = set(named)
+        subjects = {lane: Named(self.operators(lane), kinds) for lane in LANES}
+        asked = lineup(self.checkpoint, self.gold, subjects, (), ("isolated",))
+        entries = {
+            lane: [
+                replace(one, subject=self._noise(one.subject, kinds))
+                if isinstance(one.subject, TorchReference)
+                else one
+                for one in present
+            ]
+            for lane, present in asked.items()
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("parity.lockstep.against", self._against)
+            return walk(
+                entries, [self.inputs], self.gold, ("isolated",), DEPTH, summed=self.summed
+            ).rows
+
+    def _noise(self, subject: TorchReference, kinds: set[str]) -> Named:
+        return Named(self.operators(subject.dtype, subject.variant), kinds, shows=False)
+
+    def _against(self, gold: Gold, array: np.ndarray, *, locate: bool = True) -> Difference:
+        """Compare what is the same once: views of arrays that live as long as this does."""
+        key = gold.array.ctypes.data, array.ctypes.data
+        if key not in self._distances:
+            self._distances[key] = against(gold, array, locate=locate)
+        found = self._distances[key]
+        return replace(found, problems=list(found.problems), facts=dict(found.facts))
 
     def alarms(self, named: Sequence[str]) -> list[str]:
         return [
@@ -135,6 +284,24 @@ def test_an_exact_model_is_silent_whatever_it_names(length: int) -> None:
     assert [alarm for named in _subsets() for alarm in judged.alarms(named)] == []
 
 
+def test_what_is_recorded_is_what_a_run_that_is_given_values_shows() -> None:
+    judged = Judged(7)
+    for named in [("layers.q_proj", "layers.mlp_act"), ("logits", "layers.attn_probs"), KINDS]:
+        for lane in LANES:
+            run = Otherwise(judged.checkpoint, dtype=lane).start(judged.inputs)
+            own = NamedRun(judged.operators(lane), frozenset(named))
+            for stage in range(DEPTH + 2):
+                given = {
+                    name: judged._gold[name]
+                    for name in stage_taps(stage, DEPTH)
+                    if split_name(name)[0] in {*named, *ALWAYS}
+                }
+                shown = run.step(given)
+                for name, value in own.step().items():
+                    assert value.dtype == shown[name].dtype, name
+                    assert np.array_equal(value, shown[name]), (lane, named, name)
+
+
 def test_a_wrong_model_is_found_whatever_it_names() -> None:
     judged = Judged(7, WrongEps)
     for named in [("logits",), ("layers.mlp_act",), ("norm", "layers.q_rope"), KINDS]:
@@ -145,7 +312,8 @@ def test_the_limit_of_one_operator_alarms_on_a_chain(monkeypatch: pytest.MonkeyP
     """The negative control: judged as before, the exact model is called divergent."""
     monkeypatch.setattr("parity.judge.runs_one_operator", lambda name, absent: True)
     monkeypatch.setattr("parity.lineup.runs_chains", lambda absent: False)
-    monkeypatch.setattr("parity.lockstep._unnamed", lambda present: frozenset())
     judged = Judged(61)
     judged.summed = None
+    given_all = partial(judged._noise, kinds=set(KINDS))
+    monkeypatch.setattr(judged, "_noise", lambda subject, kinds: given_all(subject))
     assert any(judged.alarms([kind]) for kind in KINDS)
