@@ -116,6 +116,12 @@ def sizes(gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(np.einsum("rv,rv->r", log_g, log_g)), -log_g.min(1)
 
 
+def expected(gold: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the mean [r] of values [r, V] under the distributions of logits [r, V]."""
+    powers = np.exp(gold - gold.max(1, keepdims=True))
+    return np.asarray((powers * values).sum(1) / powers.sum(1))
+
+
 def distance(logits: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how far some tokens' logits [r, V] are from the gold's, as `compare` has it [r]."""
     figures = _token_figures(logits, gold)

@@ -91,7 +91,10 @@ class _Near:
         """
         errors = np.where(self._cells(rows), errors, 0.0)
         if self.gold.kind == "logits":
-            sizes = logits.sizes(self.gold.array.reshape(self.gold.live.size, -1)[rows])
+            gold = self.gold.array.reshape(self.gold.live.size, -1)[rows]
+            sizes = logits.sizes(gold)
+            # All of a token's log-probabilities move by the likely ones' errors as well.
+            errors = np.hypot(errors, logits.expected(gold, errors)[:, None])
         else:
             norm, peak = self.gold.sizes
             sizes = norm.reshape(-1)[rows], peak.reshape(-1)[rows]
