@@ -45,18 +45,22 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity/distance.py": "from parity.taps import jax\n",
         "parity/taps.py": "import jax\n",
         "jaxllama/unplaced.py": "",
+        "parity/gold.py": "def _planted() -> None:\n    from parity import runner\n",
+        "parity/nowhere.py": "",
     }
     for name, line in planted.items():
         with (tmp_path / name).open("a") as file:
             file.write("\n" + line)
     outcome = lint_imports(tmp_path)
     assert outcome.returncode == 1, outcome.stdout + outcome.stderr
-    assert "0 kept, 3 broken" in outcome.stdout
+    assert "0 kept, 4 broken" in outcome.stdout
     for said in (
         "jaxllama.rope -> torch",
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
         "unplaced",
+        "parity.gold -> parity.runner",
+        "nowhere",
     ):
         assert said in outcome.stdout, outcome.stdout
 
