@@ -13,10 +13,11 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.checkpoint.staging import Staging
 from parity import environment
-from parity.overrides import Overrides, assignments, overridden
-from parity.prepare import chosen, decode_chunks, encoder
+from parity.inputs import Inputs, decode_chunks
+from parity.options import Overrides, assignments, chosen, overridden
+from parity.prepare import encoder
 from parity.room import CAPTURED_MAPS, check_room
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Inputs, Prompt, scenario, shape
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import given
 from parity.subjects.base import CachedSubject, Subject
 from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest

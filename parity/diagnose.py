@@ -23,9 +23,9 @@ from parity.distance import against
 from parity.examine import Finding, examine
 from parity.explained import Search, Step, described, described_precision
 from parity.gold import Gold
+from parity.inputs import Inputs
 from parity.recording import Recording, record, record_backward, shortened
 from parity.result import Divergence, TapRow
-from parity.scenarios import Inputs
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.torch_arrays import to_torch
 from parity.subjects.torch_reference import TorchReference

@@ -13,13 +13,13 @@ import numpy as np
 from parity.background import Background
 from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
+from parity.inputs import Inputs
 from parity.lineup import summed_taps
 from parity.lockstep import Lockstep
 from parity.noise.chains import runs_chains
 from parity.parties import Party, chunk_views
 from parity.recording import Recording, Replay, asked, positions, written
 from parity.result import TapRow
-from parity.scenarios import Inputs
 from parity.subjects.base import Arrays
 from parity.taps import SETUP_TAPS, flow_key, split_name
 

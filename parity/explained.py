@@ -10,8 +10,8 @@ from typing import Any
 from parity.causes.base import Hypothesis, catalogue
 from parity.causes.wrong import WrongReference
 from parity.examine import Finding
+from parity.inputs import Inputs
 from parity.result import TapRow
-from parity.scenarios import Inputs
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from functools import partial
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
+from parity.inputs import Inputs
 from parity.judge import PassRecord
 from parity.lineup import further_variants, lineup
 from parity.lockstep import walk
-from parity.recording import differentiable
 from parity.rerun import walk_until_sure
-from parity.scenarios import DEFAULT_SCENARIOS, Inputs
-from parity.subjects.base import Subject
+from parity.scenarios import DEFAULT_SCENARIOS
+from parity.subjects.base import Subject, differentiable
 from parity.subjects.torch_grad import successors
 from parity.subjects.torch_reference import TorchReference
 

@@ -19,11 +19,11 @@ from parity.background import ENOUGH_ELEMENTS, Background
 from parity.distance import against
 from parity.exhibit import Exhibit
 from parity.gold import Difference, Gold
+from parity.inputs import Inputs, joined
 from parity.judge import Compared, Judge, PassRecord
 from parity.memory import give_back
 from parity.noise.operators import SummedTaps
 from parity.parties import Chunk, Entry, Party, chunk_views
-from parity.scenarios import Inputs, joined
 from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
 from parity.taps import AXES, split_name
 
@@ -49,7 +49,7 @@ def walk(
     Args:
         entries: who takes part, and how, at each dtype under judgement. A subject that takes part
             at several is run once.
-        parts: scenarios that `parity.scenarios.joined` can run as one batch; judged apart. One
+        parts: scenarios that `parity.inputs.joined` can run as one batch; judged apart. One
             alone to be differentiated: a parameter's gradient is that of the whole batch.
         gold: the float64 reference.
         modes: `free`, `isolated`; or `decode` alone, with `chunks`; or `grad` alone.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Run, Subject
 from parity.taps import CACHE_TAPS, GRAD_TAPS, split_name
 

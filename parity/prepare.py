@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs, Prompt
-
-LANES = ("f64", "f32", "bf16")
-# Single tokens fed at the end of a decode run, after a prompt fed in two pieces.
-DECODE_STEPS = 3
-
-
-def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
-    words = given.split(",") if isinstance(given, str) else list(given)
-    wanted = set(known) if "all" in words else {word.strip() for word in words}
-    unknown = sorted(wanted - set(known))
-    if unknown or not wanted:
-        raise InputError(
-            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
-            f"{', '.join(known)}, separated by commas, or all"
-        )
-    return tuple(word for word in known if word in wanted)
+from parity.scenarios import Prompt
 
 
 def encoder(
@@ -70,25 +52,3 @@ def weights_dtype(checkpoint: Checkpoint) -> np.dtype:
     if len(stored) == 1:
         return stored.pop()
     return np.dtype(np.float64 if np.dtype(np.float64) in stored else np.float32)
-
-
-def decode_chunks(inputs: Inputs) -> list[int]:
-    """Split a scenario's columns: a prompt in two unequal pieces, then one token at a time."""
-    columns = inputs.tokens.shape[1]
-    singles = min(DECODE_STEPS, max(columns - 2, 0))
-    prompt = columns - singles
-    first = max(1, prompt * 2 // 3)
-    return [size for size in (first, prompt - first, *[1] * singles) if size]
-
-
-def inputs_facts(inputs: Inputs) -> dict[str, Any]:
-    """Return what reports say of a scenario's inputs."""
-    batch, columns = inputs.tokens.shape
-    return {
-        "scenario": inputs.name,
-        "batch": batch,
-        "tokens": columns,
-        "real_tokens": int(inputs.valid.sum()),
-        "positions": [int(inputs.positions.min()), int(inputs.positions.max())],
-        "sha256": inputs.digest(),
-    }

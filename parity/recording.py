@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
 from parity.identify import rotation, solve_positions
-from parity.scenarios import Inputs
-from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
+from parity.inputs import Inputs
+from parity.subjects.base import (
+    Arrays,
+    Run,
+    Subject,
+    decoding,
+    differentiable,
+)
 from parity.taps import split_name
 
 # What is larger than this in bytes is looked at on fewer columns.
@@ -125,24 +129,6 @@ def _named(stage: Arrays, subject: Subject) -> Arrays:
 
 def _copied(stage: Arrays) -> Arrays:
     return {name: np.array(value) for name, value in stage.items()}
-
-
-def decoding(subject: Subject) -> CachedSubject:
-    """Return the subject as one that runs through a cache, or refuse it."""
-    if not hasattr(subject, "start_decode"):
-        raise InputError(f"{subject.name} cannot decode")
-    return cast(CachedSubject, subject)
-
-
-def differentiable(subject: Subject) -> DifferentiableSubject:
-    """Return the subject as one that shows gradients, or refuse it."""
-    if not hasattr(subject, "start_grad"):
-        raise InputError(
-            f"{subject.name}: offers no gradients; leave out --mode grad, give parameters= to "
-            "what makes it (parity/subjects/README.md), or it a start_grad "
-            "(parity.subjects.base.DifferentiableSubject)"
-        )
-    return cast(DifferentiableSubject, subject)
 
 
 def shortened(inputs: Inputs, config: LlamaConfig, lane: str, layers: int) -> Inputs:

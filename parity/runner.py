@@ -19,30 +19,21 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity import clock, environment, gradients, tolerance
 from parity.diagnose import cause_of, settled
+from parity.inputs import Inputs, batches, decode_chunks, inputs_facts, joined
 from parity.judge import PassRecord
 from parity.lineup import further_variants, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.memory import give_back
 from parity.noise import one_hot
-from parity.overrides import Overrides, assignments, overridden
-from parity.prepare import LANES, chosen, decode_chunks, encoder, inputs_facts, token_texts
-from parity.recording import differentiable
+from parity.options import LANES, Overrides, assignments, chosen, overridden
+from parity.prepare import encoder, token_texts
 from parity.rerun import walk_until_sure
 from parity.result import Result
 from parity.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
-from parity.scenarios import (
-    DEFAULT_SCENARIOS,
-    SCENARIOS,
-    Inputs,
-    Prompt,
-    Shape,
-    batches,
-    joined,
-    scenario,
-    shape,
-)
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, scenario, shape
 from parity.subjects import given, streamed
+from parity.subjects.base import differentiable
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.taps import AXES, split_name
 
 # 1: first published.

@@ -33,7 +33,7 @@ from typing import Any
 
 from jaxllama.errors import InputError
 from parity.machine import SETTINGS, processor
-from parity.report.json_file import check_writable, write_text
+from parity.output_files import check_writable, write_text
 
 LANES = ("f64", "f32", "bf16")
 PLAIN, AGAIN = "plain", "plain again"

@@ -92,7 +92,7 @@ def convert(
         ConfigError, InputError: the format cannot express the model, or no such option.
     """
     if to not in FORMATS:
-        raise InputError(f"format {to!r} is none of {', '.join(FORMATS)}")
+        raise InputError(f"format {to!r}: expected one of {', '.join(FORMATS)}")
     form: Format = to
     if shards is not None and (form not in ("hf", "meta") or not 1 <= shards <= 99):
         raise InputError(f"shards {shards}: from 1 to 99, and for hf and meta alone")

@@ -17,7 +17,7 @@ FLOATS: dict[str, np.dtype] = {
 }
 # Elements looked at together, so that temporaries in float64 stay small.
 _BLOCK = 1 << 20
-_SHORT = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+_SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 # Names in safetensors headers. Those not floating-point are known so that a file that holds them
 # can be described; no weight may have them.
@@ -55,7 +55,7 @@ def parse(name: DTypeLike) -> np.dtype:
     text = name if isinstance(name, str) else np.dtype(name).name
     dtype = FLOATS.get(_SHORT.get(text.lower(), text.lower()))
     if dtype is None:
-        raise InputError(f"dtype {text!r} is none of {', '.join((*FLOATS, *_SHORT))}")
+        raise InputError(f"dtype {text!r}: expected one of {', '.join((*_SHORT, *FLOATS))}")
     return dtype
 
 

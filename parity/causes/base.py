@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllama.config import LlamaConfig
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 from parity.causes.base import Cause, Evidence, Hypothesis
 from parity.causes.operators import one
 from parity.causes.wrong import Site
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 
 # A head of more columns than half of these is not solved: that would take a subject minutes.
 MOST_TOKENS = 4096

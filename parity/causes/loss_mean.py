@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parity.causes.base import Cause, Evidence, Hypothesis
 from parity.causes.losses import Loss, losses_of, wrong_losses
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.torch_grad import successors
 
 CAUSE = Cause(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parity.causes.base import Evidence, Hypothesis
 from parity.causes.wrong import Change
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.torch_arrays import to_torch
 
 # (row, column, id to be predicted there).

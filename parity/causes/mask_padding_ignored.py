@@ -8,7 +8,7 @@ import numpy as np
 
 from parity.causes.base import Cause, Evidence, Hypothesis
 from parity.causes.masking import Named, matches, seeing
-from parity.scenarios import visible
+from parity.inputs import visible
 
 CAUSE = Cause(
     id="mask-padding-ignored",

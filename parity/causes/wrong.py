@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch_arrays import Recorder
 from parity.subjects.torch_reference import Surroundings, TorchReference, Variant

@@ -1,4 +1,4 @@
-"""Run every static rule over a case, and say which ones had nothing to read."""
+"""Run the static rules over a mask, the dynamic ones over an attention; say which could not run."""
 
 from __future__ import annotations
 
@@ -8,35 +8,50 @@ from typing import Any
 from parity.lint.case import Case
 from parity.lint.findings import Finding
 from parity.lint.needs import lacks
-from parity.lint.rule import catalogue
+from parity.lint.probe_cases import Probed, cases
+from parity.lint.rule import CannotCheck, catalogue
 
 
 @dataclass(frozen=True)
-class LintReport:
+class _Report:
     """What was found, and how much was looked at.
 
     Attributes:
         findings: errors first, each in the order of its rule.
-        explained: findings left out, as consequences of a rule that fired, by rule id.
         checked: ids of the rules that ran.
-        unchecked: ids of the rules that could not, with what each lacks.
     """
 
     findings: list[Finding]
-    explained: dict[str, str]
     checked: list[str]
-    unchecked: dict[str, list[str]]
 
     @property
     def errors(self) -> int:
         """Number of errors."""
         return sum(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def verdict(self) -> str:
+        """`faulty` with errors, `suspect` with warnings alone, else `clean`."""
+        return "faulty" if self.errors else "suspect" if self.findings else "clean"
+
+
+@dataclass(frozen=True)
+class LintReport(_Report):
+    """What was found in a mask.
+
+    Attributes:
+        explained: findings left out, as consequences of a rule that fired, by rule id.
+        unchecked: ids of the rules that could not run, with what each lacks.
+    """
+
+    explained: dict[str, str]
+    unchecked: dict[str, list[str]]
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's types."""
         return {
             "schema_version": 1,
-            "verdict": "faulty" if self.errors else "suspect" if self.findings else "clean",
+            "verdict": self.verdict,
             "findings": [finding.to_json() for finding in self.findings],
             "explained": self.explained,
             "checked": self.checked,
@@ -72,8 +87,62 @@ def lint(case: Case) -> LintReport:
     kept = [finding for finding in found if finding.rule not in explained]
     dropped = {f.rule: explained[f.rule] for f in found if f.rule in explained}
     kept.sort(key=lambda finding: finding.severity != "error")
-    return LintReport(kept, dropped, checked, unchecked)
+    return LintReport(kept, checked, dropped, unchecked)
 
 
 def _residual(finding: Finding) -> bool:
     return catalogue()[finding.rule].rule.residual
+
+
+@dataclass(frozen=True)
+class ProbeReport(_Report):
+    """What an attention was found to do.
+
+    Attributes:
+        name: the attention's.
+        unchecked: ids of the rules that could not run, with the reason.
+    """
+
+    name: str
+    unchecked: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON's types."""
+        return {
+            "schema_version": 1,
+            "attention": self.name,
+            "verdict": self.verdict,
+            "findings": [finding.to_json() for finding in self.findings],
+            "checked": self.checked,
+            "unchecked": self.unchecked,
+        }
+
+    def text(self) -> str:
+        """Return the report for people; the verdict comes first."""
+        warnings = len(self.findings) - self.errors
+        lines = [
+            f"{self.verdict}: {self.name}: {self.errors} errors, {warnings} warnings"
+            f" in {len(cases())} cases ({', '.join(self.checked)})"
+        ]
+        lines += [f"{f.severity} {f.rule}: {f.message}" for f in self.findings]
+        lines += [f"not checked: {rule}: {why}" for rule, why in self.unchecked.items()]
+        return "\n".join(lines)
+
+
+def probe(probed: Probed) -> ProbeReport:
+    """Question an attention by every dynamic rule."""
+    from parity.lint.rule import catalogue
+
+    findings: list[Finding] = []
+    checked: list[str] = []
+    unchecked: dict[str, str] = {}
+    for rule_id, file in catalogue().items():
+        if file.rule.kind != "dynamic":
+            continue
+        try:
+            findings += list(file.check(probed))
+            checked.append(rule_id)
+        except CannotCheck as reason:
+            unchecked[rule_id] = str(reason)
+    findings.sort(key=lambda finding: finding.severity != "error")
+    return ProbeReport(findings, checked, probed.name, unchecked)

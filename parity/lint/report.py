@@ -14,7 +14,7 @@ def text(report: LintReport, case: Case, name: str) -> str:
     warnings = len(report.findings) - report.errors
     counts = [_count(report.errors, "error"), _count(warnings, "warning")]
     said = ", ".join(count for count in counts if count) or f"{len(report.checked)} rules agree"
-    lines = [f"{report.to_json()['verdict']}: {said} in {name} ({_described(case)})"]
+    lines = [f"{report.verdict}: {said} in {name} ({_described(case)})"]
     for finding in report.findings:
         lines.append(f"{finding.severity} {finding.rule}: {finding.message}")
     for rule_id, cause in report.explained.items():

@@ -104,3 +104,7 @@ def lookup(rule_id: str) -> RuleFile:
     if found is None:
         raise InputError(f"rule {rule_id!r}: expected one of {', '.join(catalogue())}")
     return found
+
+
+class CannotCheck(Exception):
+    """A dynamic rule does not apply to this attention; the message says why."""

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.config import LlamaConfig
+from parity.inputs import Inputs
 from parity.noise.chains import runs_one_operator
 from parity.noise.operators import SummedTap, SummedTaps
 from parity.result import TapRow
-from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, Subject
 from parity.taps import AXES, LAYER_TAPS, OPERANDS, split_name
 from parity.tolerance import PROBE_LIMIT, UNIT_ROUNDOFF

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
-from parity.report.outputs import check_outputs, write_report
-from parity.report.terminal import summary
+from parity.output_files import check_outputs
+from parity.report.outputs import write_report
+from parity.report.wording import summary
 from parity.result import Result
 
 

@@ -25,7 +25,7 @@ from parity.maps import (
     fold_cells,
 )
 from parity.report.sprites import marks, picture, tiled
-from parity.report.terminal import place
+from parity.report.wording import place
 from parity.result import TapRow
 from parity.taps import AXES, CACHE_TAPS, split_name
 

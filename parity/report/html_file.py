@@ -20,11 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from parity.exhibit import Exhibit
 from parity.maps import LEVELS, SMALLEST_WEIGHT, Maps
+from parity.output_files import write_text
 from parity.report import figures
 from parity.report.figures import Picture
-from parity.report.json_file import write_text
 from parity.report.sprites import VIOLATION, palette
-from parity.report.terminal import DIFFERENCES, KINDS, OWN_RUNS, nearest, place, spread
+from parity.report.wording import DIFFERENCES, KINDS, OWN_RUNS, nearest, place, spread
 from parity.result import Result, TapRow
 
 # A report is to be mailed and attached.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from parity.report.json_file import write_text
-from parity.report.terminal import summary
+from parity.output_files import write_text
+from parity.report.wording import summary
 from parity.result import Result, TapRow
 from parity.taps import SETUP_TAPS, split_name
 

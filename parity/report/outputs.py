@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,51 +13,9 @@ from jaxllama import streams
 from jaxllama.errors import InputError, ReportError, join_problems
 from jaxllama.failure import named
 from jaxllama.interrupt import on_interrupt
+from parity.output_files import check_outputs
 from parity.report import json_file, terminal
 from parity.result import Result
-
-# How our reports of each kind begin.
-_REPORTS = (b'{\n "schema_version"', b"<!doctype html", b"<?xml")
-
-
-def check_outputs(*paths: Path | None, inputs: Sequence[str | Path] = ()) -> None:
-    """Refuse report paths before minutes of work are spent on them.
-
-    Args:
-        paths: where reports are to go.
-        inputs: files and directories that are read.
-
-    Raises:
-        InputError: one cannot be written to or would destroy what is read, or two are the same
-            file.
-    """
-    given = [path for path in paths if path is not None]
-    for path in given:
-        json_file.check_writable(path)
-        for read in map(Path, inputs):
-            if _destroys(path, read):
-                raise InputError(f"{path}: is a file of {read}, which is read; choose another")
-    places = [path.resolve() for path in given]
-    if len(set(places)) < len(places):
-        twice = next(path for path in given if places.count(path.resolve()) > 1)
-        raise InputError(f"{twice}: two reports cannot be one file; give each its own")
-
-
-def _destroys(path: Path, read: Path) -> bool:
-    """Whether a report would replace an input, or a file in it that is no report."""
-    try:
-        if not path.is_file() or not read.exists():
-            return False
-        if path.samefile(read):
-            return True
-        # A link's place and what it leads to: the report would replace the latter.
-        within = {*path.absolute().parents, *path.resolve().parents}
-        if not any(folder.samefile(read) for folder in within):
-            return False
-        with path.open("rb") as file:
-            return not file.read(64).lower().startswith(_REPORTS)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def write_report(

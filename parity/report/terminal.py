@@ -10,9 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parity.extent import Extent
-from parity.locate import unseen_before
-from parity.result import DifferenceKind, Divergence, Result, TapRow, WitnessRow
+from parity.report.wording import (
+    OWN_RUNS,
+    cause_lines,
+    divergence_lines,
+    headline,
+    inconclusive_lines,
+    machine_lines,
+    nearest,
+)
+from parity.result import Result, TapRow, WitnessRow
 from parity.taps import LAYER_TAPS, split_name
 
 STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold yellow"}
@@ -22,208 +29,32 @@ MOST_LAYERS = 40
 
 def show(result: Result, console: Console) -> None:
     """Print a result; the first line is the verdict."""
-    console.print(_headline(result), soft_wrap=True)
-    for line in _machine_lines(result):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def say(lines: Iterable[str], style: str | None = None) -> None:
+        for line in lines:
+            console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+
+    verdict = Text(headline(result))
+    verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
+    console.print(verdict, soft_wrap=True)
+    say(machine_lines(result))
     if result.first_divergence is not None:
-        for line in divergence_lines(result.first_divergence, result):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-    for line in _cause_lines(result):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    for line in _inconclusive_lines(result):
-        console.print(line, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        say(divergence_lines(result.first_divergence, result))
+    say(cause_lines(result))
+    say(inconclusive_lines(result), "yellow")
     console.print(_fitting(_lane_table, result, console))
     if any(row.tap == "logits" for row in result.rows):
-        console.print(_logits_line(result), soft_wrap=True, highlight=False, markup=False)
+        say([_logits_line(result)])
     if result.witnesses:
         console.print(_witness_table(result.witnesses))
     grid = _grid(result)
     if grid.row_count:  # none of a backward pass
         console.print(grid)
-    for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
-    console.print(_coverage_line(result), soft_wrap=True, highlight=False, markup=False)
+    say(f"note: {note}" for note in result.notes)
+    say([_coverage_line(result)])
     if cost := _cost_line(result.timing):
-        console.print(cost, soft_wrap=True, highlight=False, markup=False)
-    console.print(_environment_line(result), soft_wrap=True, highlight=False, markup=False)
-    console.print(f"again: {result.command}", soft_wrap=True, highlight=False, markup=False)
-
-
-def summary(result: Result) -> list[str]:
-    """Return the verdict, where the difference begins, its cause and the command, as lines."""
-    first = result.first_divergence
-    return [
-        _headline(result).plain,
-        *([] if first is None else divergence_lines(first, result)),
-        *_cause_lines(result),
-        *_inconclusive_lines(result),
-        *_machine_lines(result),
-        f"again: {result.command}",
-    ]
-
-
-def _headline(result: Result) -> Text:
-    lanes = list(dict.fromkeys(row.lane for row in result.rows))
-    witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
-    text = Text(result.verdict, style=STYLES[result.verdict])
-    against = f" against {', '.join(witnesses)}" if witnesses else ""
-    partial = result.absent and result.compared < result.expected
-    taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
-    text.append(f": {taps} taps in {', '.join(lanes)}{against}", style="default")
-    if result.first_divergence is not None:
-        text.append(f"; first divergence {result.first_divergence.row.tap}", style="default")
-    if (kind := _kind(result)) is not None:
-        text.append(f" ({kind})", style="default")
-    return text
-
-
-def _kind(result: Result) -> str | None:
-    """Return what a verdict is about, where that is not plain."""
-    if result.difference == "not judged" or not result.judges_meaning:
-        return "meaning not judged"
-    return result.difference
-
-
-# What a divergence is one of, in words.
-DIFFERENCES: dict[DifferenceKind, str] = {
-    "meaning": "of meaning: it is there in float64, where rounding explains nothing",
-    "computation": "another computation in this dtype: float64 is equal, and it is far beyond "
-    "rounding",
-    "rounding": "of rounding: float64 is equal, but honest implementations round better",
-    "not judged": "meaning was not judged: that takes the same run in float64 (--dtype f64)",
-}
-# Modes in which the subject carries its own values on.
-OWN_RUNS = ("free", "decode")
-
-# What is said of how an operator does on the reference's inputs, and what where none was asked.
-ASKED = ("upstream", "drift")
-NOT_ASKED = "it or what it was given: nothing was run on the reference's inputs"
-KINDS = {
-    "operator": "the operator itself: on the reference's inputs it is wrong too",
-    "upstream": "what it was given: on the reference's inputs it is right",
-    "drift": "accumulated rounding: on the reference's inputs every operator is right",
-    "setup": "the setup of the run: no activation has moved yet",
-    "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
-    "backward": "this step of the backward pass: the gradients it starts from are right",
-}
-
-
-def divergence_lines(first: Divergence, result: Result | None = None) -> Iterable[str]:
-    """Yield the first divergence in words: where, how much, and what kind of start it is."""
-    row = first.row
-    where = f"{row.lane}, scenario {row.scenario}, {row.mode}"
-    if row.mode == "decode":
-        where += f" step {row.step}"
-    yield f"first divergence: {row.tap} ({where})"
-    yield f"  difference: {DIFFERENCES[first.difference]}"
-    yield (
-        f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
-        f"limit {row.limit:g}"
-    )
-    if row.noise_from == "order: none":
-        yield "  no order of summation can err by so much"
-    elif row.noise_from.startswith("order: "):
-        yield f"  no order of summation explains it; the one that errs most is {row.noise_from[7:]}"
-    if row.peak_rho > row.peak_limit and row.mode != "probe":  # each element is judged there
-        yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
-    if row.worst is not None:
-        at = f" at {place(row)}" if row.worst.index else ""
-        yield f"  worst{at}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
-    if row.extent is not None:
-        yield f"  beyond the limit: {spread(row.extent)}"
-    for problem in row.problems:
-        yield f"  {problem}"
-    alone = result is not None and not _isolated(result, row)
-    yield f"  origin: {NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]}"
-    partial = result is not None and result.absent
-    unseen = (
-        ()
-        if result is None or not partial
-        else unseen_before(row.tap, [r.tap for r in result.rows])
-    )
-    if unseen:
-        yield f"  not shown just before it: {_few(unseen)}"
-    if first.flagged:
-        yield f"  flagged: {', '.join(first.flagged)}"
-
-
-def _isolated(result: Result, row: TapRow) -> bool:
-    where = row.lane, row.scenario, "isolated"
-    return any((r.lane, r.scenario, r.mode) == where for r in result.rows)
-
-
-AXIS_WORDS = {
-    "B": "row",
-    "T": "token",
-    "S": "key",
-    "N": "head",
-    "K": "kv head",
-    "H": "feature",
-    "R": "frequency",
-    "D": "feature",
-    "F": "feature",
-    "V": "vocabulary entry",
-    "O": "output feature",
-    "I": "input feature",
-}
-
-
-def place(row: TapRow) -> str:
-    """Name the worst element's place in words."""
-    assert row.worst is not None
-    words = AXIS_WORDS | ({"T": "query"} if "S" in row.worst.index else {})
-    return ", ".join(f"{words[axis]} {i}" for axis, i in row.worst.index.items())
-
-
-def spread(extent: Extent) -> str:
-    """Say which tokens and heads a failure takes in."""
-    row, token = extent.first["B"], extent.first["T"]
-    said = f"{extent.tokens} of {extent.of_tokens} tokens, from row {row}, token {token} on"
-    if not extent.of_heads:
-        return said
-    if len(extent.heads) == extent.of_heads:
-        return f"{said}; all {extent.of_heads} heads"
-    listed = ", ".join(map(str, extent.heads[:8])) + (", ..." if len(extent.heads) > 8 else "")
-    heads = "head" if len(extent.heads) == 1 else "heads"
-    return f"{said}; {heads} {listed} of {extent.of_heads}"
-
-
-def _cause_lines(result: Result) -> Iterable[str]:
-    if result.cause is None:
-        return
-    cause = result.cause
-    found = "cause" if cause.get("confirmed") or not cause.get("id") else "cause, unconfirmed"
-    yield f"{found}: {cause['summary']}"
-    for other in cause.get("others", []):
-        yield f"and: {other['summary']}"
-    for line in cause.get("evidence", []):
-        yield f"  {line}"
-    for suspect in cause.get("suspects", []):
-        yield f"  suspect: {suspect['id']} ({suspect['summary']})"
-    if cause.get("remedy"):
-        yield f"  remedy: {cause['remedy']}"
-    if cause.get("id"):
-        yield f"  more: parity explain {cause['id']}"
-
-
-def _inconclusive_lines(result: Result) -> Iterable[str]:
-    for row in result.disagreeing:
-        yield (
-            f"witnesses disagree: {row.witness} ({row.lane}, {row.scenario}) is {row.rho:.3g} "
-            f"times the noise from the float64 reference at {row.worst_tap}, limit {row.limit:g}"
-        )
-        for problem in row.problems[:3]:
-            yield f"  {problem}"
-    if result.unmatched:
-        yield f"unmatched taps of the subject: {_few(result.unmatched)}"
-    for row in result.witnesses:
-        if row.unmatched:
-            yield f"unmatched taps of {row.witness}: {_few(row.unmatched)}"
-
-
-def _few(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
+        say([cost])
+    say([_environment_line(result), f"again: {result.command}"])
 
 
 def _fitting(build: Callable[[Result, bool], Table], result: Result, console: Console) -> Table:
@@ -255,13 +86,6 @@ def _lane_table(result: Result, errors: bool) -> Table:
         cells = (*group, *error, f"{rho:.3g}{mark}", f"{limit:g}", worst.tap)
         table.add_row(*cells, style=None if worst.passed else "red")
     return table
-
-
-def nearest(row: TapRow) -> tuple[float, float, float, str]:
-    """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
-    token = (row.rho / row.limit, row.rho, row.limit, "")
-    peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")
-    return max(token, peak, key=lambda figures: figures[0])
 
 
 def _logits_line(result: Result) -> str:
@@ -398,21 +222,6 @@ def _cost_line(timing: Mapping[str, float]) -> str:
         f"cost: {'; '.join(costs)}; comparing {timing.get('comparing_s', 0.0):.1f} s of a "
         f"processor; compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
     )
-
-
-def _machine_lines(result: Result) -> Iterable[str]:
-    """Name the machine, and the reference's where traces of another are compared."""
-    machines = {
-        name: env["machine"]["line"]
-        for name, env in (
-            ("machine", result.environment),
-            ("reference's machine", result.environment.get("reference", {})),
-        )
-        if "machine" in env  # older results name none
-    }
-    same = len(set(machines.values())) == 1
-    for name, line in list(machines.items())[: 1 if same else None]:
-        yield f"{name}: {line}"
 
 
 def _environment_line(result: Result) -> str:

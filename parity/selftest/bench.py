@@ -13,16 +13,16 @@ import jax
 
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
+from parity.inputs import Inputs, decode_chunks
 from parity.lineup import EVERY, WHOLE, further_variants, lineup, summed_taps
 from parity.locate import first_divergence
 from parity.lockstep import walk
 from parity.noise import one_hot
 from parity.noise.operators import SummedTaps
 from parity.parties import Entry
-from parity.prepare import decode_chunks
 from parity.rerun import walk_until_sure
 from parity.result import Divergence
-from parity.scenarios import Inputs, scenario
+from parity.scenarios import scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
 from parity.selftest.figures import Figure, figures
 from parity.selftest.machines.subject import ImitatedMachine, Machine

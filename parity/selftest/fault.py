@@ -20,7 +20,7 @@ import numpy as np
 from jaxllama.checkpoint import Checkpoint, in_memory, load_model
 from jaxllama.config import LlamaConfig
 from jaxllama.model import Llama
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays, GeneratedRun
 from parity.subjects.jax_grad import Loss, by_stage, loss_of
 from parity.subjects.jaxllama import DTYPES, JaxRun

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from parity.recording import differentiable
-from parity.scenarios import Inputs
-from parity.subjects.base import Arrays, CachedSubject, Run
+from parity.inputs import Inputs
+from parity.subjects.base import Arrays, CachedSubject, Run, differentiable
 
 Key = tuple[str, tuple[int, ...], bool, bool]
 

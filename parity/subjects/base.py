@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.taps import HEAD_TAPS, LAYER_TAPS, SETUP_TAPS, in_flow_order
 
 Arrays = dict[str, np.ndarray]
@@ -180,3 +180,21 @@ def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]
         )
     stops = list(accumulate(chunks))
     return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def decoding(subject: Subject) -> CachedSubject:
+    """Return the subject as one that runs through a cache, or refuse it."""
+    if not hasattr(subject, "start_decode"):
+        raise InputError(f"{subject.name} cannot decode")
+    return cast(CachedSubject, subject)
+
+
+def differentiable(subject: Subject) -> DifferentiableSubject:
+    """Return the subject as one that shows gradients, or refuse it."""
+    if not hasattr(subject, "start_grad"):
+        raise InputError(
+            f"{subject.name}: offers no gradients; leave out --mode grad, give parameters= to "
+            "what makes it (parity/subjects/README.md), or it a start_grad "
+            "(parity.subjects.base.DifferentiableSubject)"
+        )
+    return cast(DifferentiableSubject, subject)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.foreign_grad import Backward, Loss, of_module
 from parity.subjects.framework import Framework, Gradients, Readable
 from parity.subjects.implementation import Call, Decode, Foreign, Implementation

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, join_problems
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.framework import Framework, Gradients, Values
 from parity.subjects.layouts import Tap, canonical, kind_of, layer_of, sizes_of

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.layouts import Tap
 from parity.subjects.watch import Seen
 

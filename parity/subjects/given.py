@@ -14,7 +14,8 @@ from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
-from parity.prepare import LANES, chosen, reconfigured, weights_dtype
+from parity.options import LANES, chosen
+from parity.prepare import reconfigured, weights_dtype
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
 from parity.tolerance import UNIT_ROUNDOFF

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxllama.errors import CheckpointError, InputError, join_problems
-from parity.scenarios import Inputs, visible
+from parity.inputs import Inputs, visible
 from parity.subjects.base import CheckpointLike, GeneratedRun, chunk_ranges
 from parity.subjects.observe import (
     HEADS_INSIDE,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.torch_arrays import to_numpy, to_torch
 from parity.subjects.torch_grad import next_token_loss

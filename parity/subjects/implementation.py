@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import GeneratedRun, chunk_ranges
 from parity.subjects.foreign_grad import Backward
 from parity.subjects.framework import Values

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 
 from jaxllama.errors import InputError
 from jaxllama.loss import next_token_loss
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.framework import Gradients, LossOf, jax_settings
 from parity.subjects.layouts import Tap
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.framework import Gradients, LossOf
 from parity.subjects.layouts import Tap
 from parity.subjects.torch_arrays import to_numpy, to_torch

@@ -18,7 +18,7 @@ from jaxllama.loss import next_token_loss
 from jaxllama.masks import BoundMask, Tokens
 from jaxllama.model import Llama
 from jaxllama.taps import Taps, Untapped
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama import Recorded, Rotation, Visible, mask_spec, tokens_of
 

@@ -17,7 +17,7 @@ from jaxllama.cache import KVCache
 from jaxllama.masks import Mask, Tokens
 from jaxllama.model import Llama
 from jaxllama.taps import Taps
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays, GeneratedRun, chunk_ranges, in_stage_order
 from parity.taps import AXES, PARAMETER_GRADIENTS, split_name
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.taps import AXES
 
 LETTERS = "BTSNKGHDFVL1"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from jaxllama.config import LlamaConfig, RopeScaling
 from jaxllama.errors import InputError, join_problems
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.observe import LayerWatch, Present, Views, hook_layer, hook_output
 from parity.subjects.torch_arrays import Recorder, torch_dtype

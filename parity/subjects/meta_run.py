@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order
 from parity.subjects.meta import MetaLlama, half_split
 from parity.subjects.torch_arrays import Recorder, to_numpy, to_torch

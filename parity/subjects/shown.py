@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.framework import Values
 from parity.subjects.layouts import Tap, canonical, fed, native, sizes_of
 from parity.subjects.staged import Force, Stages

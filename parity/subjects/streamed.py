@@ -15,8 +15,8 @@ from jaxllama.checkpoint.load import raise_problems, structure_problems
 from jaxllama.checkpoint.part import Part, load_part
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
+from parity.inputs import Inputs
 from parity.prepare import weights_dtype
-from parity.scenarios import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama import JaxLlama, JaxRun, Layer, compiled_layer, run_layer
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, GeneratedRun, Run
 from parity.subjects.torch_arrays import Recorder, torch_dtype, widened
 from parity.subjects.torch_weights import Weights, best, held, weights

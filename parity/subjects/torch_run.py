@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order
 from parity.subjects.torch_arrays import Recorder, View, to_numpy, to_torch
 from parity.subjects.torch_reference import Surroundings, TorchReference

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxllama.errors import InputError
-from parity.scenarios import Inputs, joined
+from parity.inputs import Inputs, joined
 from parity.subjects.base import Arrays
 from parity.taps import AXES, split_name
 from parity.trace import Trace, read_capture

@@ -10,7 +10,8 @@ from witnesses import small
 from parity.causes.base import catalogue
 from parity.causes.wrong import Change, WrongReference
 from parity.cli import app
-from parity.scenarios import Inputs, scenario
+from parity.inputs import Inputs
+from parity.scenarios import scenario
 from parity.subjects.base import Arrays, Run
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import GRAD_TAPS, LAYER_TAPS, in_flow_order

@@ -19,9 +19,9 @@ from witnesses import inputs_for, small
 
 from parity.causes.wrong import WrongReference
 from parity.diagnose import cause_of, diagnose
+from parity.inputs import Inputs
 from parity.recording import record
 from parity.result import Divergence
-from parity.scenarios import Inputs
 from parity.subjects import torch_reference
 from parity.subjects.torch_reference import Surroundings, TorchReference
 

@@ -14,7 +14,7 @@ from records import result, row
 
 from jaxllama.errors import InputError
 from parity import cli
-from parity.lint import command as lint_module
+from parity.commands import lint as lint_module
 from parity.report import html_file, json_file
 from parity.report.outputs import after_verdict, write_report
 

@@ -16,9 +16,9 @@ from witnesses import inputs_for, small
 
 import parity
 from jaxllama.errors import InputError
-from parity.report.terminal import summary
+from parity.inputs import Inputs
+from parity.report.wording import summary
 from parity.result import Result
-from parity.scenarios import Inputs
 from parity.subjects import Calls, Tap, from_callable, from_nnx, from_torch
 from parity.subjects.base import Subject
 from parity.subjects.layouts import canonical, native, sizes_of

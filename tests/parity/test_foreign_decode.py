@@ -13,8 +13,8 @@ from witnesses import LAYERS, steps
 
 import parity
 from jaxllama.errors import InputError
+from parity.inputs import Inputs
 from parity.result import Result
-from parity.scenarios import Inputs
 from parity.subjects import from_callable
 from parity.subjects.base import Subject
 from parity.subjects.torch_reference import TorchReference

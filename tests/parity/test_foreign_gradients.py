@@ -20,8 +20,8 @@ import parity
 from jaxllama import masks
 from jaxllama.checkpoint import load_model
 from jaxllama.errors import InputError
+from parity.inputs import Inputs
 from parity.result import Result
-from parity.scenarios import Inputs
 from parity.subjects import Tap, from_callable, from_nnx, from_torch
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import tokens_of

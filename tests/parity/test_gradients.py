@@ -22,10 +22,10 @@ from jaxllama.errors import InputError
 from jaxllama.masks import Tokens
 from jaxllama.model import Llama
 from parity import gradients, runner
+from parity.inputs import Inputs, visible
 from parity.locate import first_divergence
 from parity.parties import Entry
 from parity.result import Divergence, TapRow
-from parity.scenarios import Inputs, visible
 from parity.subjects import given
 from parity.subjects.base import Arrays, GeneratedRun
 from parity.subjects.jax_grad import Loss, by_stage, loss_of

@@ -10,17 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 from jaxllama.errors import InputError
+from parity.commands.probe import probe_command
 from parity.lint import catalogue
-from parity.probe_cases import Probed, cases
-from parity.probes import (
-    diagnose,
-    head_map,
-    identity_probe,
-    perturbation_probe,
-    probe,
-    probe_command,
-    resolve,
-)
+from parity.lint.attentions import resolve
+from parity.lint.linter import probe
+from parity.lint.probe_cases import Probed, cases
+from parity.lint.probes import diagnose, head_map, identity_probe, perturbation_probe
 
 CASES = {case.name: case for case in cases()}
 app = typer.Typer()

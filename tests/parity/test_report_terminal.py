@@ -12,7 +12,8 @@ from records import result, row, witness_row
 from rich.console import Console
 
 from parity.extent import Extent
-from parity.report.terminal import MOST_LAYERS, place, show, summary
+from parity.report.terminal import MOST_LAYERS, show
+from parity.report.wording import place, summary
 from parity.result import Result
 from parity.taps import LAYER_TAPS
 

@@ -9,8 +9,9 @@ import pytest
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
 from parity import room
+from parity.inputs import batches
 from parity.room import check_room, free_bytes
-from parity.scenarios import SCENARIOS, batches, scenario, shape
+from parity.scenarios import SCENARIOS, scenario, shape
 
 HEADS, MAPS = 6, 4
 

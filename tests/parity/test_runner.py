@@ -16,10 +16,10 @@ from witnesses import changed, small, swap
 from jaxllama.checkpoint.samples import tiny
 from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
-from parity import prepare, runner
+from parity import runner
+from parity.inputs import Inputs
 from parity.parties import Entry
 from parity.result import Result
-from parity.scenarios import Inputs
 from parity.subjects import given
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama import JaxLlama, JaxRun
@@ -232,9 +232,9 @@ def test_decoding_feeds_every_column_once(length: int) -> None:
     inputs = runner.scenario(
         "causal", lambda text: list(text.encode()), tiny().config, length=length
     )
-    chunks = runner.decode_chunks(inputs)
+    chunks = decode_chunks(inputs)
     assert sum(chunks) == length and min(chunks) >= 1
-    assert length < 9 or chunks[-prepare.DECODE_STEPS :] == [1] * prepare.DECODE_STEPS
+    assert length < 9 or chunks[-DECODE_STEPS:] == [1] * DECODE_STEPS
 
 
 def test_torch_sees_no_gradient_mode_left_on() -> None:

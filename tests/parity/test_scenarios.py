@@ -8,16 +8,8 @@ import pytest
 
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
-from parity.scenarios import (
-    DEFAULT_SCENARIOS,
-    LONG_POSITION_STARTS,
-    SCENARIOS,
-    Inputs,
-    batches,
-    joined,
-    scenario,
-    visible,
-)
+from parity.inputs import Inputs, batches, joined, visible
+from parity.scenarios import DEFAULT_SCENARIOS, LONG_POSITION_STARTS, SCENARIOS, scenario
 from parity.texts import prose
 
 

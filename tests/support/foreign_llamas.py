@@ -20,7 +20,7 @@ from transformers import LlamaConfig as HFConfig
 from transformers import LlamaForCausalLM
 
 from jaxllama.checkpoint import Checkpoint
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.subjects import Calls, Tap
 from parity.subjects.torch_arrays import to_torch
 

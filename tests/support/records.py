@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from parity.gold import Worst
+from parity.inputs import Inputs
 from parity.locate import first_divergence
 from parity.result import Result, TapRow, WitnessRow
-from parity.scenarios import Inputs
 from parity.subjects.base import Arrays, stage_taps
 from parity.taps import AXES, split_name
 

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.checkpoint.samples import in_memory, tiny
 from jaxllama.config import RopeScaling
-from parity.scenarios import Inputs, scenario
+from parity.inputs import Inputs
+from parity.scenarios import scenario
 from parity.subjects.base import Arrays, Run, Subject
 from parity.taps import AXES, split_name
 

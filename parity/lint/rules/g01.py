@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parity.lint.attentions import resolve
 from parity.lint.findings import Finding, places
-from parity.lint.rule import Rule
-from parity.probe_cases import Probed, cases
-from parity.probes import CannotCheck, gradients, resolve
+from parity.lint.probe_cases import Probed, cases
+from parity.lint.probes import gradients
+from parity.lint.rule import CannotCheck, Rule
 
 RULE = Rule(
     id="G01",

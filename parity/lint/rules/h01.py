@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from parity.lint.attentions import resolve
 from parity.lint.findings import Finding, Place
-from parity.lint.rule import Rule
-from parity.probe_cases import Probed, cases
-from parity.probes import CannotCheck, head_map, resolve
+from parity.lint.probe_cases import Probed, cases
+from parity.lint.probes import head_map
+from parity.lint.rule import CannotCheck, Rule
 
 RULE = Rule(
     id="H01",

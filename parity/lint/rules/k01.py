@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from parity.lint.attentions import resolve, ways
 from parity.lint.findings import Finding, places
+from parity.lint.probe_cases import ProbeCase, Probed, cases
+from parity.lint.probes import diagnose, identity_probe, perturbation_probe
 from parity.lint.rule import Rule
-from parity.probe_cases import ProbeCase, Probed, cases
-from parity.probes import diagnose, identity_probe, perturbation_probe, resolve, ways
 
 RULE = Rule(
     id="K01",

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from parity.lint.dtypes import dtype_named
+from jaxllama.checkpoint import dtypes
+from parity.lint.attentions import resolve
 from parity.lint.findings import Finding, places
-from parity.lint.rule import Rule
-from parity.probe_cases import ProbeCase, Probed, cases
-from parity.probes import CannotCheck, identity_probe, resolve, run
+from parity.lint.probe_cases import ProbeCase, Probed, cases
+from parity.lint.probes import identity_probe, run
+from parity.lint.rule import CannotCheck, Rule
 
 RULE = Rule(
     id="K02",
@@ -33,7 +34,7 @@ def check(probed: Probed) -> Iterator[Finding]:
     """Fire on the first case where shown and real weights or outputs differ beyond rounding."""
     if probed.instrumented is None:
         raise CannotCheck("it shows no weights to compare")
-    dtype = dtype_named(probed.dtype)
+    dtype = dtypes.parse(probed.dtype)
     for case in cases():
         q, k, v = (jnp.asarray(a.astype(dtype)) for a in (case.q, case.k, case.v))
         shown = probed.instrumented(q, k, v, jnp.asarray(case.mask))

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxllama.checkpoint import dtypes
 from parity.lint.case import Case
-from parity.lint.dtypes import dtype_named
 from parity.lint.findings import Finding
 from parity.lint.rule import Rule
 from parity.lint.samples import additive, tril
@@ -30,7 +30,7 @@ def check(case: Case) -> Iterator[Finding]:
     """Fire where the dtypes differ."""
     assert case.mask is not None
     assert case.scores_dtype is not None
-    scores = dtype_named(case.scores_dtype)
+    scores = dtypes.parse(case.scores_dtype)
     if case.mask.dtype != scores:
         yield RULE.finding(
             "the bias has another dtype than the scores", str(case.mask.dtype), str(scores)
@@ -44,5 +44,5 @@ def mutant() -> Case:
 
 def twin() -> Case:
     """A bfloat16 bias for bfloat16 scores."""
-    bias = additive(tril(), -np.inf, dtype=dtype_named("bf16"))
+    bias = additive(tril(), -np.inf, dtype=dtypes.parse("bf16"))
     return Case(mask=bias[None, None], scores_dtype="bf16")

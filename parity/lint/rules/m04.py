@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 
+from jaxllama.checkpoint import dtypes
 from parity.lint.case import Case
-from parity.lint.dtypes import dtype_named, lowest
 from parity.lint.findings import Finding
 from parity.lint.rule import Rule
 from parity.lint.samples import additive, tril
@@ -48,12 +49,14 @@ def check(case: Case) -> Iterator[Finding]:
         )
     if case.scores_dtype is None:
         return
-    dtype = dtype_named(case.scores_dtype)
+    dtype = dtypes.parse(case.scores_dtype)
     with np.errstate(over="ignore"):
         over = [f for f in case.reading.fills if np.isfinite(f) and not _finite(f, dtype)]
     if over:
         yield RULE.finding(
-            f"the fill becomes -inf in {dtype}", f"{over[0]:g}", f"not below {lowest(dtype):g}"
+            f"the fill becomes -inf in {dtype}",
+            f"{over[0]:g}",
+            f"not below {float(ml_dtypes.finfo(dtype).min):g}",
         )
 
 

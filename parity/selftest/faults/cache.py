@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxllama import model as llama
 from jaxllama.cache import KVCache
 from jaxllama.rope import apply_rope
-from parity.prepare import DECODE_STEPS
+from parity.inputs import DECODE_STEPS
 from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
 from parity.selftest.faults.kernels import attending, softmax
 from parity.selftest.faults.masks import masked

@@ -16,7 +16,7 @@ import numpy as np
 from jaxllama import masks
 from jaxllama import model as llama
 from jaxllama.masks import Mask
-from parity.scenarios import Inputs
+from parity.inputs import Inputs
 from parity.selftest.fault import Fault, Moment, Patches, everywhere
 from parity.selftest.faults.rope import moved_positions
 from parity.subjects import jaxllama as subject

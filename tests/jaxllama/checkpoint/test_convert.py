@@ -196,8 +196,8 @@ def test_a_target_that_holds_its_source_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "onnx"}, "'onnx' is none of hf, meta, orbax, gguf"),
-        ({"to": "hf", "dtype": "int8"}, "'int8' is none of"),
+        ({"to": "onnx"}, "'onnx': expected one of hf, meta, orbax, gguf"),
+        ({"to": "hf", "dtype": "int8"}, "'int8': expected one of"),
         ({"to": "hf", "shards": 0}, "from 1 to 99"),
         ({"to": "gguf", "shards": 2}, "for hf and meta alone"),
         ({"to": "meta", "shards": 5}, "num_attention_heads 6 by 5"),

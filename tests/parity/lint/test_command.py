@@ -10,10 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from jaxllama.errors import InputError
-from parity.lint.command import explain_command, lint_command
+from parity.commands.explain import explain_command
+from parity.commands.lint import lint_command
 from parity.lint.files import load_array, load_file
 from parity.lint.samples import LEFT_PADDED, additive, tril
-from parity.lint.spectext import parse_spec
+from parity.lint.spec_text import parse_spec
 
 app = typer.Typer()
 app.command("lint")(lint_command)

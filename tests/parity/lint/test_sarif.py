@@ -15,7 +15,7 @@ from sarif_kit.validate import validation_errors
 from typer.testing import CliRunner
 
 from jaxllama.errors import InputError
-from parity.lint.command import lint_command
+from parity.commands.lint import lint_command
 from parity.lint.rule import catalogue
 
 app = typer.Typer()

@@ -20,11 +20,12 @@ from torch import Tensor
 from jaxllama.checkpoint import Checkpoint, tiny
 from parity.distance import against
 from parity.gold import Difference, Gold
+from parity.inputs import Inputs
 from parity.lineup import lineup, summed_taps
 from parity.lockstep import walk
 from parity.noise.operators import SummedTaps
 from parity.result import TapRow
-from parity.scenarios import Inputs, scenario
+from parity.scenarios import scenario
 from parity.selftest.memo import Memo
 from parity.subjects.base import Arrays, stage_taps
 from parity.subjects.torch_arrays import to_numpy, to_torch

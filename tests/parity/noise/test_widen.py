@@ -12,12 +12,13 @@ import pytest
 from jaxllama.checkpoint import tiny
 from parity.distance import against
 from parity.gold import Gold
+from parity.inputs import Inputs
 from parity.lineup import summed_taps
 from parity.noise.envelope import sum_variance
 from parity.noise.operators import SummedTap
 from parity.noise.orders import TRIALS
 from parity.noise.widen import Floor, widened_floor
-from parity.scenarios import Inputs, scenario
+from parity.scenarios import scenario
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import split_name
 from parity.tolerance import LIMITS, UNIT_ROUNDOFF

@@ -11,6 +11,8 @@ import typer
 
 from jaxllama import compilation_cache
 from jaxllama.interrupt import on_interrupt
+from parity import output_files
+from parity.commands import options
 from parity.result import Result
 
 
@@ -28,16 +30,10 @@ def capture_command(
         typer.Option(help="f64, f32, bf16, several with commas; all that there are if not given."),
     ] = None,
     mode: Annotated[str, typer.Option(help="free, decode, or both with a comma.")] = "free",
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(help="Scenario to run; repeatable, commas allowed, or all."),
-    ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text in place of the built-in one.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    scenario: options.Scenario = None,
+    override: options.Override = None,
+    prompt: options.Prompt = None,
+    length: options.Length = None,
 ) -> None:
     """Save every tensor of one implementation, to be compared in another environment."""
     from parity.capturing import capture
@@ -64,11 +60,9 @@ def capture_command(
 def compare_command(
     subject: Annotated[Path, typer.Argument(help="Directory of the capture under judgement.")],
     reference: Annotated[Path, typer.Argument(help="Directory of the capture it is held to.")],
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the whole result here.")
-    ] = None,
-    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
-    junit_path: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    json_path: options.Json = None,
+    html_path: options.Html = None,
+    junit_path: options.Junit = None,
 ) -> None:
     """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
     from parity.offline import compare
@@ -84,11 +78,9 @@ def recheck_command(
         list[str] | None,
         typer.Option(help="Limit on rho: NUMBER, DTYPE=NUMBER or DTYPE.MODE=NUMBER; repeatable."),
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the new result here.")
-    ] = None,
-    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
-    junit_path: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    json_path: options.Json = None,
+    html_path: options.Html = None,
+    junit_path: options.Junit = None,
 ) -> None:
     """Judge saved figures again under other limits, without running a model."""
     from parity.offline import recheck
@@ -107,7 +99,7 @@ def _report(
     """Judge, print and write, and leave with the verdict's exit code."""
     from parity.report import outputs
 
-    outputs.check_outputs(json_path, html_path, junit_path, inputs=inputs)
+    output_files.check_outputs(json_path, html_path, junit_path, inputs=inputs)
     result = judge()
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -8,7 +8,7 @@ import pytest
 import parity
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import ConfigError, InputError
-from parity.overrides import assignments, overridden
+from parity.options import assignments, overridden
 
 
 def test_values_are_read_as_the_field_holds_them() -> None:

@@ -13,7 +13,9 @@ from rich.console import Console
 from jaxllama import compilation_cache
 from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
-from parity.report.progress import progress_bar
+from parity import output_files
+from parity.commands.progress import progress_bar
+from parity.report.outputs import after_verdict
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.
 MOST_JOBS = 4
@@ -42,7 +44,6 @@ def selftest_command(
     ] = None,
 ) -> None:
     """Inject every catalogued fault; print detected, located, named, false alarms."""
-    from parity.report import json_file, outputs
     from parity.selftest.faults import catalogue
     from parity.selftest.report import show
     from parity.selftest.run import Plan, selftest
@@ -58,7 +59,7 @@ def selftest_command(
     if calibrate and (quick or families):
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
-        json_file.check_writable(json_path)
+        output_files.check_writable(json_path)
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
@@ -68,6 +69,6 @@ def selftest_command(
         )
     show(matrix, Console())
     if json_path is not None:
-        with outputs.after_verdict():
-            json_file.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
+        with after_verdict():
+            output_files.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     raise typer.Exit(0 if matrix.passed else 1)

@@ -1,27 +1,25 @@
-"""`parity lint`, and `parity explain` for its rules. Exit codes: 0 clean, 1 faulty, 2 bad input."""
+"""`parity lint`. Exit codes: 0 clean, 1 faulty, 2 bad input."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from jaxllama.errors import InputError, meant
+from jaxllama.errors import InputError
 from jaxllama.interrupt import on_interrupt
+from parity.commands import options
 from parity.lint import sarif
 from parity.lint.case import Case
 from parity.lint.files import load_array, load_file, looks_like_file
 from parity.lint.linter import lint
-from parity.lint.pages import page
 from parity.lint.report import text
-from parity.lint.rule import catalogue
-from parity.lint.spectext import parse_spec
-from parity.report.json_file import write_text
-from parity.report.outputs import after_verdict, check_outputs
+from parity.lint.spec_text import parse_spec
+from parity.output_files import check_outputs, write_text
+from parity.report.outputs import after_verdict
 
 # What an .npz or .pt may hold beside the mask, under the names people save them by.
 _BESIDE = {
@@ -77,9 +75,7 @@ def lint_command(
     ] = False,
     first_position: Annotated[int, typer.Option(help="Position of a first real token.")] = 0,
     window: Annotated[int | None, typer.Option(help="Window of the config, in keys.")] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the report here; - for stdout.")
-    ] = None,
+    json_path: options.JsonOrStdout = None,
     sarif_path: Annotated[
         Path | None, typer.Option("--sarif", help="Write SARIF 2.1.0 here, for code hosts.")
     ] = None,
@@ -97,7 +93,7 @@ def lint_command(
         "valid": valid,
     }
     read = [g.partition(":")[0] for g in (mask, *named.values()) if g and looks_like_file(g)]
-    check_outputs(None if str(json_path) == "-" else json_path, sarif_path, inputs=read)
+    check_outputs(None if options.is_stdout(json_path) else json_path, sarif_path, inputs=read)
     arrays = {k: _facts(k, v) for k, v in named.items() if v is not None}
     facts: dict[str, Any] = {**_subject(mask), **arrays}
     intended, more = _intended(expect)
@@ -124,53 +120,14 @@ def lint_command(
     )
     report = lint(case)
     document = json.dumps({"mask": mask, **report.to_json()}, indent=1)
-    typer.echo(document if str(json_path) == "-" else text(report, case, mask))
+    typer.echo(document if options.is_stdout(json_path) else text(report, case, mask))
     with after_verdict():
-        if json_path is not None and str(json_path) != "-":
+        if json_path is not None and not options.is_stdout(json_path):
             write_text(json_path, document + "\n")
         if sarif_path is not None:
             write_text(sarif_path, json.dumps(sarif.document(report, mask), indent=1) + "\n")
     if report.errors:
         raise typer.Exit(1)
-
-
-def explain_command(
-    rule: Annotated[
-        str, typer.Argument(help="A rule's id, such as M05, or a cause's, such as rope-theta.")
-    ],
-) -> None:
-    """Print what a rule checks or a cause does, why, and what to do."""
-    typer.echo(explain(rule))
-
-
-def explain(rule_id: str) -> str:
-    """Return a rule's page, or a cause's.
-
-    Raises:
-        InputError: no such rule or cause.
-    """
-    rules = catalogue()
-    if rule_id.upper() in rules:
-        return page(rules[rule_id.upper()])
-    try:
-        from parity.causes.base import catalogue as all_causes
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        needs = "which need PyTorch: pip install 'jaxllama[parity]'"
-        raise InputError(_unknown(rule_id, rules, [needs])) from error
-    causes = all_causes()
-    if rule_id.lower() in causes:
-        return causes[rule_id.lower()].cause.page()
-    raise InputError(_unknown(rule_id, rules, sorted(causes)))
-
-
-def _unknown(name: str, rules: Collection[str], causes: Collection[str]) -> str:
-    return (
-        f"explain {name!r}: no such rule or cause; {meant(name, [*rules, *causes])}"
-        f"the rules of lint are {', '.join(rules)};"
-        f" the causes {', '.join(causes)}"
-    )
 
 
 def _subject(mask: str) -> dict[str, Any]:

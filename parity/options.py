@@ -1,4 +1,4 @@
-"""`--override FIELD=VALUE`: the subject's configuration, changed on purpose."""
+"""What a caller asks for in words: a choice among names, a configuration changed on purpose."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, meant
+
+LANES = ("f64", "f32", "bf16")
+
+
+def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
+    words = given.split(",") if isinstance(given, str) else list(given)
+    wanted = set(known) if "all" in words else {word.strip() for word in words}
+    unknown = sorted(wanted - set(known))
+    if unknown or not wanted:
+        raise InputError(
+            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
+            f"{', '.join(known)}, separated by commas, or all"
+        )
+    return tuple(word for word in known if word in wanted)
+
 
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.
 Overrides = Sequence[str] | Mapping[str, Any]

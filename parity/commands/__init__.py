@@ -1,0 +1,1 @@
+"""One file a verb of the `parity` command, or for those that go together."""

@@ -1,0 +1,51 @@
+"""`parity explain`: the page of a rule of lint, or of a cause."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+import typer
+
+from jaxllama.errors import InputError, meant
+from parity.lint.pages import page
+from parity.lint.rule import catalogue
+
+
+def explain_command(
+    rule: Annotated[
+        str, typer.Argument(help="A rule's id, such as M05, or a cause's, such as rope-theta.")
+    ],
+) -> None:
+    """Print what a rule checks or a cause does, why, and what to do."""
+    typer.echo(explain(rule))
+
+
+def explain(rule_id: str) -> str:
+    """Return a rule's page, or a cause's.
+
+    Raises:
+        InputError: no such rule or cause.
+    """
+    rules = catalogue()
+    if rule_id.upper() in rules:
+        return page(rules[rule_id.upper()])
+    try:
+        from parity.causes.base import catalogue as all_causes
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        needs = "which need PyTorch: pip install 'jaxllama[parity]'"
+        raise InputError(_unknown(rule_id, rules, [needs])) from error
+    causes = all_causes()
+    if rule_id.lower() in causes:
+        return causes[rule_id.lower()].cause.page()
+    raise InputError(_unknown(rule_id, rules, sorted(causes)))
+
+
+def _unknown(name: str, rules: Collection[str], causes: Collection[str]) -> str:
+    return (
+        f"explain {name!r}: no such rule or cause; {meant(name, [*rules, *causes])}"
+        f"the rules of lint are {', '.join(rules)};"
+        f" the causes {', '.join(causes)}"
+    )

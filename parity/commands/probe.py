@@ -1,0 +1,38 @@
+"""`parity probe`: which mask a running attention obeys."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jaxllama import compilation_cache
+from jaxllama.interrupt import on_interrupt
+from parity.commands import options
+from parity.lint.attentions import resolve
+from parity.lint.linter import probe
+from parity.output_files import check_writable, write_text
+from parity.report.outputs import after_verdict
+
+
+@on_interrupt()
+def probe_command(
+    attention: Annotated[
+        str, typer.Argument(help="xla, dot_product, cudnn, jax, or module:function.")
+    ],
+    dtype: Annotated[str | None, typer.Option(help="f16, bf16, f32 or f64.")] = None,
+    json_path: options.JsonOrStdout = None,
+) -> None:
+    """Ask a running attention which mask it obeys, and compare with the mask it is given."""
+    if json_path is not None and not options.is_stdout(json_path):
+        check_writable(json_path)
+    compilation_cache.turn_on()
+    report = probe(resolve(attention, dtype))
+    document = json.dumps(report.to_json(), indent=1)
+    typer.echo(document if options.is_stdout(json_path) else report.text())
+    if json_path is not None and not options.is_stdout(json_path):
+        with after_verdict():
+            write_text(json_path, document + "\n")
+    if report.errors:
+        raise typer.Exit(1)

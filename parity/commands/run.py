@@ -1,0 +1,86 @@
+"""`parity run`: the same weights through JAX and PyTorch, and the verdict."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jaxllama import compilation_cache
+from jaxllama.errors import InputError
+from jaxllama.interrupt import on_interrupt
+from parity import output_files
+from parity.commands import options
+from parity.commands.progress import progress_bar
+
+
+@on_interrupt()
+def run_command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
+    ] = "tiny",
+    reference: Annotated[
+        str, typer.Option(help="Witnesses: torch, hf, meta, several with commas, or all.")
+    ] = "torch",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all, which is usual."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="free, isolated, decode, grad, several with commas, or all.")
+    ] = "free,isolated",
+    scenario: options.Scenario = None,
+    subject: Annotated[
+        str,
+        typer.Option(
+            help="What is judged: jaxllama, an attention backend (xla, dot_product, cudnn), "
+            "torch, hf, meta, a directory of traces, or module:name."
+        ),
+    ] = "jaxllama",
+    override: options.Override = None,
+    prompt: options.Prompt = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Token ids with commas, in place of text.")
+    ] = None,
+    length: options.Length = None,
+    json_path: options.Json = None,
+    html_path: options.Html = None,
+    junit_path: options.Junit = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told."),
+    ] = False,
+) -> None:
+    """Run the same weights through JAX and PyTorch and compare every tensor."""
+    from parity.report import outputs
+    from parity.runner import DEFAULT_SCENARIOS, run
+
+    output_files.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
+    compilation_cache.turn_on()
+    with progress_bar() as progress:
+        result = run(
+            checkpoint,
+            reference=reference,
+            dtypes=dtype,
+            modes=mode,
+            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+            overrides=override or (),
+            prompt=_prompt(prompt, tokens),
+            length=length,
+            progress=progress,
+            subject=subject,
+            stream=stream,
+        )
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
+    raise typer.Exit(result.exit_code)
+
+
+def _prompt(text: str | None, tokens: str | None) -> str | list[int] | None:
+    if tokens is None:
+        return text
+    if text is not None:
+        raise InputError("--prompt and --tokens: give one of them")
+    try:
+        return [int(word) for word in tokens.split(",") if word.strip()]
+    except ValueError:
+        raise InputError(f"--tokens {tokens!r}: expected whole numbers with commas") from None

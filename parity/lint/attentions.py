@@ -1,0 +1,82 @@
+"""Attentions by name, and the ways a mask can be handed to one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import jax
+
+from jaxllama.attention import attend, check_backend
+from jaxllama.checkpoint import dtypes
+from jaxllama.errors import InputError
+from jaxllama.taps import Taps
+from parity.lint.probe_cases import H, ProbeCase, Probed
+
+OURS = ("xla", "dot_product", "cudnn")
+
+
+def resolve(name: str, dtype: str | None = None) -> Probed:
+    """Return an attention by name.
+
+    Args:
+        name: xla, dot_product or cudnn (this project's), jax (`jax.nn.dot_product_attention` with
+            the mask as [B, 1, T, S]), or `module:function` called as function(q, k, v, mask).
+        dtype: of its inputs; by default float32, bfloat16 for cudnn.
+
+    Raises:
+        InputError: no such attention, or this machine cannot run it.
+    """
+    if name in OURS:
+        return _ours(name, dtype or ("bf16" if name == "cudnn" else "f32"))
+    if name == "jax":
+        return Probed("jax.nn.dot_product_attention", _jax_nn, dtype=dtype or "f32")
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise InputError(f"attention {name!r}: expected {', '.join(OURS)}, jax, or module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"attention {name!r}: {error}; give module:function") from error
+    if not callable(found):
+        raise InputError(f"attention {name!r}: a {type(found).__name__}, expected a function")
+    return Probed(name, found, dtype=dtype or "f32")
+
+
+@cache
+def _ours(name: str, dtype: str) -> Probed:
+    check_backend(name, dtypes.parse(dtype), H)
+    scale = H**-0.5
+
+    @jax.jit
+    def call(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        return attend(q, k, v, mask, scale=scale, backend=name)  # type: ignore[arg-type]
+
+    @jax.jit
+    def instrumented(q: Any, k: Any, v: Any, mask: Any) -> tuple[Any, Any]:
+        taps = Taps()
+        out = attend(q, k, v, mask, scale=scale, tap=taps)
+        return out, taps.recorded()["attn_probs"]
+
+    return Probed(
+        f"jaxllama's {name}",
+        call,
+        structured=name != "xla",  # the reference lowers every mask densely
+        dtype=dtype,
+        instrumented=instrumented,
+        finite_only=True,
+    )
+
+
+@jax.jit
+def _jax_nn(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+
+def ways(probed: Probed, case: ProbeCase) -> Iterator[tuple[str, Any]]:
+    """Yield each way to give a case's mask: as bool, and bound where a kernel is told by name."""
+    yield case.name, case.mask
+    if probed.structured and case.bound.structure is not None:
+        yield f"{case.name}, by kernel arguments", case.bound

@@ -1,0 +1,209 @@
+"""The sentences of a verdict, which the terminal and the page share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from parity.extent import Extent
+from parity.locate import unseen_before
+from parity.result import DifferenceKind, Divergence, Result, TapRow
+
+# What a divergence is one of, in words.
+DIFFERENCES: dict[DifferenceKind, str] = {
+    "meaning": "of meaning: it is there in float64, where rounding explains nothing",
+    "computation": "another computation in this dtype: float64 is equal, and it is far beyond "
+    "rounding",
+    "rounding": "of rounding: float64 is equal, but honest implementations round better",
+    "not judged": "meaning was not judged: that takes the same run in float64 (--dtype f64)",
+}
+
+# Modes in which the subject carries its own values on.
+OWN_RUNS = ("free", "decode")
+
+# What is said of how an operator does on the reference's inputs, and what where none was asked.
+ASKED = ("upstream", "drift")
+NOT_ASKED = "it or what it was given: nothing was run on the reference's inputs"
+
+KINDS = {
+    "operator": "the operator itself: on the reference's inputs it is wrong too",
+    "upstream": "what it was given: on the reference's inputs it is right",
+    "drift": "accumulated rounding: on the reference's inputs every operator is right",
+    "setup": "the setup of the run: no activation has moved yet",
+    "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
+    "backward": "this step of the backward pass: the gradients it starts from are right",
+}
+
+
+def summary(result: Result) -> list[str]:
+    """Return the verdict, where the difference begins, its cause and the command, as lines."""
+    first = result.first_divergence
+    return [
+        headline(result),
+        *([] if first is None else divergence_lines(first, result)),
+        *cause_lines(result),
+        *inconclusive_lines(result),
+        *machine_lines(result),
+        f"again: {result.command}",
+    ]
+
+
+def headline(result: Result) -> str:
+    """Return the verdict in one line; the word comes first."""
+    lanes = list(dict.fromkeys(row.lane for row in result.rows))
+    witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
+    against = f" against {', '.join(witnesses)}" if witnesses else ""
+    partial = result.absent and result.compared < result.expected
+    taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
+    line = f"{result.verdict}: {taps} taps in {', '.join(lanes)}{against}"
+    if result.first_divergence is not None:
+        line += f"; first divergence {result.first_divergence.row.tap}"
+    return line if (kind := _kind(result)) is None else f"{line} ({kind})"
+
+
+def _kind(result: Result) -> str | None:
+    """Return what a verdict is about, where that is not plain."""
+    if result.difference == "not judged" or not result.judges_meaning:
+        return "meaning not judged"
+    return result.difference
+
+
+def machine_lines(result: Result) -> Iterable[str]:
+    """Name the machine, and the reference's where traces of another are compared."""
+    machines = {
+        name: env["machine"]["line"]
+        for name, env in (
+            ("machine", result.environment),
+            ("reference's machine", result.environment.get("reference", {})),
+        )
+        if "machine" in env  # older results name none
+    }
+    same = len(set(machines.values())) == 1
+    for name, line in list(machines.items())[: 1 if same else None]:
+        yield f"{name}: {line}"
+
+
+def divergence_lines(first: Divergence, result: Result | None = None) -> Iterable[str]:
+    """Yield the first divergence in words: where, how much, and what kind of start it is."""
+    row = first.row
+    where = f"{row.lane}, scenario {row.scenario}, {row.mode}"
+    if row.mode == "decode":
+        where += f" step {row.step}"
+    yield f"first divergence: {row.tap} ({where})"
+    yield f"  difference: {DIFFERENCES[first.difference]}"
+    yield (
+        f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
+        f"limit {row.limit:g}"
+    )
+    if row.noise_from == "order: none":
+        yield "  no order of summation can err by so much"
+    elif row.noise_from.startswith("order: "):
+        yield f"  no order of summation explains it; the one that errs most is {row.noise_from[7:]}"
+    if row.peak_rho > row.peak_limit and row.mode != "probe":  # each element is judged there
+        yield f"  largest element: {row.peak_rho:.3g} times the noise, limit {row.peak_limit:g}"
+    if row.worst is not None:
+        at = f" at {place(row)}" if row.worst.index else ""
+        yield f"  worst{at}: {row.worst.subject:.6g}, reference {row.worst.gold:.6g}"
+    if row.extent is not None:
+        yield f"  beyond the limit: {spread(row.extent)}"
+    for problem in row.problems:
+        yield f"  {problem}"
+    alone = result is not None and not _isolated(result, row)
+    yield f"  origin: {NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]}"
+    partial = result is not None and result.absent
+    unseen = (
+        ()
+        if result is None or not partial
+        else unseen_before(row.tap, [r.tap for r in result.rows])
+    )
+    if unseen:
+        yield f"  not shown just before it: {_few(unseen)}"
+    if first.flagged:
+        yield f"  flagged: {', '.join(first.flagged)}"
+
+
+def _isolated(result: Result, row: TapRow) -> bool:
+    where = row.lane, row.scenario, "isolated"
+    return any((r.lane, r.scenario, r.mode) == where for r in result.rows)
+
+
+AXIS_WORDS = {
+    "B": "row",
+    "T": "token",
+    "S": "key",
+    "N": "head",
+    "K": "kv head",
+    "H": "feature",
+    "R": "frequency",
+    "D": "feature",
+    "F": "feature",
+    "V": "vocabulary entry",
+    "O": "output feature",
+    "I": "input feature",
+}
+
+
+def place(row: TapRow) -> str:
+    """Name the worst element's place in words."""
+    assert row.worst is not None
+    words = AXIS_WORDS | ({"T": "query"} if "S" in row.worst.index else {})
+    return ", ".join(f"{words[axis]} {i}" for axis, i in row.worst.index.items())
+
+
+def spread(extent: Extent) -> str:
+    """Say which tokens and heads a failure takes in."""
+    row, token = extent.first["B"], extent.first["T"]
+    said = f"{extent.tokens} of {extent.of_tokens} tokens, from row {row}, token {token} on"
+    if not extent.of_heads:
+        return said
+    if len(extent.heads) == extent.of_heads:
+        return f"{said}; all {extent.of_heads} heads"
+    listed = ", ".join(map(str, extent.heads[:8])) + (", ..." if len(extent.heads) > 8 else "")
+    heads = "head" if len(extent.heads) == 1 else "heads"
+    return f"{said}; {heads} {listed} of {extent.of_heads}"
+
+
+def cause_lines(result: Result) -> Iterable[str]:
+    """Yield the cause and how it was confirmed, or the suspects."""
+    if result.cause is None:
+        return
+    cause = result.cause
+    found = "cause" if cause.get("confirmed") or not cause.get("id") else "cause, unconfirmed"
+    yield f"{found}: {cause['summary']}"
+    for other in cause.get("others", []):
+        yield f"and: {other['summary']}"
+    for line in cause.get("evidence", []):
+        yield f"  {line}"
+    for suspect in cause.get("suspects", []):
+        yield f"  suspect: {suspect['id']} ({suspect['summary']})"
+    if cause.get("remedy"):
+        yield f"  remedy: {cause['remedy']}"
+    if cause.get("id"):
+        yield f"  more: parity explain {cause['id']}"
+
+
+def inconclusive_lines(result: Result) -> Iterable[str]:
+    """Yield why no verdict could be reached: witnesses that disagree, and what they would take."""
+    for row in result.disagreeing:
+        yield (
+            f"witnesses disagree: {row.witness} ({row.lane}, {row.scenario}) is {row.rho:.3g} "
+            f"times the noise from the float64 reference at {row.worst_tap}, limit {row.limit:g}"
+        )
+        for problem in row.problems[:3]:
+            yield f"  {problem}"
+    if result.unmatched:
+        yield f"unmatched taps of the subject: {_few(result.unmatched)}"
+    for row in result.witnesses:
+        if row.unmatched:
+            yield f"unmatched taps of {row.witness}: {_few(row.unmatched)}"
+
+
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+def nearest(row: TapRow) -> tuple[float, float, float, str]:
+    """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
+    token = (row.rho / row.limit, row.rho, row.limit, "")
+    peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")
+    return max(token, peak, key=lambda figures: figures[0])
