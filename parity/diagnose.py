@@ -19,10 +19,10 @@ from torch import Tensor
 from parity.causes.base import HELD_TAPS, Evidence, Hypothesis, catalogue
 from parity.causes.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
 from parity.causes.wrong import Held, Site, WrongReference
-from parity.distance import against
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.tap import compare_tap
 from parity.examine import Finding, examine
 from parity.explained import Search, Step, described, described_precision
-from parity.gold import Gold
 from parity.inputs import Inputs
 from parity.recording import Recording, record, record_backward, shortened
 from parity.result import Divergence, TapRow
@@ -159,12 +159,12 @@ def cause_of(
             backward=record_backward(subject, chosen, layers),
             rounding=rounding,
         )
-    # An isolated run is kept with the gold's values, in float64.
+    # An isolated run is kept with the reference's values, in float64.
     kept = "f64" if row.mode == "isolated" else row.lane
     chosen = shortened(chosen, checkpoint.config, kept, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
-    gold = TorchReference(checkpoint) if row.mode == "isolated" else None
-    recording = record(subject, chosen, chunks, layers, gold)
+    f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
+    recording = record(subject, chosen, chunks, layers, f64_reference)
     found = diagnose(recording, checkpoint, rounding=rounding)
     if rounding and not (found and found["confirmed"]):
         # A path of this dtype's own may do anything, and not be far off: then a cause of another
@@ -261,7 +261,7 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     wrong = value.numpy()
     cells = evidence.mask | ((wrong > 0).any(1) if tap == "attn_probs" else False)
     rows = evidence.held if tap in HELD_TAPS else evidence.valid
-    difference = against(Gold(evidence.tap, wrong, rows, cells), evidence.subject[tap])
+    difference = compare_tap(ReferenceTap(evidence.tap, wrong, rows, cells), evidence.subject[tap])
     return float(difference.relative.max()) if np.isfinite(difference.relative).all() else 1e300
 
 

@@ -10,14 +10,14 @@ from functools import partial
 
 import numpy as np
 
-from parity.background import Background
 from parity.causes.base import Evidence
 from parity.causes.wrong import WrongReference
 from parity.inputs import Inputs
-from parity.lineup import summed_taps
-from parity.lockstep import Lockstep
+from parity.lockstep.engine import Lockstep
+from parity.lockstep.participants import ActiveRun, chunk_views
+from parity.lockstep.setup import summed_taps
+from parity.lockstep.threads import ComparisonThreads
 from parity.noise.chains import runs_chains
-from parity.parties import Party, chunk_views
 from parity.recording import Recording, Replay, asked, positions, written
 from parity.result import TapRow
 from parity.subjects.base import Arrays
@@ -72,35 +72,42 @@ def examine(recording: Recording, reference: WrongReference, inputs: Inputs) -> 
     mode = recording.mode
     chained = runs_chains(recording.subject.absent)
     honest = reference.honest(lane, isolated=mode == "isolated" and not chained)
-    parties = [Party(Replay(recording), frozenset({"subject"}), mode, Replay(recording))]
-    parties += [
-        Party(one, frozenset({"variant"}), mode, recording.begin(one, inputs)) for one in honest
+    active_runs = [ActiveRun(Replay(recording), frozenset({"subject"}), mode, Replay(recording))]
+    active_runs += [
+        ActiveRun(one, frozenset({"variant"}), mode, recording.begin(one, inputs)) for one in honest
     ]
-    gold = recording.begin(reference, inputs)
+    run = recording.begin(reference, inputs)
     setup: Arrays = {}
-    with Background() as pool:
-        lockstep = Lockstep({lane: parties}, [inputs], pool, summed=summed_taps(reference))
-        (judge,) = lockstep.judges
+    with ComparisonThreads() as pool:
+        lockstep = Lockstep({lane: active_runs}, [inputs], pool, summed=summed_taps(reference))
+        (comparator,) = lockstep.comparators
         stage = 0
         for chunk in chunk_views(inputs, chunks):
             for _ in range(layers + 2):
-                truth = gold.step()
+                truth = run.step()
                 setup = truth if "positions" in truth else setup
-                before = len(judge.rows)
+                before = len(comparator.rows)
                 shown = replace(chunk, mask=chunk.mask | _carrying(truth))
-                lockstep.stage([shown], truth, gold)
-                judge.rows[before:] = [_excused(r, truth, reference) for r in judge.rows[before:]]
+                lockstep.stage([shown], truth, run)
+                rows = [_excused(row, truth, reference) for row in comparator.rows[before:]]
+                comparator.rows[before:] = rows
                 failed = sorted(
-                    (r for r in judge.rows[before:] if not r.passed and r.tap not in SETUP_TAPS),
+                    (row for row in rows if not row.passed and row.tap not in SETUP_TAPS),
                     key=lambda row: flow_key(row.tap),
                 )
                 if failed:
                     return _parted(
-                        recording, reference, inputs, judge.rows, failed[0], stage, (truth, setup)
+                        recording,
+                        reference,
+                        inputs,
+                        comparator.rows,
+                        failed[0],
+                        stage,
+                        (truth, setup),
                     )
                 stage += 1
-    flagged = tuple(dict.fromkeys(row.tap for row in judge.rows if not row.passed))
-    return Finding(judge.rows, None, stage, flagged, None)
+    flagged = tuple(dict.fromkeys(row.tap for row in comparator.rows if not row.passed))
+    return Finding(comparator.rows, None, stage, flagged, None)
 
 
 def _excused(row: TapRow, truth: Arrays, reference: WrongReference) -> TapRow:

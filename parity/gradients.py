@@ -12,10 +12,11 @@ from functools import partial
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
-from parity.judge import PassRecord
-from parity.lineup import further_variants, lineup
-from parity.lockstep import walk
-from parity.rerun import walk_until_sure
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.rerun import run_until_sure
+from parity.lockstep.setup import further_variants, participants_for
+from parity.lockstep.timing import Timer
 from parity.scenarios import DEFAULT_SCENARIOS
 from parity.subjects.base import Subject, differentiable
 from parity.subjects.torch_grad import successors
@@ -78,14 +79,15 @@ def notes_for(dtypes: Sequence[str], references: Sequence[str]) -> list[str]:
     return notes
 
 
-def judge_gradients(
+def compare_gradients(
     checkpoint: Checkpoint,
     subjects: Mapping[str, Subject],
     references: Collection[str],
     inputs: Sequence[Inputs],
     progress: Progress = lambda _: None,
-) -> list[PassRecord]:
-    """Compare the subject's gradients with the float64 gold's, scenario by scenario.
+    timer: Timer | None = None,
+) -> list[PassResult]:
+    """Compare the subject's gradients with the float64 reference's, scenario by scenario.
 
     Args:
         checkpoint: what all run.
@@ -93,6 +95,7 @@ def judge_gradients(
         references: witnesses asked for.
         inputs: the scenarios.
         progress: called with what is under way after every stage.
+        timer: counts what it costs.
 
     Returns:
         A record for each scenario.
@@ -103,12 +106,19 @@ def judge_gradients(
     for subject in subjects.values():
         differentiable(subject)
     layers = checkpoint.config.num_hidden_layers
-    gold = TorchReference(checkpoint, dtype="f64")
-    entries = lineup(checkpoint, gold, subjects, references, MODE)
+    f64_reference = TorchReference(checkpoint, dtype="f64")
+    participants = participants_for(checkpoint, f64_reference, subjects, references, MODE)
 
-    def judged(one: Inputs) -> PassRecord:
-        run = partial(walk, parts=[one], gold=gold, modes=MODE, layers=layers)
-        ticking = partial(run, progress=lambda: progress(f"{one.name} grad"))
-        return walk_until_sure(ticking, entries, partial(further_variants, checkpoint))
+    def compared(one: Inputs) -> PassResult:
+        run = partial(
+            run_lockstep,
+            parts=[one],
+            reference=f64_reference,
+            modes=MODE,
+            layers=layers,
+            timer=timer,
+            progress=lambda: progress(f"{one.name} grad"),
+        )
+        return run_until_sure(run, participants, partial(further_variants, checkpoint))
 
-    return [judged(one) for one in inputs]
+    return [compared(one) for one in inputs]

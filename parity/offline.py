@@ -14,17 +14,17 @@ from shlex import join
 from typing import Any
 
 from jaxllama.errors import InputError
-from parity import tolerance
-from parity.extent import Extent
-from parity.gold import Worst
-from parity.judge import PassRecord
+from parity.comparison import tolerance
+from parity.comparison.difference import WorstElement
+from parity.comparison.extent import Extent
+from parity.comparison.tolerance import LIMITS, Limits
 from parity.locate import first_divergence
-from parity.lockstep import walk
-from parity.parties import Entry
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.participants import Participant
 from parity.result import SCHEMA_VERSION, Result, TapRow, WitnessRow
 from parity.subjects.traces import TraceSubject
 from parity.taps import expected_names
-from parity.tolerance import LIMITS, Limits
 from parity.trace import Trace, read_capture
 
 RESULT_LIMIT = 1 << 30
@@ -35,7 +35,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
 
     Args:
         subject: directory of the capture under judgement.
-        reference: directory of the capture it is held to. Its float64 traces are the gold; its
+        reference: directory of the capture it is held to. Its float64 traces are the reference; its
             traces at the dtype under judgement (for float64 those of float32, if it has any), all
             of them honest, give the noise.
 
@@ -87,7 +87,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         command=join(["parity", "compare", str(subject), str(reference)]),
         notes=notes,
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
-        exhibits=[exhibit for record in records for exhibit in record.exhibits],
+        snapshots=[snapshot for record in records for snapshot in record.snapshots],
     )
 
 
@@ -125,14 +125,14 @@ def _check_comparable(
     problems = []
     for run in runs:
         a, said = ours[run].info, " ".join(run)
-        gold = theirs.get(("f64", *run[1:]))
-        if gold is None:
+        f64_reference = theirs.get(("f64", *run[1:]))
+        if f64_reference is None:
             problems.append(
                 f"{said}: {places[1]} has no float64 run of it to measure noise against; capture "
                 "it with --dtype f64 too"
             )
         narrow = theirs.get(("f32", *run[1:]), []) if run[0] == "f64" else []
-        for other in [*theirs[run], *(gold or []), *narrow]:
+        for other in [*theirs[run], *(f64_reference or []), *narrow]:
             b = other.info
             if a.inputs_sha256 != b.inputs_sha256:
                 problems.append(
@@ -153,14 +153,18 @@ def _check_comparable(
         )
 
 
-def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> PassRecord:
+def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> PassResult:
     lane, _, mode = run
-    gold_run: Run = ("f64", *run[1:])
-    truth = _one(theirs[gold_run], theirs[gold_run][0].path.parent)
-    gold = TraceSubject([truth])
-    entries = [Entry(TraceSubject([subject]), frozenset({"subject"}), (mode,))]
-    narrow = theirs.get(("f32", *run[1:]), []) if lane == "f64" else []  # as `lineup` has it
-    entries += [Entry(TraceSubject([one]), frozenset({"interior"}), (mode,)) for one in narrow]
+    f64_run: Run = ("f64", *run[1:])
+    truth = _one(theirs[f64_run], theirs[f64_run][0].path.parent)
+    f64_reference = TraceSubject([truth])
+    participants = [Participant(TraceSubject([subject]), frozenset({"subject"}), (mode,))]
+    narrow = (
+        theirs.get(("f32", *run[1:]), []) if lane == "f64" else []
+    )  # as `participants_for` has it
+    participants += [
+        Participant(TraceSubject([one]), frozenset({"interior"}), (mode,)) for one in narrow
+    ]
     for trace in theirs[run]:
         if narrow and trace.info.role == "variant":
             continue
@@ -168,12 +172,12 @@ def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> Pa
         # What is the noise cannot be held to it as well.
         if trace.info.role == "subject" and (lane == "f64" or len(theirs[run]) > 1):
             roles.add("witness")
-        party = gold if trace is truth else TraceSubject([trace])
-        entries.append(Entry(party, frozenset(roles), (mode,)))
-    return walk(
-        {lane: entries},
+        active = f64_reference if trace is truth else TraceSubject([trace])
+        participants.append(Participant(active, frozenset(roles), (mode,)))
+    return run_lockstep(
+        {lane: participants},
         [subject.inputs],
-        gold,
+        f64_reference,
         (mode,),
         subject.info.layers,
         chunks=subject.info.chunks,
@@ -181,7 +185,7 @@ def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> Pa
 
 
 def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
-    """Judge saved figures again under other limits, or those of this version.
+    """Comparator saved figures again under other limits, or those of this version.
 
     What no tolerance excuses (a shape, a mask, NaN) stays a failure. Noise is what the run found:
     the envelope of orders and the probe of products are in the saved figures, and belong to the
@@ -201,7 +205,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
     try:
         rows = [_judged(_row(fields_), asked) for fields_ in document["taps"]]
         witnesses = [
-            replace(_filled(WitnessRow, one), limit=LIMITS[one["lane"]].testimony(one["mode"]))
+            replace(_filled(WitnessRow, one), limit=LIMITS[one["lane"]].witness_limit(one["mode"]))
             for one in document["witnesses"]
         ]
         first, before = first_divergence(rows), document["first_divergence"]
@@ -274,7 +278,7 @@ def _document(path: Path) -> dict[str, Any]:
 def _row(document: Mapping[str, Any]) -> TapRow:
     parts: dict[str, Any] = {
         name: None if document[name] is None else _filled(kind, document[name])
-        for name, kind in (("worst", Worst), ("extent", Extent))
+        for name, kind in (("worst", WorstElement), ("extent", Extent))
     }
     row: TapRow = _filled(TapRow, {**document, **parts})
     return row

@@ -90,7 +90,7 @@ def record(
     inputs: Inputs,
     chunks: Sequence[int] | None,
     layers: int,
-    gold: Subject | None = None,
+    reference: Subject | None = None,
 ) -> Recording:
     """Run a subject once and keep what it shows.
 
@@ -99,10 +99,10 @@ def record(
         inputs: on what.
         chunks: sizes of the calls; None without a cache.
         layers: L.
-        gold: whose values each of its operators is given; None lets it run freely.
+        reference: whose values each of its operators is given; None lets it run freely.
     """
-    if gold is not None:
-        source, run = gold.start(inputs), subject.start(inputs)
+    if reference is not None:
+        source, run = reference.start(inputs), subject.start(inputs)
         given = [_named(source.step(), subject) for _ in range(layers + 2)]
         shown = [_copied(run.step(truth)) for truth in given]
         return Recording(subject, inputs, None, layers, shown, given)

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from parity.extent import Extent
-from parity.gold import Worst
+from parity.comparison.difference import WorstElement
+from parity.comparison.extent import Extent
 
 if TYPE_CHECKING:
-    from parity.exhibit import Exhibit
+    from parity.comparison.snapshot import PassSnapshot
 
 # 1.0: first published.
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
@@ -70,7 +70,7 @@ class TapRow:
     limit: float
     peak_rho: float
     peak_limit: float
-    worst: Worst | None
+    worst: WorstElement | None
     problems: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
     extent: Extent | None = None
@@ -109,9 +109,9 @@ class WitnessRow:
         compared: how many taps it was compared on.
         absent: tap kinds it declares it cannot show.
         unmatched: taps it neither showed nor declared absent, or showed under no known name.
-        worst_tap: where it is farthest from the gold, in units of noise.
+        worst_tap: where it is farthest from the reference, in units of noise.
         rho: how far that is; above `limit` the witnesses disagree.
-        error: the largest relative error against the gold, over all taps.
+        error: the largest relative error against the reference, over all taps.
         subject_gap: the largest relative difference between it and the subject, in the logits up
             to a shift.
     """
@@ -133,7 +133,7 @@ class WitnessRow:
 
     @property
     def agrees(self) -> bool:
-        """Whether it computes what the gold computes."""
+        """Whether it computes what the reference computes."""
         return not self.problems and self.rho <= self.limit
 
 
@@ -159,7 +159,7 @@ class Divergence:
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `exhibits` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
+    `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
     stay out of the JSON document.
     """
 
@@ -177,12 +177,12 @@ class Result:
     notes: list[str] = field(default_factory=list)
     cause: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
-    exhibits: list[Exhibit] = field(default_factory=list)
+    snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
 
     @property
     def disagreeing(self) -> list[WitnessRow]:
-        """Witnesses that do not compute what the gold computes."""
+        """Witnesses that do not compute what the reference computes."""
         return [row for row in self.witnesses if not row.agrees]
 
     @property

@@ -17,18 +17,20 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity import clock, environment, gradients, tolerance
+from parity import environment, gradients
+from parity.comparison import tolerance
 from parity.diagnose import cause_of, settled
 from parity.inputs import Inputs, batches, decode_chunks, inputs_facts, joined
-from parity.judge import PassRecord
-from parity.lineup import further_variants, lineup, summed_taps
 from parity.locate import first_divergence
-from parity.lockstep import walk
-from parity.memory import give_back
+from parity.lockstep import timing
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.memory import release_freed_memory
+from parity.lockstep.rerun import run_until_sure
+from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.noise import one_hot
 from parity.options import LANES, Overrides, assignments, chosen, overridden
 from parity.prepare import encoder, token_texts
-from parity.rerun import walk_until_sure
 from parity.result import Result
 from parity.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, scenario, shape
@@ -43,7 +45,7 @@ MODES = ("free", "isolated", "decode", "grad")
 Progress = Callable[[str, int, int], None]
 
 
-jax.monitoring.register_event_duration_secs_listener(clock.on_event)
+jax.monitoring.register_event_duration_secs_listener(timing.on_event)
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,17 @@ def run(
     subject: given.Given = "jaxllama",
     stream: bool = False,
 ) -> Result:
-    """Judge the JAX model against PyTorch on one checkpoint.
+    """Comparator the JAX model against PyTorch on one checkpoint.
 
     Args:
         checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
         reference: `torch` (our eager reference), `hf`, `meta`, several of them, or `all`. The
-            float64 gold and the noise are our reference's in any case.
+            float64 reference and the noise are our reference's in any case.
         dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. float64 decides
             meaning, the others rounding.
-        modes: `free`, `isolated` (each operator on the gold's inputs), `decode` (through caches),
-            `grad` (the loss and its gradients; of the scenarios in `parity.gradients.SCENARIOS`
-            unless others are given).
+        modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
+            caches), `grad` (the loss and its gradients; of the scenarios in
+            `parity.gradients.SCENARIOS` unless others are given).
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
             values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
@@ -123,7 +125,7 @@ def run(
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference)
     began = time.perf_counter()
-    clock.restart()
+    timer = timing.Timer()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         config = overridden(opened.config, plan.overrides)
@@ -143,7 +145,7 @@ def run(
         inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
         gradients.check_inputs(differentiated)
         make = given.maker(resolved, opened, config)
-        records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress)
+        records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
         rows = sorted(
             (row for record in records for row in record.rows),
             key=lambda row: plan.dtypes.index(row.lane),
@@ -182,14 +184,14 @@ def run(
         ],
         timing={
             **seconds,
-            **clock.taken(),
+            **timer.seconds(),
             "total_s": time.perf_counter() - began,
             # Linux counts kilobytes here.
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         },
-        exhibits=sorted(
-            (exhibit for record in records for exhibit in record.exhibits),
-            key=lambda exhibit: plan.dtypes.index(exhibit.lane),
+        snapshots=sorted(
+            (snapshot for record in records for snapshot in record.snapshots),
+            key=lambda snapshot: plan.dtypes.index(snapshot.lane),
         ),
         texts={i.name: token_texts(opened, i.tokens) for i in shown},
     )
@@ -245,7 +247,8 @@ def _lanes(
     inputs: Sequence[Inputs],
     differentiated: Sequence[Inputs],
     progress: Progress | None,
-) -> tuple[list[PassRecord], dict[str, float]]:
+    timer: timing.Timer,
+) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
     passes, groups = _passes(plan), batches(inputs)
     total = sum(
@@ -263,8 +266,8 @@ def _lanes(
         if progress is not None:
             progress(what, done, total)
 
-    gold = TorchReference(checkpoint, dtype="f64")
-    records: list[PassRecord] = []
+    f64_reference = TorchReference(checkpoint, dtype="f64")
+    records: list[PassResult] = []
     seconds: dict[str, float] = {}
     if inputs:
         began = time.perf_counter()
@@ -274,7 +277,9 @@ def _lanes(
         for lane in grad_lanes:  # told before hours of other modes
             differentiable(subjects[lane])
         modes_forward = [mode for mode in plan.modes if mode != "grad"]
-        entries = lineup(checkpoint, gold, subjects, plan.reference, modes_forward)
+        participants = participants_for(
+            checkpoint, f64_reference, subjects, plan.reference, modes_forward
+        )
         for group in groups:
             names = " ".join(one.name for one in group)
             for modes, chunks in passes:
@@ -282,38 +287,40 @@ def _lanes(
                 def tick(name: str = names, what: str = modes[-1]) -> None:
                     report(f"{name} {what}")
 
-                give_back()
-                walked = partial(
-                    walk,
+                release_freed_memory()
+                run = partial(
+                    run_lockstep,
                     parts=group,
-                    gold=gold,
+                    reference=f64_reference,
                     modes=modes,
                     layers=layers,
                     chunks=None if chunks is None else chunks(group[0]),
-                    summed=summed_taps(gold),
+                    summed=summed_taps(f64_reference),
+                    timer=timer,
                 )
                 further = partial(further_variants, checkpoint)
-                records.append(walk_until_sure(partial(walked, progress=tick), entries, further))
+                records.append(run_until_sure(partial(run, progress=tick), participants, further))
         misshapen = any(row.misshapen for record in records for row in record.rows)
         if one_hot.asked(plan.modes, plan.dtypes) and not misshapen:
             smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
             rows = one_hot.probe_products(
-                subjects["f32"], smallest, summed_taps(gold), checkpoint.config
+                subjects["f32"], smallest, summed_taps(f64_reference), checkpoint.config
             )
-            records.append(PassRecord(rows))
+            records.append(PassResult(rows))
         seconds["forward_s"] = time.perf_counter() - began
-        del entries, subjects
-    del gold  # and the float64 weights that it holds for decoding
+        del participants, subjects
+    del f64_reference  # and the float64 weights that it holds for decoding
     gc.collect()
-    give_back()
+    release_freed_memory()
     if grad_lanes:
         began = time.perf_counter()
-        records += gradients.judge_gradients(
+        records += gradients.compare_gradients(
             checkpoint,
             {lane: make(lane) for lane in grad_lanes},
             plan.reference,
             differentiated,
             report,
+            timer,
         )
         seconds["grad_s"] = time.perf_counter() - began
     return records, seconds
@@ -322,14 +329,14 @@ def _lanes(
 def _passes(
     plan: Plan,
 ) -> list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]]:
-    """Return the walks one scenario takes: free and isolated together, decode by itself."""
+    """Return the passes one scenario takes: free and isolated together, decode by itself."""
     whole = tuple(mode for mode in plan.modes if mode in ("free", "isolated"))
-    walks: list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]] = []
+    passes: list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]] = []
     if whole:
-        walks.append((whole, None))
+        passes.append((whole, None))
     if "decode" in plan.modes:
-        walks.append((("decode",), decode_chunks))
-    return walks
+        passes.append((("decode",), decode_chunks))
+    return passes
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:

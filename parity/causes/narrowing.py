@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from parity.causes.wrong import Site, WrongReference
+from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.subjects.torch_arrays import to_torch
-from parity.tolerance import UNIT_ROUNDOFF
 
 # How far values are nudged, in units of the precision they come in: what a few layers add up to.
 NUDGE = 32

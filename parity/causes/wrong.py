@@ -138,9 +138,9 @@ class WrongReference(TorchReference):
     def honest(self, lane: str, *, isolated: bool = False) -> list[WrongReference]:
         """Return the variants whose rounding is the noise of this reference.
 
-        They are those of a run (see `parity.lineup`), made wrong like this one, but float64 has one
-        of its own, for a change may round; where one does, there are two more, for the values that
-        stand at a tie.
+        They are those of a run (see `parity.lockstep.setup`), made wrong like this one, but float64
+        has one of its own, for a change may round; where one does, there are two more, for the
+        values that stand at a tie.
         """
         found = [] if isolated else [self.again(lane, "reordered")]
         found += [self.again(lane, "eager")] if lane != "f64" else []

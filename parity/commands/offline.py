@@ -82,7 +82,7 @@ def recheck_command(
     html_path: options.Html = None,
     junit_path: options.Junit = None,
 ) -> None:
-    """Judge saved figures again under other limits, without running a model."""
+    """Comparator saved figures again under other limits, without running a model."""
     from parity.offline import recheck
 
     judged = partial(recheck, results, limits=limit or ())
@@ -96,7 +96,7 @@ def _report(
     junit_path: Path | None,
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Judge, print and write, and leave with the verdict's exit code."""
+    """Comparator, print and write, and leave with the verdict's exit code."""
     from parity.report import outputs
 
     output_files.check_outputs(json_path, html_path, junit_path, inputs=inputs)

@@ -1,7 +1,7 @@
 """What runs between two forced taps of an isolated run: one operator, or several.
 
-A subject names some taps, and is given the gold's values at those alone. Between two of them it
-computes with its own: an error there is that of a chain, and so must its noise be.
+A subject names some taps, and is given the reference's values at those alone. Between two of them
+it computes with its own: an error there is that of a chain, and so must its noise be.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.tolerance import UNIT_ROUNDOFF
+from parity.comparison.tolerance import UNIT_ROUNDOFF
 
 STRIDE = 32
 LANES = (4, 8, 16)

@@ -16,13 +16,13 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.config import LlamaConfig
+from parity.comparison.tolerance import PROBE_LIMIT, UNIT_ROUNDOFF
 from parity.inputs import Inputs
 from parity.noise.chains import runs_one_operator
 from parity.noise.operators import SummedTap, SummedTaps
 from parity.result import TapRow
 from parity.subjects.base import Arrays, Subject
 from parity.taps import AXES, LAYER_TAPS, OPERANDS, split_name
-from parity.tolerance import PROBE_LIMIT, UNIT_ROUNDOFF
 
 SCENARIO, MODE = "one-hot", "probe"
 # By kind, along which axes exactly one element is not zero.
@@ -152,7 +152,7 @@ def _forced(
         value = rng.uniform(0.5, 1.0, _shape(name, inputs, config))
         if kind in ONE_HOT:
             value = _one_hot(value, ONE_HOT[kind], inputs)
-        # In float64, as the gold's are: nothing is compiled anew for another dtype.
+        # In float64, as the reference's are: nothing is compiled anew for another dtype.
         forced[name] = value.astype(np.float32).astype(np.float64)
     return forced
 

@@ -59,7 +59,7 @@ class SummedTap:
 
 
 class SummedTaps:
-    """Makes a `SummedTap` of the gold's values, as an isolated run is given them.
+    """Makes a `SummedTap` of the reference's values, as an isolated run is given them.
 
     Args:
         weight: reads a weight.
@@ -69,12 +69,12 @@ class SummedTaps:
     def __init__(self, weight: ReadWeight, numbers: Numbers) -> None:
         self._weight, self._numbers = weight, numbers
 
-    def of(self, name: str, gold: Arrays, mask: np.ndarray, lane: str) -> SummedTap | None:
+    def of(self, name: str, reference: Arrays, mask: np.ndarray, lane: str) -> SummedTap | None:
         """Return how a tap is summed, None where its operator does not sum or lacks an operand.
 
         Args:
             name: of the tap.
-            gold: the reference's taps by full name, this stage's and the one before's output.
+            reference: the reference's taps by full name, this stage's and the one before's output.
             mask: what each query sees [B T S].
             lane: `f32` or `bf16`.
         """
@@ -84,10 +84,10 @@ class SummedTaps:
             operand.replace("layers.", f"layers.{layer}.", 1) for operand in OPERANDS.get(kind, ())
         ]
         if kind == "norm":
-            operands = [n for n in gold if split_name(n)[0] == "layers.output"][-1:]
-        if not operands or any(operand not in gold for operand in operands):
+            operands = [n for n in reference if split_name(n)[0] == "layers.output"][-1:]
+        if not operands or any(operand not in reference for operand in operands):
             return None
-        given = [_rounded(gold[o], _dtype(o, dtype)) for o in operands]
+        given = [_rounded(reference[o], _dtype(o, dtype)) for o in operands]
         if kind == "layers.attn_scores":
             return _scores(given[0], given[1], self._numbers.scale)
         if kind == "layers.attn_probs":

@@ -2,7 +2,7 @@
 
 NumPy alone. Three steps, each only for the tokens that the last one leaves near an alarm:
 
-1. what honest variants differ by on this machine (`parity.tolerance.noise_floor`);
+1. what honest variants differ by on this machine (`parity.comparison.tolerance.noise_floor`);
 2. the envelope of what orders of summation cost (`parity.noise.envelope`): first the walk alone,
    which is cheap, then the partial sums themselves;
 3. the operator itself, run in float32 in each order (`parity.noise.orders`): an alarm stands only
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity import logits
-from parity.gold import Difference, Gold
+from parity.comparison import logits
+from parity.comparison.difference import TapDifference
+from parity.comparison.reference import ReferenceTap
 from parity.noise.envelope import error_bound, sum_variance, walk_variance
 from parity.noise.operators import SummedTap
 from parity.noise.orders import TRIALS
@@ -45,7 +46,7 @@ Variance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise of one tap, row by row (of `Gold.live`).
+    """The noise of one tap, row by row (of `ReferenceTap.live`).
 
     Attributes:
         norm, peak: what an honest error's norm and its largest element may be, relative.
@@ -62,8 +63,8 @@ class Floor:
 class _Near:
     """The rows that are near an alarm."""
 
-    found: Difference
-    gold: Gold
+    found: TapDifference
+    reference: ReferenceTap
     limits: tuple[float, float]
     norm: np.ndarray
     peak: np.ndarray
@@ -95,22 +96,22 @@ class _Near:
             errors: their size [rows, elements]; what a query does not see does not count.
         """
         errors = np.where(self._cells(rows), errors, 0.0)
-        if self.gold.kind == "logits":
-            gold = self.gold.array.reshape(self.gold.live.size, -1)[rows]
-            sizes = logits.sizes(gold)
+        if self.reference.kind == "logits":
+            reference = self.reference.array.reshape(self.reference.live.size, -1)[rows]
+            sizes = logits.sizes(reference)
             # All of a token's log-probabilities move by the likely ones' errors as well.
-            errors = np.hypot(errors, logits.expected(gold, errors)[:, None])
+            errors = np.hypot(errors, logits.expected(reference, errors)[:, None])
         else:
-            norm, peak = self.gold.sizes
+            norm, peak = self.reference.sizes
             sizes = norm.reshape(-1)[rows], peak.reshape(-1)[rows]
         return np.sqrt(np.square(errors).sum(-1)) / sizes[0], errors.max(-1) / sizes[1]
 
     def of_values(self, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far values [rows, elements] are from the gold, as the tap is judged."""
-        gold = self.gold.array.reshape(self.gold.live.size, -1)[rows]
-        if self.gold.kind == "logits":
-            return logits.distance(values.astype(np.float64), gold)
-        return self.of_errors(rows, abs(values.astype(np.float64) - gold))
+        """Return how far values [rows, elements] are from the reference, as the tap is judged."""
+        reference = self.reference.array.reshape(self.reference.live.size, -1)[rows]
+        if self.reference.kind == "logits":
+            return logits.distance(values.astype(np.float64), reference)
+        return self.of_errors(rows, abs(values.astype(np.float64) - reference))
 
     def elements(self, rows: np.ndarray) -> np.ndarray:
         """Return how many elements of each row count."""
@@ -119,14 +120,14 @@ class _Near:
 
     @property
     def _width(self) -> int:
-        return self.gold.array.size // self.gold.live.size
+        return self.reference.array.size // self.reference.live.size
 
     def _cells(self, rows: np.ndarray) -> np.ndarray:
         """Return which elements of rows count; of an attention map those that a query sees."""
-        if self.gold.axes != "BNTS":
+        if self.reference.axes != "BNTS":
             return np.ones((1, 1), bool)
-        b, _, t = np.unravel_index(rows, self.gold.live.shape)
-        return np.asarray(self.gold.mask[b, t])
+        b, _, t = np.unravel_index(rows, self.reference.live.shape)
+        return np.asarray(self.reference.mask[b, t])
 
     def raise_to(self, rows: np.ndarray, norm: np.ndarray, peak: np.ndarray) -> None:
         """Let the floor be no lower than this; what overflowed is no measure."""
@@ -137,8 +138,8 @@ class _Near:
 
 def widened_floor(
     floor: Floor,
-    found: Difference,
-    gold: Gold,
+    found: TapDifference,
+    reference: ReferenceTap,
     operator: SummedTap,
     limits: tuple[float, float],
 ) -> Floor:
@@ -146,12 +147,12 @@ def widened_floor(
 
     Args:
         floor: as measured.
-        found: how far the subject is from the gold.
-        gold: the reference's tap.
+        found: how far the subject is from the reference.
+        reference: the reference's tap.
         operator: how the tap is summed.
         limits: on the norm and on the largest element, in units of noise.
     """
-    near = _Near(found, gold, limits, floor.norm.copy(), floor.peak.copy())
+    near = _Near(found, reference, limits, floor.norm.copy(), floor.peak.copy())
     source = floor.source
     with np.errstate(all="ignore"):  # a faulty subject's figures may be anything
         for variance in (walk_variance, sum_variance):
@@ -212,7 +213,7 @@ def _tried(near: _Near, operator: SummedTap) -> str:
         The order that errs most, and so comes nearest; `BEYOND` where the subject errs by more than
         any can; empty where no row was beyond its limit.
     """
-    nearest, done = "", np.zeros(near.gold.live.size, bool)
+    nearest, done = "", np.zeros(near.reference.live.size, bool)
 
     def left() -> np.ndarray:
         rows = near.rows(TRIED)

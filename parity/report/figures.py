@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.exhibit import Exhibit, Grid
-from parity.maps import (
+from parity.comparison.attention_image import (
     HIDDEN,
     LEAKED,
     LEVELS,
@@ -21,9 +20,10 @@ from parity.maps import (
     NO_NUMBER,
     NOTHING,
     VISIBLE,
-    Maps,
+    AttentionImages,
     fold_cells,
 )
+from parity.comparison.snapshot import ErrorGrid, PassSnapshot
 from parity.report.sprites import marks, picture, tiled
 from parity.report.wording import place
 from parity.result import TapRow
@@ -139,7 +139,7 @@ def outside_layers(rows: Sequence[TapRow]) -> list[TapRow]:
     return list(found.values())
 
 
-def token_grid(grid: Grid, limit: float) -> dict[str, Any]:
+def token_grid(grid: ErrorGrid, limit: float) -> dict[str, Any]:
     """Return stages by tokens of one run; rows of the batch stand side by side, one gap apart."""
     stages, batch, columns = grid.rho.shape
     gap = np.full((stages, 1), np.nan)
@@ -234,7 +234,7 @@ def _stage(point: dict[str, Any]) -> str:
     return point["name"] if layer is None else str(layer)
 
 
-def sheet(maps: Maps) -> Picture:
+def sheet(maps: AttentionImages) -> Picture:
     """Return the maps of a layer as one sprite: a row of tiles a head, JAX, PyTorch, difference."""
     tiles, wrong = [], []
     for weights, cells in zip(maps.weights, maps.cells, strict=True):
@@ -254,18 +254,18 @@ def sheet(maps: Maps) -> Picture:
     return Picture(picture(tiled(tiles)), marks(tiled(wrong)), 3, len(maps.heads), width, height)
 
 
-def masks(exhibit: Exhibit) -> dict[str, Any]:
+def masks(snapshot: PassSnapshot) -> dict[str, Any]:
     """Return the intended mask and the observed ones of a pass, a row of tiles a batch row."""
-    intended = np.where(exhibit.mask, VISIBLE, HIDDEN).astype(np.uint8)
+    intended = np.where(snapshot.mask, VISIBLE, HIDDEN).astype(np.uint8)
     columns = [("intended", intended)]
-    if exhibit.given is not None:
+    if snapshot.given is not None:
         given = intended.copy()
-        live = exhibit.mask.any(2, keepdims=True)  # what a pad attends to is nobody's concern
-        given[exhibit.given & ~exhibit.mask & live] = LEAKED
-        given[~exhibit.given & exhibit.mask] = LOST
+        live = snapshot.mask.any(2, keepdims=True)  # what a pad attends to is nobody's concern
+        given[snapshot.given & ~snapshot.mask & live] = LEAKED
+        given[~snapshot.given & snapshot.mask] = LOST
         columns.append(("observed: the mask it reports", given))
-    if exhibit.obeyed is not None:
-        obeyed = exhibit.obeyed
+    if snapshot.obeyed is not None:
+        obeyed = snapshot.obeyed
         since = f", from query {obeyed.start} on" if obeyed.start else ""
         name = f"observed: who carries weight in layer {obeyed.layer}{since}"
         columns.append((name, obeyed.cells))

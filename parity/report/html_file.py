@@ -18,8 +18,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from parity.exhibit import Exhibit
-from parity.maps import LEVELS, SMALLEST_WEIGHT, Maps
+from parity.comparison.attention_image import LEVELS, SMALLEST_WEIGHT, AttentionImages
+from parity.comparison.snapshot import PassSnapshot
 from parity.output_files import write_text
 from parity.report import figures
 from parity.report.figures import Picture
@@ -127,9 +127,9 @@ class _Model:
         groups: dict[tuple[str, str, str], list[TapRow]] = {}
         for row in result.rows:
             groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
-        exhibits = {(e.lane, e.scenario, mode): e for e in result.exhibits for mode in e.grids}
+        snapshots = {(e.lane, e.scenario, mode): e for e in result.snapshots for mode in e.grids}
         self.runs = [
-            self._run(number, group, rows, exhibits.get(group))
+            self._run(number, group, rows, snapshots.get(group))
             for number, (group, rows) in enumerate(groups.items())
         ]
         self.lines = list(dict.fromkeys((run["lane"], run["mode"]) for run in self.runs))
@@ -155,14 +155,14 @@ class _Model:
         number: int,
         group: tuple[str, str, str],
         rows: list[TapRow],
-        exhibit: Exhibit | None,
+        snapshot: PassSnapshot | None,
     ) -> dict[str, Any]:
         lane, scenario, mode = group
         worst = max(rows, key=lambda r: (not r.passed, nearest(r)[0]))
         operators = figures.operator_grid(rows)
         tokens = None
-        if exhibit is not None and scenario in self.result.texts:
-            tokens = figures.token_grid(exhibit.grids[mode], worst.limit)
+        if snapshot is not None and scenario in self.result.texts:
+            tokens = figures.token_grid(snapshot.grids[mode], worst.limit)
             tokens["taps"] = self._sprite(tokens["taps"])
         for grid in (operators, tokens):
             if grid is not None:
@@ -173,7 +173,7 @@ class _Model:
             "lane": lane,
             "scenario": scenario,
             "mode": mode,
-            "pass": exhibit.name if exhibit is not None else "",
+            "pass": snapshot.name if snapshot is not None else "",
             "worst": worst,
             "nearest": nearest(worst),
             "error": max(row.error for row in rows),
@@ -195,23 +195,23 @@ class _Model:
 
     def passes(self) -> list[dict[str, Any]]:
         """Return masks and attention maps by pass, those of the run shown first before others."""
-        ordered = sorted(self.result.exhibits, key=lambda e: e.name != self.start["pass"])
+        ordered = sorted(self.result.snapshots, key=lambda e: e.name != self.start["pass"])
         room = self.room - sum(s.bytes for s in self.sprites) - len(json.dumps(self.data()))
         found = []
-        for exhibit in ordered:
-            mask = figures.masks(exhibit)
+        for snapshot in ordered:
+            mask = figures.masks(snapshot)
             mask["sprite"] = self._sprite(mask["picture"])
             room -= mask["picture"].bytes
             sheets = []
-            for what, maps in _sheets(exhibit, in_full=exhibit is ordered[0]):
+            for what, maps in _sheets(snapshot, in_full=snapshot is ordered[0]):
                 made = figures.sheet(maps)
                 size = made.bytes + 3 * len(maps.heads) * _TILE_BYTES
                 if size > room:
-                    self.left_out.append(f"{exhibit.name} layer {maps.layer}")
+                    self.left_out.append(f"{snapshot.name} layer {maps.layer}")
                     continue
                 room -= size
                 sheets.append({"maps": maps, "sprite": self._sprite(made), "what": what})
-            found.append({"exhibit": exhibit, "mask": mask, "sheets": sheets})
+            found.append({"snapshot": snapshot, "mask": mask, "sheets": sheets})
         return found
 
     def data(self) -> dict[str, Any]:
@@ -244,15 +244,15 @@ def _picked(grid: dict[str, Any] | None, *names: str) -> dict[str, Any] | None:
     return None if grid is None else {name: grid[name] for name in names}
 
 
-def _sheets(exhibit: Exhibit, *, in_full: bool) -> Iterator[tuple[str, Maps]]:
+def _sheets(snapshot: PassSnapshot, *, in_full: bool) -> Iterator[tuple[str, AttentionImages]]:
     """Yield a pass's maps: the first failing layer, its flagged heads in full, then the others."""
-    failing, details = exhibit.failed_layer, exhibit.details
-    folded = failing in exhibit.sheets and exhibit.sheets[failing].step > 1
-    if failing in exhibit.sheets:
-        yield "the first failing layer", exhibit.sheets[failing]
+    failing, details = snapshot.failed_layer, snapshot.details
+    folded = failing in snapshot.sheets and snapshot.sheets[failing].step > 1
+    if failing in snapshot.sheets:
+        yield "the first failing layer", snapshot.sheets[failing]
     if details is not None and in_full and folded:
         yield "the heads most at odds", details
-    for layer, maps in sorted(exhibit.sheets.items()):
+    for layer, maps in sorted(snapshot.sheets.items()):
         if layer != failing:
             yield "", maps
 

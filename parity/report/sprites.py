@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from parity.maps import LEVELS, NOTHING
+from parity.comparison.attention_image import LEVELS, NOTHING
 
 # Light to dark blue; the reserved colour is vermilion.
 _SCALE = ("#d3e3f3", "#a6c8e4", "#6fa8d3", "#3f86bf", "#1f639f", "#0f4480", "#082a5c", "#03163a")

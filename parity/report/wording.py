@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from parity.extent import Extent
+from parity.comparison.extent import Extent
 from parity.locate import unseen_before
 from parity.result import DifferenceKind, Divergence, Result, TapRow
 

@@ -14,13 +14,13 @@ import jax
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs, decode_chunks
-from parity.lineup import EVERY, WHOLE, further_variants, lineup, summed_taps
 from parity.locate import first_divergence
-from parity.lockstep import walk
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.participants import Participant
+from parity.lockstep.rerun import run_until_sure
+from parity.lockstep.setup import EVERY, WHOLE, further_variants, participants_for, summed_taps
 from parity.noise import one_hot
 from parity.noise.operators import SummedTaps
-from parity.parties import Entry
-from parity.rerun import walk_until_sure
 from parity.result import Divergence
 from parity.scenarios import scenario
 from parity.selftest.fault import Fault, FaultySubject, faulty_model
@@ -69,22 +69,22 @@ class Bench:
         self.checkpoint: Checkpoint = checkpoint(model)
         self.lane = lane
         self._inputs: dict[str, Inputs] = {}
-        self._asked: dict[frozenset[str], list[Entry]] = {}
+        self._asked: dict[frozenset[str], list[Participant]] = {}
         self._memos: dict[tuple[str, str, frozenset[str] | None], Memo] = {}
 
     @cached_property
-    def _reference(self) -> TorchReference:
+    def _model(self) -> TorchReference:
         return TorchReference(self.checkpoint, dtype="f64")
 
     @cached_property
-    def _gold(self) -> Memo:
-        return Memo(self._reference)
+    def _reference(self) -> Memo:
+        return Memo(self._model)
 
     @cached_property
     def _summed(self) -> SummedTaps:
-        return summed_taps(self._reference)
+        return summed_taps(self._model)
 
-    def _beside(self, absent: frozenset[str]) -> list[Entry]:
+    def _beside(self, absent: frozenset[str]) -> list[Participant]:
         """Return everybody that `parity run` would ask beside a subject; they remember answers.
 
         Isolated runs are forced to what the subject shows: those beside another are other runs.
@@ -93,23 +93,27 @@ class Bench:
             absent: kinds of taps that the subject does not show.
         """
         if absent not in self._asked:
-            subject = copy.copy(self._gold)
+            subject = copy.copy(self._reference)
             subject.absent = absent
-            asked = lineup(self.checkpoint, self._gold, {self.lane: subject}, ("torch",), ("free",))
+            asked = participants_for(
+                self.checkpoint, self._reference, {self.lane: subject}, ("torch",), ("free",)
+            )
             self._asked[absent] = [
-                entry for one in asked[self.lane][1:] for entry in self._remembered(one, absent)
+                participant
+                for one in asked[self.lane][1:]
+                for participant in self._remembered(one, absent)
             ]
         return self._asked[absent]
 
-    def _remembered(self, one: Entry, absent: frozenset[str]) -> Iterator[Entry]:
-        if one.subject is self._gold:
+    def _remembered(self, one: Participant, absent: frozenset[str]) -> Iterator[Participant]:
+        if one.subject is self._reference:
             yield one
             return
         for modes, forced in ((WHOLE, None), (("isolated",), absent)):
             key = one.subject.name, one.subject.dtype, forced
             memo = self._memos.setdefault(key, Memo(cast(CachedSubject, one.subject)))
             if taken := tuple(mode for mode in one.modes if mode in modes):
-                yield Entry(memo, one.roles, taken)
+                yield Participant(memo, one.roles, taken)
 
     def inputs(self, name: str) -> Inputs:
         """Return a scenario's inputs, built once.
@@ -140,23 +144,23 @@ class Bench:
             mode: `free` (and isolated beside it), `decode` or `grad`.
         """
         inputs = self.inputs(name)
-        entries = [Entry(subject, frozenset({"subject"}), EVERY)]
+        participants = [Participant(subject, frozenset({"subject"}), EVERY)]
         if isinstance(subject, JaxLlama):
-            whole = Entry(subject.production(), frozenset({"production"}), ("free", "grad"))
-            entries.append(whole)
+            whole = Participant(subject.production(), frozenset({"production"}), ("free", "grad"))
+            participants.append(whole)
         modes = ("free", "isolated") if mode == "free" else (mode,)
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            record = walk_until_sure(
+            record = run_until_sure(
                 partial(
-                    walk,
+                    run_lockstep,
                     parts=[inputs],
-                    gold=self._gold,
+                    reference=self._reference,
                     modes=modes,
                     layers=self.checkpoint.config.num_hidden_layers,
                     chunks=decode_chunks(inputs) if mode == "decode" else None,
                     summed=self._summed,
                 ),
-                {self.lane: [*entries, *self._beside(subject.absent)]},
+                {self.lane: [*participants, *self._beside(subject.absent)]},
                 partial(further_variants, self.checkpoint),
             )
             if one_hot.asked(modes, [self.lane]) and not any(r.misshapen for r in record.rows):
@@ -168,7 +172,7 @@ class Bench:
         return Judgement(verdict, first, figures=figures(record.rows))
 
     def inject(self, fault: Fault) -> Judgement:
-        """Judge the subject that has a fault, on the inputs that show it."""
+        """Comparator the subject that has a fault, on the inputs that show it."""
         return self.judge(self._subject(fault), fault.scenario, fault.mode)
 
     def cause(self, fault: Fault, first: Divergence) -> dict[str, Any] | None:
@@ -182,23 +186,23 @@ class Bench:
             )
 
     def clean(self, scenario: str, mode: str) -> Judgement:
-        """Judge the subject without a fault, on the same code path."""
+        """Comparator the subject without a fault, on the same code path."""
         return self.judge(self._subject(None), scenario, mode)
 
     def compiled(self, scenario: str, mode: str, backend: Backend) -> Judgement:
-        """Judge the model as users run it, compiled, on an attention backend."""
+        """Comparator the model as users run it, compiled, on an attention backend."""
         with jax.enable_x64(True):
             model = faulty_model(self.checkpoint, None)
             subject = JaxLlama(model, self.lane, backend=backend)
         return self.judge(subject, scenario, mode)
 
     def witness(self, scenario: str, mode: str, variant: Variant) -> Judgement:
-        """Judge an honest variant of the reference, as if it were the subject."""
+        """Comparator an honest variant of the reference, as if it were the subject."""
         subject = TorchReference(self.checkpoint, dtype=self.lane, variant=variant)
         return self.judge(subject, scenario, mode)
 
     def imitated(self, machine: Machine, scenario: str, mode: str) -> Judgement:
-        """Judge the reference as another machine would run it.
+        """Comparator the reference as another machine would run it.
 
         The verdict is `no effect` if no operator gave other bits than here.
         """

@@ -150,7 +150,7 @@ def perform(task: Task) -> Row:
 
 
 def _explained(fault: Fault) -> Judgement:
-    """Judge a fault, then ask for its cause; failing to explain is no failure to detect."""
+    """Comparator a fault, then ask for its cause; failing to explain is no failure to detect."""
     bench = benches().of(fault)
     judged = bench.inject(fault)
     if judged.verdict != "divergent" or judged.first is None:

@@ -14,11 +14,11 @@ from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
+from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, chosen
 from parity.prepare import reconfigured, weights_dtype
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama import JaxLlama
-from parity.tolerance import UNIT_ROUNDOFF
 
 # From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
 # traces, `package.module:name`.

@@ -36,7 +36,7 @@ class Torch:
         return to_numpy(value)
 
     def like(self, array: np.ndarray, value: Tensor) -> Tensor:
-        # A copy: a module that works in place would write into the gold's own memory.
+        # A copy: a module that works in place would write into the reference's own memory.
         return to_torch(np.ascontiguousarray(array)).to(value.dtype, copy=True)
 
     def permute(self, value: Tensor, order: list[int]) -> Tensor:

@@ -133,7 +133,7 @@ class JaxRun:
         if self._chunk == len(self._ranges):
             raise RuntimeError("every stage of this run has been handed over")
         stage = self._stage
-        # Nobody writes to what the gold has shown, so on a CPU it need not be copied.
+        # Nobody writes to what the reference has shown, so on a CPU it need not be copied.
         forced = {n: jax.device_put(value, may_alias=True) for n, value in (force or {}).items()}
         if stage == 0:
             taps = self._embed(forced)

@@ -1,4 +1,4 @@
-"""Our own Llama in eager PyTorch: the gold in float64, a witness in float32 and bfloat16.
+"""Our own Llama in eager PyTorch: the reference in float64, a witness in float32 and bfloat16.
 
 It is written to be read beside the model it judges, and shares nothing with it but the
 configuration's fields. Each operator is a small method that sees tensors alone: a subclass that

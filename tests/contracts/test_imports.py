@@ -42,10 +42,10 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
     planted = {
         "jaxllama/rope.py": "def _planted() -> None:\n    import torch\n",
         "jaxllama/cache.py": "from jaxllama import attention\n",
-        "parity/distance.py": "from parity.taps import jax\n",
+        "parity/comparison/tap.py": "from parity.taps import jax\n",
         "parity/taps.py": "import jax\n",
         "jaxllama/unplaced.py": "",
-        "parity/gold.py": "def _planted() -> None:\n    from parity import runner\n",
+        "parity/comparison/reference.py": "def _planted():\n    from parity import runner\n",
         "parity/nowhere.py": "",
     }
     for name, line in planted.items():
@@ -59,7 +59,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
         "unplaced",
-        "parity.gold -> parity.runner",
+        "parity.comparison.reference -> parity.runner",
         "nowhere",
     ):
         assert said in outcome.stdout, outcome.stdout
@@ -91,7 +91,7 @@ for module in pkgutil.walk_packages(jaxllama.__path__, "jaxllama."):
 
 
 def test_the_core_of_parity_loads_numpy_alone():
-    loaded = loaded_by("import parity.taps, parity.distance, parity.tolerance, parity.locate")
+    loaded = loaded_by("import parity.taps, parity.comparison, parity.locate")
     assert {"parity", "numpy"} <= loaded
     assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
 

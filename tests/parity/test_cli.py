@@ -181,7 +181,9 @@ def test_a_failed_run_leaves_no_report(parity, tmp_path: Path) -> None:
 def test_an_interrupt_has_a_word_and_leaves_nothing(
     parity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity.lockstep.give_back", lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "parity.lockstep.engine.release_freed_memory", lambda: signal.raise_signal(signal.SIGINT)
+    )
     ran = parity("run", *SMALL, "--json", str(tmp_path / "out.json"))
     assert (ran.code, ran.out, ran.err) == (130, "", "interrupted; nothing was written\n")
     assert os.listdir(tmp_path) == []

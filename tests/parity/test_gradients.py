@@ -24,7 +24,7 @@ from jaxllama.model import Llama
 from parity import gradients, runner
 from parity.inputs import Inputs, visible
 from parity.locate import first_divergence
-from parity.parties import Entry
+from parity.lockstep.participants import Participant
 from parity.result import Divergence, TapRow
 from parity.subjects import given
 from parity.subjects.base import Arrays, GeneratedRun
@@ -67,7 +67,7 @@ class Faulty:
 
 
 def judged(checkpoint: Checkpoint, subject: Any, *inputs: Inputs) -> list[TapRow]:
-    records = gradients.judge_gradients(checkpoint, {subject.dtype: subject}, (), inputs)
+    records = gradients.compare_gradients(checkpoint, {subject.dtype: subject}, (), inputs)
     return [row for record in records for row in record.rows]
 
 
@@ -105,7 +105,7 @@ def test_a_backward_pass_is_read_from_its_end() -> None:
     ]
 
 
-# The gold.
+# The reference.
 
 
 def test_successors_pass_over_pads_and_end_with_documents(checkpoint: Checkpoint) -> None:
@@ -181,15 +181,15 @@ def test_a_witness_slightly_wrong_in_its_gradients_is_called_wrong(
         def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return super().scores(q, k) * 1.001
 
-    line_up = gradients.lineup
+    line_up = gradients.participants_for
 
-    def with_another(*given: Any) -> dict[str, list[Entry]]:
+    def with_another(*given: Any) -> dict[str, list[Participant]]:
         wrong = Wrong(checkpoint, dtype="f32")
         wrong.name = "wrong"
-        entry = Entry(wrong, frozenset({"witness"}), ("grad",))
+        entry = Participant(wrong, frozenset({"witness"}), ("grad",))
         return {lane: [*present, entry] for lane, present in line_up(*given).items()}
 
-    monkeypatch.setattr(gradients, "lineup", with_another)
+    monkeypatch.setattr(gradients, "participants_for", with_another)
     result = runner.run(checkpoint, modes="grad", dtypes="f32", length=T)
     assert result.verdict == "inconclusive"
     assert {row.witness for row in result.disagreeing} == {"wrong"}
@@ -291,7 +291,7 @@ def test_a_gradient_that_is_missing_leaves_the_verdict_open(
             return GeneratedRun(stages())
 
     subject = Forgetful(checkpoint, lambda _: None)
-    (record,) = gradients.judge_gradients(checkpoint, {subject.dtype: subject}, (), [packed])
+    (record,) = gradients.compare_gradients(checkpoint, {subject.dtype: subject}, (), [packed])
     assert record.unmatched == {"grad.model.norm.weight"}
 
 

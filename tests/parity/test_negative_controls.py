@@ -1,7 +1,7 @@
 """Faults that real ports had, put into the JAX side: each must be detected, at its first wrong tap.
 
-The whole catalogue runs with `parity selftest`; here are its best-known entries, and faults that
-are in no catalogue at all.
+The whole catalogue runs with `parity selftest`; here are its best-known participants, and faults
+that are in no catalogue at all.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import REMEDY, find_browser
-from exhibits import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from records import result
+from snapshots import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 
 from parity.report import html_file
 from parity.report.sprites import VIOLATION
@@ -221,10 +221,10 @@ def test_a_missing_browser_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_through_the_cache_has_maps_of_its_own(browser: Browser, tmp_path: Path) -> None:
     whole, pieces = pictured(), decoded()
-    sheets = pieces.exhibits[0].sheets
+    sheets = pieces.snapshots[0].sheets
     sheets[0] = replace(sheets[0], start=3)
-    rows, exhibits = whole.rows + pieces.rows, whole.exhibits + pieces.exhibits
-    html_file.write(result(rows, exhibits=exhibits, texts=whole.texts), tmp_path / "both.html")
+    rows, snapshots = whole.rows + pieces.rows, whole.snapshots + pieces.snapshots
+    html_file.write(result(rows, snapshots=snapshots, texts=whole.texts), tmp_path / "both.html")
     visit = Visit(browser, tmp_path / "both.html")
     shown = visit.page.locator(".pass:visible summary").first
     assert "through the cache" not in shown.inner_text()

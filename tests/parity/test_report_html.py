@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exhibits import CAUSE, SCRIPT, crowded, decoded, leaking, pictured, rotated
 from records import result, row, witness_row
+from snapshots import CAUSE, SCRIPT, crowded, decoded, leaking, pictured, rotated
 
 from jaxllama.errors import InputError
-from parity.maps import LEAKED, LOST
+from parity.comparison.attention_image import LEAKED, LOST
 from parity.report import figures, html_file, sprites
 from parity.result import Result
 from parity.subjects.base import Arrays
@@ -123,15 +123,15 @@ def test_a_result_without_pictures_has_a_page() -> None:
 
 def test_violations_are_on_the_maps_and_masks() -> None:
     found = pictured(leaking)
-    (exhibit,) = found.exhibits
-    assert exhibit.failed_layer == 1
-    mask = figures.masks(exhibit)
+    (snapshot,) = found.snapshots
+    assert snapshot.failed_layer == 1
+    mask = figures.masks(snapshot)
     assert mask["wrong"] == [[0, 0], [0, 0], [2, 0]]
     assert mask["columns"][2] == "observed: who carries weight in layer 1"
-    cells = exhibit.sheets[1].cells
+    cells = snapshot.sheets[1].cells
     assert (cells == LEAKED).sum() == (cells == LOST).sum() == 1
-    assert figures.sheet(exhibit.sheets[1]).marks is not None
-    assert figures.sheet(exhibit.sheets[0]).marks is None
+    assert figures.sheet(snapshot.sheets[1]).marks is not None
+    assert figures.sheet(snapshot.sheets[0]).marks is None
     assert "✗ 2 cells" in Page(html_file.page(found)).text
 
 
@@ -143,13 +143,13 @@ def test_maps_of_a_run_through_a_cache_are_put_together() -> None:
             taps["layers.1.attn_probs"][0, 1, 0, 0] = 0.0
 
     found, whole = decoded(late), pictured()
-    (exhibit,), (other,) = found.exhibits, whole.exhibits
-    first = exhibit.sheets[0]
+    (snapshot,), (other,) = found.snapshots, whole.snapshots
+    first = snapshot.sheets[0]
     assert (first.weights == other.sheets[0].weights).all() and first.start == 0
     assert (first.cells == other.sheets[0].cells).all()
-    assert exhibit.failed_layer == 1
-    assert np.argwhere(exhibit.sheets[1].cells == LOST).tolist() == [[1, 3, 0]]
-    mask = figures.masks(exhibit)
+    assert snapshot.failed_layer == 1
+    assert np.argwhere(snapshot.sheets[1].cells == LOST).tolist() == [[1, 3, 0]]
+    mask = figures.masks(snapshot)
     assert mask["columns"][-1] == "observed: who carries weight in layer 1, from query 3 on"
     assert mask["wrong"] == [[0, 0], [0, 0], [1, 0]]
     text = Page(html_file.page(found)).text
@@ -221,9 +221,9 @@ def test_the_worst_place_is_named_with_its_tokens() -> None:
 
 def test_large_maps_are_shown_where_small_ones_are_folded() -> None:
     found = pictured(leaking)
-    (exhibit,) = found.exhibits
+    (snapshot,) = found.snapshots
     assert "the heads most at odds" not in html_file.page(found)
-    exhibit.sheets[1] = replace(exhibit.sheets[1], step=6)
+    snapshot.sheets[1] = replace(snapshot.sheets[1], step=6)
     assert "the heads most at odds" in html_file.page(found)
 
 

@@ -11,7 +11,7 @@ import pytest
 from records import result, row, witness_row
 from rich.console import Console
 
-from parity.extent import Extent
+from parity.comparison.extent import Extent
 from parity.report.terminal import MOST_LAYERS, show
 from parity.report.wording import place, summary
 from parity.result import Result

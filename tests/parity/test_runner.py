@@ -17,8 +17,8 @@ from jaxllama.checkpoint.samples import tiny
 from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
 from parity import runner
-from parity.inputs import Inputs
-from parity.parties import Entry
+from parity.inputs import DECODE_STEPS, Inputs, decode_chunks
+from parity.lockstep.participants import Participant
 from parity.result import Result
 from parity.subjects import given
 from parity.subjects.base import Arrays
@@ -142,13 +142,17 @@ def test_a_wrong_shape_is_divergent_not_an_error() -> None:
 
 
 def test_a_wrong_witness_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    lineup = runner.lineup
+    participants_for = runner.participants_for
 
-    def with_another(checkpoint: Any, *more: Any) -> dict[str, list[Entry]]:
-        wrong = Entry(_WrongWitness(checkpoint, dtype="f64"), frozenset({"witness"}), ("free",))
-        return {lane: [*present, wrong] for lane, present in lineup(checkpoint, *more).items()}
+    def with_another(checkpoint: Any, *more: Any) -> dict[str, list[Participant]]:
+        wrong = Participant(
+            _WrongWitness(checkpoint, dtype="f64"), frozenset({"witness"}), ("free",)
+        )
+        return {
+            lane: [*present, wrong] for lane, present in participants_for(checkpoint, *more).items()
+        }
 
-    monkeypatch.setattr(runner, "lineup", with_another)
+    monkeypatch.setattr(runner, "participants_for", with_another)
     result = quick(modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
     assert [row.witness for row in result.disagreeing] == ["wrong"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.distance import difference
-from parity.gold import Difference
+from parity.comparison.difference import TapDifference
+from parity.comparison.tap import difference
 
 rng = np.random.default_rng(5)
 
@@ -18,8 +18,12 @@ def activations(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape)
 
 
-def compared(name: str, subject: np.ndarray, gold: np.ndarray, **kwargs: np.ndarray) -> Difference:
-    return difference(name, subject, gold, kwargs.get("valid", VALID), kwargs.get("mask", MASK))
+def compared(
+    name: str, subject: np.ndarray, reference: np.ndarray, **kwargs: np.ndarray
+) -> TapDifference:
+    return difference(
+        name, subject, reference, kwargs.get("valid", VALID), kwargs.get("mask", MASK)
+    )
 
 
 def softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:

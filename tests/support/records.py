@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.gold import Worst
+from parity.comparison.difference import WorstElement
 from parity.inputs import Inputs
 from parity.locate import first_divergence
 from parity.result import Result, TapRow, WitnessRow
@@ -34,7 +34,7 @@ def row(tap: str, *, failed: bool = False, **changes: Any) -> TapRow:
         "limit": 32.0,
         "peak_rho": rho,
         "peak_limit": 64.0,
-        "worst": Worst({"B": 0, "T": 3, "D": 5}, 1.5, 1.25) if failed else None,
+        "worst": WorstElement({"B": 0, "T": 3, "D": 5}, 1.5, 1.25) if failed else None,
     }
     return TapRow(**(fields | changes))
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from rich.table import Table
 
+from parity.comparison.tolerance import LIMITS
 from parity.selftest.figures import Figure
 from parity.selftest.machines.catalogue import PLACES
-from parity.tolerance import LIMITS
 
 # What a mode is called, and the mode whose limits it has.
 MODES = {"isolated": "isolated", "chained": "free", "free": "free"}

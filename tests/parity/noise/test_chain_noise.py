@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from jaxllama.checkpoint import Checkpoint, tiny
-from parity.distance import against
-from parity.gold import Difference, Gold
+from parity.comparison.difference import TapDifference
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.tap import compare_tap
 from parity.inputs import Inputs
-from parity.lineup import lineup, summed_taps
-from parity.lockstep import walk
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.setup import participants_for, summed_taps
 from parity.noise.operators import SummedTaps
 from parity.result import TapRow
 from parity.scenarios import scenario
@@ -150,10 +151,10 @@ class Operators:
             return m.rms_norm(x[0], "model.norm")
         return m.linear(x[0].to(m.wide), "lm_head")
 
-    def give(self, gold: Mapping[str, np.ndarray]) -> None:
+    def give(self, reference: Mapping[str, np.ndarray]) -> None:
         """Take the reference's values, each in the dtype of the value in whose place it stands."""
         nothing = frozenset[str]()
-        for name, value in gold.items():
+        for name, value in reference.items():
             if split_name(name)[0] not in ALWAYS:
                 self.given[name] = to_torch(value).to(self._value(name, nothing).dtype)
 
@@ -208,13 +209,13 @@ class Judged:
         encode = lambda text: [byte % 300 for byte in text.encode()]  # noqa: E731
         self.inputs = scenario("causal", encode, config, length=length)
         reference = TorchReference(self.checkpoint, dtype="f64")
-        self.gold = Memo(reference)
+        self.reference = Memo(reference)
         self.summed: SummedTaps | None = summed_taps(reference)
-        run = self.gold.start(self.inputs)
-        self._gold = {name: x for _ in range(DEPTH + 2) for name, x in run.step().items()}
+        run = self.reference.start(self.inputs)
+        self._reference = {name: x for _ in range(DEPTH + 2) for name, x in run.step().items()}
         self._recorded: dict[tuple[str, str], Operators] = {}
         self._model = model
-        self._distances: dict[tuple[int, int], Difference] = {}
+        self._distances: dict[tuple[int, int], TapDifference] = {}
 
     def operators(self, dtype: str, variant: str | None = None) -> Operators:
         """Return what the model under judgement computes, or a variant of the reference."""
@@ -225,15 +226,15 @@ class Judged:
                 else TorchReference(self.checkpoint, dtype=dtype, variant=variant)  # type: ignore[arg-type]
             )
             recorded = Operators(made, self.inputs)
-            recorded.give(self._gold)
+            recorded.give(self._reference)
             self._recorded[dtype, variant or ""] = recorded
         return self._recorded[dtype, variant or ""]
 
     def rows(self, named: Sequence[str]) -> list[TapRow]:
         kinds = set(named)
         subjects = {lane: Named(self.operators(lane), kinds) for lane in LANES}
-        asked = lineup(self.checkpoint, self.gold, subjects, (), ("isolated",))
-        entries = {
+        asked = participants_for(self.checkpoint, self.reference, subjects, (), ("isolated",))
+        participants = {
             lane: [
                 replace(one, subject=self._noise(one.subject, kinds))
                 if isinstance(one.subject, TorchReference)
@@ -243,19 +244,26 @@ class Judged:
             for lane, present in asked.items()
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("parity.lockstep.against", self._against)
-            return walk(
-                entries, [self.inputs], self.gold, ("isolated",), DEPTH, summed=self.summed
+            patch.setattr("parity.lockstep.engine.compare_tap", self._against)
+            return run_lockstep(
+                participants,
+                [self.inputs],
+                self.reference,
+                ("isolated",),
+                DEPTH,
+                summed=self.summed,
             ).rows
 
     def _noise(self, subject: TorchReference, kinds: set[str]) -> Named:
         return Named(self.operators(subject.dtype, subject.variant), kinds, shows=False)
 
-    def _against(self, gold: Gold, array: np.ndarray, *, locate: bool = True) -> Difference:
+    def _against(
+        self, reference: ReferenceTap, array: np.ndarray, *, locate: bool = True
+    ) -> TapDifference:
         """Compare what is the same once: views of arrays that live as long as this does."""
-        key = gold.array.ctypes.data, array.ctypes.data
+        key = reference.array.ctypes.data, array.ctypes.data
         if key not in self._distances:
-            self._distances[key] = against(gold, array, locate=locate)
+            self._distances[key] = compare_tap(reference, array, locate=locate)
         found = self._distances[key]
         return replace(found, problems=list(found.problems), facts=dict(found.facts))
 
@@ -293,7 +301,7 @@ def test_what_is_recorded_is_what_a_run_that_is_given_values_shows() -> None:
             own = NamedRun(judged.operators(lane), frozenset(named))
             for stage in range(DEPTH + 2):
                 given = {
-                    name: judged._gold[name]
+                    name: judged._reference[name]
                     for name in stage_taps(stage, DEPTH)
                     if split_name(name)[0] in {*named, *ALWAYS}
                 }
@@ -311,8 +319,8 @@ def test_a_wrong_model_is_found_whatever_it_names() -> None:
 
 def test_the_limit_of_one_operator_alarms_on_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: judged as before, the exact model is called divergent."""
-    monkeypatch.setattr("parity.judge.runs_one_operator", lambda name, absent: True)
-    monkeypatch.setattr("parity.lineup.runs_chains", lambda absent: False)
+    monkeypatch.setattr("parity.lockstep.comparator.runs_one_operator", lambda name, absent: True)
+    monkeypatch.setattr("parity.lockstep.setup.runs_chains", lambda absent: False)
     judged = Judged(61)
     judged.summed = None
     given_all = partial(judged._noise, kinds=set(KINDS))

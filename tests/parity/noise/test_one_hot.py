@@ -10,13 +10,13 @@ import torch
 
 import parity
 from jaxllama.checkpoint import Checkpoint, tiny
+from parity.comparison.tolerance import PROBE_LIMIT
 from parity.explained import described_precision
-from parity.lineup import summed_taps
+from parity.lockstep.setup import summed_taps
 from parity.noise.one_hot import notes, probe_products
 from parity.result import TapRow
 from parity.scenarios import scenario
 from parity.subjects.torch_reference import TorchReference
-from parity.tolerance import PROBE_LIMIT
 
 Tensor = torch.Tensor
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jaxllama.checkpoint import tiny
-from parity.distance import against
-from parity.gold import Gold
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.tap import compare_tap
+from parity.comparison.tolerance import LIMITS, UNIT_ROUNDOFF
 from parity.inputs import Inputs
-from parity.lineup import summed_taps
+from parity.lockstep.setup import summed_taps
 from parity.noise.envelope import sum_variance
 from parity.noise.operators import SummedTap
 from parity.noise.orders import TRIALS
@@ -21,7 +22,6 @@ from parity.noise.widen import Floor, widened_floor
 from parity.scenarios import scenario
 from parity.subjects.torch_reference import TorchReference
 from parity.taps import split_name
-from parity.tolerance import LIMITS, UNIT_ROUNDOFF
 
 SUMMED = (
     "layers.1.input_layernorm",
@@ -48,29 +48,31 @@ def _pass(
     return reference, inputs, taps
 
 
-def _operator(name: str, lane: str = "f32", *run: Any) -> tuple[Gold, SummedTap]:
+def _operator(name: str, lane: str = "f32", *run: Any) -> tuple[ReferenceTap, SummedTap]:
     reference, inputs, taps = _pass(*run)
     operator = summed_taps(reference).of(name, taps, inputs.mask, lane)
     assert operator is not None
-    return Gold(name, taps[name], inputs.valid, inputs.mask), operator
+    return ReferenceTap(name, taps[name], inputs.valid, inputs.mask), operator
 
 
-def _in_order(gold: Gold, operator: SummedTap, order: str) -> np.ndarray:
+def _in_order(reference: ReferenceTap, operator: SummedTap, order: str) -> np.ndarray:
     """Return the whole tap, summed in one order."""
-    live = np.flatnonzero(gold.live)
-    flat = np.zeros((gold.live.size, gold.array.size // gold.live.size))
+    live = np.flatnonzero(reference.live)
+    flat = np.zeros((reference.live.size, reference.array.size // reference.live.size))
     flat[live] = operator.finish(live, operator.sums(live, TRIALS[order]))
-    return flat.reshape(gold.array.shape).astype(np.float32)
+    return flat.reshape(reference.array.shape).astype(np.float32)
 
 
-def _widened(gold: Gold, operator: SummedTap, subject: np.ndarray) -> tuple[float, Floor]:
+def _widened(
+    reference: ReferenceTap, operator: SummedTap, subject: np.ndarray
+) -> tuple[float, Floor]:
     """Return the larger share of a limit, over the floor that a lucky machine would measure."""
-    found = against(gold, subject)
-    least = np.full(gold.live.shape, UNIT_ROUNDOFF["f32"] / 16)
+    found = compare_tap(reference, subject)
+    least = np.full(reference.live.shape, UNIT_ROUNDOFF["f32"] / 16)
     limits = LIMITS["f32"].isolated, LIMITS["f32"].peak("isolated")
-    floor = widened_floor(Floor(least, least), found, gold, operator, limits)
+    floor = widened_floor(Floor(least, least), found, reference, operator, limits)
     shares = [
-        float(np.where(gold.live, error / noise / limit, 0.0).max())
+        float(np.where(reference.live, error / noise / limit, 0.0).max())
         for error, noise, limit in zip(
             (found.relative, found.peak), (floor.norm, floor.peak), limits, strict=True
         )
@@ -81,23 +83,23 @@ def _widened(gold: Gold, operator: SummedTap, subject: np.ndarray) -> tuple[floa
 @pytest.mark.parametrize("order", ["serial", "reversed, fused", "blocks of 16", "8 lanes"])
 @pytest.mark.parametrize("name", SUMMED)
 def test_honest_orders_pass_whatever_was_measured(name: str, order: str) -> None:
-    gold, operator = _operator(name)
-    share, floor = _widened(gold, operator, _in_order(gold, operator, order))
+    reference, operator = _operator(name)
+    share, floor = _widened(reference, operator, _in_order(reference, operator, order))
     assert share <= 0.75, (share, floor.source)
 
 
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_tap_rounded_to_bfloat16_does_not_pass(name: str) -> None:
-    gold, operator = _operator(name)
-    subject = gold.array.astype(ml_dtypes.bfloat16).astype(np.float32)
-    share, _ = _widened(gold, operator, subject)
+    reference, operator = _operator(name)
+    subject = reference.array.astype(ml_dtypes.bfloat16).astype(np.float32)
+    share, _ = _widened(reference, operator, subject)
     assert share > 1
 
 
 @pytest.mark.parametrize("name", SUMMED)
 def test_another_meaning_is_not_even_tried(name: str) -> None:
-    gold, operator = _operator(name)
-    share, floor = _widened(gold, operator, (gold.array * 1.01).astype(np.float32))
+    reference, operator = _operator(name)
+    share, floor = _widened(reference, operator, (reference.array * 1.01).astype(np.float32))
     assert share > 1
     assert floor.source == "order: none"
 
@@ -110,51 +112,55 @@ def test_what_a_query_does_not_see_raises_no_floor(
     name: str, bits: int, scenario_name: str
 ) -> None:
     """Queries that see few keys of 401: a small fault in them is no matter of the hidden ones."""
-    gold, operator = _operator(name, "f32", scenario_name, 401)
-    wrong = _in_order(gold, operator, "serial")
-    few = (slice(None), slice(None), slice(8)) if gold.axes == "BNTS" else (slice(None), slice(8))
-    assert _widened(gold, operator, wrong)[0] <= 0.75
+    reference, operator = _operator(name, "f32", scenario_name, 401)
+    wrong = _in_order(reference, operator, "serial")
+    few = (
+        (slice(None), slice(None), slice(8))
+        if reference.axes == "BNTS"
+        else (slice(None), slice(8))
+    )
+    assert _widened(reference, operator, wrong)[0] <= 0.75
     wrong[few] *= np.float32(1 + 2.0**-bits)
-    assert _widened(gold, operator, wrong)[0] > 1
+    assert _widened(reference, operator, wrong)[0] > 1
 
 
 def test_logits_are_widened_in_the_unit_that_they_are_judged_in() -> None:
     """Sizes are those of log-probabilities, and a shift of all logits is no error."""
-    gold, operator = _operator("logits")
-    serial = _in_order(gold, operator, "serial")
-    found = against(gold, serial)
-    least = np.full(gold.live.shape, found.relative[gold.live].max() / 100)
-    floor = widened_floor(Floor(least, least), found, gold, operator, (4.0, 6.0))
-    ratio = floor.norm[gold.live] / found.relative[gold.live]
+    reference, operator = _operator("logits")
+    serial = _in_order(reference, operator, "serial")
+    found = compare_tap(reference, serial)
+    least = np.full(reference.live.shape, found.relative[reference.live].max() / 100)
+    floor = widened_floor(Floor(least, least), found, reference, operator, (4.0, 6.0))
+    ratio = floor.norm[reference.live] / found.relative[reference.live]
     assert 0.5 < np.median(ratio) < 4, ratio
 
 
 def test_what_passes_easily_is_left_as_measured() -> None:
-    gold, operator = _operator("layers.1.q_proj")
-    least = np.full(gold.live.shape, 1e-3)
-    found = against(gold, gold.array.astype(np.float32))
-    floor = widened_floor(Floor(least, least), found, gold, operator, (4.0, 6.0))
+    reference, operator = _operator("layers.1.q_proj")
+    least = np.full(reference.live.shape, 1e-3)
+    found = compare_tap(reference, reference.array.astype(np.float32))
+    floor = widened_floor(Floor(least, least), found, reference, operator, (4.0, 6.0))
     assert floor.source == "measured"
     assert np.array_equal(floor.norm, least)
 
 
 def test_equal_terms_pass_by_trial_alone_and_the_order_is_named() -> None:
     K, T = 1900, 3
-    gold = Gold(
+    reference = ReferenceTap(
         "layers.0.down_proj", np.zeros((1, T, 2)), np.ones((1, T), bool), np.ones((1, T, T), bool)
     )
     x, weight = np.full((T, K), 0.1, np.float32), np.full((2, K), _biased(), np.float32)
-    gold.array[...] = (x.astype(np.float64) @ weight.T.astype(np.float64))[None]
+    reference.array[...] = (x.astype(np.float64) @ weight.T.astype(np.float64))[None]
     operator = SummedTap(
         lambda rows: (x[None, rows], weight[None]),
         lambda _, sums: sums,
         lambda _, sums, error: error,
     )
     serial = TRIALS["serial"](x[None], weight[None]).reshape(1, T, 2)
-    share, floor = _widened(gold, operator, serial)
+    share, floor = _widened(reference, operator, serial)
     assert share <= 1
     assert floor.source.startswith("order: ")
-    share, _ = _widened(gold, operator, serial * np.float32(1 + 2**-10))
+    share, _ = _widened(reference, operator, serial * np.float32(1 + 2**-10))
     assert share > 1
 
 
@@ -172,13 +178,13 @@ def test_operators_are_those_of_the_reference() -> None:
     reference, inputs, taps = _pass()
     summed = summed_taps(reference)
     for name in SUMMED:
-        gold, operator = _operator(name)
-        rows = np.flatnonzero(gold.live)
+        reference, operator = _operator(name)
+        rows = np.flatnonzero(reference.live)
         exact = operator.sums(rows, lambda a, b: a.astype(np.float64) @ b.swapaxes(-1, -2))
         found = operator.finish(rows, exact)
-        flat = gold.array.reshape(gold.live.size, -1)[rows]
-        if gold.axes == "BNTS":
-            b, _, t = np.unravel_index(rows, gold.live.shape)
+        flat = reference.array.reshape(reference.live.size, -1)[rows]
+        if reference.axes == "BNTS":
+            b, _, t = np.unravel_index(rows, reference.live.shape)
             found, flat = (np.where(inputs.mask[b, t], x, 0) for x in (found, flat))
         assert np.abs(found - flat).max() < 1e-4 * np.abs(flat).max(), name
     assert summed.of("layers.0.q_rope", taps, inputs.mask, "f32") is None

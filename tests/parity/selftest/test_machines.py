@@ -196,7 +196,7 @@ def test_lanes_come_near_an_alarm_through_a_cache_where_no_run_is_made_again(
     """
     machine, place = MACHINES["summed in 8 lanes"], ("mixed_lengths", "decode")
     sure = bench("alternating", "f32").imitated(machine, *place)
-    monkeypatch.setattr("parity.rerun.in_doubt", lambda rows, lane: False)
+    monkeypatch.setattr("parity.lockstep.rerun.in_doubt", lambda rows, lane: False)
     once = bench("alternating", "f32").imitated(machine, *place)
     assert seen(once, "decode", "peak").seen > 2 * seen(sure, "decode", "peak").seen
 

@@ -65,9 +65,9 @@ def test_dtypes_are_the_lanes_and_logits_are_wide(dtype: str) -> None:
 def test_lower_precision_is_near_but_not_equal() -> None:
     checkpoint = small()
     inputs = inputs_for(checkpoint, "packed")
-    gold = whole(TorchReference(checkpoint), inputs)
+    reference = whole(TorchReference(checkpoint), inputs)
     for dtype, least, most in (("f32", 1e-9, 1e-4), ("bf16", 1e-4, 0.3)):
-        gap = worst(gold, whole(TorchReference(checkpoint, dtype=dtype), inputs), inputs)
+        gap = worst(reference, whole(TorchReference(checkpoint, dtype=dtype), inputs), inputs)
         assert least < gap < most
 
 

@@ -98,9 +98,9 @@ def test_meta_agrees_with_the_reference(heads: tuple[int, int], tied: bool, scal
 def test_every_scenario_is_understood(witness: Callable[..., Any], name: str) -> None:
     checkpoint = small()
     inputs = inputs_for(checkpoint, name, None)
-    gold = whole(TorchReference(checkpoint), inputs)
+    reference = whole(TorchReference(checkpoint), inputs)
     limit = LONG_ANGLE_NOISE if name == "long_positions" else FLOAT32_NOISE
-    assert worst(gold, whole(witness(checkpoint, dtype="f64"), inputs), inputs) < limit
+    assert worst(reference, whole(witness(checkpoint, dtype="f64"), inputs), inputs) < limit
 
 
 @pytest.mark.parametrize("witness", [HFLlama, MetaLlama])
@@ -109,11 +109,11 @@ def test_a_window_one_key_wider_is_seen(witness: Callable[..., Any]) -> None:
     inputs = inputs_for(checkpoint, "windowed")
     distance = np.subtract.outer(np.arange(23), np.arange(23))
     wider = dataclasses.replace(inputs, mask=inputs.mask | (distance == inputs.window))
-    gold = whole(TorchReference(checkpoint), inputs)
+    reference = whole(TorchReference(checkpoint), inputs)
     other = whole(witness(checkpoint, dtype="f64"), wider)
-    assert first_apart(gold, other, inputs, FLOAT32_NOISE) == "mask"
-    assert gaps(gold, other, inputs)["layers.0.attn_scores"] < FLOAT32_NOISE
-    assert gaps(gold, other, inputs)["layers.0.attn_probs"] > 100 * FLOAT32_NOISE
+    assert first_apart(reference, other, inputs, FLOAT32_NOISE) == "mask"
+    assert gaps(reference, other, inputs)["layers.0.attn_scores"] < FLOAT32_NOISE
+    assert gaps(reference, other, inputs)["layers.0.attn_probs"] > 100 * FLOAT32_NOISE
 
 
 @pytest.mark.parametrize("witness", [HFLlama, MetaLlama])
@@ -122,9 +122,9 @@ def test_swapped_weights_are_seen(witness: Callable[..., Any]) -> None:
     inputs = inputs_for(checkpoint, "causal")
     name = "model.layers.1.mlp.{}_proj.weight"
     wrong = changed(checkpoint, swap(name.format("gate"), name.format("up")))
-    gold = whole(TorchReference(checkpoint), inputs)
+    reference = whole(TorchReference(checkpoint), inputs)
     other = whole(witness(wrong, dtype="f64"), inputs)
-    assert first_apart(gold, other, inputs, FLOAT32_NOISE) == "layers.1.gate_proj"
+    assert first_apart(reference, other, inputs, FLOAT32_NOISE) == "layers.1.gate_proj"
 
 
 @every_witness

@@ -9,9 +9,9 @@ from distances import MASK, B, N, T, activations, attention, compared, softmax
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.attention_maps import total_variation
-from parity.distance import difference
-from parity.gold import Gold
+from parity.comparison.attention import total_variation
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.tap import difference
 
 
 class TestAttentionMaps:
@@ -42,25 +42,25 @@ class TestAttentionMaps:
     def test_underflow_is_no_missing_key(self, dtype: np.dtype) -> None:
         scores = activations(B, N, T, T)
         scores[..., 1] -= 105.0  # exp(-105) is below float32's smallest normal number
-        gold = softmax(scores, MASK[:, None])
-        subject = gold.astype(np.float32)
+        reference = softmax(scores, MASK[:, None])
+        subject = reference.astype(np.float32)
         subject[subject < np.finfo(np.float32).tiny] = 0.0
-        assert (subject == 0).sum() > (gold == 0).sum()
-        assert not compared("layers.0.attn_probs", subject.astype(dtype), gold).problems
+        assert (subject == 0).sum() > (reference == 0).sum()
+        assert not compared("layers.0.attn_probs", subject.astype(dtype), reference).problems
         # In float64 the same zero would be a fault.
-        assert compared("layers.0.attn_probs", subject.astype(np.float64), gold).problems
+        assert compared("layers.0.attn_probs", subject.astype(np.float64), reference).problems
 
     @pytest.mark.parametrize(("weight", "allowed"), [(1e-31, True), (1e-30, False)])
     def test_underflow_of_scores_that_were_rounded(self, weight: float, allowed: bool) -> None:
         """Scores in bfloat16 may honestly be off by a few, 87 below the row's largest."""
-        _, gold = attention()
-        gold[1, 1, 5, 0] += gold[1, 1, 5, 2] - weight  # whatever it was, rows add up
-        gold[1, 1, 5, 2] = weight
-        subject = gold.copy()
+        _, reference = attention()
+        reference[1, 1, 5, 0] += reference[1, 1, 5, 2] - weight  # whatever it was, rows add up
+        reference[1, 1, 5, 2] = weight
+        subject = reference.copy()
         subject[1, 1, 5, 2] = 0.0
-        found = compared("layers.0.attn_probs", subject.astype(np.float32), gold)
+        found = compared("layers.0.attn_probs", subject.astype(np.float32), reference)
         assert bool(found.problems) is not allowed
-        assert compared("layers.0.attn_probs", subject, gold).problems
+        assert compared("layers.0.attn_probs", subject, reference).problems
 
     def test_an_empty_row_is_not_compared(self) -> None:
         _, probs = attention()
@@ -83,8 +83,8 @@ class TestTotalVariation:
         scores: np.ndarray, other: np.ndarray, probs: np.ndarray | None = None
     ) -> tuple[float, float]:
         mask, valid = np.ones((1, 1, scores.shape[-1]), bool), np.ones((1, 1), bool)
-        gold_scores = Gold("layers.0.attn_scores", scores, valid, mask)
-        gold_probs = Gold("layers.0.attn_probs", softmax(scores, mask), valid, mask)
+        gold_scores = ReferenceTap("layers.0.attn_scores", scores, valid, mask)
+        gold_probs = ReferenceTap("layers.0.attn_probs", softmax(scores, mask), valid, mask)
         probs = softmax(other, mask) if probs is None else probs
         moved, bound, share = total_variation(other, gold_scores, probs, gold_probs)
         assert (share > 1) == (moved > bound) or share == pytest.approx(1)
@@ -95,15 +95,15 @@ class TestTotalVariation:
         st.lists(st.floats(-4, 4), min_size=9, max_size=9),
     )
     def test_no_softmax_passes_the_bound(self, scores: list[float], moves: list[float]) -> None:
-        gold = np.array(scores)[None, None, None]
-        moved, bound = self.measure(gold, gold + np.array(moves[: len(scores)]))
+        reference = np.array(scores)[None, None, None]
+        moved, bound = self.measure(reference, reference + np.array(moves[: len(scores)]))
         assert moved <= bound
 
     @pytest.mark.parametrize("spread", [1e-6, 0.1, 1.0, 5.0])
     def test_the_bound_is_reached(self, spread: float) -> None:
         """Two keys with scores -R/2 and R/2 exchanged by moves of R: weights move by tanh(R/4)."""
-        gold = np.array([-spread / 4, spread / 4])[None, None, None]
-        moved, bound = self.measure(gold, -gold)
+        reference = np.array([-spread / 4, spread / 4])[None, None, None]
+        moved, bound = self.measure(reference, -reference)
         assert moved == pytest.approx(np.tanh(spread / 4), rel=1e-6)
         assert moved <= bound < moved + 1e-13
 
@@ -121,13 +121,13 @@ def test_maps_cut_after_the_last_visible_key_are_compared_in_full(seed: int) -> 
     B, N, T, S = 2, 3, 5, 7
     mask = rng.random((B, T, S)) < rng.random()
     valid = rng.random((B, T)) < 0.8
-    gold = rng.standard_normal((B, N, T, S))
-    scores = gold + 1e-3 * rng.standard_normal(gold.shape)
+    reference = rng.standard_normal((B, N, T, S))
+    scores = reference + 1e-3 * rng.standard_normal(reference.shape)
     scores[np.broadcast_to(~mask[:, None], scores.shape)] = np.nan  # hidden: nobody looks
-    found = difference("layers.0.attn_scores", scores, gold, valid, mask)
-    seen = np.where(mask[:, None], scores - gold, 0.0)
+    found = difference("layers.0.attn_scores", scores, reference, valid, mask)
+    seen = np.where(mask[:, None], scores - reference, 0.0)
     live = np.broadcast_to((valid & mask.any(-1))[:, None], (B, N, T))
     top = np.where(live, np.linalg.norm(seen, axis=-1), 0.0)
-    sizes = Gold("layers.0.attn_scores", gold, valid, mask).sizes[0]
+    sizes = ReferenceTap("layers.0.attn_scores", reference, valid, mask).sizes[0]
     np.testing.assert_allclose(found.relative, top / sizes, rtol=1e-12, atol=0)
     assert not found.problems

@@ -13,31 +13,30 @@ from witnesses import small
 
 import parity
 from jaxllama import compilation_cache
-from parity import clock
+from parity.lockstep.timing import Timer, on_event
 from parity.report.terminal import PASSES, _cost_line
 
 
 def test_what_is_compiled_is_counted_apart() -> None:
-    clock.restart()
-    with clock.counted("work"):
+    timer = Timer()
+    with timer.timed("work"):
         time.sleep(0.02)
-        clock.on_event("/jax/core/compile/backend_compile_duration", 5.0)
-        clock.on_event("/jax/other", 7.0)
-    taken = clock.taken()
+        on_event("/jax/core/compile/backend_compile_duration", 5.0)
+        on_event("/jax/other", 7.0)
+    taken = timer.seconds()
     assert taken["compiling_s"] == 5.0 and -5 < taken["work_s"] < -4
-    clock.restart()
-    assert clock.taken() == {}
+    assert Timer().seconds() == {}
 
 
 def test_threads_add_up_and_what_has_no_name_counts_nothing() -> None:
     def work(what: str | None) -> None:
-        with clock.counted(what):
+        with timer.timed(what):
             time.sleep(0.01)
 
-    clock.restart()
+    timer = Timer()
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, ["a", "a", None]))
-    assert set(clock.taken()) == {"a_s", "compiling_s"} and clock.taken()["a_s"] >= 0.02
+    assert set(timer.seconds()) == {"a_s", "compiling_s"} and timer.seconds()["a_s"] >= 0.02
 
 
 @pytest.mark.parametrize(
@@ -61,12 +60,12 @@ def test_a_run_says_what_each_mode_cost(modes: str, shown: set[str], bare: set[s
 
 def test_programs_kept_from_before_cost_less_and_change_no_figure(kept_programs: Path) -> None:
     compilation_cache.turn_on()
-    seen, entries = [], []
+    seen, files = [], []
     for _ in range(2):
         jax.clear_caches()
         seen.append(parity.run(small(), dtypes="f32", scenarios="causal", length=9))
-        entries.append(set(kept_programs.glob("*/*")))
-    assert entries[0] and entries[0] == entries[1]
+        files.append(set(kept_programs.glob("*/*")))
+    assert files[0] and files[0] == files[1]
     cold, warm = seen
     assert 0 < warm.timing["compiling_s"] < cold.timing["compiling_s"]
     for timing in (cold.timing, warm.timing):

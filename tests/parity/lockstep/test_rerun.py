@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 from records import row, witness_row
 
-from parity.judge import PassRecord
-from parity.parties import Entry
-from parity.rerun import in_doubt, walk_until_sure
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.participants import Participant
+from parity.lockstep.rerun import in_doubt, run_until_sure
 
 MILD = {"rho": 40.0, "limit": 16.0}
 
@@ -44,14 +44,16 @@ def test_what_no_order_of_a_run_explains_is_not(sure: object) -> None:
 def test_a_dtype_in_doubt_is_run_again_alone_and_the_second_run_counts() -> None:
     asked: list[dict[str, int]] = []
 
-    def walk(entries: Mapping[str, Sequence[Entry]]) -> PassRecord:
-        asked.append({lane: len(present) for lane, present in entries.items()})
+    def run(participants: Mapping[str, Sequence[Participant]]) -> PassResult:
+        asked.append({lane: len(present) for lane, present in participants.items()})
         figures = MILD if len(asked) == 1 else {"rho": 2.0, "limit": 16.0}
-        rows = [row("norm", lane=lane, **(figures if lane == "f32" else {})) for lane in entries]
-        return PassRecord(rows, [witness_row(lane=lane) for lane in entries], {"x"})
+        rows = [
+            row("norm", lane=lane, **(figures if lane == "f32" else {})) for lane in participants
+        ]
+        return PassResult(rows, [witness_row(lane=lane) for lane in participants], {"x"})
 
-    entries: dict[str, list[Entry]] = {"f64": [], "f32": [], "bf16": []}
-    found = walk_until_sure(walk, entries, lambda lane, present: [object()])  # type: ignore[list-item]
+    participants: dict[str, list[Participant]] = {"f64": [], "f32": [], "bf16": []}
+    found = run_until_sure(run, participants, lambda lane, present: [object()])  # type: ignore[list-item]
     assert asked == [{"f64": 0, "f32": 0, "bf16": 0}, {"f32": 1}]
     assert sorted(r.lane for r in found.rows) == ["bf16", "f32", "f64"]
     assert all(r.passed for r in found.rows)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from records import LAYERS, SIZES, Scripted, result, scripted_inputs
 
-from parity.lockstep import walk
-from parity.parties import Entry
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.participants import Participant
 from parity.result import Result
 from parity.subjects.base import Arrays
 
@@ -50,32 +50,38 @@ def rotated(taps: Arrays) -> None:
 
 
 def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: Any) -> Result:
-    """Return the result of a scripted run that has been changed so, with its exhibits."""
-    entries = [Entry(Scripted("s", change=change), frozenset({"subject"}), ("free", "isolated"))]
+    """Return the result of a scripted run that has been changed so, with its snapshots."""
+    participants = [
+        Participant(Scripted("s", change=change), frozenset({"subject"}), ("free", "isolated"))
+    ]
     inputs = replace(scripted_inputs(), name="causal")
-    record = walk({"f64": entries}, [inputs], Scripted("gold"), ("free", "isolated"), LAYERS)
+    record = run_lockstep(
+        {"f64": participants}, [inputs], Scripted("gold"), ("free", "isolated"), LAYERS
+    )
     texts = [TOKENS[: SIZES["T"]], TOKENS[::-1][: SIZES["T"]]]
-    fields = {"exhibits": record.exhibits, "texts": {"causal": texts}, **changes}
+    fields = {"snapshots": record.snapshots, "texts": {"causal": texts}, **changes}
     return result(record.rows, **fields)
 
 
 def decoded(change: Callable[[Arrays], None] = lambda taps: None) -> Result:
     """Return the result of a scripted run through a cache: three columns, then one by one."""
-    entries = [Entry(Scripted("s", change=change), frozenset({"subject"}), ("decode",))]
+    participants = [Participant(Scripted("s", change=change), frozenset({"subject"}), ("decode",))]
     inputs = replace(scripted_inputs(), name="causal")
-    gold = Scripted("gold")
-    record = walk({"f64": entries}, [inputs], gold, ("decode",), LAYERS, chunks=[3, 1, 1])
-    return result(record.rows, exhibits=record.exhibits, texts={"causal": [TOKENS, TOKENS[::-1]]})
+    reference = Scripted("gold")
+    record = run_lockstep(
+        {"f64": participants}, [inputs], reference, ("decode",), LAYERS, chunks=[3, 1, 1]
+    )
+    return result(record.rows, snapshots=record.snapshots, texts={"causal": [TOKENS, TOKENS[::-1]]})
 
 
 def crowded(side: int, heads: int, layers: int) -> Result:
     """Return a result with more attention maps than one page holds, all of them noise."""
     found = pictured()
-    (exhibit,) = found.exhibits
+    (snapshot,) = found.snapshots
     noise = np.random.default_rng(0)
-    sheet = exhibit.sheets[0]
+    sheet = snapshot.sheets[0]
     for layer in range(layers):
-        exhibit.sheets[layer] = replace(
+        snapshot.sheets[layer] = replace(
             sheet,
             layer=layer,
             heads=tuple(range(heads)),

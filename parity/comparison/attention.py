@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.gold import Difference, Gold, Worst
+from parity.comparison.difference import TapDifference, WorstElement
+from parity.comparison.reference import ReferenceTap
 
 # What rounding inside a softmax may move weights by, in spacings eps = 2u of its dtype and beyond
 # what its scores' own difference explains. With |score| <= size, score - max is at most 2 size and
@@ -21,48 +22,50 @@ SOFTMAX_STEPS, SCORE_STEPS = 8, 2
 _SINGLE = float(np.finfo(np.float32).eps)
 
 
-def check_rows(result: Difference, gold: Gold, probs: np.ndarray) -> None:
+def check_rows(result: TapDifference, reference: ReferenceTap, probs: np.ndarray) -> None:
     """Require that exactly the visible keys carry weight, and that it adds up to 1.
 
     A hidden key must get an exact zero. A visible one may be zero only by underflow: where the
-    gold itself is below what the subject's dtype can hold.
+    reference itself is below what the subject's dtype can hold.
     """
     smallest = _underflow(probs.dtype)
     found: dict[str, list[tuple[int, int, int, int]]] = {}
     counts: dict[str, int] = {}
-    flat, flat_gold = (array.reshape(-1, probs.shape[-1]) for array in (probs, gold.array))
-    flat_live = gold.live.reshape(-1)
-    sums = np.ones(gold.live.size)
+    flat, flat_reference = (
+        array.reshape(-1, probs.shape[-1]) for array in (probs, reference.array)
+    )
+    flat_live = reference.live.reshape(-1)
+    sums = np.ones(reference.live.size)
     bits = f"u{probs.dtype.itemsize}"  # faster to look through than bfloat16
-    for rows, cells, (p,) in gold.blocks(probs):
+    for rows, cells, (p,) in reference.blocks(probs):
         assert cells is not None
         if flat[rows, p.shape[1] :].view(bits).any():
-            p, cells = flat[rows].astype(np.float64), gold.cells(rows)
+            p, cells = flat[rows].astype(np.float64), reference.cells(rows)
         sums[rows] = p.sum(1)
         carried = p != 0
         if np.array_equal(carried, cells):
             continue
-        reference, live = flat_gold[rows, : p.shape[1]], flat_live[rows][:, None]
+        expected, live = flat_reference[rows, : p.shape[1]], flat_live[rows][:, None]
         leaked = carried & ~cells & live
-        lost = ~carried & (reference >= smallest) & cells & live
+        lost = ~carried & (expected >= smallest) & cells & live
         for wrong, what in (
             (leaked, "hidden keys carry weight"),
             (lost, "visible keys carry none"),
         ):
             for r, k in np.argwhere(wrong):
-                b, n, q = np.unravel_index(rows.start + r, gold.live.shape)
+                b, n, q = np.unravel_index(rows.start + r, reference.live.shape)
                 found.setdefault(what, []).append((int(b), int(n), int(q), int(k)))
                 break
             counts[what] = counts.get(what, 0) + int(wrong.sum())
     for what, cells_found in found.items():
         b, n, q, k = min(cells_found, key=lambda cell: (cell[0], cell[2], cell[1]))
-        values = float(probs[b, n, q, k]), float(gold.array[b, n, q, k])
+        values = float(probs[b, n, q, k]), float(reference.array[b, n, q, k])
         result.add_structural(
             f"{counts[what]} {what}; the first: row {b}, head {n}, query {q}, key {k}, "
             f"weight {values[0]:.3g}, reference {values[1]:.3g}"
         )
         if result.worst is None:
-            result.worst = Worst({"B": b, "N": n, "T": q, "S": k}, *values)
+            result.worst = WorstElement({"B": b, "N": n, "T": q, "S": k}, *values)
     result.facts["row_sum_error"] = float(np.abs(sums - 1.0)[flat_live].max(initial=0.0))
 
 
@@ -76,7 +79,10 @@ def row_sum_allowance(dtype: np.dtype, keys: int) -> float:
 
 
 def total_variation(
-    scores: np.ndarray, gold_scores: Gold, probs: np.ndarray, gold_probs: Gold
+    scores: np.ndarray,
+    reference_scores: ReferenceTap,
+    probs: np.ndarray,
+    reference_probs: ReferenceTap,
 ) -> tuple[float, float, float]:
     """Return the largest total variation over rows, and what the score difference allows there.
 
@@ -90,17 +96,17 @@ def total_variation(
     """
     unit = max(_epsilon(scores.dtype), _epsilon(probs.dtype))
     worst, at_bound, share = 0.0, 0.0, -np.inf
-    everything = scores, gold_scores.array, probs, gold_probs.array
-    for rows, cells, (t, g, weights, gold_weights) in gold_scores.blocks(*everything):
+    everything = scores, reference_scores.array, probs, reference_probs.array
+    for rows, cells, (t, g, weights, reference_weights) in reference_scores.blocks(*everything):
         assert cells is not None
-        live = gold_scores.live.reshape(-1)[rows]
+        live = reference_scores.live.reshape(-1)[rows]
         with np.errstate(invalid="ignore"):  # hidden or dead cells may hold anything
             delta = t - g
             high = np.where(cells, delta, -np.inf).max(1)
             low = np.where(cells, delta, np.inf).min(1)
             spread = np.where(live, high - low, 0.0)
             size = np.where(cells, np.abs(g), 0.0).max(1)
-            moved = 0.5 * np.abs(weights - gold_weights).sum(1)
+            moved = 0.5 * np.abs(weights - reference_weights).sum(1)
         moved = np.where(live, moved, 0.0)
         slack = unit * (SOFTMAX_STEPS + SCORE_STEPS * size)
         used = (moved - np.tanh(spread / 4)) / slack
@@ -112,7 +118,7 @@ def total_variation(
 
 
 def _underflow(dtype: np.dtype) -> float:
-    """Return the gold's weight from which on zero is no underflow.
+    """Return the reference's weight from which on zero is no underflow.
 
     float64 decides what is visible. Weights in float32 (bfloat16 shares its exponents) may come of
     scores in bfloat16, whose 87 below the row's largest have honestly drifted by an eighth: a fifth
@@ -126,3 +132,38 @@ def _underflow(dtype: np.dtype) -> float:
 def _epsilon(dtype: np.dtype) -> float:
     """Return the spacing of numbers at 1: 2^-7 for bfloat16, which NumPy itself does not know."""
     return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7
+
+
+# How far weights moved, how far they may, what share of the rounding allowed for in that they use,
+# and by how much rounding may keep rows from adding up to 1.
+Movement = tuple[float, float, float, float]
+
+
+def measure_movement(
+    scores: np.ndarray,
+    reference_scores: ReferenceTap,
+    probs: np.ndarray,
+    reference_probs: ReferenceTap,
+) -> Movement:
+    """Return how far weights moved, and what may have moved them; see `Movement`."""
+    moved, allowed, share = total_variation(scores, reference_scores, probs, reference_probs)
+    return moved, allowed, share, row_sum_allowance(probs.dtype, probs.shape[-1])
+
+
+def bound_probabilities(
+    found: TapDifference, moved: float, allowed: float, share: float, keeps: float
+) -> None:
+    """Require probabilities that add up, and moved no more than their scores account for."""
+    if found.problems:
+        return
+    if found.facts["row_sum_error"] > keeps:
+        found.problems.append(
+            f"rows of weights add up to 1 within {found.facts['row_sum_error']:.3g} only; "
+            f"rounding explains {keeps:.3g}"
+        )
+    found.facts |= {"total_variation": moved, "total_variation_rounding": max(share, 0.0)}
+    if moved > allowed:
+        found.problems.append(
+            f"total variation {moved:.3g}, but the scores explain {allowed:.3g} at most: "
+            "mask or softmax differs"
+        )

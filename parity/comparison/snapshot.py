@@ -9,22 +9,21 @@ Shapes: B batch, T queries, S keys, N heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.gold import Gold
-from parity.maps import (
+from parity.comparison.attention_image import (
     HIDDEN,
     LEAKED,
     LOST,
     SMALLEST_WEIGHT,
     VISIBLE,
-    Canvas,
-    Maps,
+    AttentionImageBuilder,
+    AttentionImages,
 )
-from parity.result import TapRow
+from parity.comparison.reference import ReferenceTap
 from parity.taps import split_name
 
 # Columns a grid keeps for a row of tokens, cells a side that a small and a large map keep.
@@ -34,7 +33,7 @@ FLAGGED_HEADS = 2
 
 
 @dataclass
-class Grid:
+class ErrorGrid:
     """One way of running in one pass: the worst of each stage at each token.
 
     Attributes:
@@ -51,7 +50,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Obeyed:
+class ObservedMask:
     """Visible, hidden, leaked or lost for each cell of a mask, any head counting.
 
     Attributes:
@@ -66,7 +65,7 @@ class Obeyed:
 
 
 @dataclass
-class Exhibit:
+class PassSnapshot:
     """What one pass of one lane over one scenario leaves to be shown.
 
     Attributes:
@@ -90,21 +89,23 @@ class Exhibit:
     batch: int
     columns: int
     cached: bool = False
-    grids: dict[str, Grid] = field(default_factory=dict)
-    sheets: dict[int, Maps] = field(default_factory=dict)
-    details: Maps | None = None
+    grids: dict[str, ErrorGrid] = field(default_factory=dict)
+    sheets: dict[int, AttentionImages] = field(default_factory=dict)
+    details: AttentionImages | None = None
     given: np.ndarray | None = None
-    obeyed: Obeyed | None = None
+    obeyed: ObservedMask | None = None
     failed_layer: int | None = None
-    _canvases: dict[int, Canvas] = field(default_factory=dict)
-    _large: Canvas | None = None
+    _canvases: dict[int, AttentionImageBuilder] = field(default_factory=dict)
+    _large: AttentionImageBuilder | None = None
 
     @property
     def name(self) -> str:
         """The pass, in words."""
         return f"{self.lane} {self.scenario}" + ", through the cache" * self.cached
 
-    def fold(self, mode: str, tap: str, rho: np.ndarray, live: np.ndarray, start: int) -> None:
+    def add_errors(
+        self, mode: str, tap: str, rho: np.ndarray, live: np.ndarray, start: int
+    ) -> None:
         """Keep the worst of a tap's figures at each token; `start` is its first column."""
         stage = self._stage(tap)
         if stage is None or rho.ndim < 2:
@@ -115,7 +116,7 @@ class Exhibit:
         if grid is None:
             step = -(-self.columns // MOST_COLUMNS)
             shape = (self.stages, self.batch, -(-self.columns // step))
-            grid = Grid(np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8), step)
+            grid = ErrorGrid(np.full(shape, np.nan, np.float32), np.zeros(shape, np.uint8), step)
             self.grids[mode] = grid
         short = split_name(tap)[0].removeprefix("layers.")
         if short not in grid.names:
@@ -128,68 +129,69 @@ class Exhibit:
         better = (worst >= 0) & ~(worst <= grid.rho[stage])
         grid.rho[stage][better], grid.tap[stage][better] = worst[better], number
 
-    def look(
+    def add_attention(
         self,
-        golds: Mapping[str, Gold],
+        references: Mapping[str, ReferenceTap],
         taps: Mapping[str, np.ndarray],
-        rows: Sequence[TapRow],
+        failed: bool,
         start: int = 0,
     ) -> None:
         """Keep what a stage of the subject's own run shows of its masks and attention maps.
 
         Args:
-            golds: the reference's taps of this stage and call.
+            references: the reference's taps of this stage and call.
             taps: the subject's.
-            rows: how they were judged.
+            failed: whether one of them is beyond its limit.
             start: the pass's column that is the call's first query.
         """
-        fails = any(not row.passed for row in rows)
-        for name, gold in golds.items():
+        for name, reference in references.items():
             kind, layer = split_name(name)
             if name not in taps:
                 continue
-            fits = taps[name].shape == gold.array.shape
+            fits = taps[name].shape == reference.array.shape
             if kind == "mask" and fits:
                 if self.given is None:
                     self.given = np.zeros(self.mask.shape, bool)
-                self.given[_place(gold, start)] = taps[name]
+                self.given[_place(reference, start)] = taps[name]
             elif kind == "layers.attn_probs" and layer is not None:
-                first = fails and self.failed_layer is None
+                first = failed and self.failed_layer is None
                 if first:
                     self.failed_layer = layer
                 if fits:
-                    self._look_at(layer, gold, taps[name], start, first)
+                    self._look_at(layer, reference, taps[name], start, first)
 
-    def _look_at(self, layer: int, gold: Gold, probs: np.ndarray, start: int, first: bool) -> None:
+    def _look_at(
+        self, layer: int, reference: ReferenceTap, probs: np.ndarray, start: int, first: bool
+    ) -> None:
         if first or self.obeyed is None:
-            self.obeyed = Obeyed(layer, start, np.full(self.mask.shape, HIDDEN, np.uint8))
+            self.obeyed = ObservedMask(layer, start, np.full(self.mask.shape, HIDDEN, np.uint8))
         if layer == self.obeyed.layer:
-            self.obeyed.cells[_place(gold, start)] = _obeyed(gold, probs)
+            self.obeyed.cells[_place(reference, start)] = _obeyed(reference, probs)
         if layer in (0, (self.stages - 2) // 2, self.stages - 3, self.failed_layer):
-            self._keep(layer, gold, probs, start)
+            self._keep(layer, reference, probs, start)
 
-    def _keep(self, layer: int, gold: Gold, probs: np.ndarray, start: int) -> None:
+    def _keep(self, layer: int, reference: ReferenceTap, probs: np.ndarray, start: int) -> None:
         """Add a call to the maps of a layer, and to the large ones of flagged heads."""
         batch, heads = probs.shape[:2]
         moved = np.zeros((batch, heads))
         for b, n in np.ndindex(*moved.shape):
             with np.errstate(invalid="ignore"):
-                moved[b, n] = _largest(probs[b, n], gold.array[b, n], gold.live[b, n])
+                moved[b, n] = _largest(probs[b, n], reference.array[b, n], reference.live[b, n])
         worst = int(moved.max(1).argmax())
         if layer not in self._canvases:
             # Which row will differ most is known beforehand where this call is the only one.
             rows = range(batch) if self.cached else [worst]
-            canvas = Canvas(layer, rows, range(heads), self.columns, SMALL, start)
+            canvas = AttentionImageBuilder(layer, rows, range(heads), self.columns, SMALL, start)
             self._canvases[layer] = canvas
-        self._canvases[layer].add(gold, probs, moved, start)
+        self._canvases[layer].add(reference, probs, moved, start)
         self.sheets[layer] = self._canvases[layer].maps()
         if layer != self.failed_layer:
             return
         if self._large is None and moved.max() > SMALLEST_WEIGHT:
             flagged = np.sort(np.argsort(-moved[worst], kind="stable")[:FLAGGED_HEADS]).tolist()
-            self._large = Canvas(layer, [worst], flagged, self.columns, LARGE, start)
+            self._large = AttentionImageBuilder(layer, [worst], flagged, self.columns, LARGE, start)
         if self._large is not None:
-            self._large.add(gold, probs, moved, start)
+            self._large.add(reference, probs, moved, start)
             self.details = self._large.maps()
 
     def _stage(self, tap: str) -> int | None:
@@ -199,25 +201,25 @@ class Exhibit:
         return {"embed": 0, "norm": self.stages - 1, "logits": self.stages - 1}.get(kind)
 
 
-def _largest(probs: np.ndarray, gold: np.ndarray, live: np.ndarray) -> float:
-    gap = np.abs(probs.astype(np.float64) - gold)
+def _largest(probs: np.ndarray, reference: np.ndarray, live: np.ndarray) -> float:
+    gap = np.abs(probs.astype(np.float64) - reference)
     gap = np.where(np.isnan(gap), np.inf, gap)[live]
     return float(gap.max(initial=0.0))
 
 
-def _place(gold: Gold, start: int) -> tuple[slice, slice, slice]:
+def _place(reference: ReferenceTap, start: int) -> tuple[slice, slice, slice]:
     """Return where in [B, T, S] a call's queries and keys are."""
-    queries, keys = gold.mask.shape[1:]
+    queries, keys = reference.mask.shape[1:]
     return slice(None), slice(start, start + queries), slice(keys)
 
 
-def _obeyed(gold: Gold, probs: np.ndarray) -> np.ndarray:
+def _obeyed(reference: ReferenceTap, probs: np.ndarray) -> np.ndarray:
     """Return visible, hidden, leaked or lost for each cell [B, T, S]: lost or leaked in any head.
 
     A weight the reference itself has nearly at zero may underflow: that is no loss.
     """
-    live = np.any(gold.live, axis=1)[..., None]
-    cells = np.where(gold.mask, VISIBLE, HIDDEN).astype(np.uint8)
-    cells[(probs != 0).any(1) & ~gold.mask & live] = LEAKED
-    cells[((probs == 0) & (gold.array >= SMALLEST_WEIGHT)).any(1) & gold.mask] = LOST
+    live = np.any(reference.live, axis=1)[..., None]
+    cells = np.where(reference.mask, VISIBLE, HIDDEN).astype(np.uint8)
+    cells[(probs != 0).any(1) & ~reference.mask & live] = LEAKED
+    cells[((probs == 0) & (reference.array >= SMALLEST_WEIGHT)).any(1) & reference.mask] = LOST
     return cells

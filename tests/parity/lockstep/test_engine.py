@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from records import LAYERS, Scripted, scripted_inputs
 
-from parity.judge import PassRecord
 from parity.locate import first_divergence
-from parity.lockstep import walk
-from parity.parties import Entry
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.participants import Participant
 from parity.result import TapRow
 from parity.subjects.base import Arrays
 from parity.taps import AXES, expected_names
@@ -26,21 +26,21 @@ NOISE = 1e-9
 
 def walked(
     subject: Scripted, *others: tuple[Scripted, frozenset[str]], modes: tuple[str, ...] = ("free",)
-) -> PassRecord:
+) -> PassResult:
     return walk_with(Scripted("gold"), subject, *others, modes=modes)
 
 
 def walk_with(
-    gold: Scripted,
+    reference: Scripted,
     subject: Scripted,
     *others: tuple[Scripted, frozenset[str]],
     modes: tuple[str, ...] = ("free",),
-) -> PassRecord:
-    entries = [Entry(one, roles, MODES) for one, roles in ((subject, SUBJECT), *others)]
-    return walk({"f64": entries}, [scripted_inputs()], gold, modes, LAYERS)
+) -> PassResult:
+    participants = [Participant(one, roles, MODES) for one, roles in ((subject, SUBJECT), *others)]
+    return run_lockstep({"f64": participants}, [scripted_inputs()], reference, modes, LAYERS)
 
 
-def by_tap(record: PassRecord, mode: str = "free") -> dict[str, TapRow]:
+def by_tap(record: PassResult, mode: str = "free") -> dict[str, TapRow]:
     return {row.tap: row for row in record.rows if row.mode == mode}
 
 
@@ -165,10 +165,10 @@ def test_a_changed_prediction_needs_a_margin_that_noise_can_cross(
 
         return change
 
-    gold = Scripted("gold", change=near_tie(-size / 2))
+    reference = Scripted("gold", change=near_tie(-size / 2))
     subject = Scripted("s", change=near_tie(+size / 2))
     variant = Scripted("v", noise=NOISE, seed=3, change=near_tie(-size / 2))
-    record = walk_with(gold, subject, (variant, VARIANT))
+    record = walk_with(reference, subject, (variant, VARIANT))
     row = by_tap(record)["logits"]
     assert row.facts["top1_flips"] == 1
     assert any("top-1" in problem for problem in row.problems) is not explained
@@ -177,11 +177,13 @@ def test_a_changed_prediction_needs_a_margin_that_noise_can_cross(
 
 def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
     production = Scripted("p", absent=frozenset(AXES) - {"logits"})
-    entries = [
-        Entry(Scripted("s"), SUBJECT, MODES),
-        Entry(production, frozenset({"production"}), ("free",)),
+    participants = [
+        Participant(Scripted("s"), SUBJECT, MODES),
+        Participant(production, frozenset({"production"}), ("free",)),
     ]
-    record = walk({"f64": entries}, [scripted_inputs()], Scripted("gold"), MODES, LAYERS)
+    record = run_lockstep(
+        {"f64": participants}, [scripted_inputs()], Scripted("gold"), MODES, LAYERS
+    )
     assert {row.mode for row in record.rows} == {"free", "isolated", "production"}
     assert (
         len([row for row in record.rows if row.mode == "production" and row.tap == "logits"]) == 1
@@ -200,13 +202,13 @@ def test_flips_are_judged_token_by_token() -> None:
 
         return change
 
-    gold = Scripted("gold", change=ties(-5e-4, 0.0))
+    reference = Scripted("gold", change=ties(-5e-4, 0.0))
     subject = Scripted("s", change=ties(+5e-4, 0.0))
     elsewhere = Scripted("v", change=ties(-5e-4, 1.0))
     steady = [Scripted(f"v{i}", change=ties(-5e-4, 0.0)) for i in range(3)]
-    row = by_tap(walk_with(gold, subject, *((v, VARIANT) for v in steady)))["logits"]
+    row = by_tap(walk_with(reference, subject, *((v, VARIANT) for v in steady)))["logits"]
     assert row.facts["unexplained_flips"] == 1
-    row = by_tap(walk_with(gold, subject, (elsewhere, VARIANT)))["logits"]
+    row = by_tap(walk_with(reference, subject, (elsewhere, VARIANT)))["logits"]
     assert row.facts["top1_flips"] == 1
 
 
@@ -223,11 +225,13 @@ def test_weights_must_add_up(factor: float, passed: bool) -> None:
 
 def test_production_may_not_lose_its_logits() -> None:
     mute = Scripted("p", absent=frozenset(AXES) - {"logits"}, change=lambda taps: taps.clear())
-    entries = [
-        Entry(Scripted("s"), SUBJECT, MODES),
-        Entry(mute, frozenset({"production"}), ("free",)),
+    participants = [
+        Participant(Scripted("s"), SUBJECT, MODES),
+        Participant(mute, frozenset({"production"}), ("free",)),
     ]
-    record = walk({"f64": entries}, [scripted_inputs()], Scripted("gold"), ("free",), LAYERS)
+    record = run_lockstep(
+        {"f64": participants}, [scripted_inputs()], Scripted("gold"), ("free",), LAYERS
+    )
     assert record.unmatched == {"logits"}
 
 
@@ -247,8 +251,8 @@ def test_scenarios_that_share_a_batch_are_judged_apart() -> None:
             taps["layers.1.v_proj"][3, 2] += 1e-3
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
-    entries = [Entry(Scripted("s", change=change), SUBJECT, MODES)]
-    record = walk({"f64": entries}, parts, Scripted("gold"), ("free",), LAYERS)
+    participants = [Participant(Scripted("s", change=change), SUBJECT, MODES)]
+    record = run_lockstep({"f64": participants}, parts, Scripted("gold"), ("free",), LAYERS)
     assert len(record.rows) == 2 * len(expected_names(LAYERS))
     (failed,) = (row for row in record.rows if not row.passed)
     assert (failed.tap, failed.scenario) == ("layers.1.v_proj", "second")
@@ -261,21 +265,27 @@ def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
             taps["norm"] = taps["norm"][:1]
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
-    entries = [Entry(Scripted("s", change=halve), SUBJECT, MODES)]
-    record = walk({"f64": entries}, parts, Scripted("gold"), ("free",), LAYERS)
+    participants = [Participant(Scripted("s", change=halve), SUBJECT, MODES)]
+    record = run_lockstep({"f64": participants}, parts, Scripted("gold"), ("free",), LAYERS)
     failed = {row.scenario: row.problems[0] for row in record.rows if not row.passed}
     assert failed.keys() == {"scripted", "second"}
     assert "shape (1, 5, 7), the reference has (2, 5, 7)" in failed["second"]
 
 
 def test_a_run_at_several_dtypes_is_run_once_and_judged_in_each() -> None:
-    gold, shared = Scripted("gold"), Scripted("r", noise=NOISE, seed=1)
-    entries = {
-        "f64": [Entry(Scripted("a"), SUBJECT, MODES), Entry(shared, INTERIOR, ("free",))],
-        "f32": [Entry(Scripted("b"), SUBJECT, MODES), Entry(shared, VARIANT | WITNESS, ("free",))],
+    reference, shared = Scripted("gold"), Scripted("r", noise=NOISE, seed=1)
+    participants = {
+        "f64": [
+            Participant(Scripted("a"), SUBJECT, MODES),
+            Participant(shared, INTERIOR, ("free",)),
+        ],
+        "f32": [
+            Participant(Scripted("b"), SUBJECT, MODES),
+            Participant(shared, VARIANT | WITNESS, ("free",)),
+        ],
     }
-    record = walk(entries, [scripted_inputs()], gold, ("free",), LAYERS)
-    assert len(shared.forces) == len(gold.forces) == LAYERS + 2
+    record = run_lockstep(participants, [scripted_inputs()], reference, ("free",), LAYERS)
+    assert len(shared.forces) == len(reference.forces) == LAYERS + 2
     assert {row.lane for row in record.rows} == {"f64", "f32"}
     assert [row.lane for row in record.witnesses] == ["f32"]
 
@@ -308,7 +318,7 @@ def test_a_run_that_overflowed_excuses_nothing(role: str, value: float) -> None:
 def test_comparing_in_the_background_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     change = changing("layers.1.up_proj")
     near = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
-    for module in ("parity.background", "parity.lockstep"):
+    for module in ("parity.lockstep.threads", "parity.lockstep.engine"):
         monkeypatch.setattr(f"{module}.ENOUGH_ELEMENTS", 1)
     far = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
     assert near.rows == far.rows and near.witnesses == far.witnesses

@@ -15,13 +15,13 @@ T = TypeVar("T")
 ENOUGH_ELEMENTS = 1 << 20
 
 
-class Background(ThreadPoolExecutor):
+class ComparisonThreads(ThreadPoolExecutor):
     """Threads for NumPy, which works outside the interpreter's lock; one a processor."""
 
     def __init__(self) -> None:
         super().__init__(os.cpu_count())
 
-    def begin(
+    def submit_if_large(
         self, elements: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         """Begin to work on so many elements, or work now if they are few."""

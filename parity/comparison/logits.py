@@ -5,10 +5,13 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from parity import clock
-from parity.gold import Difference, Gold, Worst, finite_difference
+from parity.comparison.difference import TapDifference, WorstElement, finite_difference
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.tolerance import noise_floor
 
 # exp overflows a little beyond; log-probabilities this far apart need no digits saved.
 _LARGEST = 700.0
@@ -16,18 +19,18 @@ _LARGEST = 700.0
 _SERIES = 1e-4
 
 
-def compare(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Difference:
+def compare(reference: ReferenceTap, subject: np.ndarray, *, locate: bool = True) -> TapDifference:
     """Compare log-softmax per token.
 
-    `facts` hold the largest shift, the Kullback-Leibler divergence from the gold's distribution
-    summed over the vocabulary (largest and 99.9th percentile over tokens), the range R of the
-    difference, and the top-1 flips with the gold margin of the least excusable one.
+    `facts` hold the largest shift, the Kullback-Leibler divergence from the reference's
+    distribution summed over the vocabulary (largest and 99.9th percentile over tokens), the range R
+    of the difference, and the top-1 flips with the reference margin of the least excusable one.
     """
-    live = gold.valid
+    live = reference.valid
     names = ("relative", "peak", "shift", "kl", "range", "margin")
     flat = {name: np.zeros(live.size) for name in names}
     broken = 0
-    for rows, _, (t, g) in gold.blocks(subject, gold.array):
+    for rows, _, (t, g) in reference.blocks(subject, reference.array):
         if not (np.isfinite(t).all() and np.isfinite(g).all()):
             gap, wrong = finite_difference(t, g, live.reshape(-1)[rows], None)
             broken += wrong
@@ -39,7 +42,7 @@ def compare(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Differen
     figures = {name: values.reshape(live.shape) for name, values in flat.items()}
     for name, values in figures.items():
         values[~live] = -1.0 if name == "margin" else 0.0
-    result = Difference(figures["relative"], figures["peak"], live)
+    result = TapDifference(figures["relative"], figures["peak"], live)
     if broken:
         result.add_structural(f"{broken} elements are NaN or infinite in one and not in the other")
     flips = figures["margin"] >= 0
@@ -53,7 +56,7 @@ def compare(gold: Gold, subject: np.ndarray, *, locate: bool = True) -> Differen
     }
     result.tokens |= {"range": figures["range"], "margin": figures["margin"]}
     if locate:
-        result.worst = _worst(gold, subject, figures["relative"])
+        result.worst = _worst(reference, subject, figures["relative"])
     return result
 
 
@@ -63,7 +66,7 @@ def distance_of_logits(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) 
     A shift of all of a token's logits counts for nothing. Infinite where one is not finite.
     """
     worst = 0.0
-    with clock.counted("comparing", processor=True), np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         for b, q in np.argwhere(valid):  # one token's are as many as a processor's cache holds
             t, g = (array[b, q].astype(np.float64) for array in (ours, theirs))
             moved = t - g
@@ -109,30 +112,57 @@ def _token_figures(t: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def sizes(gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sizes(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what differences of some tokens' logits [r, V] are relative to: norm and peak [r]."""
-    log_g = gold - gold.max(1, keepdims=True)
+    log_g = reference - reference.max(1, keepdims=True)
     log_g -= np.log(np.exp(log_g).sum(1, keepdims=True))
     return np.sqrt(np.einsum("rv,rv->r", log_g, log_g)), -log_g.min(1)
 
 
-def expected(gold: np.ndarray, values: np.ndarray) -> np.ndarray:
+def expected(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the mean [r] of values [r, V] under the distributions of logits [r, V]."""
-    powers = np.exp(gold - gold.max(1, keepdims=True))
+    powers = np.exp(reference - reference.max(1, keepdims=True))
     return np.asarray((powers * values).sum(1) / powers.sum(1))
 
 
-def distance(logits: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far some tokens' logits [r, V] are from the gold's, as `compare` has it [r]."""
-    figures = _token_figures(logits, gold)
+def distance(logits: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far some tokens' logits [r, V] are from the reference's, as `compare` has it
+    [r].
+    """
+    figures = _token_figures(logits, reference)
     return figures["relative"], figures["peak"]
 
 
-def _worst(gold: Gold, subject: np.ndarray, relative: np.ndarray) -> Worst | None:
+def _worst(
+    reference: ReferenceTap, subject: np.ndarray, relative: np.ndarray
+) -> WorstElement | None:
     if not relative.max(initial=0.0) > 0:
         return None
     b, q = (int(i) for i in np.unravel_index(int(relative.argmax()), relative.shape))
-    t, g = subject[b, q].astype(np.float64), gold.array[b, q]
+    t, g = subject[b, q].astype(np.float64), reference.array[b, q]
     gap, _ = finite_difference(t[None], g[None], np.ones(1, bool), None)
     token = int(np.abs(gap[0]).argmax())
-    return Worst({"B": b, "T": q, "V": token}, float(t[token]), float(g[token]))
+    return WorstElement({"B": b, "T": q, "V": token}, float(t[token]), float(g[token]))
+
+
+def explain_flips(found: TapDifference, honest: Sequence[TapDifference], limit: np.ndarray) -> None:
+    """A changed top-1 is explained where the reference's margin is within what noise moves logits
+    by.
+
+    The noise is that of honest variants at the same token: the subject's own range of movement
+    always accounts for its own flips.
+    """
+    if "margin" not in found.tokens:
+        return
+    ranges = [d.tokens["range"] for d in honest if "range" in d.tokens]
+    allowed = limit * noise_floor(ranges, found.live, 0.0)
+    unexplained = found.tokens["margin"] > allowed
+    found.facts["unexplained_flips"] = int(unexplained.sum())
+    if unexplained.any():
+        margins = np.where(unexplained, found.tokens["margin"], 0.0)
+        at = np.unravel_index(int(np.argmax(margins)), margins.shape)
+        found.problems.append(
+            f"{int(unexplained.sum())} top-1 predictions differ beyond rounding; at row {at[0]}, "
+            f"token {at[1]} the reference's margin is {margins[at]:.3g}, and "
+            f"rounding explains {allowed[at]:.3g}"
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.gold import Gold
+from parity.comparison.reference import ReferenceTap
 
 # Heads that a map of a whole layer shows at most.
 MOST_HEADS = 32
@@ -27,7 +27,7 @@ VISIBLE, HIDDEN, LEAKED, LOST = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
-class Maps:
+class AttentionImages:
     """Attention maps of one layer and batch row, coded and folded to few cells.
 
     Attributes:
@@ -50,7 +50,7 @@ class Maps:
     start: int = 0
 
 
-class Canvas:
+class AttentionImageBuilder:
     """Maps of one layer that are still being put together.
 
     Args:
@@ -79,11 +79,13 @@ class Canvas:
         self._cells = np.full((*shape, cells, cells), HIDDEN, np.uint8)
         self._moved = np.zeros(shape)
 
-    def add(self, gold: Gold, probs: np.ndarray, moved: np.ndarray, start: int) -> None:
+    def add(
+        self, reference: ReferenceTap, probs: np.ndarray, moved: np.ndarray, start: int
+    ) -> None:
         """Add a call.
 
         Args:
-            gold: the reference's maps [B, N, t, C].
+            reference: the reference's maps [B, N, t, C].
             probs: the subject's.
             moved: the largest difference of each [B, N].
             start: its first query.
@@ -91,10 +93,10 @@ class Canvas:
         top, stop = start // self.step, -(-(start + probs.shape[2]) // self.step)
         right = -(-probs.shape[3] // self.step)
         for i, row in enumerate(self.rows):
-            seen = gold.mask[row]
+            seen = reference.mask[row]
             for j, head in enumerate(self.heads):
-                t, g = probs[row, head].astype(np.float64), gold.array[row, head]
-                live = gold.live[row, head][:, None]
+                t, g = probs[row, head].astype(np.float64), reference.array[row, head]
+                live = reference.live[row, head][:, None]
                 with np.errstate(invalid="ignore"):
                     gap = np.abs(t - g)
                 state = np.where(seen, VISIBLE, HIDDEN).astype(np.uint8)
@@ -109,11 +111,11 @@ class Canvas:
         kept = moved[np.ix_(self.rows, self.heads)]
         np.maximum(self._moved, kept, out=self._moved)
 
-    def maps(self) -> Maps:
+    def maps(self) -> AttentionImages:
         """Return the batch row that differs most so far, and the heads that do."""
         row = int(self._moved.max(1).argmax())
         heads = np.sort(np.argsort(-self._moved[row], kind="stable")[:MOST_HEADS])
-        return Maps(
+        return AttentionImages(
             layer=self.layer,
             row=self.rows[row],
             heads=tuple(self.heads[n] for n in heads),

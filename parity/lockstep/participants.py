@@ -13,15 +13,15 @@ from parity.taps import CACHE_TAPS, GRAD_TAPS, split_name
 
 
 @dataclass(frozen=True)
-class Entry:
+class Participant:
     """One implementation and what it is there for.
 
     Attributes:
         subject: the implementation.
         roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
-            is an honest run whose error is the noise; a `witness` must agree with the gold;
+            is an honest run whose error is the noise; a `witness` must agree with the reference;
             `interior` is the noise of what computes in float32 whatever it is given, and, scaled,
-            of float64; `gold` marks the reference itself.
+            of float64; `reference` marks the reference itself.
         modes: of `free`, `isolated`, `decode` and `grad`, those it runs in.
     """
 
@@ -31,7 +31,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Party:
+class ActiveRun:
     """An entry on its way through a pass in one mode."""
 
     subject: Subject
@@ -40,18 +40,18 @@ class Party:
     run: Run
 
     @property
-    def judged(self) -> bool:
+    def is_subject(self) -> bool:
         """Whether it is what the verdict is about."""
         return bool(self.roles & {"subject", "production"})
 
     @property
-    def is_gold(self) -> bool:
-        """Whether it is the gold itself, present to be named beside the other witnesses."""
+    def is_reference(self) -> bool:
+        """Whether it is the reference itself, present to be named beside the other witnesses."""
         return "gold" in self.roles
 
     @property
-    def testifies(self) -> bool:
-        """Whether this is a witness's own run, not one on the gold's inputs."""
+    def is_witness(self) -> bool:
+        """Whether this is a witness's own run, not one on the reference's inputs."""
         return "witness" in self.roles and self.mode != "isolated"
 
     @property

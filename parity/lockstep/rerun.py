@@ -10,38 +10,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from parity.judge import PassRecord
-from parity.parties import Entry
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.participants import Participant
 from parity.result import TapRow
 
 # From this share of a limit on a figure is near an alarm: another machine's may be beyond it.
 NEAR = 0.75
 
-Entries = Mapping[str, Sequence[Entry]]
+Participants = Mapping[str, Sequence[Participant]]
 
 
-def walk_until_sure(
-    walk: Callable[[Entries], PassRecord],
-    entries: Entries,
-    further: Callable[[str, Sequence[Entry]], Sequence[Entry]],
-) -> PassRecord:
-    """Return the record of a walk, made again for the dtypes whose alarm is in doubt.
+def run_until_sure(
+    run: Callable[[Participants], PassResult],
+    participants: Participants,
+    further: Callable[[str, Sequence[Participant]], Sequence[Participant]],
+) -> PassResult:
+    """Return the record of a pass, made again for the dtypes whose alarm is in doubt.
 
     Args:
-        walk: has these take part, and judges.
-        entries: who takes part at each dtype.
+        run: has these take part, and compares.
+        participants: who takes part at each dtype.
         further: more honest variants at a dtype, beside those who take part.
     """
-    record = walk(entries)
-    doubtful = [lane for lane in entries if in_doubt(record.rows, lane)]
+    record = run(participants)
+    doubtful = [lane for lane in participants if in_doubt(record.rows, lane)]
     if not doubtful:
         return record
-    again = walk({lane: [*entries[lane], *further(lane, entries[lane])] for lane in doubtful})
-    return PassRecord(
+    again = run(
+        {lane: [*participants[lane], *further(lane, participants[lane])] for lane in doubtful}
+    )
+    return PassResult(
         [*(row for row in record.rows if row.lane not in doubtful), *again.rows],
         [*(row for row in record.witnesses if row.lane not in doubtful), *again.witnesses],
         record.unmatched,
-        [*(one for one in record.exhibits if one.lane not in doubtful), *again.exhibits],
+        [*(one for one in record.snapshots if one.lane not in doubtful), *again.snapshots],
     )
 
 

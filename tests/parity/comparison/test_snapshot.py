@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from records import row
 
-from parity.exhibit import MOST_COLUMNS, SMALL, Exhibit
-from parity.gold import Gold
-from parity.maps import HIDDEN, LEAKED, LOST, VISIBLE, coded, decoded, fold_cells, folded
+from parity.comparison.attention_image import (
+    HIDDEN,
+    LEAKED,
+    LOST,
+    VISIBLE,
+    coded,
+    decoded,
+    fold_cells,
+    folded,
+)
+from parity.comparison.reference import ReferenceTap
+from parity.comparison.snapshot import MOST_COLUMNS, SMALL, PassSnapshot
 
 B, N, T, LAYERS = 2, 3, 5, 4
 VALID = np.array([[True] * 5, [False, True, True, True, True]])
 MASK = np.tril(np.ones((T, T), bool)) & VALID[:, :, None] & VALID[:, None, :]
 
 
-def exhibit(columns: int = T, *, cached: bool = False) -> Exhibit:
-    return Exhibit("f64", "causal", LAYERS + 2, MASK, B, columns, cached)
+def snapshot(columns: int = T, *, cached: bool = False) -> PassSnapshot:
+    return PassSnapshot("f64", "causal", LAYERS + 2, MASK, B, columns, cached)
 
 
 def probs() -> np.ndarray:
@@ -25,18 +33,18 @@ def probs() -> np.ndarray:
     return raw / np.maximum(raw.sum(-1, keepdims=True), 1e-300)
 
 
-def look(shown: Exhibit, layer: int, maps: np.ndarray, *, failed: bool = False) -> None:
+def look(shown: PassSnapshot, layer: int, maps: np.ndarray, *, failed: bool = False) -> None:
     name = f"layers.{layer}.attn_probs"
-    gold = Gold(name, probs(), VALID, MASK)
-    shown.look({name: gold}, {name: maps}, [row(name, failed=failed)])
+    reference = ReferenceTap(name, probs(), VALID, MASK)
+    shown.add_attention({name: reference}, {name: maps}, failed)
 
 
 def test_a_grid_keeps_the_worst_operator_of_each_token() -> None:
-    shown, live = exhibit(), np.ones((B, T), bool)
+    shown, live = snapshot(), np.ones((B, T), bool)
     quiet, loud = np.ones((B, T)), np.zeros((B, T))
     loud[1, 3] = 7.0
-    shown.fold("free", "layers.2.q_proj", quiet, live, 0)
-    shown.fold("free", "layers.2.mlp_act", loud, live, 0)
+    shown.add_errors("free", "layers.2.q_proj", quiet, live, 0)
+    shown.add_errors("free", "layers.2.mlp_act", loud, live, 0)
     grid = shown.grids["free"]
     assert grid.rho.shape == (LAYERS + 2, B, T)
     assert grid.rho[3, 1, 3] == 7.0 and grid.rho[3, 0, 0] == 1.0
@@ -45,34 +53,34 @@ def test_a_grid_keeps_the_worst_operator_of_each_token() -> None:
 
 
 def test_pads_and_what_has_no_tokens_stay_empty() -> None:
-    shown = exhibit()
-    shown.fold("free", "embed", np.ones((B, T)), VALID, 0)
-    shown.fold("free", "rope.inv_freq", np.ones(3), np.ones(3, bool), 0)
-    shown.fold("free", "positions", np.ones((B, T)), VALID, 0)
+    shown = snapshot()
+    shown.add_errors("free", "embed", np.ones((B, T)), VALID, 0)
+    shown.add_errors("free", "rope.inv_freq", np.ones(3), np.ones(3, bool), 0)
+    shown.add_errors("free", "positions", np.ones((B, T)), VALID, 0)
     grid = shown.grids["free"]
     assert np.isnan(grid.rho[0, 1, 0]) and grid.rho[0, 1, 1] == 1.0 and grid.names == ["embed"]
 
 
 def test_heads_are_folded_by_the_largest_and_no_number_is_infinite() -> None:
-    shown, rho = exhibit(), np.zeros((B, N, T))
+    shown, rho = snapshot(), np.zeros((B, N, T))
     rho[0, 2, 1], rho[0, 0, 4] = 5.0, np.nan
-    shown.fold("free", "layers.0.attn_probs", rho, np.ones(rho.shape, bool), 0)
+    shown.add_errors("free", "layers.0.attn_probs", rho, np.ones(rho.shape, bool), 0)
     grid = shown.grids["free"].rho[1]
     assert grid[0, 1] == 5.0 and grid[0, 4] == np.inf
 
 
 def test_pieces_of_a_cached_run_stand_where_they_belong() -> None:
-    shown = exhibit(cached=True)
-    shown.fold("decode", "logits", np.full((B, 3), 2.0), np.ones((B, 3), bool), 0)
-    shown.fold("decode", "logits", np.full((B, 1), 9.0), np.ones((B, 1), bool), 3)
+    shown = snapshot(cached=True)
+    shown.add_errors("decode", "logits", np.full((B, 3), 2.0), np.ones((B, 3), bool), 0)
+    shown.add_errors("decode", "logits", np.full((B, 1), 9.0), np.ones((B, 1), bool), 3)
     assert shown.grids["decode"].rho[-1, 0].tolist()[:4] == [2.0, 2.0, 2.0, 9.0]
 
 
 def test_a_long_row_is_folded_by_the_largest() -> None:
     columns = 3 * MOST_COLUMNS + 1
-    shown, rho = exhibit(columns), np.zeros((B, columns))
+    shown, rho = snapshot(columns), np.zeros((B, columns))
     rho[0, 17] = 4.0
-    shown.fold("free", "norm", rho, np.ones(rho.shape, bool), 0)
+    shown.add_errors("free", "norm", rho, np.ones(rho.shape, bool), 0)
     grid = shown.grids["free"]
     assert grid.step == 4 and grid.rho.shape[2] <= MOST_COLUMNS
     assert grid.rho[-1, 0, 4] == 4.0 and grid.rho[-1, 0].sum() == 4.0
@@ -96,7 +104,7 @@ def test_folding_keeps_a_single_leak() -> None:
 
 
 def test_maps_are_kept_of_three_layers_and_the_first_that_fails() -> None:
-    shown = exhibit()
+    shown = snapshot()
     wrong = probs()
     wrong[0, 1, 2, 4], wrong[0, 1, 2, 0] = 0.25, 0.0
     for layer in range(LAYERS):
@@ -121,15 +129,16 @@ def test_maps_put_together_are_those_of_one_call(chunks: tuple[int, ...]) -> Non
     wrong[0, 1, 131, 140], wrong[0, 2, 150, 7] = 0.5, 0.0
     name, valid = "layers.0.attn_probs", np.ones((1, columns), bool)
 
-    def shown(*sizes: int) -> Exhibit:
-        made, stop = Exhibit("f64", "causal", 3, mask, 1, columns, len(sizes) > 1), 0
+    def shown(*sizes: int) -> PassSnapshot:
+        made, stop = PassSnapshot("f64", "causal", 3, mask, 1, columns, len(sizes) > 1), 0
         for size in sizes:
             start, stop = stop, stop + size
             part = (slice(None), slice(None), slice(start, stop), slice(stop))
-            gold = Gold(name, right[part], valid[:, start:stop], mask[:, start:stop, :stop])
+            reference = ReferenceTap(
+                name, right[part], valid[:, start:stop], mask[:, start:stop, :stop]
+            )
             gaps = np.abs(wrong[part] - right[part])
-            rows = [row(name, failed=bool(gaps.any()))]
-            made.look({name: gold}, {name: wrong[part]}, rows, start)
+            made.add_attention({name: reference}, {name: wrong[part]}, bool(gaps.any()), start)
         return made
 
     whole, pieces = shown(columns), shown(*chunks)
@@ -145,7 +154,7 @@ def test_maps_put_together_are_those_of_one_call(chunks: tuple[int, ...]) -> Non
 
 
 def test_of_equal_maps_nothing_is_flagged() -> None:
-    shown = exhibit()
+    shown = snapshot()
     for layer in range(LAYERS):
         look(shown, layer, probs())
     assert sorted(shown.sheets) == [0, 2, 3] and shown.details is None
@@ -154,6 +163,6 @@ def test_of_equal_maps_nothing_is_flagged() -> None:
 
 
 def test_maps_of_another_shape_are_left_out() -> None:
-    shown = exhibit()
+    shown = snapshot()
     look(shown, 0, probs()[..., :3], failed=True)
     assert not shown.sheets and shown.failed_layer == 0

@@ -33,10 +33,10 @@ class Limits:
 
     Attributes:
         isolated: largest per-token error, in units of the noise floor, of an operator that works
-            on the gold's inputs.
+            on the reference's inputs.
         free: the same for values that carry all earlier rounding with them.
         floor: smallest noise floor, in units of the dtype's unit roundoff.
-        witness: how far another witness may be from the float64 gold, in units of our own
+        witness: how far another witness may be from the float64 reference, in units of our own
             reference's noise, and still count as agreeing with it.
     """
 
@@ -51,7 +51,7 @@ class Limits:
             return PROBE_LIMIT
         return self.isolated if mode == "isolated" else self.free
 
-    def testimony(self, mode: str) -> float:
+    def witness_limit(self, mode: str) -> float:
         """Return the limit on a witness's rho in a mode of running.
 
         A gradient in a score is a difference that nearly cancels, and one honest variant alone is

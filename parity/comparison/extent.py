@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.gold import Difference, Gold
+from parity.comparison.difference import TapDifference
+from parity.comparison.reference import ReferenceTap
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Extent:
 
 
 def extent(
-    found: Difference,
+    found: TapDifference,
     rho: np.ndarray,
     limit: float,
-    gold: Gold,
+    reference: ReferenceTap,
     subject: np.ndarray | None,
     floor: np.ndarray,
 ) -> Extent | None:
@@ -45,20 +46,22 @@ def extent(
         found: the tap's comparison.
         rho: error over noise [B, T], for attention maps [B, N, T].
         limit: on rho.
-        gold: the reference's side.
+        reference: the reference's side.
         subject: the tap itself where it is still at hand; heads of [B, T, N, H] need it.
         floor: noise, of rho's shape.
     """
     over = ~(rho <= limit) & found.live
-    if gold.axes[:1] != "B" or rho.ndim < 2 or not over.any():
+    if reference.axes[:1] != "B" or rho.ndim < 2 or not over.any():
         return None
     tokens, compared = over, found.live
     heads, of_heads = np.zeros(0, int), 0
-    if gold.axes == "BNTS":
+    if reference.axes == "BNTS":
         heads, of_heads = np.flatnonzero(over.any((0, 2))), over.shape[1]
         tokens, compared = np.any(over, axis=1), np.any(found.live, axis=1)
-    elif len(gold.axes) == 4 and subject is not None and subject.shape == gold.array.shape:
-        heads, of_heads = _heads(gold, subject, limit * floor, found.live), subject.shape[2]
+    elif (
+        len(reference.axes) == 4 and subject is not None and subject.shape == reference.array.shape
+    ):
+        heads, of_heads = _heads(reference, subject, limit * floor, found.live), subject.shape[2]
     row, token = (int(i) for i in np.argwhere(tokens)[0])
     return Extent(
         tokens=int(tokens.sum()),
@@ -69,9 +72,11 @@ def extent(
     )
 
 
-def _heads(gold: Gold, subject: np.ndarray, allowed: np.ndarray, live: np.ndarray) -> np.ndarray:
+def _heads(
+    reference: ReferenceTap, subject: np.ndarray, allowed: np.ndarray, live: np.ndarray
+) -> np.ndarray:
     """Return the heads whose share of the difference alone is more than a token is allowed."""
     with np.errstate(invalid="ignore", over="ignore"):
-        delta = subject.astype(np.float64) - gold.array
-        error = np.sqrt(np.einsum("btnh,btnh->btn", delta, delta)) / gold.sizes[0][..., None]
+        delta = subject.astype(np.float64) - reference.array
+        error = np.sqrt(np.einsum("btnh,btnh->btn", delta, delta)) / reference.sizes[0][..., None]
     return np.flatnonzero((~(error <= allowed[..., None]) & live[..., None]).any((0, 1)))

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Return to the system what glibc's allocator keeps of freed arrays: 1.6 GB of `make parity`'s.
 
     By itself it returns the top of its heap alone, where arrays of up to 32 MB lie among small

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
+from parity.comparison.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
 
 
 def test_unit_roundoffs_are_half_the_spacing_at_one() -> None:
