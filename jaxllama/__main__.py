@@ -1,6 +1,6 @@
 """The installed command `jaxllama`, and `python -m jaxllama`."""
 
-from jaxllama.process import command
+from jaxllama.command_line.process import command
 
 script = command("jaxllama.cli")
 

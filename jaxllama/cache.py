@@ -185,10 +185,7 @@ class KVCache:
         )
 
     def write(
-        self,
-        layer: Int[Array, ""] | int,
-        k: Float[Array, "B T K H"],
-        v: Float[Array, "B T K H"],
+        self, layer: Int[Array, ""] | int, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
     ) -> KVCache:
         """Store one layer's keys and values in the reserved slots, rounded to the cache's dtype.
 

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
-from jaxllama.command_group import CommandGroup
-from jaxllama.interrupt import on_interrupt
+from jaxllama.command_line.group import CommandGroup
+from jaxllama.command_line.interrupt import on_interrupt
 
 app = typer.Typer(
     name="jaxllama",
@@ -61,8 +61,7 @@ def _for_all(
 @app.command()
 @on_interrupt()
 def info(
-    checkpoint: _Source,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    checkpoint: _Source, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
 ) -> None:
     """Say what a checkpoint is, and what is missing or odd."""
     from jaxllama.checkpoint import open_checkpoint

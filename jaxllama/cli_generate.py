@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxllama import compilation_cache
-from jaxllama.interrupt import on_interrupt
-from jaxllama.streams import unread
+from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.streams import unread
 
 if TYPE_CHECKING:
     from jaxllama.model import Llama
@@ -30,8 +30,7 @@ _Run = Callable[[str | Sequence[int]], "TextGeneration"]
 def generate(
     checkpoint: Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")],
     prompt: Annotated[
-        str | None,
-        typer.Argument(help="text to continue; read from stdin if left out"),
+        str | None, typer.Argument(help="text to continue; read from stdin if left out")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="most tokens to write")] = 256,
     chat: Annotated[

@@ -1,7 +1,7 @@
 """Proof that a JAX Llama computes what PyTorch computes, tensor by tensor.
 
 The names below are the public interface; each is imported from its module when first used, so that
-the core (`taps`, `distance`, `tolerance`, `locate`) needs numpy alone.
+the core (`taps`, `comparison`, `locate`) needs numpy alone.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.capturing import capture
-    from parity.offline import compare, recheck
-    from parity.report.assertion import assert_equal
     from parity.report.outputs import write_report
     from parity.result import Result
-    from parity.runner import run
+    from parity.runner.assert_equal import assert_equal
+    from parity.runner.capture import capture
+    from parity.runner.compare_captures import compare
+    from parity.runner.recheck import recheck
+    from parity.runner.run import run
 
 _HOME = {
     "Result": "result",
-    "assert_equal": "report.assertion",
-    "capture": "capturing",
-    "compare": "offline",
-    "recheck": "offline",
-    "run": "runner",
+    "assert_equal": "runner.assert_equal",
+    "capture": "runner.capture",
+    "compare": "runner.compare_captures",
+    "recheck": "runner.recheck",
+    "run": "runner.run",
     "write_report": "report.outputs",
 }
 

@@ -1,6 +1,6 @@
 """The installed command `parity`, and `python -m parity`."""
 
-from jaxllama.process import command
+from jaxllama.command_line.process import command
 
 script = command("parity.cli")
 

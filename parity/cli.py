@@ -2,7 +2,7 @@
 
 Exit codes: 0 equal, 1 divergent and nothing else, 2 bad usage or input, 3 inconclusive,
 4 an internal error or no memory, 5 verdict printed but a report not written, 130 after Ctrl-C.
-`jaxllama.command_group` and `jaxllama.process` see to those that are no verdict.
+`jaxllama.command_line.group` and `jaxllama.command_line.process` see to those that are no verdict.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
-from jaxllama.command_group import CommandGroup
+from jaxllama.command_line.group import CommandGroup
 from parity.commands.explain import explain_command
 from parity.commands.lint import lint_command
 from parity.commands.offline import capture_command, compare_command, recheck_command

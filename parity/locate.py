@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from parity.result import DifferenceKind, Divergence, TapRow
+from parity.result import DifferenceKind, Divergence, TapResult
 from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
 
 # The gravest first.
 GRAVITY: tuple[DifferenceKind, ...] = ("meaning", "not judged", "computation", "rounding")
 
 
-def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
+def first_divergence(rows: Sequence[TapResult]) -> Divergence | None:
     """Return where the difference begins, or None when every row passed.
 
     Lanes and scenarios are searched in the order they were run, which puts float64 first: it
@@ -32,7 +32,7 @@ def first_divergence(rows: Sequence[TapRow]) -> Divergence | None:
     return replace(_classify(sorted(here, key=_place), first.lane), difference=gravest)
 
 
-def _difference(row: TapRow, in_float64: set[tuple[str, str]]) -> DifferenceKind:
+def _difference(row: TapResult, in_float64: set[tuple[str, str]]) -> DifferenceKind:
     """Return what a failed row is a difference of.
 
     Args:
@@ -46,12 +46,12 @@ def _difference(row: TapRow, in_float64: set[tuple[str, str]]) -> DifferenceKind
     return "computation" if row.beyond_rounding else "rounding"
 
 
-def _place(row: TapRow) -> tuple[bool, int, tuple[int, int, float]]:
+def _place(row: TapResult) -> tuple[bool, int, tuple[int, int, float]]:
     """Order what failed: forwards before backwards, an earlier call before a later one."""
     return split_name(row.tap)[0] in GRAD_TAPS, row.step, flow_key(row.tap)
 
 
-def _classify(failed: list[TapRow], lane: str) -> Divergence:
+def _classify(failed: list[TapResult], lane: str) -> Divergence:
     setup = [row for row in failed if row.tap in SETUP_TAPS]
     flagged = tuple(dict.fromkeys(row.tap for row in setup))
     forced = ("isolated", "probe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +31,7 @@ EXIT_CODES: dict[Verdict, int] = {"equal": 0, "divergent": 1, "inconclusive": 3}
 
 
 @dataclass(frozen=True)
-class TapRow:
+class TapResult:
     """One tap of the subject, judged.
 
     Attributes:
@@ -99,12 +100,12 @@ class TapRow:
 
 
 @dataclass(frozen=True)
-class WitnessRow:
+class WitnessResult:
     """How one PyTorch implementation compares, over all taps of one lane and scenario.
 
     Attributes:
         witness: its name.
-        lane, scenario, mode: as in `TapRow`.
+        lane, scenario, mode: as in `TapResult`.
         is_gold: it is the float64 reference itself: nothing was run twice to compare it.
         compared: how many taps it was compared on.
         absent: tap kinds it declares it cannot show.
@@ -149,10 +150,93 @@ class Divergence:
     this one is computed from are right).
     """
 
-    row: TapRow
+    row: TapResult
     kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward"]
     flagged: tuple[str, ...]
     difference: DifferenceKind = "not judged"
+
+
+@dataclass(frozen=True)
+class NamedCause:
+    """A cause as reports name it.
+
+    Attributes:
+        id: as `parity explain` takes it; empty where nothing known explains the difference.
+        title: a few words.
+        summary: one sentence, with the figures found.
+        effective, configured: what the subject does, and what its configuration asks for.
+        remedy: what to change.
+    """
+
+    id: str
+    title: str
+    summary: str
+    effective: str = ""
+    configured: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A change made to the reference, and the error at the tap before and after it."""
+
+    changed: str
+    tap: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """What was proposed and not confirmed, with the error that it leaves at the tap."""
+
+    id: str
+    summary: str
+    error_left: float
+
+
+@dataclass(frozen=True)
+class CauseReport(NamedCause):
+    """Why a subject differs, as far as experiments tell.
+
+    Attributes:
+        confirmed: whether the reference, made wrong in this way, agrees with the subject.
+        evidence: what was tried and what came of it, in sentences.
+        experiments: the same in figures.
+        suspects: best first.
+        others: further causes that had to be put in beside the first.
+    """
+
+    confirmed: bool = False
+    evidence: list[str] = field(default_factory=list)
+    experiments: list[Experiment] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
+    others: list[NamedCause] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> CauseReport:
+        """Return what a JSON document has under `cause`."""
+        lists = {
+            "experiments": [Experiment(**one) for one in document["experiments"]],
+            "suspects": [Suspect(**one) for one in document["suspects"]],
+            "others": [NamedCause(**one) for one in document["others"]],
+        }
+        return cls(**{**document, **lists})
+
+
+def verdict_of(
+    first: Divergence | None, witnesses: Sequence[WitnessResult], unmatched: Collection[str]
+) -> Verdict:
+    """Return `inconclusive` first of all: without agreeing witnesses nothing is shown.
+
+    Args:
+        first: where the subject diverges first, if it does.
+        witnesses: what was seen of each.
+        unmatched: taps that only one side has and has not declared.
+    """
+    if unmatched or any(not row.agrees or row.unmatched for row in witnesses):
+        return "inconclusive"
+    return "equal" if first is None else "divergent"
 
 
 @dataclass
@@ -163,8 +247,8 @@ class Result:
     stay out of the JSON document.
     """
 
-    rows: list[TapRow]
-    witnesses: list[WitnessRow]
+    rows: list[TapResult]
+    witnesses: list[WitnessResult]
     expected: int
     absent: tuple[str, ...]
     unmatched: tuple[str, ...]
@@ -175,23 +259,20 @@ class Result:
     checkpoint: dict[str, Any]
     command: str
     notes: list[str] = field(default_factory=list)
-    cause: dict[str, Any] | None = None
+    cause: CauseReport | None = None
     timing: dict[str, float] = field(default_factory=dict)
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
 
     @property
-    def disagreeing(self) -> list[WitnessRow]:
+    def disagreeing(self) -> list[WitnessResult]:
         """Witnesses that do not compute what the reference computes."""
         return [row for row in self.witnesses if not row.agrees]
 
     @property
     def verdict(self) -> Verdict:
-        """Return `inconclusive` first of all: without agreeing witnesses nothing is shown."""
-        incomplete = self.unmatched or any(row.unmatched for row in self.witnesses)
-        if self.disagreeing or incomplete:
-            return "inconclusive"
-        return "equal" if self.first_divergence is None else "divergent"
+        """See `verdict_of`."""
+        return verdict_of(self.first_divergence, self.witnesses, self.unmatched)
 
     @property
     def difference(self) -> DifferenceKind | None:
@@ -199,7 +280,7 @@ class Result:
         return None if self.first_divergence is None else self.first_divergence.difference
 
     @property
-    def judges_meaning(self) -> bool:
+    def shows_meaning(self) -> bool:
         """Whether anything was run in float64."""
         return any(row.lane == "f64" for row in self.rows)
 
@@ -221,7 +302,7 @@ class Result:
             "verdict": self.verdict,
             "difference": self.difference,
             "first_divergence": None if first is None else _first(first),
-            "cause": self.cause,
+            "cause": None if self.cause is None else dataclasses.asdict(self.cause),
             "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "witnesses": [{**dataclasses.asdict(w), "agrees": w.agrees} for w in self.witnesses],
             "coverage": {

@@ -111,11 +111,7 @@ def shape(
 
 
 def _source(
-    name: str,
-    tokenizer: Tokenizer,
-    config: LlamaConfig,
-    length: int | None,
-    prompt: Prompt | None,
+    name: str, tokenizer: Tokenizer, config: LlamaConfig, length: int | None, prompt: Prompt | None
 ) -> _Source:
     """Check what a scenario is to be built of."""
     if name not in SCENARIOS:

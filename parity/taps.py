@@ -131,6 +131,19 @@ def split_name(name: str) -> tuple[str, int | None]:
     return f"{match[1]}.{match[3]}", int(match[2])
 
 
+def stage_of(name: str, layers: int) -> int:
+    """Return the stage of a forward pass that shows a tap: 0 the embedding's, `layers` + 1 the
+    head's.
+
+    >>> [stage_of(name, 4) for name in ("mask", "layers.0.q_proj", "cache.3.k", "logits")]
+    [0, 1, 4, 5]
+    """
+    kind, layer = split_name(name)
+    if layer is not None:
+        return layer + 1
+    return layers + 1 if kind in HEAD_TAPS else 0
+
+
 def flow_key(name: str) -> tuple[int, int, float]:
     """Sort key that puts tap names in data-flow order; unknown names come last."""
     kind, layer = split_name(name)

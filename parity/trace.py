@@ -54,7 +54,7 @@ class TraceInfo:
         layers: L.
         inputs_sha256: `Inputs.digest()`.
         checkpoint: of the weights: `label`, `config`, `sha256` over all tensors.
-        environment: see `parity.environment.describe`; states the precision of matmuls.
+        environment: see `parity.runner.environment.describe`; states the precision of matmuls.
         seconds: that the run took, taps included.
         notes: remarks of the scenario.
     """

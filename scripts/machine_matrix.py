@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.errors import InputError
-from parity.machine import SETTINGS, processor
 from parity.output_files import check_writable, write_text
+from parity.runner.machine import SETTINGS, processor
 
 LANES = ("f64", "f32", "bf16")
 PLAIN, AGAIN = "plain", "plain again"
@@ -246,7 +246,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     missing = [one.name for one in settings() if not at_hand(one)]
     lines += [
         f"Not at hand: {', '.join([*missing, 'processors of other makes (ARM), GPUs, TPUs'])}. In "
-        "their place stand the imitated machines of `parity selftest --calibrate`.",
+        "their place stand the imitated machines of `parity selftest --calibrate`."
     ]
     return "\n".join(lines) + "\n"
 

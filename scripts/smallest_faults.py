@@ -41,7 +41,7 @@ import parity
 from jaxllama import model as llama
 from jaxllama.checkpoint import Checkpoint, in_memory, load_model, tiny
 from parity.selftest.fault import Fault, FaultySubject, Patches, Weights, in_layer, nth_calls
-from parity.selftest.faults.kernels import attending_in, softmax
+from parity.selftest.faulty_attention import attending_in, softmax
 
 LENGTH = 23
 LANES = ("f64", "f32", "bf16")

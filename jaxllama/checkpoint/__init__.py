@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
+from jaxllama.checkpoint.checks import validate
 from jaxllama.checkpoint.convert import FORMATS, Conversion, convert
-from jaxllama.checkpoint.digests import check_manifest
-from jaxllama.checkpoint.load import load_model, validate
-from jaxllama.checkpoint.opening import SAMPLES, open_checkpoint
+from jaxllama.checkpoint.load import load_model
+from jaxllama.checkpoint.manifest import check_manifest
+from jaxllama.checkpoint.open import SAMPLES, open_checkpoint
 from jaxllama.checkpoint.samples import fetch_smollm2, in_memory, tiny
 from jaxllama.checkpoint.verify import Verification, verify
 

@@ -13,20 +13,20 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.digests import MANIFEST, digest
+from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.dtypes import parse
-from jaxllama.checkpoint.gguf import is_gguf
-from jaxllama.checkpoint.gguf_tokenizer import tokenizer_metadata
-from jaxllama.checkpoint.gguf_write import FILE, lay_out_gguf
-from jaxllama.checkpoint.hf import CONFIG
-from jaxllama.checkpoint.hf_write import lay_out_hf
-from jaxllama.checkpoint.load import head_problems, raise_problems, structure_problems
+from jaxllama.checkpoint.gguf.read import is_gguf
+from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
+from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
+from jaxllama.checkpoint.hf.read import CONFIG
+from jaxllama.checkpoint.hf.write import lay_out_hf
 from jaxllama.checkpoint.lora import merge_lora
-from jaxllama.checkpoint.meta_format import PARAMS, lay_out_meta
-from jaxllama.checkpoint.opening import open_checkpoint
-from jaxllama.checkpoint.orbax import ARRAYS
-from jaxllama.checkpoint.orbax_write import OrbaxSink
-from jaxllama.checkpoint.write import FileSink, Progress, Sink, Written, run
+from jaxllama.checkpoint.manifest import MANIFEST, digest
+from jaxllama.checkpoint.meta.directory import PARAMS, lay_out_meta
+from jaxllama.checkpoint.open import open_checkpoint
+from jaxllama.checkpoint.orbax.read import ARRAYS
+from jaxllama.checkpoint.orbax.write import OrbaxSink
+from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
 from jaxllama.errors import CheckpointError, InputError
 
 Format = Literal["hf", "meta", "orbax", "gguf"]

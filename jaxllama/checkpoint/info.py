@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.load import structure_problems
+from jaxllama.checkpoint.checks import structure_problems
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import JaxLlamaError
 from jaxllama.presets import PRESETS

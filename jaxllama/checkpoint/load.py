@@ -3,143 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.digests import check_manifest
-from jaxllama.checkpoint.dtypes import cast, is_float
-from jaxllama.checkpoint.names import (
-    EMBEDDING,
-    FIELD_OF_AXIS,
-    HEAD,
-    TABLE,
-    Entry,
-    entry_of,
-    expected_tensors,
-    layer_of,
+from jaxllama.checkpoint.checks import (
+    all_finite,
+    all_value_problems,
+    head_problems,
+    raise_problems,
+    structure_problems,
+    value_problems,
 )
-from jaxllama.errors import CheckpointError, InputError, join_problems
+from jaxllama.checkpoint.dtypes import cast
+from jaxllama.checkpoint.manifest import check_manifest
+from jaxllama.checkpoint.names import TABLE, Entry
+from jaxllama.errors import InputError
 from jaxllama.model import Llama
-
-_SHOWN = 50
-_BLOCK = 1 << 17
-
-
-def structure_problems(checkpoint: Checkpoint) -> list[str]:
-    """Return all that is wrong with the names, shapes and dtypes; no weight is read."""
-    config, problems = checkpoint.config, list(checkpoint.problems)
-    layers = {layer_of(name) for name in checkpoint.tensors} - {None}
-    # First, so that an absurd count of layers is not enumerated.
-    if config.num_hidden_layers != len(layers):
-        problems.append(
-            f"num_hidden_layers is {config.num_hidden_layers} in {checkpoint.config_source}, but "
-            f"the weights have {len(layers)} layers"
-        )
-        if config.num_hidden_layers > len(layers):
-            config = config.replace(num_hidden_layers=max(len(layers), 1))
-    expected = dict(expected_tensors(config))
-    for name, shape in expected.items():
-        info = checkpoint.tensors.get(name)
-        if info is None:
-            problems.append(f"{name}: missing, expected shape {shape}{_missing_hint(name)}")
-        elif info.shape != shape:
-            problems.append(_misshapen(name, info.shape, shape, checkpoint))
-    for name, info in checkpoint.tensors.items():
-        if name not in expected:
-            problems.append(f"{name}: unexpected; {checkpoint.config_source} has no such layer")
-        elif not is_float(info.dtype):
-            problems.append(f"{name}: dtype {info.dtype}, expected a 16, 32 or 64-bit float")
-    return problems
-
-
-def _missing_hint(name: str) -> str:
-    return "; check tie_word_embeddings" if name == HEAD else ""
-
-
-def _misshapen(
-    name: str, actual: tuple[int, ...], expected: tuple[int, ...], checkpoint: Checkpoint
-) -> str:
-    symbols = entry_of(name).shape
-    wrong = [s for s, a, e in zip(symbols, actual, expected, strict=False) if a != e]
-    field = FIELD_OF_AXIS[(wrong or list(symbols))[0]]
-    return (
-        f"{name}: shape {actual}, expected {expected} = ({', '.join(symbols)}); "
-        f"check {field} in {checkpoint.config_source}"
-    )
-
-
-def value_problems(name: str, values: np.ndarray) -> list[str]:
-    """Return what is wrong with a tensor's values: NaN or infinity."""
-    if _all_finite(values):
-        return []
-    bad = ~np.isfinite(values)
-    first = tuple(int(axis[0]) for axis in np.nonzero(bad))
-    kind = "NaN" if np.isnan(values[first]) else "infinite"
-    return [f"{name}: {int(bad.sum())} elements NaN or infinite, the first ({kind}) at {first}"]
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    """Compare bit patterns: the exponent of a NaN or infinity, and of nothing else, is all ones.
-
-    As integers, in blocks that stay in cache, this runs at the speed of memory; for bfloat16
-    `np.isfinite` is tens of times slower.
-    """
-    sign = 1 << (8 * values.itemsize - 1)
-    bits = values.reshape(-1).view(f"u{values.itemsize}")
-    limit = int(np.array(np.inf, values.dtype).view(bits.dtype))
-    magnitude = bits.dtype.type(sign - 1)
-    blocks = (bits[i : i + _BLOCK] for i in range(0, bits.size, _BLOCK))
-    return all(int((block & magnitude).max()) < limit for block in blocks)
-
-
-def head_problems(checkpoint: Checkpoint) -> list[str]:
-    """Return what is wrong with a head stored though tied: it must equal the embedding's bits."""
-    first, second = checkpoint.tensors.get(EMBEDDING), checkpoint.stored_head
-    if first is None or second is None:
-        return []
-    if (first.shape, first.dtype) == (second.shape, second.dtype):
-        values = checkpoint.read(EMBEDDING).view(np.uint8), checkpoint.read(HEAD).view(np.uint8)
-        if np.array_equal(*values):
-            return []
-    return [
-        f"{HEAD}: differs from {EMBEDDING} though tie_word_embeddings is true in "
-        f"{checkpoint.config_source}; set it to false to use the stored head, or remove the head"
-    ]
-
-
-def validate(checkpoint: Checkpoint) -> None:
-    """Check every tensor against the configuration, values included.
-
-    Raises:
-        CheckpointError: all that is missing, unexpected, misshapen, of a wrong dtype, NaN or
-            infinite, in one message.
-    """
-    problems = structure_problems(checkpoint)
-    raise_problems(checkpoint, problems + _all_value_problems(checkpoint))
-
-
-def _all_value_problems(checkpoint: Checkpoint) -> list[str]:
-    floats = [name for name, info in checkpoint.tensors.items() if is_float(info.dtype)]
-    problems = []
-    for name in floats:
-        try:
-            problems += value_problems(name, checkpoint.read(name))
-        except CheckpointError as error:
-            problems.append(str(error))
-    return problems + head_problems(checkpoint)
-
-
-def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
-    """Raise one `CheckpointError` for all problems, if there are any."""
-    if not problems:
-        return
-    if len(problems) > _SHOWN:
-        problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
-    raise CheckpointError(join_problems(checkpoint.label, problems))
 
 
 def load_model(
@@ -164,7 +49,7 @@ def load_model(
         CheckpointError: everything that does not fit, in one message; no model is built then.
         InputError: float64 was asked for and JAX has 64-bit types switched off.
     """
-    from jaxllama.checkpoint.opening import open_checkpoint
+    from jaxllama.checkpoint.open import open_checkpoint
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
@@ -173,7 +58,7 @@ def load_model(
         if jax.dtypes.canonicalize_dtype(wanted) != wanted:
             raise InputError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
     if problems := structure_problems(checkpoint):
-        raise_problems(checkpoint, problems + _all_value_problems(checkpoint))
+        raise_problems(checkpoint, problems + all_value_problems(checkpoint))
 
     if check_digests:
         check_manifest(checkpoint)
@@ -211,7 +96,53 @@ def _checked(checkpoint: Checkpoint, name: str, dtype: np.dtype, problems: list[
     values = checkpoint.read(name)
     found = value_problems(name, values)
     rounded = cast(values, dtype)
-    if not found and not _all_finite(rounded):
+    if not found and not all_finite(rounded):
         found = [f"{name}: values up to {np.abs(values).max():g} overflow in {dtype}"]
     problems += found
     return rounded
+
+
+Part = int | Literal["embed", "head"]
+
+
+def load_part(
+    checkpoint: Checkpoint, part: Part, *, dtype: DTypeLike, param_dtype: DTypeLike
+) -> Llama:
+    """Build a model of one layer that holds one part's weights; its other weights are empty.
+
+    Args:
+        checkpoint: opened; its structure is taken to have been checked (`structure_problems`).
+        part: `embed`, a layer's number, or `head`. What can be run of the model is its `embed`,
+            its `layer(0)`, or its `head`.
+        dtype: of activations and arithmetic.
+        param_dtype: of the weights.
+
+    Raises:
+        CheckpointError: values that are NaN, infinite or too large for `param_dtype`.
+        InputError: no such layer.
+    """
+    config, target = checkpoint.config, np.dtype(param_dtype)
+    if isinstance(part, int) and not 0 <= part < config.num_hidden_layers:
+        raise InputError(f"layer {part}: expected 0 to {config.num_hidden_layers - 1}")
+    one = config.replace(num_hidden_layers=1)
+
+    def build() -> Llama:
+        return Llama(one, dtype=np.dtype(dtype), param_dtype=target, rngs=nnx.Rngs(0))
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    flat = dict(nnx.to_flat_state(state))
+    wanted = {"embed": ("embed_tokens",), "head": ("norm", "lm_head")}.get(str(part), ("layers",))
+    if part == "head" and config.tie_word_embeddings:
+        wanted = ("norm", "embed_tokens")
+    problems: list[str] = []
+    for entry in TABLE:
+        if entry.path not in flat:
+            continue
+        values = jnp.zeros((0,), target)
+        if entry.path[0] in wanted:
+            layer = part if isinstance(part, int) else None
+            read = _checked(checkpoint, entry.name("hf", layer), target, problems)
+            values = jax.device_put(read[None] if entry.layered else read)
+        flat[entry.path] = flat[entry.path].replace(values)
+    raise_problems(checkpoint, problems)
+    return nnx.merge(graph, nnx.from_flat_state(flat))

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.checks import value_problems
 from jaxllama.checkpoint.dtypes import cast, is_float
-from jaxllama.checkpoint.load import value_problems
+from jaxllama.checkpoint.hf.safetensors_file import Slot, read_header, read_tensor
 from jaxllama.checkpoint.names import from_dialect
-from jaxllama.checkpoint.safetensors_file import Slot, read_header, read_tensor
 from jaxllama.errors import CheckpointError, join_problems
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.digests import digest
+from jaxllama.checkpoint.checks import value_problems
 from jaxllama.checkpoint.dtypes import FLOATS, cast
-from jaxllama.checkpoint.load import value_problems
+from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import entry_of, half_split, heads_of, interleave, layer_of
-from jaxllama.checkpoint.opening import open_checkpoint
+from jaxllama.checkpoint.open import open_checkpoint
 
 Kind = Literal["missing", "unexpected", "differs", "invalid"]
 

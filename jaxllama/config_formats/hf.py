@@ -70,12 +70,7 @@ HARMLESS = frozenset([
 # fmt: on
 _SCALING_KEYS = {
     "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
 
 

@@ -77,7 +77,32 @@ class BoundMask:
         Causality, window and lengths are given by name where rule and tokens are proved to be no
         more than that, and then nothing of size [T, S] is made; otherwise the dense mask is given.
         """
-        return kernel.arguments(self)
+        if self.structure is None:
+            mask = self.to_bool()
+            live = mask.any(axis=-1)
+            return kernel.KernelArguments(mask=mask, key_value_seq_lengths=None, live=live)
+        found, (batch, t), s = self.structure, self.q.shape, self.k.shape[1]
+        keys = t if found.causal and t < s else None
+        lengths = jnp.full((batch,), s, jnp.int32)
+        if found.lengths:
+            lengths = jnp.asarray(self.k.valid).sum(axis=-1, dtype=jnp.int32)
+        if found.decode:
+            own, first_key = (
+                jnp.asarray(side.positions)[:, 0].astype(jnp.int32) for side in (self.q, self.k)
+            )
+            lengths = jnp.minimum(lengths, own - first_key + 1)
+        first = jnp.zeros((t,), jnp.int32)  # the first key a query may see
+        if found.window is not None:
+            first = jnp.maximum(jnp.arange(t, dtype=jnp.int32) - (found.window - 1), 0)
+        bounded = found.lengths or found.decode
+        return kernel.KernelArguments(
+            mask=None,
+            key_value_seq_lengths=jnp.clip(lengths, 1, keys or s) if bounded else None,
+            live=lengths[:, None] > first[None, :],
+            is_causal=found.causal,
+            local_window_size=None if found.window is None else (found.window - 1, 0),
+            keys=keys,
+        )
 
     def explain(self, q: int, k: int, row: int = 0) -> str:
         """Return in words which parts of the rule show or hide key `k` to query `q`.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -21,7 +20,7 @@ from jaxllama.masks.specs import Causal, Padding, Segments, Window
 from jaxllama.masks.tokens import Tokens, segments_of
 
 if TYPE_CHECKING:
-    from jaxllama.masks.bound import BoundMask
+    pass
 
 
 @dataclass(frozen=True)
@@ -105,34 +104,6 @@ def structure(spec: Mask, q: Tokens, k: Tokens, empty_row: str) -> Structure | N
     if (by_position or windows) and not _aligned(q, k, decode=found.decode, padded=found.lengths):
         return None
     return found
-
-
-def arguments(bound: BoundMask) -> KernelArguments:
-    """Return the kernel arguments of a bound mask; dense where it has no proved structure."""
-    if bound.structure is None:
-        mask = bound.to_bool()
-        return KernelArguments(mask=mask, key_value_seq_lengths=None, live=mask.any(axis=-1))
-    found, (batch, t), s = bound.structure, bound.q.shape, bound.k.shape[1]
-    keys = t if found.causal and t < s else None
-    lengths = jnp.full((batch,), s, jnp.int32)
-    if found.lengths:
-        lengths = jnp.asarray(bound.k.valid).sum(axis=-1, dtype=jnp.int32)
-    if found.decode:
-        sides = (jnp.asarray(side.positions)[:, 0].astype(jnp.int32) for side in (bound.q, bound.k))
-        own, first_key = sides
-        lengths = jnp.minimum(lengths, own - first_key + 1)
-    first = jnp.zeros((t,), jnp.int32)  # the first key a query may see
-    if found.window is not None:
-        first = jnp.maximum(jnp.arange(t, dtype=jnp.int32) - (found.window - 1), 0)
-    bounded = found.lengths or found.decode
-    return KernelArguments(
-        mask=None,
-        key_value_seq_lengths=jnp.clip(lengths, 1, keys or s) if bounded else None,
-        live=lengths[:, None] > first[None, :],
-        is_causal=found.causal,
-        local_window_size=None if found.window is None else (found.window - 1, 0),
-        keys=keys,
-    )
 
 
 def _atoms(spec: Mask) -> list[Mask]:

@@ -31,7 +31,7 @@ def explain(rule_id: str) -> str:
     if rule_id.upper() in rules:
         return page(rules[rule_id.upper()])
     try:
-        from parity.causes.base import catalogue as all_causes
+        from parity.diagnose.cause import catalogue as all_causes
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
-from jaxllama.interrupt import on_interrupt
 from parity.commands import options
 from parity.lint import sarif
 from parity.lint.case import Case

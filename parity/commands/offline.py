@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
-from jaxllama.interrupt import on_interrupt
+from jaxllama.command_line.interrupt import on_interrupt
 from parity import output_files
 from parity.commands import options
 from parity.result import Result
@@ -36,7 +36,7 @@ def capture_command(
     length: options.Length = None,
 ) -> None:
     """Save every tensor of one implementation, to be compared in another environment."""
-    from parity.capturing import capture
+    from parity.runner.capture import capture
     from parity.scenarios import DEFAULT_SCENARIOS
 
     compilation_cache.turn_on()
@@ -65,7 +65,7 @@ def compare_command(
     junit_path: options.Junit = None,
 ) -> None:
     """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
-    from parity.offline import compare
+    from parity.runner.compare_captures import compare
 
     traces = subject, reference
     _report(lambda: compare(*traces), json_path, html_path, junit_path, inputs=traces)
@@ -82,8 +82,8 @@ def recheck_command(
     html_path: options.Html = None,
     junit_path: options.Junit = None,
 ) -> None:
-    """Comparator saved figures again under other limits, without running a model."""
-    from parity.offline import recheck
+    """Judge saved figures again under other limits, without running a model."""
+    from parity.runner.recheck import recheck
 
     judged = partial(recheck, results, limits=limit or ())
     _report(judged, json_path, html_path, junit_path, inputs=[results])

@@ -18,12 +18,10 @@ Junit = Annotated[
     Path | None, typer.Option("--junit", help="Write JUnit XML here, for a CI's test view.")
 ]
 Scenario = Annotated[
-    list[str] | None,
-    typer.Option(help="Scenario to run; repeatable, commas allowed, or all."),
+    list[str] | None, typer.Option(help="Scenario to run; repeatable, commas allowed, or all.")
 ]
 Override = Annotated[
-    list[str] | None,
-    typer.Option(help="FIELD=VALUE: change the subject's configuration alone."),
+    list[str] | None, typer.Option(help="FIELD=VALUE: change the subject's configuration alone.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="Text in place of the built-in one.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per row.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
-from jaxllama.interrupt import on_interrupt
+from jaxllama.command_line.interrupt import on_interrupt
 from parity.commands import options
 from parity.lint.attentions import resolve
 from parity.lint.linter import probe

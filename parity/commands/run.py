@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
-from jaxllama.interrupt import on_interrupt
 from parity import output_files
 from parity.commands import options
 from parity.commands.progress import progress_bar
@@ -47,13 +47,12 @@ def run_command(
     html_path: options.Html = None,
     junit_path: options.Junit = None,
     stream: Annotated[
-        bool,
-        typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told."),
+        bool, typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told.")
     ] = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.report import outputs
-    from parity.runner import DEFAULT_SCENARIOS, run
+    from parity.runner.run import DEFAULT_SCENARIOS, run
 
     output_files.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     compilation_cache.turn_on()

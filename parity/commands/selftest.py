@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
-from jaxllama.interrupt import on_interrupt
 from parity import output_files
 from parity.commands.progress import progress_bar
 from parity.report.outputs import after_verdict
@@ -35,7 +35,7 @@ def selftest_command(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Clean runs on fresh models alone: seen, limit, headroom."
+            "--calibrate", help="CleanTask runs on fresh models alone: seen, limit, headroom."
         ),
     ] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the fresh models: 101,102.")] = "101,102",

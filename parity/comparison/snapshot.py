@@ -24,7 +24,7 @@ from parity.comparison.attention_image import (
     AttentionImages,
 )
 from parity.comparison.reference import ReferenceTap
-from parity.taps import split_name
+from parity.taps import SETUP_TAPS, split_name, stage_of
 
 # Columns a grid keeps for a row of tokens, cells a side that a small and a large map keep.
 MOST_COLUMNS = 1024
@@ -107,8 +107,8 @@ class PassSnapshot:
         self, mode: str, tap: str, rho: np.ndarray, live: np.ndarray, start: int
     ) -> None:
         """Keep the worst of a tap's figures at each token; `start` is its first column."""
-        stage = self._stage(tap)
-        if stage is None or rho.ndim < 2:
+        stage = stage_of(tap, self.stages - 2)
+        if split_name(tap)[0] in SETUP_TAPS or rho.ndim < 2:
             return
         if rho.ndim == 3:  # by head, too
             rho, live = np.where(live, rho, 0.0).max(1), np.any(live, axis=1)
@@ -193,12 +193,6 @@ class PassSnapshot:
         if self._large is not None:
             self._large.add(reference, probs, moved, start)
             self.details = self._large.maps()
-
-    def _stage(self, tap: str) -> int | None:
-        kind, layer = split_name(tap)
-        if layer is not None:
-            return layer + 1
-        return {"embed": 0, "norm": self.stages - 1, "logits": self.stages - 1}.get(kind)
 
 
 def _largest(probs: np.ndarray, reference: np.ndarray, live: np.ndarray) -> float:

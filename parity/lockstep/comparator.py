@@ -8,25 +8,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.comparison.attention import (
-    Movement,
-    bound_probabilities,
-    measure_movement,
-)
+from parity.comparison.attention import Movement, bound_probabilities, measure_movement
 from parity.comparison.difference import TapDifference
 from parity.comparison.extent import extent
 from parity.comparison.logits import distance_of_logits, explain_flips
 from parity.comparison.reference import ReferenceTap
 from parity.comparison.snapshot import PassSnapshot
 from parity.comparison.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
-from parity.lockstep.participants import ActiveRun, Chunk
+from parity.lockstep.participants import ActiveRun, Chunk, Role
 from parity.lockstep.threads import ComparisonThreads
 from parity.lockstep.timing import Timer
 from parity.lockstep.witnesses import WitnessSummary
 from parity.noise.chains import runs_one_operator
 from parity.noise.operators import SummedTaps
 from parity.noise.widen import Floor, widened_floor
-from parity.result import TapRow, WitnessRow
+from parity.result import TapResult, WitnessResult
 from parity.subjects.base import Subject
 from parity.taps import split_name
 
@@ -39,8 +35,8 @@ Compared = Sequence[Future[dict[str, TapDifference]]]
 class PassResult:
     """Everything learnt from one walk."""
 
-    rows: list[TapRow] = field(default_factory=list)
-    witnesses: list[WitnessRow] = field(default_factory=list)
+    rows: list[TapResult] = field(default_factory=list)
+    witnesses: list[WitnessResult] = field(default_factory=list)
     unmatched: set[str] = field(default_factory=set)
     snapshots: list[PassSnapshot] = field(default_factory=list)
 
@@ -75,7 +71,7 @@ class Comparator:
         self._summed = summed
         self._before: Arrays = {}
         self.active_runs, self.pool = active_runs, pool
-        self.rows: list[TapRow] = []
+        self.rows: list[TapResult] = []
         self.unmatched: set[str] = set()
         self._witnesses = {p.subject.name: WitnessSummary() for p in active_runs if p.is_witness}
         self._chunk: Chunk
@@ -182,7 +178,7 @@ class Comparator:
         snapshots = [] if self.snapshot is None else [self.snapshot]
         return PassResult(self.rows, witnesses, self.unmatched, snapshots)
 
-    def _row(self, active: ActiveRun, name: str, at_hand: np.ndarray | None) -> TapRow:
+    def _row(self, active: ActiveRun, name: str, at_hand: np.ndarray | None) -> TapResult:
         found = self._found[active][name]
         chained = active.mode == "isolated" and not runs_one_operator(name, active.subject.absent)
         # Several operators between two forced taps run as freely as a whole pass does; and the last
@@ -198,10 +194,10 @@ class Comparator:
         if name == "logits":
             explain_flips(found, honest, limits[0] * floor.norm / measured.norm)
         at = np.unravel_index(int(np.argmax(rho)), rho.shape)
-        mode = "production" if "production" in active.roles else active.mode
+        mode = "production" if Role.PRODUCTION in active.roles else active.mode
         if self.snapshot is not None:
             self.snapshot.add_errors(mode, name, rho, found.live, self._chunk.start_of(name))
-        return TapRow(
+        return TapResult(
             tap=name,
             lane=self.lane,
             scenario=self.scenario,
@@ -253,7 +249,7 @@ class Comparator:
         """Hold a stage of a witness to the noise of the precision it really works in."""
         witness = self._witnesses[active.subject.name]
         effective = max(self.lane, active.subject.internal_dtype, key=lambda d: UNIT_ROUNDOFF[d])
-        role = "variant" if effective == self.lane else "interior"
+        role = Role.NOISE if effective == self.lane else Role.NOISE_F32
         minimum = LIMITS[effective].floor * UNIT_ROUNDOFF[effective]
         for name, found in self._found[active].items():
             honest = self._honest(role, active, name)
@@ -267,12 +263,12 @@ class Comparator:
 
         Where there are none, those at another dtype tell: rounding is proportional to it.
         """
-        return self._honest("variant", judged, name) or [
+        return self._honest(Role.NOISE, judged, name) or [
             found.scaled(UNIT_ROUNDOFF[self.lane] / UNIT_ROUNDOFF["f32"])
-            for found in self._honest("interior", judged, name)
+            for found in self._honest(Role.NOISE_F32, judged, name)
         ]
 
-    def _honest(self, role: str, judged: ActiveRun, name: str) -> list[TapDifference]:
+    def _honest(self, role: Role, judged: ActiveRun, name: str) -> list[TapDifference]:
         """Return what the runs of `role`, other than the judged one, differ by on one tap."""
         shape = self._found[judged][name].relative.shape
         found = [

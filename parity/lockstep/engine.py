@@ -21,7 +21,7 @@ from parity.comparison.tap import compare_tap
 from parity.inputs import Inputs, joined
 from parity.lockstep.comparator import Comparator, Compared, PassResult
 from parity.lockstep.memory import release_freed_memory
-from parity.lockstep.participants import ActiveRun, Chunk, Participant, chunk_views
+from parity.lockstep.participants import ActiveRun, Chunk, Participant, Role, chunk_views
 from parity.lockstep.threads import ENOUGH_ELEMENTS, ComparisonThreads
 from parity.lockstep.timing import Timer
 from parity.noise.operators import SummedTaps
@@ -286,7 +286,7 @@ class Lockstep:
 
 def _unnamed(present: Iterable[Participant | ActiveRun]) -> frozenset[str]:
     """Return the kinds of taps that a lane's subject lacks."""
-    judged = [one.subject.absent for one in present if "subject" in one.roles]
+    judged = [one.subject.absent for one in present if Role.SUBJECT in one.roles]
     return frozenset[str]().union(*judged)
 
 
@@ -301,6 +301,6 @@ def _nothing(references: Mapping[str, ReferenceTap]) -> dict[str, TapDifference]
 
 def _expense(active: ActiveRun) -> str | None:
     """Return under which name a run's seconds are counted, None for what is no cost of taps."""
-    if "production" in active.roles:
+    if Role.PRODUCTION in active.roles:
         return f"bare_{active.mode}"
     return f"subject_{active.mode}" if active.is_subject else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -12,21 +13,39 @@ from parity.subjects.base import Run, Subject
 from parity.taps import CACHE_TAPS, GRAD_TAPS, split_name
 
 
+class Role(StrEnum):
+    """What a participant is there for.
+
+    Attributes:
+        SUBJECT: is judged.
+        PRODUCTION: is judged: the same model without taps.
+        WITNESS: must agree with the reference.
+        REFERENCE: is the reference itself, to be named beside the other witnesses.
+        NOISE: is an honest run at the dtype under judgement, whose error is the noise.
+        NOISE_F32: is one in float32: the noise of what computes in float32 whatever it is given,
+            and, scaled, of float64.
+    """
+
+    SUBJECT = "subject"
+    PRODUCTION = "production"
+    WITNESS = "witness"
+    REFERENCE = "reference"
+    NOISE = "noise"
+    NOISE_F32 = "noise_f32"
+
+
 @dataclass(frozen=True)
 class Participant:
     """One implementation and what it is there for.
 
     Attributes:
         subject: the implementation.
-        roles: `subject` is judged; so is `production`, the same model without taps; a `variant`
-            is an honest run whose error is the noise; a `witness` must agree with the reference;
-            `interior` is the noise of what computes in float32 whatever it is given, and, scaled,
-            of float64; `reference` marks the reference itself.
+        roles: what for.
         modes: of `free`, `isolated`, `decode` and `grad`, those it runs in.
     """
 
     subject: Subject
-    roles: frozenset[str]
+    roles: frozenset[Role]
     modes: tuple[str, ...]
 
 
@@ -35,24 +54,24 @@ class ActiveRun:
     """An entry on its way through a pass in one mode."""
 
     subject: Subject
-    roles: frozenset[str]
+    roles: frozenset[Role]
     mode: str
     run: Run
 
     @property
     def is_subject(self) -> bool:
         """Whether it is what the verdict is about."""
-        return bool(self.roles & {"subject", "production"})
+        return bool(self.roles & {Role.SUBJECT, Role.PRODUCTION})
 
     @property
     def is_reference(self) -> bool:
         """Whether it is the reference itself, present to be named beside the other witnesses."""
-        return "gold" in self.roles
+        return Role.REFERENCE in self.roles
 
     @property
     def is_witness(self) -> bool:
         """Whether this is a witness's own run, not one on the reference's inputs."""
-        return "witness" in self.roles and self.mode != "isolated"
+        return Role.WITNESS in self.roles and self.mode != "isolated"
 
     @property
     def absent(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.participants import Participant
-from parity.result import TapRow
+from parity.result import TapResult
 
 # From this share of a limit on a figure is near an alarm: another machine's may be beyond it.
 NEAR = 0.75
@@ -47,7 +47,7 @@ def run_until_sure(
     )
 
 
-def in_doubt(rows: Sequence[TapRow], lane: str) -> bool:
+def in_doubt(rows: Sequence[TapResult], lane: str) -> bool:
     """Return whether another order of summing might matter to a dtype that alarms or nearly does.
 
     Not to alarms of float64, nor beside them; to none that is beyond rounding; and to none of an

@@ -6,18 +6,21 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from jaxllama.checkpoint import Checkpoint
-from parity.lockstep.participants import Participant
+from parity.lockstep.participants import Participant, Role
 from parity.noise.chains import runs_chains
 from parity.noise.operators import Numbers, SummedTaps
 from parity.subjects.base import Subject
-from parity.subjects.given import witness
-from parity.subjects.jaxllama import JaxLlama
-from parity.subjects.torch_arrays import to_numpy
-from parity.subjects.torch_reference import TorchReference, Variant
+from parity.subjects.jaxllama.subject import JaxLlama
+from parity.subjects.select import witness
+from parity.subjects.torch.arrays import to_numpy
+from parity.subjects.torch_reference.model import Variant
+from parity.subjects.torch_reference.subject import TorchReference
 
 EVERY = ("free", "isolated", "decode", "grad")
 WHOLE = ("free", "decode", "grad")
-WITNESS, VARIANT, INTERIOR = (frozenset({role}) for role in ("witness", "variant", "interior"))
+WITNESS, NOISE, NOISE_F32 = (
+    frozenset({role}) for role in (Role.WITNESS, Role.NOISE, Role.NOISE_F32)
+)
 
 
 def participants_for(
@@ -27,7 +30,37 @@ def participants_for(
     references: Collection[str],
     modes: Collection[str],
 ) -> dict[str, list[Participant]]:
-    """Return who takes part at each dtype.
+    """Return who takes part at each dtype; `subjects` are what is judged, by dtype.
+
+    See `other_participants` for the rest of the arguments.
+    """
+    return {
+        lane: [
+            *subject_participants(subject),
+            *other_participants(checkpoint, f64_reference, lane, subject.absent, references, modes),
+        ]
+        for lane, subject in subjects.items()
+    }
+
+
+def subject_participants(subject: Subject) -> list[Participant]:
+    """Return what is judged: a subject, and the model as users run it where there is one."""
+    found = [Participant(subject, frozenset({Role.SUBJECT}), EVERY)]
+    if isinstance(subject, JaxLlama):
+        whole = subject.production()
+        found.append(Participant(whole, frozenset({Role.PRODUCTION}), ("free", "grad")))
+    return found
+
+
+def other_participants(
+    checkpoint: Checkpoint,
+    f64_reference: Subject,
+    lane: str,
+    absent: frozenset[str],
+    references: Collection[str],
+    modes: Collection[str],
+) -> list[Participant]:
+    """Return who takes part beside a subject: what gives the noise, and the witnesses.
 
     Noise is that of our own reference, eager and summed in another order. Float64 borrows
     float32's: those runs cost half as much, and are also what witnesses that work in float32
@@ -39,7 +72,8 @@ def participants_for(
     Args:
         checkpoint: what all run.
         f64_reference: our reference in float64.
-        subjects: what is judged, by dtype.
+        lane: the dtype under judgement.
+        absent: kinds of taps that the subject does not show.
         references: the witnesses asked for, of `torch`, `hf`, `meta`.
         modes: what is to be run; a witness that runs in none of them is not loaded.
     """
@@ -48,37 +82,29 @@ def participants_for(
     def own(dtype: str, variant: Variant) -> TorchReference:
         return TorchReference(checkpoint, dtype=dtype, variant=variant)
 
-    asked = WITNESS if "torch" in references else frozenset[str]()
-    found = {}
-    for lane, subject in subjects.items():
-        participants = [Participant(subject, frozenset({"subject"}), EVERY)]
-        chained = runs_chains(subject.absent)
-        noisy = EVERY if chained else WHOLE
-        if isinstance(subject, JaxLlama):
-            compiled = Participant(
-                subject.production(), frozenset({"production"}), ("free", "grad")
-            )
-            participants.append(compiled)
-        if lane == "f64":
-            participants += [
-                Participant(own("f32", "reordered"), INTERIOR, noisy),
-                Participant(own("f32", "eager"), INTERIOR, noisy),
-                *([Participant(f64_reference, asked | {"gold"}, WHOLE)] if asked else []),
-            ]
-        else:
-            participants += [
-                Participant(own(lane, "reordered"), VARIANT, noisy),
-                Participant(own(lane, "eager"), asked | VARIANT, EVERY),
-            ]
-        # transformers' gradients are its float32's, and Meta's model computes none.
-        able = {"hf": WHOLE if lane == "f32" else WHOLE[:2], "meta": WHOLE[:2]}
-        participants += [
+    asked = WITNESS if "torch" in references else frozenset[Role]()
+    noisy = EVERY if runs_chains(absent) else WHOLE
+    if lane == "f64":
+        found = [
+            Participant(own("f32", "reordered"), NOISE_F32, noisy),
+            Participant(own("f32", "eager"), NOISE_F32, noisy),
+            *([Participant(f64_reference, asked | {Role.REFERENCE}, WHOLE)] if asked else []),
+        ]
+    else:
+        found = [
+            Participant(own(lane, "reordered"), NOISE, noisy),
+            Participant(own(lane, "eager"), asked | NOISE, EVERY),
+        ]
+    # transformers' gradients are its float32's, and Meta's model computes none.
+    able = {"hf": WHOLE if lane == "f32" else WHOLE[:2], "meta": WHOLE[:2]}
+    return [
+        *found,
+        *(
             Participant(witness(name, checkpoint, lane), WITNESS, its)
             for name, its in able.items()
             if name in references and set(its) & set(modes)
-        ]
-        found[lane] = participants
-    return found
+        ),
+    ]
 
 
 def further_variants(
@@ -91,9 +117,9 @@ def further_variants(
         lane: dtype of the alarm.
         present: who takes part already; beside a subject of few names in isolated runs, too.
     """
-    chained = any(runs_chains(one.subject.absent) for one in present if "subject" in one.roles)
+    chained = any(runs_chains(one.subject.absent) for one in present if Role.SUBJECT in one.roles)
     laned = TorchReference(checkpoint, dtype=lane, variant="laned")
-    return [Participant(laned, VARIANT, EVERY if chained else WHOLE)]
+    return [Participant(laned, NOISE, EVERY if chained else WHOLE)]
 
 
 def summed_taps(reference: TorchReference) -> SummedTaps:

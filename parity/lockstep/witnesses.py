@@ -1,4 +1,4 @@
-"""DOCSTRING."""
+"""What has been seen of one witness over a pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from parity.comparison.difference import TapDifference
 from parity.comparison.tolerance import LIMITS
 from parity.lockstep.participants import ActiveRun
-from parity.result import WitnessRow
+from parity.result import WitnessResult
 from parity.taps import AXES, split_name
 
 
@@ -32,9 +32,9 @@ class WitnessSummary:
         if rho > self.rho or not self.worst_tap:
             self.worst_tap, self.rho = name, rho
 
-    def row(self, active: ActiveRun, lane: str, scenario: str) -> WitnessRow:
+    def row(self, active: ActiveRun, lane: str, scenario: str) -> WitnessResult:
         """Return the witness's row of the report."""
-        return WitnessRow(
+        return WitnessResult(
             witness=active.subject.name,
             lane=lane,
             scenario=scenario,

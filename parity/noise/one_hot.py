@@ -20,7 +20,7 @@ from parity.comparison.tolerance import PROBE_LIMIT, UNIT_ROUNDOFF
 from parity.inputs import Inputs
 from parity.noise.chains import runs_one_operator
 from parity.noise.operators import SummedTap, SummedTaps
-from parity.result import TapRow
+from parity.result import TapResult
 from parity.subjects.base import Arrays, Subject
 from parity.taps import AXES, LAYER_TAPS, OPERANDS, split_name
 
@@ -66,7 +66,7 @@ def _three_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _exact(a_high, b_high) + _exact(a_high, b_low) + _exact(a_low, b_high)
 
 
-# What narrow products give, by the precision's name in `parity.precision`.
+# What narrow products give, by the precision's name in `parity.runner.precision`.
 NARROW_PRODUCTS: dict[str, Product] = {
     "tfloat32": lambda a, b: _exact(_tfloat32(a), _tfloat32(b)),
     "bfloat16": lambda a, b: _exact(_bfloat16(a), _bfloat16(b)),
@@ -77,7 +77,7 @@ NARROW_PRODUCTS: dict[str, Product] = {
 
 def probe_products(
     subject: Subject, inputs: Inputs, summed: SummedTaps, config: LlamaConfig
-) -> list[TapRow]:
+) -> list[TapResult]:
     """Return a row for every product of a subject whose factors it can be given.
 
     Args:
@@ -114,7 +114,7 @@ def asked(modes: Collection[str], lanes: Collection[str]) -> bool:
     return "isolated" in modes and "f32" in lanes
 
 
-def notes(rows: Sequence[TapRow], lanes: Collection[str]) -> list[str]:
+def notes(rows: Sequence[TapResult], lanes: Collection[str]) -> list[str]:
     """Return what must be said of the float32 products that were not probed."""
     probed = {split_name(row.tap)[0] for row in rows if row.mode == MODE}
     missing = [kind.removeprefix("layers.") for kind in PRODUCTS if kind not in probed]
@@ -172,7 +172,7 @@ def _one_hot(value: np.ndarray, axes: str, inputs: Inputs) -> np.ndarray:
     return np.where(np.arange(width) == place, rows, 0.0).reshape(value.shape)
 
 
-def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> TapRow:
+def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> TapResult:
     maps = AXES[split_name(name)[0]] == "BNTS"
     heads = value.shape[1] if maps else 1
     valid = np.broadcast_to(inputs.valid[:, None], (len(value), heads, inputs.valid.shape[1]))
@@ -203,7 +203,7 @@ def _row(name: str, value: np.ndarray, operator: SummedTap, inputs: Inputs) -> T
         facts = {}
         if not rho <= PROBE_LIMIT:
             facts = {f"as_{n}": float(distance(p).max()) for n, p in NARROW_PRODUCTS.items()}
-    return TapRow(
+    return TapResult(
         tap=name,
         lane="f32",
         scenario=SCENARIO,

@@ -174,9 +174,7 @@ def _context(probs: np.ndarray, v: np.ndarray, dtype: np.dtype) -> SummedTap:
         return weights.reshape(-1, 1, S), values.reshape(-1, v.shape[3], S)
 
     return SummedTap(
-        factors,
-        lambda rows, sums: _rounded(sums, dtype),
-        lambda rows, sums, error: error,
+        factors, lambda rows, sums: _rounded(sums, dtype), lambda rows, sums, error: error
     )
 
 

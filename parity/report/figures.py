@@ -26,8 +26,8 @@ from parity.comparison.attention_image import (
 from parity.comparison.snapshot import ErrorGrid, PassSnapshot
 from parity.report.sprites import marks, picture, tiled
 from parity.report.wording import place
-from parity.result import TapRow
-from parity.taps import AXES, CACHE_TAPS, split_name
+from parity.result import TapResult
+from parity.taps import AXES, CACHE_TAPS, SETUP_TAPS, split_name, stage_of
 
 # log10 rho, shown on one scale in every grid of every report.
 RHO_SCALE = (-2.0, 14.0)
@@ -64,9 +64,9 @@ def rho_codes(rho: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rho), NOTHING, codes).astype(np.uint8)
 
 
-def operator_grid(rows: Sequence[TapRow]) -> dict[str, Any] | None:
+def operator_grid(rows: Sequence[TapResult]) -> dict[str, Any] | None:
     """Return layers by operators of one run; of several steps the worst."""
-    cells: dict[tuple[int, str], TapRow] = {}
+    cells: dict[tuple[int, str], TapResult] = {}
     shown = set()
     for row in rows:
         kind, layer = split_name(row.tap)
@@ -108,17 +108,17 @@ def _label(kind: str) -> str:
     return f"∂W {parts[-2]}" if parts[-1] == "weight" else f"∂ {parts[-1]}"
 
 
-def layer_of(row: TapRow) -> int:
+def layer_of(row: TapResult) -> int:
     """Return the layer a row is of, -1 for none."""
     layer = split_name(row.tap)[1]
     return -1 if layer is None else layer
 
 
-def _worse(row: TapRow, than: TapRow) -> bool:
+def _worse(row: TapResult, than: TapResult) -> bool:
     return (not row.passed, not row.rho <= than.rho) > (not than.passed, False)
 
 
-def _words(row: TapRow) -> list[str]:
+def _words(row: TapResult) -> list[str]:
     """Return where a failing tap is worst and what else is wrong with it."""
     if row.passed:
         return []
@@ -129,9 +129,9 @@ def _short(value: float) -> str:
     return f"{value:.2e}"
 
 
-def outside_layers(rows: Sequence[TapRow]) -> list[TapRow]:
+def outside_layers(rows: Sequence[TapResult]) -> list[TapResult]:
     """Return the taps of no layer, of several steps the worst."""
-    found: dict[str, TapRow] = {}
+    found: dict[str, TapResult] = {}
     for row in rows:
         alone = split_name(row.tap)[1] is None
         if alone and (row.tap not in found or _worse(row, found[row.tap])):
@@ -164,16 +164,15 @@ def _single(codes: np.ndarray, wrong: str | None) -> Picture:
     return Picture(picture(codes), wrong, 1, 1, codes.shape[1], codes.shape[0])
 
 
-def growth(rows: Sequence[TapRow], stages: int) -> dict[str, Any] | None:
+def growth(rows: Sequence[TapResult], stages: int) -> dict[str, Any] | None:
     """Return the error of each stage's last tap and the noise there, as points of a drawing.
 
     The error is that of the token nearest its limit: above the band is beyond the limit.
     """
-    last: dict[int, TapRow] = {}
+    last: dict[int, TapResult] = {}
     for row in rows:
-        kind, layer = split_name(row.tap)
-        stage = layer + 1 if layer is not None else {"embed": 0, "norm": stages - 1}.get(kind)
-        if stage is None or kind in CACHE_TAPS or kind == "layers.attn_probs":
+        kind, stage = split_name(row.tap)[0], stage_of(row.tap, stages - 2)
+        if kind in {*SETUP_TAPS, *CACHE_TAPS, "layers.attn_probs", "logits"}:
             continue
         if stage not in last or row.tap != last[stage].tap or _worse(row, last[stage]):
             last[stage] = row

@@ -25,7 +25,7 @@ from parity.report import figures
 from parity.report.figures import Picture
 from parity.report.sprites import VIOLATION, palette
 from parity.report.wording import DIFFERENCES, KINDS, OWN_RUNS, nearest, place, spread
-from parity.result import Result, TapRow
+from parity.result import Result, TapResult
 
 # A report is to be mailed and attached.
 MOST_BYTES = 5_000_000
@@ -124,7 +124,7 @@ class _Model:
         self.result, self.room = result, room
         self.sprites: list[Picture] = []
         self.left_out: list[str] = []
-        groups: dict[tuple[str, str, str], list[TapRow]] = {}
+        groups: dict[tuple[str, str, str], list[TapResult]] = {}
         for row in result.rows:
             groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
         snapshots = {(e.lane, e.scenario, mode): e for e in result.snapshots for mode in e.grids}
@@ -154,7 +154,7 @@ class _Model:
         self,
         number: int,
         group: tuple[str, str, str],
-        rows: list[TapRow],
+        rows: list[TapResult],
         snapshot: PassSnapshot | None,
     ) -> dict[str, Any]:
         lane, scenario, mode = group

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 from parity.output_files import write_text
 from parity.report.wording import summary
-from parity.result import Result, TapRow
+from parity.result import Result, TapResult
 from parity.taps import SETUP_TAPS, split_name
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -67,8 +67,8 @@ def document(result: Result) -> str:
     return _numbered(suite, result)
 
 
-def _cases(result: Result) -> dict[tuple[str, str, str, str], list[TapRow]]:
-    found: dict[tuple[str, str, str, str], list[TapRow]] = {}
+def _cases(result: Result) -> dict[tuple[str, str, str, str], list[TapResult]]:
+    found: dict[tuple[str, str, str, str], list[TapResult]] = {}
     for row in result.rows:
         layer = split_name(row.tap)[1]
         name = f"layers.{layer}" if layer is not None else row.tap
@@ -77,7 +77,7 @@ def _cases(result: Result) -> dict[tuple[str, str, str, str], list[TapRow]]:
     return found
 
 
-def _said(row: TapRow) -> Iterator[str]:
+def _said(row: TapResult) -> Iterator[str]:
     step = f" step {row.step}" if row.mode == "decode" else ""
     yield f"{row.tap}{step}: error {row.error:.2e}, rho {row.rho:.3g}, limit {row.limit:g}"
     yield from (f"  {problem}" for problem in row.problems)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxllama import streams
+from jaxllama.command_line import streams
+from jaxllama.command_line.failure import named
+from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, ReportError, join_problems
-from jaxllama.failure import named
-from jaxllama.interrupt import on_interrupt
 from parity.output_files import check_outputs
 from parity.report import json_file, terminal
 from parity.result import Result

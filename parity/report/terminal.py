@@ -19,7 +19,7 @@ from parity.report.wording import (
     machine_lines,
     nearest,
 )
-from parity.result import Result, TapRow, WitnessRow
+from parity.result import Result, TapResult, WitnessResult
 from parity.taps import LAYER_TAPS, split_name
 
 STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold yellow"}
@@ -76,7 +76,7 @@ def _lane_table(result: Result, errors: bool) -> Table:
     for column in ("error", "rho", "limit") if errors else ("rho", "limit"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("nearest its limit", overflow="fold")  # a name is to be copied
-    groups: dict[tuple[str, str, str], list[TapRow]] = {}
+    groups: dict[tuple[str, str, str], list[TapResult]] = {}
     for row in result.rows:
         groups.setdefault((row.lane, row.scenario, row.mode), []).append(row)
     for group, rows in groups.items():
@@ -107,14 +107,14 @@ def _logits_line(result: Result) -> str:
     return "logits: " + "; ".join(parts)
 
 
-def _witness_table(witnesses: list[WitnessRow]) -> Table:
+def _witness_table(witnesses: list[WitnessResult]) -> Table:
     """One row a witness and dtype, the worst of its scenarios."""
     table = _table("witnesses (gap: to the subject)")
     for column in ("witness", "dtype"):
         table.add_column(column)
     for column in ("taps", "error", "rho", "limit", "gap"):
         table.add_column(column, justify="right")
-    groups: dict[tuple[str, str], list[WitnessRow]] = {}
+    groups: dict[tuple[str, str], list[WitnessResult]] = {}
     for row in witnesses:
         groups.setdefault((row.witness, row.lane), []).append(row)
     for group, rows in groups.items():
@@ -130,7 +130,7 @@ def _witness_table(witnesses: list[WitnessRow]) -> Table:
     return table
 
 
-def _gap(forward: list[WitnessRow]) -> str:
+def _gap(forward: list[WitnessResult]) -> str:
     """Say how far a witness's logits are from the subject's; a backward pass shows none."""
     return f"{max(r.subject_gap for r in forward):.1e}" if forward else "-"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from parity.comparison.extent import Extent
 from parity.locate import unseen_before
-from parity.result import DifferenceKind, Divergence, Result, TapRow
+from parity.result import DifferenceKind, Divergence, Result, TapResult
 
 # What a divergence is one of, in words.
 DIFFERENCES: dict[DifferenceKind, str] = {
@@ -62,7 +62,7 @@ def headline(result: Result) -> str:
 
 def _kind(result: Result) -> str | None:
     """Return what a verdict is about, where that is not plain."""
-    if result.difference == "not judged" or not result.judges_meaning:
+    if result.difference == "not judged" or not result.shows_meaning:
         return "meaning not judged"
     return result.difference
 
@@ -121,7 +121,7 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         yield f"  flagged: {', '.join(first.flagged)}"
 
 
-def _isolated(result: Result, row: TapRow) -> bool:
+def _isolated(result: Result, row: TapResult) -> bool:
     where = row.lane, row.scenario, "isolated"
     return any((r.lane, r.scenario, r.mode) == where for r in result.rows)
 
@@ -142,7 +142,7 @@ AXIS_WORDS = {
 }
 
 
-def place(row: TapRow) -> str:
+def place(row: TapResult) -> str:
     """Name the worst element's place in words."""
     assert row.worst is not None
     words = AXIS_WORDS | ({"T": "query"} if "S" in row.worst.index else {})
@@ -167,18 +167,18 @@ def cause_lines(result: Result) -> Iterable[str]:
     if result.cause is None:
         return
     cause = result.cause
-    found = "cause" if cause.get("confirmed") or not cause.get("id") else "cause, unconfirmed"
-    yield f"{found}: {cause['summary']}"
-    for other in cause.get("others", []):
-        yield f"and: {other['summary']}"
-    for line in cause.get("evidence", []):
+    found = "cause" if cause.confirmed or not cause.id else "cause, unconfirmed"
+    yield f"{found}: {cause.summary}"
+    for other in cause.others:
+        yield f"and: {other.summary}"
+    for line in cause.evidence:
         yield f"  {line}"
-    for suspect in cause.get("suspects", []):
-        yield f"  suspect: {suspect['id']} ({suspect['summary']})"
-    if cause.get("remedy"):
-        yield f"  remedy: {cause['remedy']}"
-    if cause.get("id"):
-        yield f"  more: parity explain {cause['id']}"
+    for suspect in cause.suspects:
+        yield f"  suspect: {suspect.id} ({suspect.summary})"
+    if cause.remedy:
+        yield f"  remedy: {cause.remedy}"
+    if cause.id:
+        yield f"  more: parity explain {cause.id}"
 
 
 def inconclusive_lines(result: Result) -> Iterable[str]:
@@ -202,7 +202,7 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + more
 
 
-def nearest(row: TapRow) -> tuple[float, float, float, str]:
+def nearest(row: TapResult) -> tuple[float, float, float, str]:
     """Return of a row's two figures the one nearer its limit: nearness, figure, limit, mark."""
     token = (row.rho / row.limit, row.rho, row.limit, "")
     peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")

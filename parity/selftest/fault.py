@@ -1,15 +1,15 @@
 """A fault put into the JAX side on purpose, and the subject that has it.
 
 A fault is code of its own: it changes weights, the configuration, or functions of `jaxllama` while
-a stage of the pass runs. `jaxllama` has no switches for it, and `parity.causes`, which has to find
-out what is wrong, shares no code with it.
+a stage of the pass runs. `jaxllama` has no switches for it, and `parity.diagnose.causes`, which has
+to find out what is wrong, shares no code with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -22,8 +22,9 @@ from jaxllama.config import LlamaConfig
 from jaxllama.model import Llama
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, GeneratedRun
-from parity.subjects.jax_grad import Loss, by_stage, loss_of
-from parity.subjects.jaxllama import DTYPES, JaxRun
+from parity.subjects.jaxllama.grad import Loss, by_stage, loss_of
+from parity.subjects.jaxllama.run import JaxRun
+from parity.subjects.jaxllama.subject import DTYPES
 
 Weights = dict[str, np.ndarray]
 # What stands in the place of what: owner, attribute, replacement.
@@ -52,7 +53,7 @@ class Moment:
 Patches = Callable[[Moment], Sequence[Patch]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fault:
     """One way to be wrong, in one place, to one degree.
 
@@ -61,9 +62,9 @@ class Fault:
         kind: what is wrong, in a few words; injections of one kind differ in place and degree.
         variant: place and degree.
         expected: the first tap that differs.
+        cause: identifier of the cause that ought to be named; empty if it has none.
         flagged: setup taps that differ too.
         step: the chunk of a decode run in which it shows first.
-        cause: identifier of the cause that ought to be named; empty if it has none.
         model: which small checkpoint shows it, see `parity.selftest.models`.
         scenario, lane, mode: on which inputs, in which dtype; forwards without a cache (`free`) or
             with one (`decode`), or backwards (`grad`).
@@ -78,9 +79,10 @@ class Fault:
     kind: str
     variant: str
     expected: str
+    cause: str = ""
+    _: KW_ONLY
     flagged: tuple[str, ...] = ()
     step: int = 0
-    cause: str = ""
     model: str = "base"
     scenario: str = "causal"
     lane: str = "f64"
@@ -211,7 +213,7 @@ def faulty_model(checkpoint: Checkpoint, fault: Fault | None) -> Llama:
 def backwards(kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
     """Return a fault to be looked for in gradients, by default those of packed documents."""
     settings: dict[str, Any] = {"scenario": "packed", "mode": "grad"} | more
-    return Fault(family="D", kind=kind, variant=variant, expected=expected, cause=cause, **settings)
+    return Fault("D", kind, variant, expected, cause, **settings)
 
 
 def numbered(groups: Sequence[list[Fault]], *, start: int) -> list[Fault]:

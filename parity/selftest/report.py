@@ -7,15 +7,15 @@ import textwrap
 from rich.console import Console
 from rich.table import Table
 
-from parity.selftest.figures import table
+from parity.selftest.calibration import table
 from parity.selftest.machines.table import tables
-from parity.selftest.matrix import Matrix, by_family
+from parity.selftest.results import SelftestResult, by_family
 
 # Of a family's kinds the first are enough on a terminal of 80 columns; JSON has them all.
 KINDS_WIDTH = 26
 
 
-def show(matrix: Matrix, console: Console) -> None:
+def show(matrix: SelftestResult, console: Console) -> None:
     """Print the sums first, then a line for each family, then every miss by name."""
     sums = matrix.summary()
     style = "bold green" if matrix.passed else "bold red"
@@ -62,7 +62,7 @@ def _line(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(matrix: Matrix) -> Table:
+def _table(matrix: SelftestResult) -> Table:
     table = Table(title="faults injected into the JAX side", title_justify="left")
     table.add_column("family")
     table.add_column("kinds", no_wrap=True)

@@ -14,15 +14,15 @@ from functools import partial
 import torch
 
 from jaxllama import compilation_cache
-from parity.selftest.bench import Judgement, benches
-from parity.selftest.clean import Clean, calibration_runs, clean_runs
+from parity.selftest.clean_runs import CleanTask, calibration_runs, clean_runs
 from parity.selftest.fault import Fault
 from parity.selftest.faults import catalogue
-from parity.selftest.matrix import CleanRun, Injection, Matrix, injection
+from parity.selftest.harness import Outcome, harnesses
+from parity.selftest.results import CleanResult, Injection, SelftestResult, injection
 
 Progress = Callable[[str, int, int], None]
-Task = Fault | Clean
-Row = Injection | CleanRun
+Task = Fault | CleanTask
+Row = Injection | CleanResult
 Rows = Generator[tuple[int, Row], None, None]
 # What a process is given at a time: enough to use its references and compiled operations again.
 BATCH = 24
@@ -43,7 +43,7 @@ class Plan:
     seeds: tuple[int, ...] = ()
 
     def tasks(self) -> list[Task]:
-        """Return injections and clean runs, those of one bench together."""
+        """Return injections and clean runs, those of one harness together."""
         if self.seeds:
             return list(calibration_runs(self.seeds))
         clean = [] if self.families else list(clean_runs(quick=self.quick))
@@ -59,11 +59,8 @@ class Plan:
 
 
 def selftest(
-    plan: Plan,
-    *,
-    jobs: int = 1,
-    progress: Progress = lambda what, done, total: None,
-) -> Matrix:
+    plan: Plan, *, jobs: int = 1, progress: Progress = lambda what, done, total: None
+) -> SelftestResult:
     """Inject every fault and run every clean twin.
 
     Args:
@@ -81,7 +78,7 @@ def selftest(
         for index, row in found:
             rows[index] = row
             progress(tasks[index].kind, len(rows), len(tasks))
-    matrix = Matrix(seconds=time.perf_counter() - began)
+    matrix = SelftestResult(seconds=time.perf_counter() - began)
     for _, row in sorted(rows.items()):
         if isinstance(row, Injection):
             matrix.injections.append(row)
@@ -141,7 +138,7 @@ def perform(task: Task) -> Row:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on matrices this small, threads wait for each other
     try:
-        judged = _explained(task) if isinstance(task, Fault) else task.judge(benches())
+        judged = _explained(task) if isinstance(task, Fault) else task.check(harnesses())
         return _row(task, judged, "")
     except Exception as error:
         return _row(task, None, f"{type(error).__name__}: {error}"[:500])
@@ -149,22 +146,22 @@ def perform(task: Task) -> Row:
         torch.set_num_threads(threads)
 
 
-def _explained(fault: Fault) -> Judgement:
-    """Comparator a fault, then ask for its cause; failing to explain is no failure to detect."""
-    bench = benches().of(fault)
-    judged = bench.inject(fault)
+def _explained(fault: Fault) -> Outcome:
+    """Judge a fault, then ask for its cause; failing to explain is no failure to detect."""
+    harness = harnesses().of(fault)
+    judged = harness.inject(fault)
     if judged.verdict != "divergent" or judged.first is None:
         return judged
     try:
-        return replace(judged, cause=bench.cause(fault, judged.first))
+        return replace(judged, cause=harness.cause(fault, judged.first))
     except Exception as error:
-        return replace(judged, cause={"id": "", "error": f"{type(error).__name__}: {error}"})
+        return replace(judged, unexplained=f"{type(error).__name__}: {error}")
 
 
-def _row(task: Task, judged: Judgement | None, error: str) -> Row:
+def _row(task: Task, judged: Outcome | None, error: str) -> Row:
     if isinstance(task, Fault):
         return injection(task, judged, error)
-    return CleanRun(
+    return CleanResult(
         task.kind,
         task.model,
         task.scenario,

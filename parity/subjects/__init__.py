@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.subjects.foreign import from_callable, from_nnx, from_torch
-    from parity.subjects.layouts import Tap
-    from parity.subjects.names import Calls
+    from parity.subjects.adapters.create import from_callable, from_nnx, from_torch
+    from parity.subjects.adapters.layouts import Tap
+    from parity.subjects.adapters.names import Calls
     from parity.subjects.traces import from_traces
 
 _HOME = {
-    "Calls": "names",
-    "Tap": "layouts",
-    "from_callable": "foreign",
-    "from_nnx": "foreign",
-    "from_torch": "foreign",
+    "Calls": "adapters.names",
+    "Tap": "adapters.layouts",
+    "from_callable": "adapters.create",
+    "from_nnx": "adapters.create",
+    "from_torch": "adapters.create",
     "from_traces": "traces",
 }
 

@@ -162,8 +162,13 @@ class GeneratedRun:
         try:
             values = next(self._stages)
         except StopIteration:
-            raise RuntimeError("every stage of this run has been handed over") from None
+            raise exhausted() from None
         return {name: values[name] for name in in_flow_order(values)}
+
+
+def exhausted() -> RuntimeError:
+    """Return what a run raises that is asked for more stages than it has."""
+    return RuntimeError("this run is over: every stage has been handed over")
 
 
 def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]:
@@ -185,7 +190,11 @@ def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]
 def decoding(subject: Subject) -> CachedSubject:
     """Return the subject as one that runs through a cache, or refuse it."""
     if not hasattr(subject, "start_decode"):
-        raise InputError(f"{subject.name} cannot decode")
+        raise InputError(
+            f"--mode decode: subject {subject.name} shows no run through a cache; give decode= "
+            "to what makes it (parity/subjects/README.md), or it a start_decode "
+            "(parity.subjects.base.CachedSubject)"
+        )
     return cast(CachedSubject, subject)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxllama.errors import InputError
 from parity.inputs import Inputs, joined
-from parity.subjects.base import Arrays
+from parity.subjects.base import Arrays, exhausted
 from parity.taps import AXES, split_name
 from parity.trace import Trace, read_capture
 
@@ -85,7 +85,7 @@ class TraceRun:
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         parts = next(self._stages, None)
         if parts is None:
-            raise RuntimeError("every stage of this run has been handed over")
+            raise exhausted()
         return {
             name: np.concatenate([part[name] for part in parts])
             if len(parts) > 1 and AXES.get(split_name(name)[0], "").startswith("B")

@@ -58,12 +58,7 @@ STRUCTURAL = {
     "head_dim": 18,
 }
 # No number may depend on these: which token is padding is the caller's to say, in the mask.
-INERT = {
-    "max_position_embeddings": 16,
-    "bos_token_id": 1,
-    "eos_token_ids": (2,),
-    "pad_token_id": 3,
-}
+INERT = {"max_position_embeddings": 16, "bos_token_id": 1, "eos_token_ids": (2,), "pad_token_id": 3}
 
 Build = Callable[[LlamaConfig], Llama]
 

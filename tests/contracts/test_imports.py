@@ -97,7 +97,7 @@ def test_the_core_of_parity_loads_numpy_alone():
 
 
 def test_a_module_that_loads_torch_is_seen():
-    assert "torch" in loaded_by("import parity.subjects.torch_reference")
+    assert "torch" in loaded_by("import parity.subjects.torch_reference.subject")
 
 
 # Distributions whose import name is not theirs.

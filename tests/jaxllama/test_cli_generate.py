@@ -66,9 +66,7 @@ def test_text_is_shown_as_it_comes(
 
 
 def test_the_prompt_may_come_from_stdin(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    expected: dict[str, Any],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, expected: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ab"))
     assert run(capsys, "tiny", *LENGTH, "--quiet") == (0, expected["text"] + "\n", "")

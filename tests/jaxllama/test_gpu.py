@@ -26,7 +26,7 @@ from small_llama import (
 
 from jaxllama.attention import Backend, attend
 from jaxllama.masks import BoundMask, Tokens, causal, padding, window
-from parity.precision import effective_matmul_precision
+from parity.runner.precision import effective_matmul_precision
 
 pytestmark = pytest.mark.gpu
 

@@ -49,7 +49,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object) -> None:
         raise AssertionError("work began before the options were checked")
 
-    monkeypatch.setattr("parity.runner.open_checkpoint", opened)
+    monkeypatch.setattr("parity.runner.run.open_checkpoint", opened)
 
 
 def shown_in_readme(verdict: str) -> str:

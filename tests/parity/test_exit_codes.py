@@ -48,7 +48,7 @@ def judged(monkeypatch: pytest.MonkeyPatch):
                 raise outcome
             return outcome
 
-        monkeypatch.setattr("parity.runner.run", run)
+        monkeypatch.setattr("parity.runner.run.run", run)
 
     return ends_in
 
@@ -110,7 +110,7 @@ def test_a_directory_that_goes_away_takes_no_other_report_along(
         folder.rmdir()
         return EQUAL
 
-    monkeypatch.setattr("parity.runner.run", run)
+    monkeypatch.setattr("parity.runner.run.run", run)
     code, out, err = parity(
         *RUN,
         "--json",
@@ -239,8 +239,8 @@ def test_a_length_beyond_memory_is_refused_before_anything_is_built(
     def built(*_: object, **__: object) -> None:
         raise AssertionError("something was allocated")
 
-    for module in ("runner", "capturing"):
-        monkeypatch.setattr(f"parity.{module}.scenario", built)
+    for module in ("run", "capture"):
+        monkeypatch.setattr(f"parity.runner.{module}.scenario", built)
     words = [*words, str(tmp_path / "out")] if words[-1] == "-o" else words
     code, out, err = parity(*words)
     assert (code, out) == (2, "") and err.count("\n") == 1

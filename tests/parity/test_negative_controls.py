@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxllama import model as llama
-from parity.selftest.bench import Bench, benches
 from parity.selftest.fault import Fault, in_layer
 from parity.selftest.faults import catalogue
-from parity.selftest.faults.kernels import attending, softmax
+from parity.selftest.faulty_attention import attending, softmax
+from parity.selftest.harness import Harness, harnesses
 from parity.selftest.run import Plan
 
 CATALOGUE = {fault.id: fault for fault in catalogue()}
@@ -46,7 +46,7 @@ CONTROLS = {
 @pytest.mark.parametrize("family", CONTROLS)
 def test_a_fault_is_detected_at_its_first_wrong_tap(family: str) -> None:
     fault = CATALOGUE[CONTROLS[family]]
-    found = benches().of(fault).inject(fault)
+    found = harnesses().of(fault).inject(fault)
     assert found.verdict == "divergent"
     assert found.first is not None
     assert (found.first.row.tap, found.first.flagged) == (fault.expected, fault.flagged)
@@ -70,7 +70,7 @@ def test_a_mask_or_cache_fault_is_placed_to_the_tap_and_step(family: str) -> Non
     fault = MASKS_AND_CACHES[family]
     # Faulty code mixes integer widths, as real ports do: it runs under JAX's usual promotion.
     with jax.numpy_dtype_promotion("standard"):
-        found = benches().of(fault).inject(fault)
+        found = harnesses().of(fault).inject(fault)
     assert found.verdict == "divergent" and found.first is not None
     assert (found.first.row.tap, found.first.row.step) == (fault.expected, fault.step)
 
@@ -79,7 +79,7 @@ def test_a_mask_or_cache_fault_is_placed_to_the_tap_and_step(family: str) -> Non
 @pytest.mark.parametrize("scenario", ["causal", "long_positions", "left_padded", "packed"])
 def test_the_clean_twin_is_equal(model: str, scenario: str) -> None:
     """The same code path, operation by operation, without a fault."""
-    assert benches().bench(model, "f64").clean(scenario, "free").verdict == "equal"
+    assert harnesses().harness(model, "f64").clean(scenario, "free").verdict == "equal"
 
 
 def _base_2(scores: jax.Array, visible: jax.Array) -> jax.Array:
@@ -102,10 +102,7 @@ def _token_wise(self: Any, x: jax.Array) -> jax.Array:
 
 # In no catalogue: detection and location must not depend on one.
 UNHEARD_OF: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
-    "softmax off by one part in 1e9": (
-        "layers.1.attn_probs",
-        lambda _: attending(weigh=_base_2),
-    ),
+    "softmax off by one part in 1e9": ("layers.1.attn_probs", lambda _: attending(weigh=_base_2)),
     "features dropped before down_proj": (
         "layers.1.down_proj",
         lambda _: [(llama.Linear, "__call__", _forgetful)],
@@ -120,20 +117,20 @@ UNHEARD_OF: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 @pytest.mark.parametrize("kind", UNHEARD_OF)
 def test_a_fault_nobody_catalogued_is_detected_and_located(kind: str) -> None:
     tap, make = UNHEARD_OF[kind]
-    fault = Fault(family="X", kind=kind, variant="layer 1", expected=tap, patches=in_layer(1, make))
-    found = benches().of(fault).inject(fault)
+    fault = Fault("X", kind, "layer 1", tap, patches=in_layer(1, make))
+    found = harnesses().of(fault).inject(fault)
     assert found.verdict == "divergent"
     assert found.first is not None and found.first.row.tap == tap
     assert found.first.kind == "operator"
-    cause = benches().of(fault).cause(fault, found.first)
-    assert cause is not None and not cause["id"] and not cause.get("confirmed")
+    cause = harnesses().of(fault).cause(fault, found.first)
+    assert cause is not None and not cause.id and not cause.confirmed
 
 
 def test_patches_end_with_the_pass() -> None:
     """What a fault replaced is in place again: the next subject is not infected."""
     fault = CATALOGUE[CONTROLS["G1"]]
-    bench: Bench = benches().of(fault)
+    harness: Harness = harnesses().of(fault)
     attend = llama.attend
-    assert bench.inject(fault).verdict == "divergent"
+    assert harness.inject(fault).verdict == "divergent"
     assert llama.attend is attend
-    assert bench.clean("causal", "free").verdict == "equal"
+    assert harness.clean("causal", "free").verdict == "equal"

@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs
 from parity.subjects import Calls, Tap
-from parity.subjects.torch_arrays import to_torch
+from parity.subjects.torch.arrays import to_torch
 
 # Hugging Face transformers, in PyTorch. Rotation and softmax are functions, not modules.
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -91,7 +91,7 @@ HF_CACHE: dict[str, Any] = {
     "transformers.cache_utils.DynamicLayer.update()": [
         Tap("cache.{i}.k", axes="BKSH", item=0),
         Tap("cache.{i}.v", axes="BKSH", item=1),
-    ],
+    ]
 }
 # Its parameters have the canonical names and layouts.
 HF_PARAMETERS = {
@@ -140,7 +140,7 @@ TUNIX_NAMES: dict[str, Any] = {
 
 # Its cache has as many slots as it was made with; values are written before keys.
 TUNIX_CACHE: dict[str, Any] = {
-    "jax.lax.dynamic_update_slice()": Calls("cache.{i}.v", "cache.{i}.k"),
+    "jax.lax.dynamic_update_slice()": Calls("cache.{i}.v", "cache.{i}.k")
 }
 # Its kernels are [in, out], those of attention with heads apart.
 TUNIX_PARAMETERS: dict[str, Any] = {

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxllama.model import Llama
-from parity.subjects.jaxllama import JaxLlama
+from parity.subjects.jaxllama.subject import JaxLlama
 
 # Of a layer's products: split by what comes out (heads, mlp features), and by what goes in.
 BY_COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")

@@ -10,7 +10,7 @@ import numpy as np
 from parity.comparison.difference import WorstElement
 from parity.inputs import Inputs
 from parity.locate import first_divergence
-from parity.result import Result, TapRow, WitnessRow
+from parity.result import Result, TapResult, WitnessResult
 from parity.subjects.base import Arrays, stage_taps
 from parity.taps import AXES, split_name
 
@@ -18,7 +18,7 @@ SIZES = {"B": 2, "T": 5, "S": 5, "N": 4, "K": 2, "H": 6, "R": 3, "D": 7, "F": 11
 LAYERS = 2
 
 
-def row(tap: str, *, failed: bool = False, **changes: Any) -> TapRow:
+def row(tap: str, *, failed: bool = False, **changes: Any) -> TapResult:
     """Return a tap's row; `failed` puts its rho over the limit."""
     rho = 1e6 if failed else 0.5
     fields: dict[str, Any] = {
@@ -36,10 +36,10 @@ def row(tap: str, *, failed: bool = False, **changes: Any) -> TapRow:
         "peak_limit": 64.0,
         "worst": WorstElement({"B": 0, "T": 3, "D": 5}, 1.5, 1.25) if failed else None,
     }
-    return TapRow(**(fields | changes))
+    return TapResult(**(fields | changes))
 
 
-def witness_row(**changes: Any) -> WitnessRow:
+def witness_row(**changes: Any) -> WitnessResult:
     """Return a witness that agrees."""
     fields: dict[str, Any] = {
         "witness": "torch",
@@ -56,10 +56,10 @@ def witness_row(**changes: Any) -> WitnessRow:
         "error": 1e-15,
         "subject_gap": 1e-14,
     }
-    return WitnessRow(**(fields | changes))
+    return WitnessResult(**(fields | changes))
 
 
-def result(rows: Sequence[TapRow], **changes: Any) -> Result:
+def result(rows: Sequence[TapResult], **changes: Any) -> Result:
     """Return a result of these rows, located."""
     fields: dict[str, Any] = {
         "rows": list(rows),

@@ -10,28 +10,24 @@ import numpy as np
 from records import LAYERS, SIZES, Scripted, result, scripted_inputs
 
 from parity.lockstep.engine import run_lockstep
-from parity.lockstep.participants import Participant
-from parity.result import Result
+from parity.lockstep.participants import Participant, Role
+from parity.result import CauseReport, Experiment, Result
 from parity.subjects.base import Arrays
 
 SCRIPT = "<script>document.title='run'</script>"
 TOKENS = ["The", " cat", SCRIPT, "\n", '"&\u202e']
 
-CAUSE = {
-    "id": "rope-theta",
-    "title": "rope theta is not the config's",
-    "summary": "rope theta is not the config's; effective theta 1e+06, configured 500000",
-    "confirmed": True,
-    "effective": "theta 1e+06",
-    "configured": "500000",
-    "evidence": ["theta=1e+06 on the reference: ...", "so changed, the reference agrees"],
-    "experiments": [
-        {"changed": "theta=1e+06", "tap": "layers.0.q_rope", "before": 1.5, "after": 6e-16}
-    ],
-    "remedy": "Read rope_theta from the config.",
-    "suspects": [],
-    "others": [],
-}
+CAUSE = CauseReport(
+    id="rope-theta",
+    title="rope theta is not the config's",
+    summary="rope theta is not the config's; effective theta 1e+06, configured 500000",
+    confirmed=True,
+    effective="theta 1e+06",
+    configured="500000",
+    evidence=["theta=1e+06 on the reference: ...", "so changed, the reference agrees"],
+    experiments=[Experiment("theta=1e+06", "layers.0.q_rope", 1.5, 6e-16)],
+    remedy="Read rope_theta from the config.",
+)
 
 
 def leaking(taps: Arrays) -> None:
@@ -52,7 +48,7 @@ def rotated(taps: Arrays) -> None:
 def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: Any) -> Result:
     """Return the result of a scripted run that has been changed so, with its snapshots."""
     participants = [
-        Participant(Scripted("s", change=change), frozenset({"subject"}), ("free", "isolated"))
+        Participant(Scripted("s", change=change), frozenset({Role.SUBJECT}), ("free", "isolated"))
     ]
     inputs = replace(scripted_inputs(), name="causal")
     record = run_lockstep(
@@ -65,7 +61,9 @@ def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: An
 
 def decoded(change: Callable[[Arrays], None] = lambda taps: None) -> Result:
     """Return the result of a scripted run through a cache: three columns, then one by one."""
-    participants = [Participant(Scripted("s", change=change), frozenset({"subject"}), ("decode",))]
+    participants = [
+        Participant(Scripted("s", change=change), frozenset({Role.SUBJECT}), ("decode",))
+    ]
     inputs = replace(scripted_inputs(), name="causal")
     reference = Scripted("gold")
     record = run_lockstep(

@@ -1,4 +1,4 @@
-"""The faults the selftest injects: one file a family, apart from `parity.causes`."""
+"""The faults the selftest injects: one file a family, apart from `parity.diagnose.causes`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from parity.selftest.fault import Fault
 from parity.selftest.faults import (
-    backward,
-    backward_attention,
+    attention_heads,
     blocks,
     cache,
-    gqa,
+    gradients,
+    gradients_attention,
     loss,
-    mask_kernels,
     masks,
+    masks_applied,
     norm,
     rope,
     rotation,
@@ -21,8 +21,19 @@ from parity.selftest.faults import (
     weights,
 )
 
-FORWARD = (rope, rotation, norm, gqa, masks, mask_kernels, cache, weights, blocks, trained)
-FAMILIES = (*FORWARD, loss, backward, backward_attention)
+FORWARD = (
+    rope,
+    rotation,
+    norm,
+    attention_heads,
+    masks,
+    masks_applied,
+    cache,
+    weights,
+    blocks,
+    trained,
+)
+FAMILIES = (*FORWARD, loss, gradients, gradients_attention)
 
 
 # Families whose first fault is as plain in a narrow dtype as in float64.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxllama import model as llama
 from jaxllama.taps import Tap
 from parity.selftest.fault import Fault, Patches, everywhere, in_layer, replaced_in
-from parity.selftest.faults.kernels import Weigh, attending_in, softmax
 from parity.selftest.faults.norm import in_head
+from parity.selftest.faulty_attention import Weigh, attending_in, softmax
 
 
 def faults() -> list[Fault]:
@@ -30,12 +30,12 @@ def _activations() -> list[Fault]:
 
     return [
         Fault(
-            family=family,
-            kind=kind,
-            variant=f"layer {layer}",
-            expected=f"layers.{layer}.mlp_act",
+            family,
+            kind,
+            f"layer {layer}",
+            f"layers.{layer}.mlp_act",
+            cause,
             patches=mlp(act)(layer),
-            cause=cause,
         )
         for family, kind, layer, act, cause in (
             (
@@ -118,12 +118,12 @@ def _wiring() -> list[Fault]:
 
     return [
         Fault(
-            family="B1",
-            kind=kind,
-            variant=f"layer {layer}",
-            expected=f"layers.{layer}.{tap}",
+            "B1",
+            kind,
+            f"layer {layer}",
+            f"layers.{layer}.{tap}",
+            cause,
             patches=replaced_in(layer, (llama.DecoderLayer, "__call__", call)),
-            cause=cause,
         )
         for kind, layer, tap, call, cause in (
             (
@@ -204,13 +204,13 @@ def _softmax() -> list[Fault]:
     ) -> Fault:
         tap = "attn_scores" if "scores" in changes else "attn_probs"
         return Fault(
-            family="K1",
-            kind=kind,
-            variant=f"{variant}, layer {layer}",
-            expected=f"layers.{layer}.{tap}",
+            "K1",
+            kind,
+            f"{variant}, layer {layer}",
+            f"layers.{layer}.{tap}",
+            cause,
             lane=lane,
             patches=attending_in(layer, **changes),
-            cause=cause,
         )
 
     return [
@@ -264,15 +264,7 @@ def _ends() -> list[Fault]:
     def fault(
         family: str, kind: str, variant: str, tap: str, patches: Patches, cause: str, **more: Any
     ) -> Fault:
-        return Fault(
-            family=family,
-            kind=kind,
-            variant=variant,
-            expected=tap,
-            patches=patches,
-            cause=cause,
-            **more,
-        )
+        return Fault(family, kind, variant, tap, cause, patches=patches, **more)
 
     return [
         fault(

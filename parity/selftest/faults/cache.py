@@ -18,10 +18,10 @@ from jaxllama.cache import KVCache
 from jaxllama.rope import apply_rope
 from parity.inputs import DECODE_STEPS
 from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
-from parity.selftest.faults.kernels import attending, softmax
 from parity.selftest.faults.masks import masked
 from parity.selftest.faults.rope import moved_positions
-from parity.subjects.jaxllama import JaxRun
+from parity.selftest.faulty_attention import attending, softmax
+from parity.subjects.jaxllama.run import JaxRun
 
 write = KVCache.write
 extend = KVCache.extend
@@ -34,7 +34,7 @@ def faults() -> list[Fault]:
 
 def _fault(family: str, kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
     settings: dict[str, Any] = {"mode": "decode", "cause": cause, **more}
-    return Fault(family=family, kind=kind, variant=variant, expected=expected, **settings)
+    return Fault(family, kind, variant, expected, **settings)
 
 
 def _own_slots(moment: Moment, slots: int) -> jax.Array:

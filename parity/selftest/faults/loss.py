@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxllama.masks import Tokens
 from parity.selftest.fault import Fault, backwards, numbered
-from parity.subjects.jax_grad import loss_of
+from parity.subjects.jaxllama.grad import loss_of
 
 
 def faults() -> list[Fault]:

@@ -19,7 +19,7 @@ from jaxllama.masks import Mask
 from parity.inputs import Inputs
 from parity.selftest.fault import Fault, Moment, Patches, everywhere
 from parity.selftest.faults.rope import moved_positions
-from parity.subjects import jaxllama as subject
+from parity.subjects.jaxllama import run
 
 MASK = ("mask",)
 Wrong = Callable[[np.ndarray, Inputs], np.ndarray]
@@ -51,7 +51,7 @@ def built(wrong: Wrong) -> Patches:
 
 def specified(wrong: Callable[[Inputs], Mask]) -> Patches:
     """Return patches that ask `jaxllama.masks` for something else."""
-    return everywhere((subject, "mask_spec", wrong))
+    return everywhere((run, "mask_spec", wrong))
 
 
 def _fault(

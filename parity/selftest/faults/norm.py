@@ -12,7 +12,7 @@ import numpy as np
 from jaxllama import model as llama
 from jaxllama.dtypes import widened
 from parity.selftest.fault import Fault, Moment, Patches, Weights, configured, in_layer, nth_calls
-from parity.selftest.faults.kernels import attending_in
+from parity.selftest.faulty_attention import attending_in
 
 # A layer has two norms, in this order; the head has one.
 INPUT, POST = 0, 1
@@ -57,45 +57,45 @@ def _weight(self: Any, x: jax.Array) -> jax.Array:
 def _epsilon() -> list[Fault]:
     found = [
         Fault(
-            family="N1",
-            kind="eps is a default",
-            variant=f"{eps:g}",
-            expected="layers.0.input_layernorm",
+            "N1",
+            "eps is a default",
+            f"{eps:g}",
+            "layers.0.input_layernorm",
+            "norm-eps",
             config=configured(rms_norm_eps=eps),
             model=model,
-            cause="norm-eps",
         )
         for eps, model in ((1e-6, "base"), (1e-8, "base"), (1.1e-5, "base"), (1e-6, "tied"))
     ]
     found += [
         Fault(
-            family="N1",
-            kind="eps is a default in one norm",
-            variant=f"{TAPS[which]} of layer {layer}",
-            expected=f"layers.{layer}.{TAPS[which]}",
+            "N1",
+            "eps is a default in one norm",
+            f"{TAPS[which]} of layer {layer}",
+            f"layers.{layer}.{TAPS[which]}",
+            "norm-eps",
             patches=_norming(_with_epsilon(1e-6), which, layer=layer),
-            cause="norm-eps",
         )
         for which, layer in ((POST, 0), (INPUT, 2), (POST, 2))
     ]
     found.append(
         Fault(
-            family="N1",
-            kind="eps is a default in one norm",
-            variant="the final norm",
-            expected="norm",
+            "N1",
+            "eps is a default in one norm",
+            "the final norm",
+            "norm",
+            "norm-eps",
             patches=_final(_with_epsilon(1e-6)),
-            cause="norm-eps",
         )
     )
     found.append(
         Fault(
-            family="R6",
-            kind="eps read under another spelling",
-            variant="1e-6 for a missing layer_norm_epsilon",
-            expected="layers.0.input_layernorm",
+            "R6",
+            "eps read under another spelling",
+            "1e-6 for a missing layer_norm_epsilon",
+            "layers.0.input_layernorm",
+            "norm-eps",
             config=configured(rms_norm_eps=1e-6),
-            cause="norm-eps",
         )
     )
     return found
@@ -171,24 +171,24 @@ def _products() -> list[Fault]:
         ):
             found.append(
                 Fault(
-                    family="N3",
-                    kind=f"products in {name}",
-                    variant=f"first at {tap}",
-                    expected=tap,
+                    "N3",
+                    f"products in {name}",
+                    f"first at {tap}",
+                    tap,
+                    "matmul-precision",
                     lane="f32",
                     patches=_multiplying(_product(rounded), which, layer),
-                    cause="matmul-precision",
                 )
             )
         found.append(
             Fault(
-                family="N3",
-                kind=f"scores in {name}",
-                variant="all layers",
-                expected="layers.0.attn_scores",
+                "N3",
+                f"scores in {name}",
+                "all layers",
+                "layers.0.attn_scores",
+                "matmul-precision",
                 lane="f32",
                 patches=attending_in(None, operand=rounded),
-                cause="matmul-precision",
             )
         )
     return found
@@ -206,23 +206,23 @@ def _swapped() -> list[Fault]:
 
     found = [
         Fault(
-            family="N5",
-            kind="the two norms of a block swapped",
-            variant=f"layer {layer}",
-            expected=f"layers.{layer}.input_layernorm",
+            "N5",
+            "the two norms of a block swapped",
+            f"layer {layer}",
+            f"layers.{layer}.input_layernorm",
+            "weight-swapped",
             weights=swap(layer),
-            cause="weight-swapped",
         )
         for layer in (0, 2)
     ]
     found.append(
         Fault(
-            family="N5",
-            kind="final norm missing",
-            variant="identity",
-            expected="norm",
+            "N5",
+            "final norm missing",
+            "identity",
+            "norm",
+            "norm-missing",
             patches=_final(lambda self, x: x),
-            cause="norm-missing",
         )
     )
     return found
@@ -252,12 +252,12 @@ def _formula() -> list[Fault]:
 
     return [
         Fault(
-            family="N6",
-            kind=kind,
-            variant=f"{TAPS[which]} of layer {layer}",
-            expected=f"layers.{layer}.{TAPS[which]}",
+            "N6",
+            kind,
+            f"{TAPS[which]} of layer {layer}",
+            f"layers.{layer}.{TAPS[which]}",
+            cause,
             patches=_norming(wrong, which, layer=layer),
-            cause=cause,
         )
         for kind, wrong, which, layer, cause in (
             ("mean subtracted, as in LayerNorm", centred, INPUT, 0, "norm-centred"),

@@ -28,13 +28,13 @@ def faults() -> list[Fault]:
 
 def _configured(family: str, kind: str, variant: str, cause: str, **fields: Any) -> Fault:
     return Fault(
-        family=family,
-        kind=kind,
-        variant=variant,
-        expected="layers.0.q_rope",
+        family,
+        kind,
+        variant,
+        "layers.0.q_rope",
+        cause,
         flagged=TABLE,
         config=lambda config: config.replace(**fields),
-        cause=cause,
     )
 
 
@@ -148,41 +148,41 @@ def _precision() -> list[Fault]:
     ):
         found.append(
             Fault(
-                family="R7",
-                kind="inv_freq held in 16 bits",
-                variant=name,
-                expected="layers.0.q_rope",
+                "R7",
+                "inv_freq held in 16 bits",
+                name,
+                "layers.0.q_rope",
+                "rope-precision",
                 # In bfloat16 the table's rounding is none; its effect far along is.
                 flagged=() if lane == "bf16" else TABLE,
                 lane=lane,
                 scenario="long_positions",
                 patches=held_in(dtype),
-                cause="rope-precision",
             )
         )
     for name, dtype, lane in (("bf16", bf16, "f64"), ("bf16", bf16, "f32"), ("f16", f16, "f32")):
         found.append(
             Fault(
-                family="R7",
-                kind="cos and sin held in 16 bits",
-                variant=name,
-                expected="layers.0.q_rope",
+                "R7",
+                "cos and sin held in 16 bits",
+                name,
+                "layers.0.q_rope",
+                "rope-precision",
                 lane=lane,
                 patches=angles_in(dtype),
-                cause="rope-precision",
             )
         )
     for lane in ("f64", "bf16"):
         found.append(
             Fault(
-                family="R7",
-                kind="positions held in 16 bits",
-                variant="bf16",
-                expected="layers.0.q_rope",
+                "R7",
+                "positions held in 16 bits",
+                "bf16",
+                "layers.0.q_rope",
+                "rope-precision",
                 lane=lane,
                 scenario="long_positions",
                 patches=positions_in(bf16),
-                cause="rope-precision",
             )
         )
     return found

@@ -62,45 +62,45 @@ def _pairing() -> list[Fault]:
         first = layer or 0
         found.append(
             Fault(
-                family="R1",
-                kind="neighbouring features rotated",
-                variant=label,
-                expected=f"layers.{first}.q_rope",
+                "R1",
+                "neighbouring features rotated",
+                label,
+                f"layers.{first}.q_rope",
+                "rope-pairing",
                 patches=rotating(neighbours, QUERIES, KEYS, layer=layer),
-                cause="rope-pairing",
             )
         )
     for layers, label in (((0, 1, 2), "all layers"), ((2,), "layer 2")):
         found.append(
             Fault(
-                family="R1",
-                kind="q and k weights left in Meta order",
-                variant=label,
-                expected=f"layers.{layers[0]}.q_proj",
+                "R1",
+                "q and k weights left in Meta order",
+                label,
+                f"layers.{layers[0]}.q_proj",
+                "qk-permutation",
                 weights=_meta_order("q_proj", "k_proj", layers=layers),
-                cause="qk-permutation",
             )
         )
     for which, tap in ((QUERIES, "q_rope"), (KEYS, "k_rope")):
         found.append(
             Fault(
-                family="R2",
-                kind="neighbouring features rotated in one of q and k",
-                variant=tap[0],
-                expected=f"layers.0.{tap}",
+                "R2",
+                "neighbouring features rotated in one of q and k",
+                tap[0],
+                f"layers.0.{tap}",
+                "rope-pairing",
                 patches=rotating(neighbours, which),
-                cause="rope-pairing",
             )
         )
     for name, layers in (("q_proj", (0, 1, 2)), ("k_proj", (0, 1, 2)), ("k_proj", (1,))):
         found.append(
             Fault(
-                family="R2",
-                kind="one of q and k left in Meta order",
-                variant=f"{name[0]}, from layer {layers[0]}",
-                expected=f"layers.{layers[0]}.{name}",
+                "R2",
+                "one of q and k left in Meta order",
+                f"{name[0]}, from layer {layers[0]}",
+                f"layers.{layers[0]}.{name}",
+                "qk-permutation",
                 weights=_meta_order(name, layers=layers),
-                cause="qk-permutation",
             )
         )
     return found
@@ -144,12 +144,12 @@ def _rotation() -> list[Fault]:
     ) -> Fault:
         tap = "q_rope" if QUERIES in which else "k_rope"
         return Fault(
-            family=family,
-            kind=kind,
-            variant=variant,
-            expected=f"layers.{layer or 0}.{tap}",
+            family,
+            kind,
+            variant,
+            f"layers.{layer or 0}.{tap}",
+            cause,
             patches=rotating(wrong, *which, layer=layer),
-            cause=cause,
         )
 
     def backwards(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -182,12 +182,12 @@ def _rotation() -> list[Fault]:
     for layer in (0, 2):
         found.append(
             Fault(
-                family="R9",
-                kind="values rotated too",
-                variant=f"layer {layer}",
-                expected=f"layers.{layer}.attn_context",
+                "R9",
+                "values rotated too",
+                f"layer {layer}",
+                f"layers.{layer}.attn_context",
+                "rope-on-values",
                 patches=in_layer(layer, _values_too),
-                cause="rope-on-values",
             )
         )
     found += [

@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from parity.selftest.fault import Fault, Weights, backwards, configured
-from parity.selftest.faults.backward import damping
-from parity.selftest.faults.kernels import attending_in
+from parity.selftest.faults.gradients import damping
 from parity.selftest.faults.rotation import KEYS, QUERIES, neighbours, rotating
+from parity.selftest.faulty_attention import attending_in
 
 
 def faults() -> list[Fault]:
     """Return the injections of this family."""
 
     def fault(family: str, kind: str, variant: str, tap: str, cause: str) -> Fault:
-        return Fault(
-            family=family, kind=kind, variant=variant, expected=tap, cause=cause, model="smollm2"
-        )
+        return Fault(family, kind, variant, tap, cause, model="smollm2")
 
     def tiled(heads: np.ndarray, groups: int) -> np.ndarray:
         return heads % (len(heads) // groups)

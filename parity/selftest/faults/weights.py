@@ -37,15 +37,7 @@ def faults() -> list[Fault]:
 def _fault(
     family: str, kind: str, variant: str, expected: str, cause: str, weights: Any, **more: Any
 ) -> Fault:
-    return Fault(
-        family=family,
-        kind=kind,
-        variant=variant,
-        expected=expected,
-        cause=cause,
-        weights=weights,
-        **more,
-    )
+    return Fault(family, kind, variant, expected, cause, weights=weights, **more)
 
 
 def _name(layer: int, module: str) -> str:

@@ -17,7 +17,7 @@ KEYS = (64, 128)
 
 @dataclass(frozen=True)
 class Place:
-    """A model and its inputs, see `parity.selftest.models` and `Bench.inputs`.
+    """A model and its inputs, see `parity.selftest.models` and `Harness.inputs`.
 
     Attributes:
         model, scenario: by name.

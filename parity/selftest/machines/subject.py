@@ -12,8 +12,8 @@ from jaxllama.errors import InputError
 from parity.selftest.machines.library import Library
 from parity.selftest.machines.sums import Order, contract, product
 from parity.subjects.base import CheckpointLike
-from parity.subjects.torch_arrays import Recorder
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch.arrays import Recorder
+from parity.subjects.torch_reference.subject import TorchReference
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.table import Table
 
 from parity.comparison.tolerance import LIMITS
-from parity.selftest.figures import Figure
+from parity.selftest.calibration import Figure
 from parity.selftest.machines.catalogue import PLACES
 
 # What a mode is called, and the mode whose limits it has.
@@ -17,7 +17,7 @@ QUANTITIES = ("rho", "peak")
 
 
 class Run(Protocol):
-    """What is shown of a run; see `parity.selftest.matrix.CleanRun`."""
+    """What is shown of a run; see `parity.selftest.results.CleanResult`."""
 
     @property
     def kind(self) -> str: ...

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxllama.checkpoint.hf_write import lay_out_hf
+from jaxllama.checkpoint.hf.write import lay_out_hf
 from jaxllama.checkpoint.samples import tiny
-from jaxllama.checkpoint.write import write_small
+from jaxllama.checkpoint.stream import write_small
 
 
 @pytest.fixture(scope="session")

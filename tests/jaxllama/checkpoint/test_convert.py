@@ -9,8 +9,8 @@ import pytest
 
 import jaxllama
 from jaxllama.checkpoint import FORMATS, convert, in_memory, open_checkpoint, tiny, verify
+from jaxllama.checkpoint.checks import validate
 from jaxllama.checkpoint.dtypes import FLOATS, cast
-from jaxllama.checkpoint.load import validate
 from jaxllama.config import RopeScaling
 from jaxllama.errors import CheckpointError, ConfigError, InputError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxllama.checkpoint import open_checkpoint, tiny, validate
-from jaxllama.checkpoint.gguf_file import read_head
+from jaxllama.checkpoint.gguf import file as gguf_file
+from jaxllama.checkpoint.gguf.file import read_head
 from jaxllama.checkpoint.names import entry_of, heads_of, interleave, to_dialect
 from jaxllama.errors import CheckpointError
 
@@ -128,7 +129,6 @@ def test_k_quants_are_read(tmp_path):
 
 
 def test_large_tensors_are_dequantised_in_blocks(tmp_path, monkeypatch):
-    from jaxllama.checkpoint import gguf_file
 
     checkpoint = tiny(num_hidden_layers=1)
     _write(tmp_path / "a.gguf", checkpoint, encode=lambda n: _Q.Q8_0 if "lm_head" in n else None)

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from jaxllama.checkpoint import load_model, open_checkpoint, tiny
-from jaxllama.checkpoint.hf_write import lay_out_hf
-from jaxllama.checkpoint.write import write_small
+from jaxllama.checkpoint.hf.write import lay_out_hf
+from jaxllama.checkpoint.stream import write_small
 from jaxllama.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"

@@ -18,9 +18,9 @@ from jaxllama.checkpoint import (
     check_manifest,
     convert,
     open_checkpoint,
+    stream,
     tiny,
     verify,
-    write,
 )
 from jaxllama.errors import CheckpointError
 
@@ -31,9 +31,9 @@ from jaxllama.errors import CheckpointError
 NURSERY = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-    from jaxllama.checkpoint import convert, tiny, write
+    from jaxllama.checkpoint import convert, stream, tiny
 
-    write._FLUSH_BYTES = 1
+    stream._FLUSH_BYTES = 1
     to, root = sys.argv[1], Path(sys.argv[2])
     source = tiny(num_hidden_layers=2)
     real, count, deadline = {}, 0, None
@@ -99,9 +99,10 @@ def test_kill_leaves_nothing_or_the_whole(tmp_path, to, kills, monkeypatch):
 # TensorStore writes in threads of its own: killed by the clock, in a process for each.
 ORBAX = textwrap.dedent("""
     import sys
-    from jaxllama.checkpoint import convert, orbax_write, tiny, write
+    from jaxllama.checkpoint import convert, stream, tiny
+    from jaxllama.checkpoint.orbax import write
 
-    write._FLUSH_BYTES = orbax_write._BATCH_BYTES = 1
+    stream._FLUSH_BYTES = write._BATCH_BYTES = 1
     source = tiny(num_hidden_layers=2)
     print("ready", flush=True)
     convert(source, sys.argv[1], to="orbax")
@@ -144,7 +145,7 @@ def _stop_after(count: int):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_resuming_writes_the_rest_alone(tmp_path, to, monkeypatch):
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 1)
     source = tiny(num_hidden_layers=2)
     with pytest.raises(_Stopped):
         convert(source, tmp_path / "out", to=to, progress=_stop_after(10))
@@ -156,7 +157,7 @@ def test_resuming_writes_the_rest_alone(tmp_path, to, monkeypatch):
 
 
 def test_another_plan_starts_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 1)
     source = tiny(num_hidden_layers=2)
     with pytest.raises(_Stopped):
         convert(source, tmp_path / "out", to="hf", progress=_stop_after(10))
@@ -166,7 +167,7 @@ def test_another_plan_starts_over(tmp_path, monkeypatch):
 
 
 def test_other_weights_of_the_same_shapes_start_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 1)
     with pytest.raises(_Stopped):
         convert(tiny(), tmp_path / "out", to="hf", progress=_stop_after(10))
     assert convert(tiny(seed=1), tmp_path / "out", to="hf").resumed == 0
@@ -174,7 +175,7 @@ def test_other_weights_of_the_same_shapes_start_over(tmp_path, monkeypatch):
 
 
 def test_a_source_that_changed_starts_over(tmp_path, single, monkeypatch):
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 1)
     with pytest.raises(_Stopped):
         convert(single, tmp_path / "out", to="hf", progress=_stop_after(10))
     os.utime(single / "model.safetensors")
@@ -182,7 +183,7 @@ def test_a_source_that_changed_starts_over(tmp_path, single, monkeypatch):
 
 
 def test_a_torn_journal_line_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(stream, "_FLUSH_BYTES", 1)
     source = tiny(num_hidden_layers=2)
     with pytest.raises(_Stopped):
         convert(source, tmp_path / "out", to="hf", progress=_stop_after(10))
@@ -278,7 +279,7 @@ def test_failure_while_reading_leaves_nothing(tmp_path, single, monkeypatch):
         raise CheckpointError("disk on fire")
 
     checkpoint = open_checkpoint(single)
-    monkeypatch.setattr("jaxllama.checkpoint.hf.read_tensor", broken)
+    monkeypatch.setattr("jaxllama.checkpoint.hf.read.read_tensor", broken)
     with pytest.raises(CheckpointError, match="disk on fire"):
         convert(checkpoint, tmp_path / "out", to="hf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["single"]

@@ -116,7 +116,7 @@ def test_head_stored_though_tied(single, equal):
 
 
 def _copy_embedding_over_head(path):
-    from jaxllama.checkpoint.safetensors_file import read_header
+    from jaxllama.checkpoint.hf.safetensors_file import read_header
 
     slots, data = read_header(path), bytearray(path.read_bytes())
     source, target = slots["model.embed_tokens.weight"], slots["lm_head.weight"]

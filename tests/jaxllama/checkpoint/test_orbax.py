@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from jaxllama.checkpoint import convert, open_checkpoint, tiny, validate, verify
-from jaxllama.checkpoint.orbax_write import save_sharded
+from jaxllama.checkpoint.orbax import read as orbax_read
+from jaxllama.checkpoint.orbax.write import save_sharded
 from jaxllama.errors import CheckpointError
 
 # Eight devices have to be asked for before JAX starts, so in a process of its own.
@@ -24,8 +25,8 @@ MESHES = textwrap.dedent("""
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
     from jaxllama.checkpoint import open_checkpoint, tiny, verify
-    from jaxllama.checkpoint.orbax import restore_sharded
-    from jaxllama.checkpoint.orbax_write import save_sharded
+    from jaxllama.checkpoint.orbax.read import restore_sharded
+    from jaxllama.checkpoint.orbax.write import save_sharded
 
     def placed(mesh, *axes):
         def sharding(name, shape):
@@ -77,7 +78,7 @@ HOST = textwrap.dedent("""
     jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
     from jax.sharding import NamedSharding, PartitionSpec
     from jaxllama.checkpoint import tiny
-    from jaxllama.checkpoint.orbax import restore_sharded
+    from jaxllama.checkpoint.orbax.read import restore_sharded
 
     mesh, source = jax.make_mesh((2,), ("x",)), tiny(num_hidden_layers=1)
     def rows(name, shape):
@@ -94,9 +95,7 @@ def test_each_host_reads_its_own_slices_alone(tmp_path, monkeypatch):
     """Of two hosts each has a copy without the chunks that the other alone needs."""
     import orbax.checkpoint.experimental.v1 as ocp
 
-    from jaxllama.checkpoint import orbax
-
-    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(orbax_read, "_CHUNK_BYTES", 4096)
     whole = convert(tiny(num_hidden_layers=1), tmp_path / "whole", to="orbax").target
     hosts = []
     for rank in range(2):
@@ -132,9 +131,7 @@ def test_arrays_are_stored_in_chunks(tmp_path, monkeypatch):
     """So that a host which holds a part of an array reads that part alone."""
     import orbax.checkpoint.experimental.v1 as ocp
 
-    from jaxllama.checkpoint import orbax
-
-    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(orbax_read, "_CHUNK_BYTES", 4096)
     target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
     stored = ocp.metadata(target / "arrays").metadata["lm_head.weight"]
     chunk = stored.storage_metadata.chunk_shape

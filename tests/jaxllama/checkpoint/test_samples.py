@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllama.checkpoint import open_checkpoint, samples, tiny, validate
-from jaxllama.checkpoint.gguf import open_gguf
+from jaxllama.checkpoint.gguf.read import open_gguf
 from jaxllama.errors import CheckpointError
 
 TEXT = "Hello world 12345! It's  naïve\n\n\tdef f(x): return x**2  日本語 <|im_start|>user\n"

@@ -14,8 +14,8 @@ from jaxllama.checkpoint import (
     tiny,
     verify,
 )
-from jaxllama.checkpoint.digests import digest
 from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import half_split, interleave
 from jaxllama.errors import CheckpointError
 

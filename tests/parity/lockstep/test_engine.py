@@ -12,16 +12,17 @@ from records import LAYERS, Scripted, scripted_inputs
 from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
-from parity.lockstep.participants import Participant
-from parity.result import TapRow
+from parity.lockstep.participants import Participant, Role
+from parity.result import TapResult
 from parity.subjects.base import Arrays
 from parity.taps import AXES, expected_names
 
-SUBJECT, VARIANT, WITNESS = frozenset({"subject"}), frozenset({"variant"}), frozenset({"witness"})
-INTERIOR = frozenset({"interior"})
+SUBJECT, NOISE, WITNESS, NOISE_F32 = (
+    frozenset({role}) for role in (Role.SUBJECT, Role.NOISE, Role.WITNESS, Role.NOISE_F32)
+)
 MODES = ("free", "isolated")
 # Noise of an honest implementation in units far above the floor, so that the variants decide.
-NOISE = 1e-9
+TINY = 1e-9
 
 
 def walked(
@@ -40,7 +41,7 @@ def walk_with(
     return run_lockstep({"f64": participants}, [scripted_inputs()], reference, modes, LAYERS)
 
 
-def by_tap(record: PassResult, mode: str = "free") -> dict[str, TapRow]:
+def by_tap(record: PassResult, mode: str = "free") -> dict[str, TapResult]:
     return {row.tap: row for row in record.rows if row.mode == mode}
 
 
@@ -60,14 +61,14 @@ def test_every_tap_is_judged_in_every_mode() -> None:
 
 
 def test_noise_is_that_of_the_variants() -> None:
-    noisy = Scripted("noisy", noise=NOISE, seed=1)
+    noisy = Scripted("noisy", noise=TINY, seed=1)
     alone = by_tap(walked(noisy))
     assert not alone["embed"].passed
-    beside = by_tap(walked(noisy, (Scripted("v", noise=NOISE, seed=2), VARIANT)))
+    beside = by_tap(walked(noisy, (Scripted("v", noise=TINY, seed=2), NOISE)))
     assert beside["embed"].passed and 0.2 < beside["embed"].rho < 5
     assert 1e-10 < beside["embed"].noise < 1e-8
-    faulty = Scripted("faulty", noise=NOISE, seed=1, change=changing("layers.1.v_proj", 1e-6))
-    judged = by_tap(walked(faulty, (Scripted("v", noise=NOISE, seed=2), VARIANT)))
+    faulty = Scripted("faulty", noise=TINY, seed=1, change=changing("layers.1.v_proj", 1e-6))
+    judged = by_tap(walked(faulty, (Scripted("v", noise=TINY, seed=2), NOISE)))
     assert [name for name, row in judged.items() if not row.passed] == ["layers.1.v_proj"]
 
 
@@ -146,7 +147,7 @@ def test_probabilities_that_the_scores_do_not_explain() -> None:
                 taps[name] = moved
 
     noisy = Scripted("v", change=changing("layers.1.attn_probs", 0.0))
-    record = walked(Scripted("s", change=shift_weight), (noisy, VARIANT))
+    record = walked(Scripted("s", change=shift_weight), (noisy, NOISE))
     row = by_tap(record)["layers.1.attn_probs"]
     assert any("total variation" in problem for problem in row.problems)
     assert not any(by_tap(record)["layers.0.attn_probs"].problems)
@@ -167,8 +168,8 @@ def test_a_changed_prediction_needs_a_margin_that_noise_can_cross(
 
     reference = Scripted("gold", change=near_tie(-size / 2))
     subject = Scripted("s", change=near_tie(+size / 2))
-    variant = Scripted("v", noise=NOISE, seed=3, change=near_tie(-size / 2))
-    record = walk_with(reference, subject, (variant, VARIANT))
+    variant = Scripted("v", noise=TINY, seed=3, change=near_tie(-size / 2))
+    record = walk_with(reference, subject, (variant, NOISE))
     row = by_tap(record)["logits"]
     assert row.facts["top1_flips"] == 1
     assert any("top-1" in problem for problem in row.problems) is not explained
@@ -179,7 +180,7 @@ def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
     production = Scripted("p", absent=frozenset(AXES) - {"logits"})
     participants = [
         Participant(Scripted("s"), SUBJECT, MODES),
-        Participant(production, frozenset({"production"}), ("free",)),
+        Participant(production, frozenset({Role.PRODUCTION}), ("free",)),
     ]
     record = run_lockstep(
         {"f64": participants}, [scripted_inputs()], Scripted("gold"), MODES, LAYERS
@@ -206,9 +207,9 @@ def test_flips_are_judged_token_by_token() -> None:
     subject = Scripted("s", change=ties(+5e-4, 0.0))
     elsewhere = Scripted("v", change=ties(-5e-4, 1.0))
     steady = [Scripted(f"v{i}", change=ties(-5e-4, 0.0)) for i in range(3)]
-    row = by_tap(walk_with(reference, subject, *((v, VARIANT) for v in steady)))["logits"]
+    row = by_tap(walk_with(reference, subject, *((v, NOISE) for v in steady)))["logits"]
     assert row.facts["unexplained_flips"] == 1
-    row = by_tap(walk_with(reference, subject, (elsewhere, VARIANT)))["logits"]
+    row = by_tap(walk_with(reference, subject, (elsewhere, NOISE)))["logits"]
     assert row.facts["top1_flips"] == 1
 
 
@@ -227,7 +228,7 @@ def test_production_may_not_lose_its_logits() -> None:
     mute = Scripted("p", absent=frozenset(AXES) - {"logits"}, change=lambda taps: taps.clear())
     participants = [
         Participant(Scripted("s"), SUBJECT, MODES),
-        Participant(mute, frozenset({"production"}), ("free",)),
+        Participant(mute, frozenset({Role.PRODUCTION}), ("free",)),
     ]
     record = run_lockstep(
         {"f64": participants}, [scripted_inputs()], Scripted("gold"), ("free",), LAYERS
@@ -273,15 +274,15 @@ def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
 
 
 def test_a_run_at_several_dtypes_is_run_once_and_judged_in_each() -> None:
-    reference, shared = Scripted("gold"), Scripted("r", noise=NOISE, seed=1)
+    reference, shared = Scripted("gold"), Scripted("r", noise=TINY, seed=1)
     participants = {
         "f64": [
             Participant(Scripted("a"), SUBJECT, MODES),
-            Participant(shared, INTERIOR, ("free",)),
+            Participant(shared, NOISE_F32, ("free",)),
         ],
         "f32": [
             Participant(Scripted("b"), SUBJECT, MODES),
-            Participant(shared, VARIANT | WITNESS, ("free",)),
+            Participant(shared, NOISE | WITNESS, ("free",)),
         ],
     }
     record = run_lockstep(participants, [scripted_inputs()], reference, ("free",), LAYERS)
@@ -293,8 +294,8 @@ def test_a_run_at_several_dtypes_is_run_once_and_judged_in_each() -> None:
 def test_float64_borrows_noise_from_float32_scaled_by_the_roundoffs() -> None:
     name, noise = "layers.0.o_proj", 1e-3
     narrow = Scripted("r", noise=noise, seed=1)
-    record = walked(Scripted("s"), (narrow, INTERIOR))
-    ours = by_tap(walked(Scripted("s"), (narrow, VARIANT)))[name].noise
+    record = walked(Scripted("s"), (narrow, NOISE_F32))
+    ours = by_tap(walked(Scripted("s"), (narrow, NOISE)))[name].noise
     assert by_tap(record)[name].noise == pytest.approx(ours * 2.0**-29, rel=1e-6)
 
 
@@ -308,7 +309,7 @@ def test_a_run_that_overflowed_excuses_nothing(role: str, value: float) -> None:
             taps[name] = taps[name].copy()
             taps[name].flat[0] = value
 
-    broken = Scripted("r", noise=NOISE, change=overflow)
+    broken = Scripted("r", noise=TINY, change=overflow)
     record = walked(Scripted("s", change=changing(name)), (broken, frozenset({role})))
     assert not by_tap(record)[name].passed
     clean = walked(Scripted("s"), (broken, frozenset({role})))
@@ -317,9 +318,9 @@ def test_a_run_that_overflowed_excuses_nothing(role: str, value: float) -> None:
 
 def test_comparing_in_the_background_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     change = changing("layers.1.up_proj")
-    near = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
+    near = walked(Scripted("s", change=change), (Scripted("w"), NOISE | WITNESS))
     for module in ("parity.lockstep.threads", "parity.lockstep.engine"):
         monkeypatch.setattr(f"{module}.ENOUGH_ELEMENTS", 1)
-    far = walked(Scripted("s", change=change), (Scripted("w"), VARIANT | WITNESS))
+    far = walked(Scripted("s", change=change), (Scripted("w"), NOISE | WITNESS))
     assert near.rows == far.rows and near.witnesses == far.witnesses
     assert [row.tap for row in far.rows if not row.passed] == ["layers.1.up_proj"]

@@ -25,12 +25,12 @@ from parity.inputs import Inputs
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.setup import participants_for, summed_taps
 from parity.noise.operators import SummedTaps
-from parity.result import TapRow
+from parity.result import TapResult
 from parity.scenarios import scenario
-from parity.selftest.memo import Memo
+from parity.selftest.cached_reference import CachedReference
 from parity.subjects.base import Arrays, stage_taps
-from parity.subjects.torch_arrays import to_numpy, to_torch
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch.arrays import to_numpy, to_torch
+from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import AXES, HEAD_TAPS, LAYER_TAPS, OPERANDS, split_name
 
 pytestmark = pytest.mark.ill_typed  # unchecked: six million calls of small functions
@@ -209,7 +209,7 @@ class Judged:
         encode = lambda text: [byte % 300 for byte in text.encode()]  # noqa: E731
         self.inputs = scenario("causal", encode, config, length=length)
         reference = TorchReference(self.checkpoint, dtype="f64")
-        self.reference = Memo(reference)
+        self.reference = CachedReference(reference)
         self.summed: SummedTaps | None = summed_taps(reference)
         run = self.reference.start(self.inputs)
         self._reference = {name: x for _ in range(DEPTH + 2) for name, x in run.step().items()}
@@ -218,7 +218,7 @@ class Judged:
         self._distances: dict[tuple[int, int], TapDifference] = {}
 
     def operators(self, dtype: str, variant: str | None = None) -> Operators:
-        """Return what the model under judgement computes, or a variant of the reference."""
+        """Return what the model under outcome computes, or a variant of the reference."""
         if (dtype, variant or "") not in self._recorded:
             made = (
                 self._model(self.checkpoint, dtype=dtype)
@@ -230,7 +230,7 @@ class Judged:
             self._recorded[dtype, variant or ""] = recorded
         return self._recorded[dtype, variant or ""]
 
-    def rows(self, named: Sequence[str]) -> list[TapRow]:
+    def rows(self, named: Sequence[str]) -> list[TapResult]:
         kinds = set(named)
         subjects = {lane: Named(self.operators(lane), kinds) for lane in LANES}
         asked = participants_for(self.checkpoint, self.reference, subjects, (), ("isolated",))

@@ -11,12 +11,12 @@ import torch
 import parity
 from jaxllama.checkpoint import Checkpoint, tiny
 from parity.comparison.tolerance import PROBE_LIMIT
-from parity.explained import described_precision
+from parity.diagnose.describe import describe_precision
 from parity.lockstep.setup import summed_taps
 from parity.noise.one_hot import notes, probe_products
-from parity.result import TapRow
+from parity.result import TapResult
 from parity.scenarios import scenario
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch_reference.subject import TorchReference
 
 Tensor = torch.Tensor
 
@@ -58,7 +58,7 @@ class Narrow(TorchReference):
         return super().matmul(a, b)
 
 
-def _probe(checkpoint: Checkpoint, subject: TorchReference) -> list[TapRow]:
+def _probe(checkpoint: Checkpoint, subject: TorchReference) -> list[TapResult]:
     inputs = scenario("left_padded", lambda t: list(t.encode()), checkpoint.config, length=23)
     summed = summed_taps(TorchReference(checkpoint, dtype="f64"))
     return probe_products(subject, inputs, summed, checkpoint.config)
@@ -72,9 +72,9 @@ def test_narrow_products_are_found_and_named_at_any_length(product: str, terms: 
     failed = [row for row in rows if not row.passed]
     assert [row.tap for row in failed] == ["layers.0.down_proj"]
     assert failed[0].rho > 100
-    cause = described_precision(failed[0])
-    assert (cause["id"], cause["effective"]) == ("matmul-precision", product)
-    assert cause["confirmed"]
+    cause = describe_precision(failed[0])
+    assert (cause.id, cause.effective) == ("matmul-precision", product)
+    assert cause.confirmed
 
 
 @pytest.mark.parametrize("variant", ["eager", "reordered", "doubled"])
@@ -99,7 +99,7 @@ def test_a_run_is_divergent_by_its_probe_alone() -> None:
     assert result.first_divergence is not None
     assert result.first_divergence.row.tap == "layers.0.down_proj"
     assert result.cause is not None
-    assert result.cause["effective"] == "bfloat16_3x"
+    assert result.cause.effective == "bfloat16_3x"
 
 
 def test_a_run_that_cannot_probe_says_so() -> None:
@@ -140,7 +140,7 @@ def test_a_product_that_is_no_number_has_no_precision(rho: float) -> None:
         rho=rho,
         facts={"as_tfloat32": rho, "as_bfloat16": rho},
     )
-    assert not described_precision(failed)["confirmed"]
+    assert not describe_precision(failed).confirmed
 
 
 def test_products_that_are_not_named_are_said_not_to_be_probed() -> None:

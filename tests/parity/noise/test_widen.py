@@ -20,7 +20,7 @@ from parity.noise.operators import SummedTap
 from parity.noise.orders import TRIALS
 from parity.noise.widen import Floor, widened_floor
 from parity.scenarios import scenario
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import split_name
 
 SUMMED = (

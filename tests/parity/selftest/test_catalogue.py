@@ -9,12 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from parity.selftest.clean import clean_runs
+from parity.selftest.benign import controls
+from parity.selftest.clean_runs import clean_runs
 from parity.selftest.faults import catalogue
-from parity.selftest.faults.controls import controls
 from parity.selftest.models import checkpoint
 from parity.selftest.run import Plan
-from parity.subjects.jax_grad import loss_of
+from parity.subjects.jaxllama.grad import loss_of
 from parity.taps import CACHE_TAPS, expected_names, gradient_names
 
 CATALOGUE = catalogue()

@@ -12,9 +12,9 @@ from records import Scripted, scripted_inputs
 
 from jaxllama import model as llama
 from parity.selftest import run as runner
-from parity.selftest.bench import Judgement, benches
+from parity.selftest.cached_reference import CachedReference
 from parity.selftest.fault import Fault, FaultySubject, in_layer, nth_calls
-from parity.selftest.memo import Memo
+from parity.selftest.harness import Outcome, harnesses
 from parity.selftest.models import checkpoint
 
 
@@ -34,9 +34,9 @@ def test_patches_are_in_force_in_their_layer_alone() -> None:
         seen.append(moment.layer)
         return [(llama, "apply_rope", spy)]
 
-    fault = Fault(family="X", kind="spy", variant="", expected="", patches=in_layer(1, patches))
+    fault = Fault("X", "spy", "", "", patches=in_layer(1, patches))
     subject = FaultySubject(checkpoint("base"), "f64", fault)
-    run = subject.start(benches().bench("base", "f64").inputs("causal"))
+    run = subject.start(harnesses().harness("base", "f64").inputs("causal"))
     for _ in range(5):
         run.step()
         assert llama.apply_rope is original
@@ -52,12 +52,7 @@ def test_weights_and_configuration_are_changed_for_the_subject_alone() -> None:
         weights[name] *= 2
 
     fault = Fault(
-        family="X",
-        kind="both",
-        variant="",
-        expected="",
-        weights=double,
-        config=lambda config: config.replace(rope_theta=7.0),
+        "X", "both", "", "", weights=double, config=lambda config: config.replace(rope_theta=7.0)
     )
     model = FaultySubject(source, "f64", fault).model
     np.testing.assert_array_equal(np.asarray(model.norm.weight[...]), 2 * before)
@@ -68,20 +63,20 @@ def test_weights_and_configuration_are_changed_for_the_subject_alone() -> None:
 
 def test_a_reference_is_asked_once_and_remembers() -> None:
     subject = Scripted("s")
-    memo = Memo(subject)  # type: ignore[arg-type]
+    cached = CachedReference(subject)  # type: ignore[arg-type]
     inputs = scripted_inputs()
-    passes = [memo.start(inputs) for _ in range(2)]
+    passes = [cached.start(inputs) for _ in range(2)]
     first, second = ([run.step() for _ in range(4)] for run in passes)
     assert len(subject.forces) == 4
     assert all(a is b for a, b in zip(first, second, strict=True))
     # Forced and free are remembered apart.
-    memo.start(inputs).step({})
+    cached.start(inputs).step({})
     assert len(subject.forces) == 5
 
 
 @pytest.fixture
 def one_fault(monkeypatch: pytest.MonkeyPatch) -> Fault:
-    fault = Fault(family="X9", kind="of a test", variant="", expected="logits", cause="c")
+    fault = Fault("X9", "of a test", "", "logits", "c")
     monkeypatch.setattr(runner, "catalogue", lambda: [fault])
     return fault
 
@@ -89,10 +84,10 @@ def one_fault(monkeypatch: pytest.MonkeyPatch) -> Fault:
 def test_a_crash_is_a_miss_with_its_reason(
     one_fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> Judgement:
+    def crash(*_: object) -> Outcome:
         raise ValueError("no such weight")
 
-    monkeypatch.setattr(type(benches().of(one_fault)), "inject", crash)
+    monkeypatch.setattr(type(harnesses().of(one_fault)), "inject", crash)
     matrix = runner.selftest(runner.Plan(families=("X9",)))
     assert matrix.summary()["detected"] == 0
     assert matrix.misses[0].error == "ValueError: no such weight"

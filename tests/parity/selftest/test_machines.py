@@ -11,18 +11,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from parity.result import TapRow
-from parity.selftest.bench import Bench, Judgement
-from parity.selftest.clean import Clean, calibration_runs, clean_runs
-from parity.selftest.figures import Figure
+from parity.result import TapResult
+from parity.selftest.calibration import Figure
+from parity.selftest.clean_runs import CleanTask, calibration_runs, clean_runs
+from parity.selftest.harness import Harness, Outcome
 from parity.selftest.machines.catalogue import LONG, MACHINES, PLACES, QUICK, UNFAIR, Place
 from parity.selftest.machines.library import SCATTERED, UPWARDS, Library
 from parity.selftest.machines.subject import ImitatedMachine, Machine
 from parity.selftest.machines.sums import ORDERS, PAIRWISE, REVERSED, SERIAL, Order, blocks, product
-from parity.selftest.matrix import CleanRun, Matrix
 from parity.selftest.report import show
+from parity.selftest.results import CleanResult, SelftestResult
 from parity.selftest.run import perform
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import split_name
 
 HALF_ULP = 2.0**-24  # of 1 in float32
@@ -37,14 +37,14 @@ def summed(terms: list[float], order: Order, *, fused: bool = False) -> float:
     return product(row, torch.ones(len(terms), 1), order, fused=fused).item()
 
 
-def seen(judged: Judgement, mode: str, quantity: str) -> Figure:
+def seen(judged: Outcome, mode: str, quantity: str) -> Figure:
     (found,) = (f for f in judged.figures if (f.mode, f.quantity) == (mode, quantity))
     return found
 
 
 @cache
-def bench(model: str, lane: str) -> Bench:
-    return Bench(model, lane)
+def harness(model: str, lane: str) -> Harness:
+    return Harness(model, lane)
 
 
 # Sums.
@@ -128,7 +128,7 @@ def test_every_machine_gives_other_bits(lane: str) -> None:
 
     PyTorch on a processor with AVX-512 sums products of up to 139 terms serially and fused.
     """
-    at = bench("massive", lane)
+    at = harness("massive", lane)
     inputs, layers = at.inputs("causal@67"), at.checkpoint.config.num_hidden_layers
     reference = TorchReference(at.checkpoint, dtype=lane).start(inputs)
     plain = [reference.step() for _ in range(layers + 2)]
@@ -147,10 +147,10 @@ def test_every_machine_gives_other_bits(lane: str) -> None:
 
 
 def test_a_machine_without_effect_is_no_pass() -> None:
-    judged = bench("base", "f32").imitated(Machine("this one"), "causal", "free")
+    judged = harness("base", "f32").imitated(Machine("this one"), "causal", "free")
     assert judged.verdict == "no effect"
-    run = CleanRun("this one", "base", "causal", "f32", "free", "no effect")
-    assert run.alarm and not Matrix(clean=[run]).passed
+    run = CleanResult("this one", "base", "causal", "f32", "free", "no effect")
+    assert run.alarm and not SelftestResult(clean=[run]).passed
 
 
 def quick_matrix() -> list[tuple[str, Place, str]]:
@@ -167,7 +167,7 @@ def quick_matrix() -> list[tuple[str, Place, str]]:
     ("name", "place", "lane"), quick_matrix(), ids=lambda v: v.model if isinstance(v, Place) else v
 )
 def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
-    judged = bench(place.model, lane).imitated(MACHINES[name], place.scenario, "free")
+    judged = harness(place.model, lane).imitated(MACHINES[name], place.scenario, "free")
     row = judged.first and judged.first.row
     assert judged.verdict == "equal", row
     assert all(figure.seen <= figure.limit for figure in judged.figures)
@@ -183,7 +183,7 @@ def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
     ],
 )
 def test_no_imitated_machine_alarms_through_a_cache(name: str, model: str) -> None:
-    judged = bench(model, "f32").imitated(MACHINES[name], "mixed_lengths", "decode")
+    judged = harness(model, "f32").imitated(MACHINES[name], "mixed_lengths", "decode")
     assert judged.verdict == "equal", judged.first
 
 
@@ -195,16 +195,16 @@ def test_lanes_come_near_an_alarm_through_a_cache_where_no_run_is_made_again(
     How near is a matter of this processor's noise: 26.0 times it, limit 24, with AVX-512.
     """
     machine, place = MACHINES["summed in 8 lanes"], ("mixed_lengths", "decode")
-    sure = bench("alternating", "f32").imitated(machine, *place)
+    sure = harness("alternating", "f32").imitated(machine, *place)
     monkeypatch.setattr("parity.lockstep.rerun.in_doubt", lambda rows, lane: False)
-    once = bench("alternating", "f32").imitated(machine, *place)
+    once = harness("alternating", "f32").imitated(machine, *place)
     assert seen(once, "decode", "peak").seen > 2 * seen(sure, "decode", "peak").seen
 
 
 @pytest.mark.parametrize("place", QUICK, ids=lambda place: place.model)
 @pytest.mark.parametrize("name", names(UNFAIR))
 def test_an_unfair_control_alarms(name: str, place: Place) -> None:
-    judged = bench(place.model, "f32").imitated(UNFAIR[name], place.scenario, "free")
+    judged = harness(place.model, "f32").imitated(UNFAIR[name], place.scenario, "free")
     assert judged.verdict == "divergent"
     isolated = seen(judged, "isolated", "rho")
     assert isolated.seen > 100 * isolated.limit
@@ -212,20 +212,20 @@ def test_an_unfair_control_alarms(name: str, place: Place) -> None:
 
 def test_noise_beside_fused_attention_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given no scores: the noise of what follows is a chain's, and stays its own."""
-    judged: list[list[TapRow]] = []
+    judged: list[list[TapResult]] = []
 
-    def kept(rows: list[TapRow]) -> tuple[Figure, ...]:
+    def kept(rows: list[TapResult]) -> tuple[Figure, ...]:
         judged.append(rows)
         return ()
 
-    monkeypatch.setattr("parity.selftest.bench.figures", kept)
+    monkeypatch.setattr("parity.selftest.harness.figures", kept)
 
-    def isolated(at: Bench, name: str) -> list[TapRow]:
+    def isolated(at: Harness, name: str) -> list[TapResult]:
         at.imitated(MACHINES[name], "left_padded", "free")
         return [row for row in judged[-1] if row.mode == "isolated"]
 
     usual, fused = "summed in 8 lanes", "online softmax, 64 keys"
-    one, other = Bench("base", "f32"), Bench("base", "f32")
+    one, other = Harness("base", "f32"), Harness("base", "f32")
     chained = [row for row in isolated(one, fused) if row.chained]
     assert {split_name(row.tap)[0] for row in chained} == {"layers.attn_context"}
     assert {row.limit for row in chained} == {16.0}
@@ -249,23 +249,22 @@ class WrongEps(ImitatedMachine):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "tap"),
-    [(OneTermLost, "layers.0.down_proj"), (WrongEps, "layers.0.input_layernorm")],
+    ("wrong", "tap"), [(OneTermLost, "layers.0.down_proj"), (WrongEps, "layers.0.input_layernorm")]
 )
 @pytest.mark.parametrize("model", ["massive", "smooth", "halves"])
 def test_a_wrong_operator_alarms_whatever_the_order(
     wrong: type[ImitatedMachine], tap: str, model: str
 ) -> None:
-    at = bench(model, "f32")
+    at = harness(model, "f32")
     subject = wrong(at.checkpoint, "f32", MACHINES["summed serially"])
-    judged = at.judge(subject, "causal", "free")
+    judged = at.check(subject, "causal", "free")
     assert judged.verdict == "divergent"
     assert judged.first is not None and judged.first.row.tap == tap
 
 
 def test_machines_are_for_narrow_dtypes() -> None:
     with pytest.raises(ValueError, match="f32 and bf16"):
-        ImitatedMachine(bench("base", "f32").checkpoint, "f64", MACHINES["summed serially"])
+        ImitatedMachine(harness("base", "f32").checkpoint, "f64", MACHINES["summed serially"])
 
 
 # In the selftest.
@@ -292,10 +291,10 @@ def test_a_calibration_runs_every_machine_everywhere() -> None:
 
 
 def test_an_unfair_control_that_is_not_heard_fails_the_selftest() -> None:
-    heard = perform(Clean(next(iter(UNFAIR)), "massive", "causal", "f32", "free"))
-    assert isinstance(heard, CleanRun) and heard.verdict == "divergent"
-    assert not heard.alarm and Matrix(clean=[heard]).passed
-    silent = Matrix(clean=[replace(heard, verdict="equal")])
+    heard = perform(CleanTask(next(iter(UNFAIR)), "massive", "causal", "f32", "free"))
+    assert isinstance(heard, CleanResult) and heard.verdict == "divergent"
+    assert not heard.alarm and SelftestResult(clean=[heard]).passed
+    silent = SelftestResult(clean=[replace(heard, verdict="equal")])
     assert not silent.passed and silent.summary()["unheard"] == 1
     out = io.StringIO()
     show(silent, Console(file=out, width=80))
@@ -315,10 +314,10 @@ def test_machines_stand_in_tables_of_their_own() -> None:
         figure("chained", "peak", 10.47, 24.0),
     )
     runs = [
-        CleanRun(kind, "smooth@101", "causal", "f32", "free", "equal", figures=shown)
+        CleanResult(kind, "smooth@101", "causal", "f32", "free", "equal", figures=shown)
         for kind in MACHINES
     ]
-    matrix, out = Matrix(clean=runs), io.StringIO()
+    matrix, out = SelftestResult(clean=runs), io.StringIO()
     show(matrix, Console(file=out, width=80))
     text = out.getvalue()
     assert "smooth@101 causal f32: smooth weights with an offset" in text

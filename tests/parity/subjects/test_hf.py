@@ -11,14 +11,14 @@ from safetensors.numpy import load_file, save_file
 from witnesses import changed, inputs_for, on_disk, small, whole, worst
 
 from jaxllama.errors import CheckpointError, InputError
-from parity.subjects.hf import HFLlama, attention_mask, seen
+from parity.subjects.hf.subject import HFLlama, attention_mask, seen
 
 
 def test_a_missing_transformers_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "parity.subjects.hf")
+    monkeypatch.delitem(sys.modules, "parity.subjects.hf.subject")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"transformers.*pip install 'jaxllama\[parity\]'"):
-        importlib.import_module("parity.subjects.hf")
+        importlib.import_module("parity.subjects.hf.subject")
 
 
 def test_a_directory_is_loaded_by_transformers_itself(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from witnesses import LINEAR, LLAMA3, inputs_for, small, whole
 
 from jaxllama.errors import InputError
-from parity.subjects.meta import MetaLlama, half_split, interleaved
+from parity.subjects.meta.package import half_split, interleaved
+from parity.subjects.meta.subject import MetaLlama
 
 
 def test_layouts_are_each_others_inverse() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jaxllama.errors import InputError
-from parity.subjects.torch_arrays import Recorder, to_numpy, to_torch, torch_dtype, widened
+from parity.subjects.torch.arrays import Recorder, to_numpy, to_torch, torch_dtype, widened
 
 
 def test_every_bfloat16_keeps_its_bits_both_ways() -> None:

@@ -28,9 +28,13 @@ from witnesses import (
 from jaxllama.checkpoint.samples import in_memory
 from jaxllama.errors import CheckpointError, InputError
 from jaxllama.rope import inv_freq
-from parity.subjects.torch_reference import TorchReference
-from parity.subjects.torch_weights import HeldWeights, TorchWeights, held
-from parity.subjects.torch_weights import whole as whole_weights
+from parity.subjects.torch.weights import (
+    HeldWeights,
+    TorchWeights,
+    weights_for_decode,
+    weights_for_model,
+)
+from parity.subjects.torch_reference.subject import TorchReference
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16}
 
@@ -198,21 +202,24 @@ def test_decoding_holds_a_small_models_weights_and_shares_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint = small()
-    one, other = held(checkpoint, torch.float64), held(checkpoint, torch.float64)
+    one, other = (
+        weights_for_decode(checkpoint, torch.float64),
+        weights_for_decode(checkpoint, torch.float64),
+    )
     assert isinstance(one, HeldWeights)
     assert one is other
-    assert one is not held(checkpoint, torch.float32)
+    assert one is not weights_for_decode(checkpoint, torch.float32)
     name = "model.layers.1.mlp.up_proj.weight"
     assert one[name] is one[name]
     assert one[name].dtype == torch.float64
     assert name in one
-    monkeypatch.setattr("parity.subjects.torch_weights.HELD_BYTES", 1000)
-    assert isinstance(held(checkpoint, torch.float64), TorchWeights)
+    monkeypatch.setattr("parity.subjects.torch.weights.HELD_BYTES", 1000)
+    assert isinstance(weights_for_decode(checkpoint, torch.float64), TorchWeights)
 
 
 def test_models_share_the_weights_that_are_the_same_to_the_bit() -> None:
     checkpoint = small(tied=False)
-    shared = whole_weights(checkpoint, torch.float32)
+    shared = weights_for_model(checkpoint, torch.float32)
     names = ["model.norm.weight", "lm_head.weight", "model.layers.1.mlp.up_proj.weight"]
     same, signed, wide = (torch.nn.Parameter(shared[name].clone()) for name in names)
     signed.data[0, 0], shared[names[1]][0, 0] = -0.0, 0.0

@@ -35,9 +35,9 @@ from witnesses import (
 from jaxllama.errors import InputError
 from parity.scenarios import SCENARIOS
 from parity.subjects.base import CachedSubject, stage_taps
-from parity.subjects.hf import HFLlama
-from parity.subjects.meta import MetaLlama
-from parity.subjects.torch_reference import TorchReference
+from parity.subjects.hf.subject import HFLlama
+from parity.subjects.meta.subject import MetaLlama
+from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import AXES, expected_names, split_name
 
 WITNESSES: list[Callable[..., Any]] = [TorchReference, HFLlama, MetaLlama]

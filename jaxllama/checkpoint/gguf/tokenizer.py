@@ -1,0 +1,204 @@
+"""The tokenizer in a GGUF file's metadata, as the files that `tokenizers` and transformers read.
+
+Source: `convert_hf_to_gguf.py` and `src/llama-vocab.cpp` in llama.cpp, which name the
+pre-tokenizers and what each implies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from jaxllama import files
+from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.errors import CheckpointError
+from jaxllama.tokenizer import LLAMA3_SPLIT
+
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_ROLES = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+
+
+@dataclass(frozen=True)
+class _PreTokenizer:
+    """What a name in `tokenizer.ggml.pre` stands for."""
+
+    steps: tuple[pre_tokenizers.PreTokenizer, ...]
+    ignore_merges: bool
+    add_bos: bool
+
+
+def _known(name: str) -> _PreTokenizer | None:
+    steps: tuple[pre_tokenizers.PreTokenizer, ...]
+    if name in ("smollm", "refact", "command-r", "starcoder"):
+        steps = (
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        )
+        return _PreTokenizer(steps, ignore_merges=False, add_bos=False)
+    if name in ("llama-bpe", "llama3", "llama-v3", "smaug-bpe"):
+        steps = (
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        )
+        return _PreTokenizer(steps, ignore_merges=True, add_bos=True)
+    if name == "gpt-2":
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return _PreTokenizer((byte_level,), ignore_merges=False, add_bos=False)
+    return None
+
+
+def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes]:
+    """Return tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Args:
+        metadata: of the GGUF file.
+        source: what to call the file in an error.
+
+    Raises:
+        CheckpointError: the tokenizer is of a kind not supported, or its parts do not fit.
+    """
+    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
+    kind = _known(str(pre)) if model == "gpt2" else None
+    if kind is None:
+        raise CheckpointError(
+            f"{source}: tokenizer model {model!r} with pre-tokenizer {pre!r} is not supported; "
+            "byte-level BPE of Llama 3 ('llama-bpe'), 'smollm' and 'gpt-2' are"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    if not isinstance(tokens, list) or len(set(tokens)) != len(tokens):
+        raise CheckpointError(f"{source}: tokenizer.ggml.tokens is not a list of distinct texts")
+    roles = {role: _token(metadata.get(key), key, tokens, source) for role, key in _ROLES.items()}
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", kind.add_bos))
+    try:
+        tokenizer = _build(metadata, kind, roles["bos_token"] if add_bos else None)
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{source}: its tokenizer cannot be built: {error}") from error
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{role: token for role, token in roles.items() if token is not None},
+    }
+    if context := metadata.get("llama.context_length"):
+        config["model_max_length"] = context
+    if template := metadata.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    generation = {
+        f"{role}_id": metadata[key]
+        for role, key in _ROLES.items()
+        if key in metadata and role != "unk_token"
+    }
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
+        "generation_config.json": json.dumps(generation, indent=2).encode(),
+    }
+
+
+def _token(number: Any, key: str, tokens: list[str], source: str) -> str | None:
+    if number is None:
+        return None
+    if not isinstance(number, int) or not 0 <= number < len(tokens):
+        raise CheckpointError(f"{source}: {key} is {number!r}, of {len(tokens)} tokens")
+    return tokens[number]
+
+
+def _build(metadata: Mapping[str, Any], kind: _PreTokenizer, bos: str | None) -> Tokenizer:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    types = [int(t) for t in metadata.get("tokenizer.ggml.token_type", [])]
+    added = {i for i, t in enumerate(types) if t in (_CONTROL, _USER_DEFINED)}
+    # Special tokens after the last ordinary one are added tokens only, as publishers write them:
+    # in the vocabulary of a model that ignores merges they could match plain text.
+    ordinary = len(tokens)
+    while ordinary - 1 in added:
+        ordinary -= 1
+    vocabulary = {token: i for i, token in enumerate(tokens[:ordinary])}
+    # A merge is two tokens joined by a space; no token of a byte-level vocabulary begins with one.
+    merges = [
+        (merge[: (at := merge.index(" ", 1))], merge[at + 1 :])
+        for merge in metadata.get("tokenizer.ggml.merges", [])
+    ]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind.ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(kind.steps))
+    tokenizer.decoder = decoders.ByteLevel()
+    for i in sorted(added):
+        token = AddedToken(tokens[i], normalized=False, special=types[i] == _CONTROL)
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if tokenizer.token_to_id(tokens[i]) != i:
+            raise ValueError(f"token {tokens[i]!r} is {i} in the file but got another id")
+    if bos is not None:
+        number = tokenizer.token_to_id(bos)
+        template = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0",
+            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+            special_tokens=[(bos, number)],
+        )
+        tokenizer.post_processor = processors.Sequence(
+            [processors.ByteLevel(trim_offsets=False), template]
+        )
+    return tokenizer
+
+
+def tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return GGUF metadata of a checkpoint's tokenizer; empty where it is of no kind GGUF knows.
+
+    Readers take the vocabulary's size from the list of tokens, so that it is filled up to the
+    embedding's rows.
+
+    Raises:
+        CheckpointError: the tokenizer's files are damaged.
+    """
+    if "tokenizer.json" not in checkpoint.companions:
+        return {}
+    content = files.parse_object(checkpoint.companions["tokenizer.json"](), "tokenizer.json")
+    model, pre = content.get("model") or {}, _pre_name(content)
+    if model.get("type") != "BPE" or pre is None:
+        return {}
+    rows = checkpoint.config.vocab_size
+    added = {t["id"]: t for t in content.get("added_tokens", [])}
+    texts = {i: text for text, i in model["vocab"].items()}
+    texts |= {i: token["content"] for i, token in added.items()}
+    if max(texts, default=0) >= rows:
+        raise CheckpointError(
+            f"{checkpoint.label}: its tokenizer has token id {max(texts)}, the embedding {rows} "
+            "rows; resize one of them"
+        )
+    kinds = {i: _CONTROL if token.get("special") else _USER_DEFINED for i, token in added.items()}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    tokenizer = checkpoint.tokenizer()
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [texts.get(i, f"[PAD{i}]") for i in range(rows)],
+        "tokenizer.ggml.token_type": [
+            kinds.get(i, _NORMAL if i in texts else _UNUSED) for i in range(rows)
+        ],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+    }
+    roles = {"bos": tokenizer.bos_id, "padding": tokenizer.pad_id}
+    roles["eos"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
+    metadata |= {f"tokenizer.ggml.{r}_token_id": i for r, i in roles.items() if i is not None}
+    if tokenizer.chat_template:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _pre_name(content: Mapping[str, Any]) -> str | None:
+    """Return GGUF's name of a tokenizer.json's pre-tokenizer, None if it has none."""
+    pre = content.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[0].get("pattern") == {"Regex": LLAMA3_SPLIT}:
+        return "llama-bpe"
+    return "gpt-2" if kinds == ["ByteLevel"] else None

@@ -1,0 +1,1 @@
+"""Meta's directories: .pth files and params.json."""

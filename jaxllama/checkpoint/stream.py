@@ -1,0 +1,312 @@
+"""Stream tensors of one checkpoint into the files planned for another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.checks import raise_problems, value_problems
+from jaxllama.checkpoint.dtypes import cast, lost
+from jaxllama.checkpoint.layout import Layout
+from jaxllama.checkpoint.manifest import MANIFEST, Manifest, digest
+from jaxllama.checkpoint.staging import Staging
+
+Progress = Callable[[str, int], None]
+# How much may be written before it is flushed to the disk and entered in the journal.
+_FLUSH_BYTES = 1 << 29
+# Tensors up to this size are read while the one before is written.
+_AHEAD_BYTES = 1 << 28
+
+
+class Sink(Protocol):
+    """A target's files in the staging directory.
+
+    Attributes:
+        flushes_beside: whether `flush` may run in another thread than `write`.
+    """
+
+    flushes_beside: bool
+
+    def create(self) -> None:
+        """Make room for all tensors."""
+
+    def resume(self) -> None:
+        """Open what an earlier run created."""
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write one tensor, in canonical layout and its new dtype."""
+
+    def flush(self) -> None:
+        """Put all that was written on the disk."""
+
+    def finish(self) -> None:
+        """Close everything; the files are complete."""
+
+    def abort(self) -> None:
+        """Let go of the files after a failure; they are about to be removed."""
+
+
+class FileSink:
+    """Files with a planned layout."""
+
+    flushes_beside = True
+
+    def __init__(self, layout: Layout, directory: Path):
+        self.layout, self.directory = layout, directory
+        self._open: dict[str, int] = {}
+
+    def create(self) -> None:
+        """Create the files: small ones whole, large ones at full length with their frames."""
+        for name, content in self.layout.small.items():
+            (self.directory / name).write_bytes(content)
+        for name, frame in self.layout.frames.items():
+            descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o644)
+            self._open[name] = descriptor
+            # Takes the space now, so that a full disk is known before hours of work.
+            os.posix_fallocate(descriptor, 0, max(1, self.layout.lengths[name]))
+            for offset, content in frame:
+                _write_all(descriptor, memoryview(content), offset)
+
+    def resume(self) -> None:
+        """Open the files of an earlier run."""
+        for name in self.layout.frames:
+            self._open[name] = os.open(self.directory / name, os.O_RDWR)
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write one tensor to all its places."""
+        for piece in self.layout.pieces[name]:
+            stored = np.ascontiguousarray(piece.transform(values)).reshape(-1).view(np.uint8)
+            _write_all(self._open[piece.file], stored.data, piece.offset)
+
+    def flush(self) -> None:
+        """Put all that was written on the disk."""
+        for descriptor in self._open.values():
+            os.fsync(descriptor)
+
+    def finish(self) -> None:
+        """Close the files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    abort = finish
+
+
+def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+@dataclass
+class Written:
+    """What came of a conversion.
+
+    Attributes:
+        target: what was written.
+        nbytes: size of the weights in bytes, as written.
+        digests: by canonical name.
+        losses: for each tensor that a cast changed: elements changed, of how many, and the
+            largest absolute change.
+        resumed: tensors that an interrupted run had already written.
+    """
+
+    target: Path
+    nbytes: int
+    digests: dict[str, str]
+    losses: dict[str, tuple[int, int, float]]
+    resumed: int
+
+
+def stream(
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, np.dtype],
+    sink: Sink,
+    staging: Staging,
+    plan: dict[str, Any],
+    progress: Progress,
+) -> Written:
+    """Write every tensor, check its values on the way, and return what was written.
+
+    One tensor at a time is in memory, twice if it is cast, and the next one if it is not large.
+    Reading ahead, hashing and flushing run beside writing.
+
+    Raises:
+        CheckpointError: tensors are NaN or infinite, before or after the cast (all in one
+            message), or something cannot be read.
+        OSError: something cannot be written.
+    """
+    if staging.done:
+        sink.resume()
+    else:
+        sink.create()
+        staging.begin(plan)
+    entries = dict(staging.done)
+    problems: list[str] = []
+    for entry in entries.values():
+        progress(entry["name"], entry["nbytes"])
+    with ThreadPoolExecutor(3) as pool:
+        journal = _Journal(sink, staging, pool)
+        for converted in _read_ahead(checkpoint, dtypes, staging, pool):
+            entry, name = converted.entry, converted.entry["name"]
+            problems += converted.problems
+            if not problems:
+                hashed = pool.submit(digest, converted.values)
+                sink.write(name, converted.values)
+                entries[name] = entry | {"digest": hashed.result()}
+                journal.add(entries[name])
+            progress(name, entry["nbytes"])
+            del converted
+        raise_problems(checkpoint, problems)
+        journal.settle()
+    sink.finish()
+    return Written(
+        target=staging.target,
+        nbytes=sum(entry["nbytes"] for entry in entries.values()),
+        digests={name: entries[name]["digest"] for name in dtypes},
+        losses={name: tuple(entries[name]["lost"]) for name in dtypes if entries[name]["lost"][0]},
+        resumed=len(staging.done),
+    )
+
+
+def _read_ahead(
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, np.dtype],
+    staging: Staging,
+    pool: ThreadPoolExecutor,
+) -> Iterator[_Converted]:
+    """Yield the tensors still to be written; while one is, the next is read if it is not large."""
+    names = [name for name in dtypes if name not in staging.done]
+    ahead: Future[_Converted] | None = None
+    for name, following in zip_longest(names, names[1:]):
+        converted = ahead.result() if ahead else _converted(checkpoint, name, dtypes[name])
+        ahead = None
+        if following and checkpoint.tensors[following].nbytes <= _AHEAD_BYTES:
+            ahead = pool.submit(_converted, checkpoint, following, dtypes[following])
+        yield converted
+        del converted  # before the next is read
+
+
+class _Journal:
+    """Flushes what was written, and only then enters it in the journal."""
+
+    def __init__(self, sink: Sink, staging: Staging, pool: ThreadPoolExecutor):
+        self._sink, self._staging, self._pool = sink, staging, pool
+        self._pending: list[dict[str, Any]] = []
+        self._flushing: Future[None] | None = None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._pending.append(entry)
+        if sum(waiting["nbytes"] for waiting in self._pending) >= _FLUSH_BYTES:
+            self._start()
+
+    def settle(self) -> None:
+        self._start()
+        if self._flushing is not None:
+            self._flushing.result()
+
+    def _start(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
+        entries, self._pending = self._pending, []
+        if not self._sink.flushes_beside:
+            self._flush(entries)
+        else:
+            self._flushing = self._pool.submit(self._flush, entries)
+
+    def _flush(self, entries: list[dict[str, Any]]) -> None:
+        self._sink.flush()
+        self._staging.record(entries)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A tensor in its new dtype, with its journal entry."""
+
+    entry: dict[str, Any]
+    values: np.ndarray
+    problems: list[str]
+
+
+def _converted(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> _Converted:
+    values = checkpoint.read(name)
+    problems = value_problems(name, values)
+    rounded = cast(values, dtype)
+    changed: tuple[int, float] = (0, 0.0)
+    if rounded is not values and not problems:
+        changed = lost(values, rounded)
+        if value_problems(name, rounded):
+            largest = max(float(values.max()), -float(values.min()))
+            problems = [f"{name}: values up to {largest:g} overflow in {dtype}"]
+    lost_entry = [changed[0], int(values.size), changed[1]]
+    entry = {"name": name, "nbytes": int(rounded.nbytes), "lost": lost_entry}
+    return _Converted(entry, rounded, problems)
+
+
+def write_small(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:
+    """Write a checkpoint as planned into a directory; `jaxllama.convert` does more.
+
+    Raises:
+        CheckpointError: the target exists or cannot be written, or a tensor is NaN or infinite.
+    """
+    dtypes = {name: checkpoint.tensors[name].dtype for name in layout.pieces}
+    run(checkpoint, dtypes, lambda files: FileSink(layout, files), target, {}, {".": target})
+
+
+def run(
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, np.dtype],
+    make_sink: Callable[[Path], Sink],
+    target: Path,
+    plan: dict[str, Any],
+    renames: Mapping[str, Path],
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda name, nbytes: None,
+    hf_config: Mapping[str, Any] | None = None,
+) -> Written:
+    """Write a target through its staging directory.
+
+    Args:
+        checkpoint: what is read.
+        dtypes: of every tensor once written, by canonical name.
+        make_sink: given the staged files' directory, returns what writes them.
+        target: file or directory that is to appear.
+        plan: description of all of this, by which an interrupted run is recognised.
+        renames: place of each staged file, the one that makes the target loadable last; "." is
+            the whole directory.
+        overwrite: whether a target that exists is replaced.
+        progress: called with a tensor's name and bytes after each.
+        hf_config: for the manifest; no manifest is written without it.
+
+    Raises:
+        CheckpointError: see `stream`; or the target cannot be written.
+    """
+    staging = Staging(target, plan, overwrite=overwrite)
+    sink: Sink | None = None
+    try:
+        sink = make_sink(staging.files)
+        result = stream(checkpoint, dtypes, sink, staging, plan, progress)
+        if hf_config is not None:
+            # Beside a target that is one file, in one that is a directory.
+            name = MANIFEST if "." in renames else f"{target.name}.{MANIFEST}"
+            (staging.files / name).write_bytes(Manifest(result.digests, hf_config).to_json())
+        staging.commit(dict(renames))
+    except Exception as error:
+        if sink is not None:
+            sink.abort()
+        if isinstance(error, OSError):
+            raise staging.unwritable(error) from error
+        staging.discard()
+        raise
+    except BaseException:  # interrupted: a later run resumes
+        staging.close()
+        raise
+    return result

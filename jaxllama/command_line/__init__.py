@@ -1,0 +1,1 @@
+"""What both commands stand on: one line for an error, exit codes, Ctrl-C, closed pipes."""

@@ -1,0 +1,63 @@
+"""What the subcommands of a command share: `--debug`, and how an error ends any of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from jaxllama.command_line import failure
+
+_DEBUG = "jaxllama.debug"
+
+
+class CommandGroup(TyperGroup):
+    """The subcommands of a command, `--debug` before and behind their names.
+
+    Errors are met in here, for typer would take some of them for its own: an end of file in the
+    middle of a checkpoint, or a worker's broken pipe, would end in its exit code 1.
+    """
+
+    def __init__(self, *, params: list[Any] | None = None, **settings: Any) -> None:
+        super().__init__(params=[*(params or []), _debug_option()], **settings)
+        for command in self.commands.values():
+            command.params.append(_debug_option())
+
+    def invoke(self, ctx: Any) -> Any:
+        program = self.name or "error"
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except TyperException as error:
+            error.exit_code = failure.BAD_INPUT  # 1 for some
+            raise
+        except (Exception, SystemExit) as error:  # a user's module may leave, too
+            raise SystemExit(failure.told(error, program, debug=_DEBUG in ctx.meta)) from None
+
+
+def _noted(ctx: Any, option: object, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_DEBUG] = True  # which the contexts of a group and its subcommand share
+
+
+def _described(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show where an error comes from.", expose_value=False, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Declare the option, as typer wants it declared."""
+
+
+def _debug_option() -> Any:
+    """Return the option as typer makes it of an annotation."""
+    app = typer.Typer(add_completion=False)
+    app.command()(_described)
+    option = typer.main.get_command(app).params[0]
+    option.callback = _noted
+    return option

@@ -1,0 +1,1 @@
+"""From the first difference to its cause: hypotheses, each confirmed by experiment."""

@@ -1,0 +1,121 @@
+"""What a cause is, what it goes by, and what it proposes.
+
+Shapes: B batch, T queries, S keys, N query heads, K kv heads, H head dim, D model dim.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from parity.diagnose.evidence import HELD_TAPS, Evidence
+
+if TYPE_CHECKING:
+    from parity.diagnose.mutations import Mutation
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One way to be wrong.
+
+    Attributes:
+        id: how selftests, reports and `parity explain` call it.
+        title: a few words.
+        what: what the faulty code does.
+        why: how code comes to do it, and what it costs.
+        sources: public reports of it.
+        taps: short names of the taps it can show at first.
+        remedy: what to change.
+        reshapes: whether it gives taps another shape.
+        rounding: whether it can be of one dtype's arithmetic alone, float64 being equal.
+        rank: the lower, the earlier it is tried among those that explain the same tap.
+    """
+
+    id: str
+    title: str
+    what: str
+    why: str
+    sources: tuple[str, ...]
+    taps: tuple[str, ...]
+    remedy: str
+    rank: int = 5
+    reshapes: bool = False
+    rounding: bool = False
+
+    def page(self) -> str:
+        """Return the cause's page, as Markdown."""
+        sections = [
+            f"# {self.id}: {self.title}",
+            f"## What happens\n\n{self.what}",
+            f"## Why\n\n{self.why}",
+            f"## Where it shows first\n\n{', '.join(HELD_TAPS.get(tap, tap) for tap in self.taps)}",
+            f"## What to do\n\n{self.remedy}",
+        ]
+        if self.sources:
+            sections.append(f"## Seen in\n\n{', '.join(self.sources)}")
+        return "\n\n".join(sections) + "\n"
+
+
+class Facts(TypedDict, total=False):
+    """What the operator did, and what the configuration asks for."""
+
+    effective: str
+    configured: str
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A cause with its parameters, and the reference made wrong in that way.
+
+    Attributes:
+        cause: its id.
+        said: what is wrong, with numbers: `theta=1e+06`.
+        changes: to the reference's taps and weights.
+        effective, configured: what the operator did, and what the configuration asks for.
+        mask: what the queries see in the place of the scenario's mask [B T T].
+        positions: in the place of the scenario's [B T].
+        noise: how exactly the wrong operator can be repeated, relative; a hypothesis whose own
+            rounding is as large as the difference cannot make it smaller.
+        left: of a gradient, what of its error the hypothesis leaves, where the gradient tells; None
+            for a guess, which only an experiment can judge and which comes after.
+    """
+
+    cause: str
+    said: str
+    changes: tuple[Mutation, ...] = ()
+    effective: str = ""
+    configured: str = ""
+    mask: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    noise: float = 0.0
+    left: float | None = None
+
+
+Propose = Callable[[Evidence], Iterator[Hypothesis]]
+
+
+@dataclass(frozen=True)
+class CauseFile:
+    """A cause with the function of its file that looks for it."""
+
+    cause: Cause
+    propose: Propose
+
+
+@cache
+def catalogue() -> dict[str, CauseFile]:
+    """Return every cause by id, from the files of the families that have one."""
+    from parity.diagnose import causes
+
+    found = {}
+    for file in pkgutil.walk_packages(causes.__path__, f"{causes.__name__}."):
+        module = importlib.import_module(file.name)
+        if hasattr(module, "CAUSE"):
+            found[module.CAUSE.id] = CauseFile(module.CAUSE, module.propose)
+    return dict(sorted(found.items(), key=lambda item: (item[1].cause.rank, item[0])))

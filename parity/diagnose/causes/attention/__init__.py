@@ -1,0 +1,1 @@
+"""Causes in scores, softmax and heads; one file each."""

@@ -1,0 +1,1 @@
+"""Causes in embedding, MLP, residual stream and products; one file each."""

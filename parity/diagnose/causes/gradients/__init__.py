@@ -1,0 +1,1 @@
+"""Causes in the backward pass and the loss; one file each."""

@@ -1,0 +1,1 @@
+"""Causes in the logits; one file each."""

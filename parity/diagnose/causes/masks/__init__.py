@@ -1,0 +1,1 @@
+"""Causes in which keys a query sees; one file each."""

@@ -1,0 +1,35 @@
+"""The mask is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.causes.masks.common import Named, matches, seeing
+from parity.diagnose.evidence import Evidence
+
+CAUSE = Cause(
+    id="mask-differs",
+    title="the mask is another",
+    what=(
+        "Cells of the mask differ from what the scenario asks, in no pattern that is known here."
+    ),
+    why="",
+    sources=(),
+    taps=("attn_probs",),
+    remedy="Draw the mask (`parity lint`) and compare it with what was meant.",
+    rank=9,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose the masks of this kind; the one that the subject's cells show is kept."""
+    for said, mask in wrong_masks(e):
+        if matches(e, mask):
+            yield seeing(e, "mask-differs", said, mask)
+
+
+def wrong_masks(e: Evidence) -> Iterator[Named]:
+    """Yield masks [B T T] with their names."""
+    if e.observed_mask is not None:
+        yield "the mask that the subject shows", e.observed_mask

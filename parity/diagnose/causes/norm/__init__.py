@@ -1,0 +1,1 @@
+"""Causes in RMSNorm; one file each."""

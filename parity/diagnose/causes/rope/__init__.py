@@ -1,0 +1,1 @@
+"""Causes in rotary positions; one file each."""

@@ -1,0 +1,41 @@
+"""Rotary frequencies follow no theta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.causes.rope.frequency_tables import effective_table, numbers, of_table
+from parity.diagnose.evidence import Evidence
+
+CAUSE = Cause(
+    id="rope-frequencies",
+    title="rotary frequencies follow no theta",
+    what=(
+        "The angle table has other numbers than any theta and scaling give: reversed, "
+        "permuted, or made by another formula."
+    ),
+    why="A table is built by hand, or its axis is flipped or interleaved on the way.",
+    sources=(),
+    taps=("q_rope", "k_rope"),
+    remedy="Build the table as theta ** (-2 i / head_dim), fastest pair first, then scale it.",
+    rank=8,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose the very table that the subject shows."""
+    table = effective_table(e)
+    if table is None:
+        return
+    right = np.asarray(e.true_setup["rope.inv_freq"], np.float64)
+    said = "a table of other frequencies"
+    if np.allclose(table, right[::-1], rtol=1e-6, atol=0):
+        said = "the table in reversed order"
+    elif np.allclose(np.sort(table), np.sort(right), rtol=1e-6, atol=0):
+        said = "the table in another order"
+    yield of_table(
+        "rope-frequencies", said, table, effective=numbers(table), configured=numbers(right)
+    )

@@ -1,0 +1,67 @@
+"""Rotary angles are held in too few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.causes.rope.frequency_tables import effective_table, of_table, rounding
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.mutations import MutationSite
+from parity.diagnose.operators import rotations, unrotated
+from parity.subjects.torch.arrays import to_torch
+
+CAUSE = Cause(
+    id="rope-precision",
+    title="rotary angles are held in too few bits",
+    what=(
+        "Frequencies, cosines and sines, or positions are rounded to 16 bits before they are used."
+    ),
+    why=(
+        "A model-wide cast reaches buffers as well as weights. bfloat16 holds no odd position "
+        "past 256, so distant tokens share angles."
+    ),
+    sources=("sglang-jax#1473", "gpt-neox#1003", "transformers#29285"),
+    taps=("q_rope", "k_rope"),
+    remedy=(
+        "Keep frequencies, positions and angles in float32 or wider, whatever the model's dtype."
+    ),
+    rank=0,
+    rounding=True,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose a 16 bit table, 16 bit positions, then 16 bit cosines and sines."""
+    table = effective_table(e)
+    if table is None and not e.flagged and "rope.inv_freq" in e.setup:
+        # To a 16 bit run a table of 16 bits is within rounding; its angles far along are not.
+        table = np.asarray(e.setup["rope.inv_freq"], np.float64)
+    name = None if table is None else rounding(e, table)
+    if table is not None and name is not None:
+        said = f"inv_freq in {name}"
+        yield of_table("rope-precision", said, table, effective=name, configured=e.lane)
+    if e.flagged:
+        return
+    for name, dtype in DTYPES.items():
+        near = to_torch(np.array(e.inputs.positions)).to(dtype).long().numpy()
+        if not np.array_equal(near, e.inputs.positions):
+            said = f"positions in {name}"
+            yield Hypothesis(
+                "rope-precision", said, effective=name, configured="exact", positions=near
+            )
+    for name, dtype in DTYPES.items():
+
+        def narrow(site: MutationSite, dtype: torch.dtype = dtype) -> Tensor:
+            cos, sin = (angle.to(dtype).to(angle.dtype) for angle in (site.cos, site.sin))
+            return site.reference.rotate(unrotated(site), cos, sin)
+
+        said = f"cos and sin in {name}"
+        yield from rotations(e, "rope-precision", said, narrow, effective=name, configured=e.lane)
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

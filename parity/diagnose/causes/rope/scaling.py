@@ -1,0 +1,59 @@
+"""Rope scaling is not the config's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxllama.rope import inv_freq
+from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.causes.rope.frequency_tables import (
+    configured,
+    effective_table,
+    in_words,
+    of_table,
+    ratio,
+    rounding,
+    table_noise,
+)
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.solve import solve_frequencies
+
+CAUSE = Cause(
+    id="rope-scaling",
+    title="rope scaling is not the config's",
+    what=(
+        "Slow rotary frequencies are not stretched as rope_scaling asks: not at all, by other "
+        "factors, or by another rule."
+    ),
+    why=(
+        "The scaling came with Llama 3.1 and is silently ignored by older readers; its four "
+        "numbers have defaults that differ between libraries. Only text past the original "
+        "context suffers visibly."
+    ),
+    sources=("llama.cpp#8676", "mlx-vlm#1710", "levanter#740", "TransformerLens#910"),
+    taps=("q_rope", "k_rope"),
+    remedy=(
+        "Implement the rope_type of the config with all of its factors, and refuse an unknown one."
+    ),
+    rank=2,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose a scaling of the configured theta, or the table itself where its slow pairs err."""
+    table = effective_table(e)
+    if table is None:
+        return
+    found = solve_frequencies(table, e.config, table_noise(e))
+    asked = in_words(e.config.rope_scaling)
+    if found.exact and found.theta == e.config.rope_theta:
+        said = f"scaling {in_words(found.scaling)}"
+        yield configured(e, "rope-scaling", said, found, effective=said, configured=asked)
+    plain = inv_freq(e.config.replace(rope_scaling=None))
+    kept = np.isclose(table, plain, rtol=1e-6, atol=table_noise(e))
+    if not found.exact and kept[0] and not kept.all() and rounding(e, table) is None:
+        pairs = int((~kept).sum())
+        said = f"{pairs} slow frequencies scaled by {ratio(table, plain)}"
+        yield of_table("rope-scaling", said, table, effective=said, configured=asked)

@@ -1,0 +1,53 @@
+"""Rope theta is not the config's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.causes.rope.frequency_tables import (
+    configured,
+    effective_table,
+    in_words,
+    table_noise,
+)
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.solve import solve_frequencies
+
+CAUSE = Cause(
+    id="rope-theta",
+    title="rope theta is not the config's",
+    what="Rotary frequencies are powers of another base than the configuration's rope_theta.",
+    why=(
+        "A reader looks under another key (rope_parameters, rope_scaling, a preset) and falls "
+        "back to a default such as 1e4 or 1e6. Short prompts hardly show it: the angle errs "
+        "by thousandths at the first tokens."
+    ),
+    sources=("airllm#368", "llama2.c#356", "levanter#649", "tpu-inference#2838"),
+    taps=("q_rope", "k_rope"),
+    remedy=(
+        "Read rope_theta from the checkpoint's config, in both spellings, and refuse a config "
+        "without it."
+    ),
+    rank=1,
+)
+
+
+def propose(e: Evidence) -> Iterator[Hypothesis]:
+    """Propose theta, and the scaling that goes with it, from the angle table."""
+    table = effective_table(e)
+    if table is None:
+        return
+    found = solve_frequencies(table, e.config, table_noise(e))
+    if found.exact and found.theta != e.config.rope_theta:
+        said = f"theta={found.theta:g}"
+        if found.scaling != e.config.rope_scaling:
+            said += f", scaling {in_words(found.scaling)}"
+        yield configured(
+            e,
+            "rope-theta",
+            said,
+            found,
+            effective=f"theta {found.theta:.6g}",
+            configured=f"{e.config.rope_theta:.6g}",
+        )

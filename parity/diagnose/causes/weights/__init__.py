@@ -1,0 +1,1 @@
+"""Causes in weights as they were read; one file each."""

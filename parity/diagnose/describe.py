@@ -1,0 +1,161 @@
+"""What a search for causes found, as reports have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from parity.diagnose.cause import Hypothesis, catalogue
+from parity.diagnose.compare_recording import RecordingComparison
+from parity.diagnose.mutated_reference import MutatedReference
+from parity.inputs import Inputs
+from parity.result import CauseReport, Experiment, NamedCause, Suspect, TapResult
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cause on the way to agreement.
+
+    Attributes:
+        hypothesis: what was put into the reference.
+        tap: where they parted.
+        before, after: its error.
+        left: its error on the subject's own inputs; 0 where only a whole run shows it.
+    """
+
+    hypothesis: Hypothesis
+    tap: str
+    before: float
+    after: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """The way from the reference to one that agrees with the subject, as far as it went.
+
+    Attributes:
+        start, end: where the subject parted from the reference, and from what became of that.
+        steps: the causes found.
+        suspects: what was proposed at the end, with the error that each leaves.
+        reference, inputs: wrong in all these ways.
+        untried: proposals that there was no time for.
+    """
+
+    start: RecordingComparison
+    end: RecordingComparison
+    steps: tuple[Step, ...]
+    suspects: tuple[tuple[Hypothesis, float], ...]
+    reference: MutatedReference
+    inputs: Inputs
+    untried: int
+
+    def then(self, later: Search) -> Search:
+        """Return this search and one that went on from its end."""
+        start = later.start if self.start.first is None else self.start
+        return replace(later, start=start, steps=(*self.steps, *later.steps))
+
+
+def describe_search(search: Search) -> CauseReport | None:
+    """Return what a search found; None where nothing differed."""
+    start, end, steps = search.start, search.end, _merged(search.steps)
+    if start.first is None:
+        return None
+    agrees = end.first is None
+    evidence = [_line(step) for step in steps]
+    if agrees:
+        evidence.append("so changed, the reference agrees with the subject in every tap")
+    else:
+        assert end.first is not None
+        evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
+    if search.untried and not agrees:
+        evidence.append(f"time ran out: {search.untried} hypotheses were not tried")
+    listed = [] if agrees else _suspects(search.suspects)
+    if not steps:
+        return CauseReport(
+            id="",
+            title="unexplained",
+            summary=f"unexplained: no known cause makes {start.first.tap} what it is",
+            evidence=evidence,
+            suspects=listed,
+        )
+    named = [_named(step) for step in steps]
+    return CauseReport(
+        **vars(named[0]),
+        confirmed=agrees,
+        evidence=evidence,
+        experiments=[Experiment(s.hypothesis.said, s.tap, s.before, s.after) for s in steps],
+        suspects=listed,
+        others=named[1:],
+    )
+
+
+def describe_precision(row: TapResult) -> CauseReport:
+    """Return why products with a single term are off.
+
+    Args:
+        row: of `parity.noise.one_hot.probe_products`; its facts are the experiments.
+    """
+    cause = catalogue()["matmul-precision"].cause
+    left, name = min((left, n.removeprefix("as_")) for n, left in row.facts.items())
+    found = left <= row.limit
+    bits = max(1, round(23 - math.log2(row.rho))) if math.isfinite(row.rho) else 0
+    said = f"factors in {name}" if found else f"{bits} bits"
+    changed = f"factors in {name}"
+    before, after = row.error, left * row.noise
+    line = f"{changed} on the reference: error at {row.tap} {before:.1e} -> {after:.0e}"
+    return CauseReport(
+        id=cause.id,
+        title=cause.title,
+        summary=f"{cause.title} ({said}); effective {said.split()[-1] if found else said}, "
+        "configured float32",
+        effective=name if found else said,
+        configured="float32",
+        remedy=cause.remedy,
+        confirmed=found,
+        evidence=["products of a single term, which no order of summation changes", line],
+        experiments=[Experiment(changed, row.tap, before, after)],
+    )
+
+
+def _merged(steps: Sequence[Step]) -> list[Step]:
+    """Say once what several layers have in common."""
+    first: dict[str, Step] = {}
+    for step in steps:
+        first.setdefault(step.hypothesis.cause, step)
+    return list(first.values())
+
+
+def _named(step: Step) -> NamedCause:
+    hypothesis = step.hypothesis
+    cause = catalogue()[hypothesis.cause].cause
+    said = f"{cause.title} ({hypothesis.said})"
+    if hypothesis.effective:
+        said += f"; effective {hypothesis.effective}, configured {hypothesis.configured}"
+    return NamedCause(
+        id=cause.id,
+        title=cause.title,
+        summary=said,
+        effective=hypothesis.effective,
+        configured=hypothesis.configured,
+        remedy=cause.remedy,
+    )
+
+
+def _line(step: Step) -> str:
+    said = f"{step.hypothesis.said} on the reference: error at {step.tap} {step.before:.1e} -> "
+    if step.after < step.before or step.left >= step.before:
+        line = f"{said}{step.after:.0e}"
+    else:  # its values stand at ties, which a run's own rounding decides
+        line = f"{said}{step.left:.0e} on the subject's own inputs"
+    noise = step.hypothesis.noise
+    return line + (f"; it rounds by up to {noise:.0e} itself" if noise else "")
+
+
+def _suspects(ranked: Sequence[tuple[Hypothesis, float]]) -> list[Suspect]:
+    return [
+        Suspect(hypothesis.cause, hypothesis.said, left)
+        for hypothesis, left in ranked[:5]
+        if left > 0
+    ]

@@ -1,0 +1,274 @@
+"""From the first difference to its cause: hypotheses, each tried on the reference.
+
+A hypothesis is first tried on the one operator, whose inputs the subject's own taps give. What
+explains that is put into the whole reference; where subject and wrong reference then part, the
+next cause is looked for, until they agree to the logits or nothing explains the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from parity.diagnose.cause import Hypothesis, catalogue
+from parity.diagnose.compare_recording import RecordingComparison, compare_recording
+from parity.diagnose.describe import Search, Step, describe_precision, describe_search
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.mutated_reference import MutatedReference
+from parity.diagnose.operator_trial import remaining_error
+from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
+from parity.inputs import Inputs
+from parity.result import CauseReport, Divergence, TapResult
+from parity.subjects.base import CheckpointLike, Subject
+from parity.subjects.torch_reference.subject import TorchReference
+
+# Causes looked for one after the other, and hypotheses tried in full for each of them.
+MOST_CAUSES = 12
+MOST_TRIALS = 6
+# What a cause raises that needs a tap which this subject does not show, or of another shape.
+UNFIT = (KeyError, IndexError, ValueError, RuntimeError)
+# An operator's hypothesis must take this much of the difference away to be tried in full.
+WORTH_TRYING = 0.1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A hypothesis put into the whole reference.
+
+    Attributes:
+        hypothesis: what was tried.
+        left: the tap's error on the subject's own inputs; 0 where only a whole run shows it.
+        reference, inputs: wrong in that way, too.
+        after: how far the subject agrees with them.
+    """
+
+    hypothesis: Hypothesis
+    left: float
+    reference: MutatedReference
+    inputs: Inputs
+    after: RecordingComparison
+
+
+def diagnose(
+    recording: Recording,
+    checkpoint: CheckpointLike,
+    *,
+    backward: Recording | None = None,
+    rounding: bool = False,
+    seconds: float = 30.0,
+) -> CauseReport | None:
+    """Say why a recorded run differs from the reference.
+
+    Args:
+        recording: of the subject.
+        checkpoint: what both run.
+        backward: of the same subject on the same inputs; examined once the forward pass agrees,
+            with the reference as wrong as that has to be.
+        rounding: whether float64 is equal and the difference one of rounding: a cause of another
+            meaning is then none.
+        seconds: for each recording; no new hypothesis is tried in full after this time.
+
+    Returns:
+        What was found, or None if all equals the reference.
+    """
+    with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
+        found = _searched(
+            recording, MutatedReference(checkpoint), recording.inputs, rounding, seconds
+        )
+        if backward is not None and found.end.first is None:
+            later = _searched(backward, found.reference, found.inputs, rounding, seconds)
+            found = found.then(later)
+        return describe_search(found)
+
+
+def _searched(
+    recording: Recording,
+    reference: MutatedReference,
+    inputs: Inputs,
+    rounding: bool,
+    seconds: float,
+) -> Search:
+    start = found = compare_recording(recording, reference, inputs)
+    deadline = time.monotonic() + seconds
+    steps: list[Step] = []
+    suspects: list[tuple[Hypothesis, float]] = []
+    untried = 0
+    while found.first is not None and len(steps) < MOST_CAUSES:
+        assert found.evidence is not None
+        ranked = ranked_hypotheses(found.evidence, rounding=rounding)
+        best, untried, refuted = _best_trial(recording, found, ranked, deadline)
+        suspects = [one for one in ranked if not any(one[0] is tried for tried in refuted)]
+        if best is None:
+            break
+        tap, step = found.first.tap, found.first.step
+        before, after = found.error(tap, step), best.after.error(tap, step)
+        steps.append(Step(best.hypothesis, tap, before, after, best.left))
+        reference, inputs, found = best.reference, best.inputs, best.after
+    return Search(start, found, tuple(steps), tuple(suspects), reference, inputs, untried)
+
+
+def find_cause(
+    first: Divergence,
+    rows: Sequence[TapResult],
+    inputs: Sequence[Inputs],
+    checkpoint: CheckpointLike,
+    make_subject: Callable[[str], Subject],
+    decode_chunks: Callable[[Inputs], list[int]],
+) -> CauseReport | None:
+    """Say why a run diverged: on the smallest of its scenarios that shows the same first tap.
+
+    Args:
+        first: where the run diverges first.
+        rows: every tap judged.
+        inputs: the run's scenarios.
+        checkpoint: what was run.
+        make_subject: makes the subject of a dtype anew.
+        decode_chunks: how a scenario is fed through a cache.
+
+    Returns:
+        As `diagnose`, of the mode in which it diverges; None where that shows nothing but logits:
+        the compiled run without taps.
+    """
+    row, rounding = first.row, first.difference == "rounding"
+    if row.mode == "probe":
+        return describe_precision(row)
+    if row.mode not in ("free", "decode", "isolated", "grad"):
+        return None
+    alike = {
+        r.scenario
+        for r in rows
+        if (r.lane, r.mode, r.tap) == (row.lane, row.mode, row.tap) and not r.passed
+    }
+    chosen = min((i for i in inputs if i.name in alike), key=lambda i: i.tokens.size)
+    subject = make_subject(row.lane)
+    layers = checkpoint.config.num_hidden_layers
+    if row.mode == "grad":
+        # What is wrong forwards spoils every gradient: that is looked for first.
+        chosen = truncated_to_fit(chosen, checkpoint.config, row.lane, layers)
+        return diagnose(
+            record(subject, chosen, None, layers),
+            checkpoint,
+            backward=record_backward(subject, chosen, layers),
+            rounding=rounding,
+        )
+    # An isolated run is kept with the reference's values, in float64.
+    kept = "f64" if row.mode == "isolated" else row.lane
+    chosen = truncated_to_fit(chosen, checkpoint.config, kept, layers)
+    chunks = decode_chunks(chosen) if row.mode == "decode" else None
+    f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
+    recording = record(subject, chosen, chunks, layers, f64_reference)
+    found = diagnose(recording, checkpoint, rounding=rounding)
+    if rounding and not (found and found.confirmed):
+        # A path of this dtype's own may do anything, and not be far off: then a cause of another
+        # meaning is one if the experiment confirms it, and no suspect if it does not.
+        other = diagnose(recording, checkpoint)
+        found = other if other and other.confirmed else found
+    narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
+    if narrow and row.lane == "f32" and not (found and found.confirmed):
+        return describe_precision(narrow[0])
+    return found
+
+
+def settled(first: Divergence, cause: CauseReport | None) -> Divergence:
+    """Return a divergence as its cause has it: a confirmed one of another computation tells.
+
+    In 16 bits rounding is so coarse that figures alone do not.
+    """
+    if first.difference != "rounding" or not (cause and cause.confirmed):
+        return first
+    if catalogue()[cause.id].cause.rounding:
+        return first
+    return replace(first, difference="computation")
+
+
+def ranked_hypotheses(
+    evidence: Evidence, *, rounding: bool = False
+) -> list[tuple[Hypothesis, float]]:
+    """Return what might explain the tap, with the error that each leaves at it, best first.
+
+    Args:
+        evidence: of the tap.
+        rounding: whether only causes of one dtype's arithmetic can explain it.
+    """
+    found = []
+    for number, hypothesis in enumerate(_proposed(evidence, rounding)):
+        try:
+            left = remaining_error(evidence, hypothesis)
+        except UNFIT:
+            continue
+        guessed = evidence.backward and hypothesis.left is None
+        size = round(max(np.log10(max(left, 1e-300)), -12))
+        found.append(((guessed, size, number), hypothesis, left))
+    found.sort(key=lambda item: item[0])
+    return [(hypothesis, left) for _, hypothesis, left in found]
+
+
+def _proposed(evidence: Evidence, rounding: bool) -> Iterator[Hypothesis]:
+    misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
+    for file in catalogue().values():
+        if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:
+            continue
+        if rounding and not file.cause.rounding:
+            continue
+        try:
+            yield from file.propose(evidence)
+        except UNFIT:
+            continue
+
+
+def _best_trial(
+    recording: Recording,
+    found: RecordingComparison,
+    ranked: Sequence[tuple[Hypothesis, float]],
+    deadline: float,
+) -> tuple[Trial | None, int, list[Hypothesis]]:
+    """Try the best hypotheses on the whole reference.
+
+    Returns:
+        The one that goes farthest, how many there was no time for, and which made nothing better.
+    """
+    evidence = found.evidence
+    assert evidence is not None and found.first is not None
+    best: Trial | None = None
+    refuted: list[Hypothesis] = []
+    first = found.first
+    enough = max(WORTH_TRYING * first.error, first.limit * first.noise)
+    worth = [(h, left) for h, left in ranked if left <= max(enough, h.noise)][:MOST_TRIALS]
+    for tried, (hypothesis, left) in enumerate(worth):
+        if time.monotonic() > deadline:
+            return best, len(worth) - tried, refuted
+        better = False
+        for scoped in _scopes(hypothesis, evidence):
+            reference = evidence.reference.with_changes(scoped.changes)
+            inputs = _inputs(evidence.inputs, scoped)
+            after = compare_recording(recording, reference, inputs)
+            trial = Trial(scoped, left, reference, inputs, after)
+            if after.first is None:
+                return trial, 0, refuted
+            better |= after.progress > found.progress
+            farthest = found if best is None else best.after
+            if after.progress > farthest.progress:
+                best = trial
+        if not better:
+            refuted.append(hypothesis)
+    return best, 0, refuted
+
+
+def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:
+    """Yield the hypothesis for all layers, then for the one in question alone."""
+    yield hypothesis
+    layer, changes = evidence.layer, hypothesis.changes
+    if layer is not None and any(c.tap and c.layers is None for c in changes):
+        only = tuple(c.within(layer) if c.tap and c.layers is None else c for c in changes)
+        yield replace(hypothesis, changes=only, said=f"{hypothesis.said} in layer {layer}")
+
+
+def _inputs(inputs: Inputs, hypothesis: Hypothesis) -> Inputs:
+    if hypothesis.mask is not None:
+        inputs = replace(inputs, mask=hypothesis.mask)
+    if hypothesis.positions is not None:
+        inputs = replace(inputs, positions=hypothesis.positions.astype(inputs.positions.dtype))
+    return inputs

@@ -1,0 +1,1 @@
+"""What `parity.run` and its siblings do, from a checkpoint to a `Result`."""

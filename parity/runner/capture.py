@@ -1,0 +1,183 @@
+"""`parity.capture`: one implementation's taps, saved to be judged elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from jaxllama.checkpoint import Checkpoint, open_checkpoint
+from jaxllama.checkpoint.staging import Staging
+from parity.inputs import Inputs, decode_chunks
+from parity.options import Overrides, assignments, chosen, overridden
+from parity.runner import environment
+from parity.runner.prompt import encoder
+from parity.runner.room import CAPTURED_MAPS, check_room
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
+from parity.subjects import select
+from parity.subjects.base import CachedSubject, Subject, decoding
+from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
+
+# What a run by itself has; isolated operators need the reference beside them.
+MODES = ("free", "decode")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One trace to be made."""
+
+    subject: Subject
+    role: str
+    inputs: Inputs
+    mode: str
+
+
+def capture(
+    checkpoint: str | Path | Checkpoint,
+    directory: str | Path,
+    *,
+    subject: select.SubjectSpec = "jaxllama",
+    dtypes: str | Sequence[str] | None = None,
+    modes: str | Sequence[str] = "free",
+    scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
+    overrides: Overrides = (),
+    prompt: Prompt | None = None,
+    length: int | None = None,
+) -> list[Path]:
+    """Run one implementation and save every tap it shows, for `parity.compare`.
+
+    PyTorch is needed for PyTorch's implementations alone. A capture of `torch` also holds the same
+    model summed in another order: the noise that the other side's rounding is held to.
+
+    Args:
+        checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
+        directory: to be made; appears when it is complete.
+        subject: as for `parity.run`.
+        dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. What is to serve as
+            the reference needs `f64` beside the others.
+        modes: of `free`, `decode`.
+        scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
+        overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
+            values by field.
+        prompt: text or token ids in place of the built-in text.
+        length: tokens per row in place of each scenario's own.
+
+    Returns:
+        The files written, one a dtype, scenario and mode.
+
+    Raises:
+        JaxLlamaError: the checkpoint, the prompt, an option or the directory is bad.
+    """
+    resolved = select.resolve_subject(subject)
+    lanes = select.dtypes_of(resolved, dtypes)
+    modes = chosen("--mode", modes, MODES)
+    names = chosen("--scenario", scenarios, SCENARIOS)
+    target = Path(directory)
+    staging = Staging(target, {"parity": "capture"}, overwrite=None)
+    try:
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            opened = (
+                open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+            )
+            config = overridden(opened.config, assignments(overrides))
+            encode, _ = encoder(opened, prompt)
+            shapes = [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+            check_room(shapes, opened.config.num_attention_heads, maps=CAPTURED_MAPS)
+            inputs = [
+                scenario(name, encode, opened.config, prompt=prompt, length=length)
+                for name in names
+            ]
+            make = select.subject_factory(resolved, opened, config)
+            facts = {
+                "label": opened.label,
+                "config": asdict(opened.config),
+                "overrides": list(assignments(overrides)),
+                "sha256": weights_digest((n, opened.read(n)) for n in sorted(opened.tensors)),
+            }
+            written = [
+                _write(task, opened, staging.files, facts)
+                for lane in lanes
+                for task in _tasks(make(lane), subject == "torch", opened, inputs, modes)
+            ]
+        staging.commit({".": target})
+    except OSError as error:
+        raise staging.unwritable(error) from error
+    except BaseException:
+        staging.discard()
+        raise
+    return [target / name for name in written]
+
+
+def _tasks(
+    subject: Subject,
+    with_noise: bool,
+    checkpoint: Checkpoint,
+    inputs: Sequence[Inputs],
+    modes: Sequence[str],
+) -> Iterator[_Task]:
+    written = [(subject, "subject")]
+    if with_noise:
+        from parity.subjects.torch_reference.subject import TorchReference
+
+        reordered = TorchReference(checkpoint, dtype=subject.dtype, variant="reordered")
+        written.append((reordered, "variant"))
+    for mode in modes:
+        if mode == "decode":
+            decoding(subject)
+        for one in inputs:
+            for implementation, role in written:
+                yield _Task(implementation, role, one, mode)
+
+
+def _write(task: _Task, checkpoint: Checkpoint, directory: Path, facts: dict[str, Any]) -> str:
+    """Run one subject over one scenario into a file; return the file's name."""
+    subject, inputs = task.subject, task.inputs
+    layers = checkpoint.config.num_hidden_layers
+    chunks = tuple(decode_chunks(inputs)) if task.mode == "decode" else None
+    name = file_name(subject.name, (subject.dtype, inputs.name, task.mode))
+    seconds = 0.0
+    with TraceWriter(directory / name, inputs) as writer:
+        began = time.perf_counter()
+        run = (
+            subject.start(inputs)
+            if chunks is None
+            else cast(CachedSubject, subject).start_decode(inputs, chunks)
+        )
+        for _ in range(len(chunks or (0,)) * (layers + 2)):
+            taps = run.step()
+            seconds += time.perf_counter() - began
+            writer.stage(taps)
+            began = time.perf_counter()
+        writer.close(_info(task, checkpoint, facts, chunks, seconds))
+    return name
+
+
+def _info(
+    task: _Task,
+    checkpoint: Checkpoint,
+    facts: dict[str, Any],
+    chunks: tuple[int, ...] | None,
+    seconds: float,
+) -> TraceInfo:
+    subject, inputs = task.subject, task.inputs
+    return TraceInfo(
+        subject=subject.name,
+        role=task.role,
+        dtype=subject.dtype,
+        internal_dtype=subject.internal_dtype,
+        absent=tuple(sorted(subject.absent)),
+        scenario=inputs.name,
+        mode=task.mode,
+        chunks=chunks,
+        layers=checkpoint.config.num_hidden_layers,
+        inputs_sha256=inputs.digest(),
+        checkpoint=facts,
+        environment=environment.describe(),
+        window=inputs.window,
+        seconds=seconds,
+        notes=inputs.notes,
+    )

@@ -1,0 +1,188 @@
+"""Judging what has been saved: `parity.compare` two captures, `parity.recheck` a result.
+
+NumPy and safetensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import join
+
+from jaxllama.errors import InputError
+from parity.comparison import tolerance
+from parity.comparison.tolerance import LIMITS
+from parity.locate import first_divergence
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.participants import Participant, Role
+from parity.result import Result
+from parity.subjects.traces import TraceSubject
+from parity.taps import expected_names
+from parity.trace import Trace, read_capture
+
+
+def compare(subject: str | Path, reference: str | Path) -> Result:
+    """Judge one capture by another, without running a model.
+
+    Args:
+        subject: directory of the capture under judgement.
+        reference: directory of the capture it is held to. Its float64 traces are the reference; its
+            traces at the dtype under judgement (for float64 those of float32, if it has any), all
+            of them honest, give the noise.
+
+    Returns:
+        The result, over every dtype, scenario and mode that both hold.
+
+    Raises:
+        InputError: a capture is missing, damaged, of other inputs or other weights, or there is no
+            float64 trace to compare with.
+    """
+    theirs, ours = _by_run(reference), _by_run(subject)
+    primary = {run: _one(traces, subject) for run, traces in ours.items()}
+    runs = [run for run in primary if run in theirs]
+    _check_comparable(primary, theirs, runs, (Path(subject), Path(reference)))
+    records = [_compared(primary[run], run, theirs) for run in runs]
+    rows = [row for record in records for row in record.rows]
+    first = primary[runs[0]].info
+    alone = [" ".join(run) for run in primary if run not in theirs]
+    notes = [f"{reference} holds no run {run} to compare with" for run in alone]
+    notes += [
+        f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
+    ]
+    notes += _thin(theirs, runs, reference)
+    divergence = first_divergence(rows)
+    if divergence is not None:
+        notes.append(
+            "the cause is not looked for here: it needs the checkpoint; "
+            + join(["parity", "run", str(first.checkpoint["label"]), "--subject", str(subject)])
+        )
+    if not rows:
+        raise InputError(f"{subject}: shows no tap that {reference} shows")
+    return Result(
+        rows=rows,
+        witnesses=[row for record in records for row in record.witnesses],
+        expected=len(expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))),
+        absent=first.absent,
+        unmatched=tuple(sorted(set(alone).union(*(record.unmatched for record in records)))),
+        first_divergence=divergence,
+        inputs=[
+            {"scenario": name, "sha256": sha}
+            for name, sha in dict.fromkeys((r[1], primary[r].info.inputs_sha256) for r in runs)
+        ],
+        tolerance=tolerance.facts(list(dict.fromkeys(run[0] for run in runs))),
+        environment={
+            **first.environment,
+            "reference": dict(_one(theirs[runs[0]], reference).info.environment),
+        },
+        checkpoint=dict(first.checkpoint),
+        command=join(["parity", "compare", str(subject), str(reference)]),
+        notes=notes,
+        timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
+        snapshots=[snapshot for record in records for snapshot in record.snapshots],
+    )
+
+
+Run = tuple[str, str, str]
+
+
+def _by_run(directory: str | Path) -> dict[Run, list[Trace]]:
+    found: dict[Run, list[Trace]] = {}
+    for trace in read_capture(directory):
+        found.setdefault(trace.info.run, []).append(trace)
+    return {run: found[run] for run in sorted(found, key=lambda r: (list(LIMITS).index(r[0]), r))}
+
+
+def _one(traces: Sequence[Trace], directory: str | Path) -> Trace:
+    judged = [one for one in traces if one.info.role == "subject"]
+    if len(judged) != 1:
+        names = ", ".join(one.path.name for one in judged) or "none"
+        raise InputError(f"{directory}: {names} for {' '.join(traces[0].info.run)}, expected one")
+    return judged[0]
+
+
+def _check_comparable(
+    ours: Mapping[Run, Trace],
+    theirs: Mapping[Run, list[Trace]],
+    runs: Sequence[Run],
+    places: tuple[Path, Path],
+) -> None:
+    """Refuse captures that show nothing about each other; all reasons in one error."""
+    if not runs:
+        held = "; ".join(
+            f"{place} has {', '.join(' '.join(run) for run in captured)}"
+            for place, captured in zip(places, (ours, theirs), strict=True)
+        )
+        raise InputError(f"nothing in common to compare: {held}")
+    problems = []
+    for run in runs:
+        a, said = ours[run].info, " ".join(run)
+        f64_reference = theirs.get(("f64", *run[1:]))
+        if f64_reference is None:
+            problems.append(
+                f"{said}: {places[1]} has no float64 run of it to measure noise against; capture "
+                "it with --dtype f64 too"
+            )
+        narrow = theirs.get(("f32", *run[1:]), []) if run[0] == "f64" else []
+        for other in [*theirs[run], *(f64_reference or []), *narrow]:
+            b = other.info
+            if a.inputs_sha256 != b.inputs_sha256:
+                problems.append(
+                    f"{said}: other inputs, {a.inputs_sha256[:12]} and {b.inputs_sha256[:12]} in "
+                    f"{other.path.name}; give both the same prompt and length"
+                )
+            if a.checkpoint["sha256"] != b.checkpoint["sha256"]:
+                problems.append(
+                    f"{said}: other weights, {a.checkpoint['sha256'][:12]} of "
+                    f"{a.checkpoint['label']} and {b.checkpoint['sha256'][:12]} of "
+                    f"{b.checkpoint['label']} in {other.path.name}"
+                )
+            if (a.layers, a.chunks) != (b.layers, b.chunks):
+                problems.append(f"{said}: {other.path.name} has other layers or decoding steps")
+    if problems:
+        raise InputError(
+            "captures that cannot be compared:\n  " + "\n  ".join(dict.fromkeys(problems))
+        )
+
+
+def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> PassResult:
+    lane, _, mode = run
+    f64_run: Run = ("f64", *run[1:])
+    truth = _one(theirs[f64_run], theirs[f64_run][0].path.parent)
+    f64_reference = TraceSubject([truth])
+    participants = [Participant(TraceSubject([subject]), frozenset({Role.SUBJECT}), (mode,))]
+    narrow = (
+        theirs.get(("f32", *run[1:]), []) if lane == "f64" else []
+    )  # as `participants_for` has it
+    participants += [
+        Participant(TraceSubject([one]), frozenset({Role.NOISE_F32}), (mode,)) for one in narrow
+    ]
+    for trace in theirs[run]:
+        if narrow and trace.info.role == "variant":
+            continue
+        roles = {Role.NOISE} if lane != "f64" or trace.info.role == "variant" else {Role.REFERENCE}
+        # What is the noise cannot be held to it as well.
+        if trace.info.role == "subject" and (lane == "f64" or len(theirs[run]) > 1):
+            roles.add(Role.WITNESS)
+        active = f64_reference if trace is truth else TraceSubject([trace])
+        participants.append(Participant(active, frozenset(roles), (mode,)))
+    return run_lockstep(
+        {lane: participants},
+        [subject.inputs],
+        f64_reference,
+        (mode,),
+        subject.info.layers,
+        chunks=subject.info.chunks,
+    )
+
+
+def _thin(
+    theirs: Mapping[Run, Sequence[Trace]], runs: Sequence[Run], reference: str | Path
+) -> list[str]:
+    """Say at which dtypes a single run has to tell the noise."""
+    single = dict.fromkeys(run[0] for run in runs if run[0] != "f64" and len(theirs[run]) < 2)
+    return [
+        f"{reference} holds one run alone at {dtype}: its error is taken for the noise, and it is "
+        "no witness itself; a capture of --subject torch holds two, give that second"
+        for dtype in single
+    ]

@@ -1,0 +1,376 @@
+"""`parity.run`: the same weights through JAX and PyTorch, compared tap by tap."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllama.checkpoint import Checkpoint, open_checkpoint
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from parity.comparison import tolerance
+from parity.diagnose.search import find_cause, settled
+from parity.inputs import Inputs, batches, decode_chunks, inputs_facts, joined
+from parity.locate import first_divergence
+from parity.lockstep import timing
+from parity.lockstep.comparator import PassResult
+from parity.lockstep.engine import run_lockstep
+from parity.lockstep.memory import release_freed_memory
+from parity.lockstep.rerun import run_until_sure
+from parity.lockstep.setup import further_variants, participants_for, summed_taps
+from parity.noise import one_hot
+from parity.options import LANES, Overrides, assignments, chosen, overridden
+from parity.result import Result
+from parity.runner import environment, gradients
+from parity.runner.prompt import encoder, token_texts
+from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, scenario, shape
+from parity.subjects import select
+from parity.subjects.base import decoding, differentiable
+from parity.subjects.jaxllama import streamed
+from parity.subjects.meta import package
+from parity.subjects.torch_reference.subject import TorchReference
+from parity.taps import GRAD_TAPS, expected_names, gradient_names
+
+REFERENCES = ("torch", "hf", "meta")
+MODES = ("free", "isolated", "decode", "grad")
+
+Progress = Callable[[str, int, int], None]
+
+
+jax.monitoring.register_event_duration_secs_listener(timing.on_event)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, checked."""
+
+    reference: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    scenarios: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def forward_scenarios(self) -> tuple[str, ...]:
+        """What is run forwards."""
+        return self.scenarios if set(self.modes) - {"grad"} else ()
+
+    @property
+    def grad_scenarios(self) -> tuple[str, ...]:
+        """What is differentiated."""
+        return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
+
+    def shows(self, kind: str) -> bool:
+        """Return whether its modes are about a kind of tap."""
+        return "grad" in self.modes if kind in GRAD_TAPS else bool(self.forward_scenarios)
+
+
+def run(
+    checkpoint: str | Path | Checkpoint = "tiny",
+    *,
+    reference: str | Sequence[str] = "torch",
+    dtypes: str | Sequence[str] | None = None,
+    modes: str | Sequence[str] = ("free", "isolated"),
+    scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
+    overrides: Overrides = (),
+    prompt: Prompt | None = None,
+    length: int | None = None,
+    progress: Progress | None = None,
+    subject: select.SubjectSpec = "jaxllama",
+    stream: bool = False,
+) -> Result:
+    """Judge the JAX model against PyTorch on one checkpoint.
+
+    Args:
+        checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
+        reference: `torch` (our eager reference), `hf`, `meta`, several of them, or `all`. The
+            float64 reference and the noise are our reference's in any case.
+        dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. float64 decides
+            meaning, the others rounding.
+        modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
+            caches), `grad` (the loss and its gradients; of the scenarios in
+            `parity.runner.gradients.SCENARIOS` unless others are given).
+        scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
+        overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
+            values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
+        prompt: text or token ids in place of the built-in text.
+        length: tokens per row in place of each scenario's own.
+        progress: called with what is under way, stages done and stages in all.
+        subject: the implementation under judgement: a subject of one dtype, several by dtype, a
+            function that makes one of the loaded model and a dtype, or a name: an attention
+            backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
+        stream: hold one layer of each side at a time, for checkpoints larger than memory; in
+            `f32` and `bf16` unless `dtypes` says otherwise.
+
+    Returns:
+        The result; `.verdict`, `.first_divergence`, `.exit_code`.
+
+    Raises:
+        JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
+    """
+    resolved = select.resolve_subject(subject)
+    if stream:
+        resolved = select.FromCheckpoint(streamed.Streamed)
+        dtypes = streamed.LANES if dtypes is None else dtypes
+    lanes = select.dtypes_of(resolved, dtypes)
+    plan = _plan(reference, lanes, modes, scenarios, overrides)
+    if stream:
+        streamed.check_options(subject, plan.modes, plan.reference)
+    began = time.perf_counter()
+    timer = timing.Timer()
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        config = overridden(opened.config, plan.overrides)
+        _check_witnesses(plan, opened)
+        encode, encoding_notes = encoder(opened, prompt)
+
+        def built(names: Sequence[str]) -> list[Inputs]:
+            return [scenario(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+
+        def measured(names: Sequence[str]) -> list[Shape]:
+            return [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
+
+        heads, layers = opened.config.num_attention_heads, opened.config.num_hidden_layers
+        check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)
+        for name in plan.grad_scenarios:
+            check_room(measured([name]), heads, maps=BACKWARD_MAPS * layers)
+        inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
+        gradients.check_inputs(differentiated)
+        make = select.subject_factory(resolved, opened, config)
+        records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
+        rows = sorted(
+            (row for record in records for row in record.rows),
+            key=lambda row: plan.dtypes.index(row.lane),
+        )
+        shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
+        first = first_divergence(rows)
+        cause = None
+        if first is not None:
+            cause = find_cause(first, rows, shown, opened, make, decode_chunks)
+            first = settled(first, cause)
+        facts = environment.describe()
+        sample = make(plan.dtypes[0])
+    result = Result(
+        rows=rows,
+        witnesses=sorted(
+            (row for record in records for row in record.witnesses),
+            key=lambda row: plan.dtypes.index(row.lane),
+        ),
+        expected=_expected(plan, config),
+        absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
+        unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
+        first_divergence=first,
+        cause=cause,
+        inputs=[inputs_facts(i) for i in shown],
+        tolerance=tolerance.facts(plan.dtypes),
+        environment=facts,
+        checkpoint=_checkpoint_facts(opened, config, plan),
+        command=_command(checkpoint, plan, prompt, length, subject) + " --stream" * stream,
+        notes=[
+            *(f"{i.name}: {note}" for i in shown for note in i.notes),
+            *opened.notes,
+            *encoding_notes,
+            *([streamed.NOTE] if stream else ()),
+            *one_hot.notes(rows, plan.dtypes),
+            *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
+        ],
+        timing={
+            **seconds,
+            **timer.seconds(),
+            "total_s": time.perf_counter() - began,
+            # Linux counts kilobytes here.
+            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        },
+        snapshots=sorted(
+            (snapshot for record in records for snapshot in record.snapshots),
+            key=lambda snapshot: plan.dtypes.index(snapshot.lane),
+        ),
+        texts={i.name: token_texts(opened, i.tokens) for i in shown},
+    )
+    if not result.rows:
+        raise InputError("no tap was compared: the subject produced none under a canonical name")
+    return result
+
+
+def _plan(
+    reference: str | Sequence[str],
+    dtypes: str | Sequence[str],
+    modes: str | Sequence[str],
+    scenarios: str | Sequence[str],
+    overrides: Overrides,
+) -> Plan:
+    plan = Plan(
+        reference=chosen("--reference", reference, REFERENCES),
+        dtypes=chosen("--dtype", dtypes, LANES),
+        modes=chosen("--mode", modes, MODES),
+        scenarios=chosen("--scenario", scenarios, SCENARIOS),
+        overrides=assignments(overrides),
+    )
+    if "grad" in plan.modes:
+        gradients.lanes_for(plan.dtypes)
+    return plan
+
+
+def _expected(plan: Plan, config: LlamaConfig) -> int:
+    """Return how many different taps the plan's modes are about."""
+    layers, names = config.num_hidden_layers, []
+    if plan.forward_scenarios:
+        names += expected_names(layers, cache="decode" in plan.modes)
+    if plan.grad_scenarios:
+        names += gradient_names(layers, tied=config.tie_word_embeddings)
+    return len(names)
+
+
+def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Refuse a witness that is not installed or cannot express the model, before any work."""
+    if "hf" in plan.reference:
+        pass
+    if "meta" in plan.reference:
+        package.reference_package()
+        package.check_config(checkpoint.config)
+
+
+def _lanes(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    make: select.SubjectFactory,
+    inputs: Sequence[Inputs],
+    differentiated: Sequence[Inputs],
+    progress: Progress | None,
+    timer: timing.Timer,
+) -> tuple[list[PassResult], dict[str, float]]:
+    layers = checkpoint.config.num_hidden_layers
+    passes, groups = _passes(plan), batches(inputs)
+    total = sum(
+        (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
+        for _, chunks in passes
+        for group in groups
+    )
+    grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
+    total += (layers + 2) * len(differentiated)
+    done = 0
+
+    def report(what: str) -> None:
+        nonlocal done
+        done = min(done + 1, total)  # runs made again in doubt are not planned for
+        if progress is not None:
+            progress(what, done, total)
+
+    f64_reference = TorchReference(checkpoint, dtype="f64")
+    records: list[PassResult] = []
+    seconds: dict[str, float] = {}
+    if inputs:
+        began = time.perf_counter()
+        subjects = {lane: make(lane) for lane in plan.dtypes}
+        if "decode" in plan.modes:
+            for subject in subjects.values():
+                decoding(subject)
+        for lane in grad_lanes:  # told before hours of other modes
+            differentiable(subjects[lane])
+        modes_forward = [mode for mode in plan.modes if mode != "grad"]
+        participants = participants_for(
+            checkpoint, f64_reference, subjects, plan.reference, modes_forward
+        )
+        for group in groups:
+            names = " ".join(one.name for one in group)
+            for modes, chunks in passes:
+
+                def tick(name: str = names, what: str = modes[-1]) -> None:
+                    report(f"{name} {what}")
+
+                release_freed_memory()
+                run = partial(
+                    run_lockstep,
+                    parts=group,
+                    reference=f64_reference,
+                    modes=modes,
+                    layers=layers,
+                    chunks=None if chunks is None else chunks(group[0]),
+                    summed=summed_taps(f64_reference),
+                    timer=timer,
+                )
+                further = partial(further_variants, checkpoint)
+                records.append(run_until_sure(partial(run, progress=tick), participants, further))
+        misshapen = any(row.misshapen for record in records for row in record.rows)
+        if one_hot.asked(plan.modes, plan.dtypes) and not misshapen:
+            smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
+            rows = one_hot.probe_products(
+                subjects["f32"], smallest, summed_taps(f64_reference), checkpoint.config
+            )
+            records.append(PassResult(rows))
+        seconds["forward_s"] = time.perf_counter() - began
+        del participants, subjects
+    del f64_reference  # and the float64 weights that it holds for decoding
+    gc.collect()
+    release_freed_memory()
+    if grad_lanes:
+        began = time.perf_counter()
+        records += gradients.compare_gradients(
+            checkpoint,
+            {lane: make(lane) for lane in grad_lanes},
+            plan.reference,
+            differentiated,
+            report,
+            timer,
+        )
+        seconds["grad_s"] = time.perf_counter() - began
+    return records, seconds
+
+
+def _passes(plan: Plan) -> list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]]:
+    """Return the passes one scenario takes: free and isolated together, decode by itself."""
+    whole = tuple(mode for mode in plan.modes if mode in ("free", "isolated"))
+    passes: list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]] = []
+    if whole:
+        passes.append((whole, None))
+    if "decode" in plan.modes:
+        passes.append((("decode",), decode_chunks))
+    return passes
+
+
+def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path) if checkpoint.path else None,
+        "format": checkpoint.format,
+        "bytes": checkpoint.nbytes,
+        "dtypes": sorted({info.dtype.name for info in checkpoint.tensors.values()}),
+        "config": asdict(checkpoint.config),
+        "overrides": list(plan.overrides),
+        "subject_config": asdict(config),
+    }
+
+
+def _command(
+    checkpoint: str | Path | Checkpoint,
+    plan: Plan,
+    prompt: Prompt | None,
+    length: int | None,
+    subject: select.SubjectSpec,
+) -> str:
+    name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
+    words = ["parity", "run", name]
+    words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
+    words += ["--mode", ",".join(plan.modes)]
+    if plan.scenarios != DEFAULT_SCENARIOS:  # gradients have another default than the rest
+        words += ["--scenario", ",".join(plan.scenarios)]
+    for assignment in plan.overrides:
+        words += ["--override", assignment]
+    if isinstance(subject, str) and subject != "jaxllama":
+        words += ["--subject", subject]
+    if isinstance(prompt, str):
+        words += ["--prompt", prompt]
+    elif prompt is not None:
+        words += ["--tokens", ",".join(map(str, prompt))]
+    if length is not None:
+        words += ["--length", str(length)]
+    return shlex.join(words)

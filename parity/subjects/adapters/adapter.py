@@ -1,0 +1,133 @@
+"""Somebody else's model as a subject: forwards, through its own cache, backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from parity.inputs import Inputs
+from parity.subjects.adapters.framework import Values
+from parity.subjects.adapters.gradients import Backward
+from parity.subjects.adapters.intercept import Seen
+from parity.subjects.adapters.recorder import StageRecord, StageRecorder
+from parity.subjects.base import GeneratedRun, chunk_ranges
+from parity.subjects.threaded import StageExchange, ThreadedRun
+from parity.taps import AXES
+
+Call = Callable[[Any, Inputs], Any]
+# Of a module, a scenario, the first column of a call, one past its last, and the cache that the
+# call before returned, None at first: the result, and the cache.
+Decode = Callable[[Any, Inputs, int, int, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """Somebody else's model, and how it is run.
+
+    Attributes:
+        module: the model.
+        values: what it computes in.
+        show: has something computed of a module, shows what is named of it, returns the result.
+        call: runs the model on a scenario.
+        decode: runs it on some columns, through its cache; None if it has none.
+        backward: how it is differentiated; None if it is not.
+    """
+
+    module: Any
+    values: Values
+    show: Callable[[Any, Callable[[Any], Any], Seen], Any]
+    call: Call
+    decode: Decode | None = None
+    backward: Backward | None = None
+
+
+class AdaptedSubject:
+    """Another implementation with a map of names; see `parity.subjects.base.Subject`.
+
+    It has a `start_decode` and a `start_grad` if it was given what these take, and else none.
+
+    Args:
+        implementation: what is run.
+        named: the kinds of taps that are named.
+        config: of the checkpoint.
+        dtype: `f64`, `f32` or `bf16`: of weights and activations.
+        internal_dtype: of norms, rotations and softmax; float32 at least if not given.
+        name: in reports.
+        can_force: whether named values can be replaced.
+
+    Attributes:
+        absent: every kind of tap that is not named.
+    """
+
+    def __init__(
+        self,
+        implementation: AdaptedModel,
+        *,
+        named: set[str],
+        config: LlamaConfig,
+        dtype: str,
+        internal_dtype: str | None,
+        name: str,
+        can_force: bool,
+    ) -> None:
+        self.name, self.dtype, self.can_force = name, dtype, can_force
+        self.internal_dtype = internal_dtype or ("f64" if dtype == "f64" else "f32")
+        self._implementation, self._config = implementation, config
+        backward = implementation.backward
+        self.absent = frozenset(AXES) - named - (backward.kinds if backward else set())
+        if implementation.decode is not None:
+            self.start_decode = partial(self._through_cache, implementation.decode)
+        if backward is not None:
+            self.start_grad = lambda inputs: GeneratedRun(backward.by_stage(inputs))
+
+    def start(self, inputs: Inputs) -> ThreadedRun:
+        call = self._implementation.call
+
+        def forward(stages: StageExchange) -> None:
+            self._pass(stages, inputs, None, lambda module: call(module, inputs))
+
+        return ThreadedRun(forward, self._config.num_hidden_layers, recorder=StageRecord)
+
+    def _through_cache(self, decode: Decode, inputs: Inputs, chunks: Sequence[int]) -> ThreadedRun:
+        """Feed the inputs through a cache; see `parity.subjects.base.CachedSubject`."""
+        ranges = chunk_ranges(inputs, chunks)
+
+        def forward(stages: StageExchange) -> None:
+            cache = None
+            for start, stop in ranges:
+
+                def chunk(module: Any, start: int = start, stop: int = stop) -> Any:
+                    nonlocal cache
+                    returned = decode(module, inputs, start, stop, cache)
+                    if not isinstance(returned, tuple) or len(returned) != 2:
+                        raise InputError(
+                            f"decode: returned {type(returned).__name__}, expected a tuple of two: "
+                            "the result and the cache"
+                        )
+                    result, cache = returned
+                    return result
+
+                self._pass(stages, inputs, (start, stop), chunk)
+
+        return ThreadedRun(
+            forward, self._config.num_hidden_layers, len(ranges), recorder=StageRecord
+        )
+
+    def _pass(
+        self,
+        stages: StageExchange,
+        inputs: Inputs,
+        columns: tuple[int, int] | None,
+        compute: Callable[[Any], Any],
+    ) -> None:
+        """Run the model once, through all stages."""
+        one = self._implementation
+        shown = StageRecorder(stages, one.values, self._config, inputs, columns)
+        stages.begin()
+        with one.values.settings():
+            one.show(one.module, compute, shown)
+        shown.finish()

@@ -1,0 +1,152 @@
+"""Watching calls of modules and functions while a foreign forward pass runs.
+
+A class's method or a module's function is exchanged for one that asks who runs it: in a thread
+that watches, what goes in and comes out is handed on, and may be replaced; elsewhere nothing
+changes. The original is put back when the last pass that watches is over.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from jaxllama.errors import InputError
+from parity.subjects.adapters.layouts import Tap
+from parity.subjects.adapters.targets import Target
+
+# Is given what a value is and the value, and returns what to go on with.
+Seen = Callable[[Tap, Any], Any]
+
+
+class CallInterceptor:
+    """Hands on what one pass shows.
+
+    Args:
+        targets: what to watch.
+        layers: L.
+        seen: is given every value that is named, and returns what to go on with.
+    """
+
+    def __init__(self, targets: list[Target], layers: int, seen: Seen) -> None:
+        self._targets: dict[tuple[int, str, int | None], list[Target]] = {}
+        for one in targets:
+            instance = None if one.instance is None else id(one.instance)
+            self._targets.setdefault((id(one.owner), one.attribute, instance), []).append(one)
+        self._layers, self._seen = layers, seen
+        self._counts: Counter[int] = Counter()
+
+    def call(
+        self, owner: Any, attribute: str, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Call `original` and hand on what the targets of it show."""
+        found = self._targets.get((id(owner), attribute, None), [])
+        if args:
+            found = self._targets.get((id(owner), attribute, id(args[0])), found)
+        offset = int(isinstance(owner, type))  # a method's first argument is the object
+        taps = [(one, tap) for one in found for tap in self._turn(one)]
+        args, kwargs = list(args), dict(kwargs)
+        for _, tap in (pair for pair in taps if pair[0].site.input):
+            place: Any = 0 if tap.item is None else tap.item
+            holder, place = (kwargs, place) if isinstance(place, str) else (args, place + offset)
+            holder[place] = self._seen(tap, holder[place])
+        result = original(*args, **kwargs)
+        for _, tap in (pair for pair in taps if not pair[0].site.input):
+            result = self.result(tap, result)
+        return result
+
+    def _turn(self, target: Target) -> list[Tap]:
+        """Return what this call of a target shows, its layer filled in."""
+        calls = target.site.calls
+        layer, turn = divmod(self._counts[id(target)], len(calls))
+        self._counts[id(target)] += 1
+        indexed = any("{i}" in tap.name for tap in calls[turn])
+        if target.layer is not None:
+            layer = target.layer
+        elif indexed and layer >= self._layers:
+            raise InputError(
+                f"names: {target.site.path}() was called more often than {len(calls)} times in "
+                f"each of {self._layers} layers"
+            )
+        return [Tap(tap.name.replace("{i}", str(layer)), tap.axes, tap.item) for tap in calls[turn]]
+
+    def result(self, tap: Tap, result: Any) -> Any:
+        """Hand on a result, or one item of it; return what to go on with."""
+        if tap.item is None:
+            return self._seen(tap, result)
+        if isinstance(result, tuple) and isinstance(tap.item, int):
+            items = list(result)
+            items[tap.item] = self._seen(tap, items[tap.item])
+            return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
+        value = result[tap.item] if not isinstance(tap.item, str) else _field(result, tap.item)
+        self._seen(tap, value)
+        return result
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch this thread's calls."""
+        owners = {(id(t.owner), t.attribute): t for ts in self._targets.values() for t in ts}
+        with ExitStack() as stack:
+            for target in owners.values():
+                stack.enter_context(_exchanged(target.owner, target.attribute))
+            _present.watch = self
+            try:
+                yield
+            finally:
+                _present.watch = None
+
+
+def _field(result: Any, item: str) -> Any:
+    return result[item] if isinstance(result, Mapping) else getattr(result, item)
+
+
+class _Present(threading.local):
+    watch: CallInterceptor | None = None
+
+
+_present = _Present()
+_lock = threading.Lock()
+_users: Counter[tuple[int, str]] = Counter()
+
+
+@contextmanager
+def _exchanged(owner: Any, attribute: str) -> Iterator[None]:
+    """Have `owner.attribute` ask the thread's watch, while anybody wants that."""
+    key = id(owner), attribute
+    with _lock:
+        _users[key] += 1
+        if _users[key] == 1:
+            _exchange(owner, attribute)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users[key] -= 1
+            if not _users[key]:
+                _restore(owner, attribute)
+
+
+def _exchange(owner: Any, attribute: str) -> None:
+    original = getattr(owner, attribute)
+    inherited = attribute not in vars(owner)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        watch = _present.watch
+        if watch is None:
+            return original(*args, **kwargs)
+        return watch.call(owner, attribute, original, args, kwargs)
+
+    watched.parity_original = (original, inherited)  # type: ignore[attr-defined]
+    setattr(owner, attribute, watched)
+
+
+def _restore(owner: Any, attribute: str) -> None:
+    original, inherited = getattr(owner, attribute).parity_original
+    if inherited:
+        delattr(owner, attribute)
+    else:
+        setattr(owner, attribute, original)

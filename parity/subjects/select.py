@@ -1,0 +1,181 @@
+"""What users may name as the implementation under judgement, and how it becomes subjects."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard, get_args
+
+from jaxllama.attention import Backend
+from jaxllama.checkpoint import Checkpoint, load_model
+from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError
+from jaxllama.model import Llama
+from parity.comparison.tolerance import UNIT_ROUNDOFF
+from parity.options import LANES, chosen
+from parity.subjects.base import Subject
+from parity.subjects.jaxllama.subject import JaxLlama, reconfigured, weights_dtype
+
+# From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
+# traces, `package.module:name`.
+SubjectSpec = Callable[[Llama, str], Subject] | Subject | Mapping[str, Subject] | str
+SubjectFactory = Callable[[str], Subject]
+
+BACKENDS: tuple[str, ...] = get_args(Backend)
+WITNESSES = ("torch", "hf", "meta")
+NAMES = ("jaxllama", *BACKENDS, *WITNESSES)
+
+
+@dataclass(frozen=True)
+class FromCheckpoint:
+    """A subject that reads the checkpoint by its own means.
+
+    Attributes:
+        make: from the checkpoint and a dtype.
+    """
+
+    make: Callable[[Checkpoint, str], Subject]
+
+
+Resolved = Callable[[Llama, str], Subject] | Mapping[str, Subject] | FromCheckpoint
+
+
+def resolve_subject(given: SubjectSpec | FromCheckpoint) -> Resolved:
+    """Return what makes the subjects that a user asks for.
+
+    Raises:
+        InputError: an unknown name, or something that is no subject.
+    """
+    if isinstance(given, str):
+        given = _named(given)
+    if isinstance(given, FromCheckpoint):
+        return given
+    if _is_subject(given):
+        given = {given.dtype: given}
+    if isinstance(given, Mapping):
+        strange = sorted(str(lane) for lane in given if lane not in LANES)
+        strange += [f"{lane}: no subject" for lane, one in given.items() if not _is_subject(one)]
+        if strange or not given:
+            raise InputError(
+                f"subject: {', '.join(strange) or 'none given'}; expected subjects by dtype, of "
+                f"{', '.join(LANES)}"
+            )
+        return given
+    if not callable(given):
+        raise InputError(
+            f"subject: {type(given).__name__} is neither a subject (see parity/subjects/README.md) "
+            "nor a function that makes one of a model and a dtype"
+        )
+    return given
+
+
+def dtypes_of(resolved: Resolved, dtypes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the dtypes to run: those asked for, or all that there are subjects of.
+
+    Raises:
+        InputError: an unknown dtype, or one that no subject is given for.
+    """
+    if isinstance(resolved, Mapping):
+        held = tuple(lane for lane in LANES if lane in resolved)
+        lanes = held if dtypes in (None, "all") else chosen("--dtype", dtypes or (), LANES)
+        missing = [lane for lane in lanes if lane not in resolved]
+        if missing:
+            raise InputError(
+                f"--dtype {','.join(missing)}: no subject of that dtype, only {', '.join(held)}"
+            )
+        return lanes
+    return chosen("--dtype", LANES if dtypes is None else dtypes, LANES)
+
+
+def subject_factory(
+    resolved: Resolved, checkpoint: Checkpoint, config: LlamaConfig
+) -> SubjectFactory:
+    """Return a function from a dtype to its subject; the JAX model is loaded if one needs it.
+
+    Args:
+        resolved: as `resolve` gives it.
+        checkpoint: whose weights are run.
+        config: the subject's: the checkpoint's own, or what overrides made of it.
+
+    Raises:
+        InputError: the configuration is overridden of a subject that does not follow it.
+    """
+    if isinstance(resolved, Mapping) and config != checkpoint.config:
+        raise InputError("--override: a subject that is given ready-made has a config of its own")
+    ours = reconfigured(checkpoint, config)
+    if isinstance(resolved, Mapping | FromCheckpoint):
+        made = resolved
+
+        def ready(lane: str) -> Subject:
+            subject = made[lane] if isinstance(made, Mapping) else made.make(ours, lane)
+            return _fit(subject, lane)
+
+        return ready
+    factory = resolved
+    model = load_model(ours, dtype="float32", param_dtype=weights_dtype(checkpoint))
+    return lambda lane: _fit(factory(model, lane), lane)
+
+
+def _fit(subject: Subject, lane: str) -> Subject:
+    """Refuse a subject of another dtype, and one whose rounding float64 would call a fault."""
+    if subject.dtype != lane:
+        raise InputError(f"subject {subject.name}: its dtype is {subject.dtype}, asked for {lane}")
+    if lane == "f64" and UNIT_ROUNDOFF[subject.internal_dtype] > UNIT_ROUNDOFF["f64"]:
+        raise InputError(
+            f"subject {subject.name}: works in {subject.internal_dtype} inside, which float64 "
+            "would take for a difference of meaning; run it with --dtype f32,bf16"
+        )
+    return subject
+
+
+def _is_subject(given: object) -> TypeGuard[Subject]:
+    parts = ("name", "dtype", "absent", "can_force", "internal_dtype", "start")
+    return not isinstance(given, type) and all(hasattr(given, part) for part in parts)
+
+
+def _named(name: str) -> Any:
+    if name == "jaxllama":
+        return JaxLlama
+    if name in BACKENDS:
+        backend: Any = name
+        return lambda model, lane: JaxLlama(model, lane, backend=backend, name=f"jaxllama-{name}")
+    if name in WITNESSES:
+        return FromCheckpoint(lambda checkpoint, lane: witness(name, checkpoint, lane))
+    if Path(name).is_dir():
+        from parity.subjects.traces import from_traces
+
+        return from_traces(name)
+    module, colon, attribute = name.partition(":")
+    if colon and module and attribute:
+        return _imported(module, attribute)
+    raise InputError(
+        f"subject {name!r}: expected {', '.join(NAMES)}, a directory of traces, or module:name"
+    )
+
+
+def witness(name: str, checkpoint: Checkpoint, lane: str) -> Subject:
+    """Return a PyTorch implementation over a checkpoint."""
+    if name == "hf":
+        from parity.subjects.hf.subject import HFLlama
+
+        return HFLlama(checkpoint, dtype=lane)
+    if name == "meta":
+        from parity.subjects.meta.subject import MetaLlama
+
+        return MetaLlama(checkpoint, dtype=lane)
+    from parity.subjects.torch_reference.subject import TorchReference
+
+    return TorchReference(checkpoint, dtype=lane)
+
+
+def _imported(module: str, attribute: str) -> Any:
+    """Import a user's own subject, from the current directory too, as `python -m` would."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"subject {module}:{attribute}: {error}") from error

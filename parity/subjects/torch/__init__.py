@@ -1,0 +1,1 @@
+"""What every subject in PyTorch uses."""

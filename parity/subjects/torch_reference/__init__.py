@@ -1,0 +1,1 @@
+"""Our own PyTorch Llama: the float64 reference, and, narrow, the measure of noise."""

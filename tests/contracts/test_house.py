@@ -1,0 +1,106 @@
+"""The layout of the packages: names of the field, folders one can take in, no circle of imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("jaxllama", "parity")
+# Words that stood for things the field has names for: comparator, witness, participants, snapshot,
+# reference. `hear` is looked for at the start of a word, since "head" and "shared" are others.
+PRIVATE = re.compile(r"judge|testimon|lineup|exhibit|gold|(^|_)hear(d|s|ing)?(_|$)", re.IGNORECASE)
+MOST_MODULES = 20
+# One file a cause and a rule: these folders are catalogues.
+CATALOGUES = re.compile(r"parity/(diagnose/causes/\w+|lint/rules)")
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of all classes and functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
+def private_names(root: Path) -> list[str]:
+    """Return modules, classes and functions named in words that only this project used."""
+    found = []
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            place = file.relative_to(root)
+            found += [str(part) for part in (place.parent, place.stem) if PRIVATE.search(str(part))]
+            names = names_in(ast.parse(file.read_text()))
+            found += [f"{place}: {name}" for name in names if PRIVATE.search(name)]
+    return found
+
+
+def test_names_are_the_fields() -> None:
+    assert not private_names(ROOT)
+
+
+@pytest.mark.parametrize("name", ["_judge", "Testimony", "line_up_lineup", "is_gold", "hear"])
+def test_a_private_name_is_found(name: str, tmp_path: Path) -> None:
+    (tmp_path / "parity").mkdir()
+    (tmp_path / "parity" / "a.py").write_text(f"class Head:\n    def {name}(self): ...\n")
+    assert private_names(tmp_path) == [f"parity/a.py: {name}"]
+
+
+def test_a_folder_can_be_taken_in() -> None:
+    beside = Counter(
+        str(file.parent.relative_to(ROOT))
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        if not file.name.startswith("__")
+    )
+    crowded = {
+        folder: count
+        for folder, count in beside.items()
+        if count > MOST_MODULES and not CATALOGUES.fullmatch(folder)
+    }
+    assert not crowded
+
+
+def imported(file: Path, root: Path) -> Iterator[str]:
+    """Yield the modules of these packages that a file imports when it is itself imported."""
+
+    def at_once(body: list[ast.stmt]) -> Iterator[ast.ImportFrom]:
+        for node in body:
+            if isinstance(node, ast.ImportFrom):
+                yield node
+            elif isinstance(node, ast.Try):
+                yield from at_once(node.body)
+
+    for node in at_once(ast.parse(file.read_text()).body):
+        place = root.joinpath(*(node.module or "").split("."))
+        for alias in node.names:
+            for path in (place / alias.name, place):
+                if path.with_suffix(".py").exists() or (path / "__init__.py").exists():
+                    yield ".".join(path.relative_to(root).parts)
+                    break
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """Return which modules each one imports at once."""
+    found = {}
+    for package in PACKAGES:
+        for file in (root / package).rglob("*.py"):
+            place = file.relative_to(root).with_suffix("")
+            parts = place.parent.parts if place.name == "__init__" else place.parts
+            name = ".".join(parts)
+            found[name] = set(imported(file, root)) - {name, name.rpartition(".")[0]}
+    return found
+
+
+def test_no_circle_at_module_level(tmp_path: Path) -> None:
+    assert len([*TopologicalSorter(graph(ROOT)).static_order()]) > 200
+    (tmp_path / "parity").mkdir()
+    (tmp_path / "parity" / "a.py").write_text("from parity.b import x\n")
+    (tmp_path / "parity" / "b.py").write_text("from parity import a\n")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(tmp_path)).prepare()

@@ -1,0 +1,240 @@
+"""`parity.run`: what is judged, what is refused, and what stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from records import Scripted
+from torch import Tensor
+from witnesses import changed, small, swap
+
+from jaxllama.checkpoint.samples import tiny
+from jaxllama.config import RopeScaling
+from jaxllama.errors import InputError, JaxLlamaError
+from parity.inputs import DECODE_STEPS, Inputs, decode_chunks
+from parity.lockstep.participants import Participant, Role
+from parity.result import Result
+from parity.runner import run
+from parity.subjects import select
+from parity.subjects.base import Arrays
+from parity.subjects.jaxllama.run import JaxRun
+from parity.subjects.jaxllama.subject import JaxLlama
+from parity.subjects.torch_reference.subject import TorchReference
+from parity.taps import AXES
+
+PROMPT = (72, 101, 108, 108, 111, 32, 119)
+
+
+def quick(checkpoint: Any = None, **options: Any) -> Result:
+    settings: dict[str, Any] = {"dtypes": "f64", "scenarios": "causal", "prompt": PROMPT}
+    return run.run(small() if checkpoint is None else checkpoint, **(settings | options))
+
+
+class _Tampered(JaxLlama):
+    """Changes its taps before handing them over."""
+
+    def tamper(self, taps: Arrays) -> None:
+        raise NotImplementedError
+
+    def start(self, inputs: Inputs) -> JaxRun:
+        run = super().start(inputs)
+        step = run.step
+
+        def tampered(force: Any = None) -> Arrays:
+            taps = step(force)
+            self.tamper(taps)
+            return taps
+
+        run.step = tampered  # type: ignore[method-assign]
+        return run
+
+
+class _Renames(_Tampered):
+    def tamper(self, taps: Arrays) -> None:
+        if "layers.1.up_proj" in taps:
+            taps["layers.1.upper"] = taps.pop("layers.1.up_proj")
+
+
+class _Misshapes(_Tampered):
+    def tamper(self, taps: Arrays) -> None:
+        if "layers.1.up_proj" in taps:
+            taps["layers.1.up_proj"] = np.swapaxes(taps["layers.1.up_proj"], 1, 2)
+
+
+class _WrongWitness(TorchReference):
+    """Forgets the scale of the scores."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.name = "wrong"
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return super().scores(q, k) * 1.0001
+
+
+def test_a_clean_run_is_equal_in_every_mode() -> None:
+    result = quick(modes="all", scenarios="mixed_lengths", prompt=None, length=8)
+    assert (result.verdict, result.exit_code) == ("equal", 0)
+    assert {row.mode for row in result.rows} == {"free", "isolated", "production", "decode", "grad"}
+    assert result.compared == result.expected and not result.unmatched
+    assert max(row.error for row in result.rows if row.mode != "grad") < 1e-12
+
+
+def test_a_clean_run_is_equal_to_within_rounding() -> None:
+    result = quick(dtypes="f32,bf16", modes="free")
+    assert result.verdict == "equal"
+    errors = {lane: [r.error for r in result.rows if r.lane == lane] for lane in ("f32", "bf16")}
+    assert 1e-7 < max(errors["f32"]) < 1e-5 and 1e-3 < max(errors["bf16"]) < 0.2
+
+
+def test_an_override_moves_the_subject_alone() -> None:
+    result = quick(overrides=["rms_norm_eps=1e-6"])
+    assert result.verdict == "divergent"
+    assert result.first_divergence is not None
+    assert result.first_divergence.row.tap == "layers.0.input_layernorm"
+    assert result.checkpoint["config"]["rms_norm_eps"] == 1e-5
+    assert result.checkpoint["subject_config"]["rms_norm_eps"] == 1e-6
+    assert "--override rms_norm_eps=1e-6" in result.command
+    assert all(row.agrees for row in result.witnesses)
+
+
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_weights_are_compared_as_stored_in_whatever_dtype(narrow: str) -> None:
+    def widen(weights: dict[str, np.ndarray]) -> None:
+        for name in weights:
+            weights[name] = weights[name].astype(np.float64) * (1 + 1e-12)
+
+    def mix(weights: dict[str, np.ndarray]) -> None:
+        weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.float32) * 0.9
+
+    for checkpoint in (changed(small(), widen), changed(small(dtype=narrow), mix)):
+        assert quick(checkpoint, modes="free").verdict == "equal"
+    assert quick(small(dtype=narrow), modes="free").verdict == "equal"
+
+
+def test_a_contradiction_made_by_an_override_is_blamed_on_it() -> None:
+    with pytest.raises(JaxLlamaError, match=r"num_hidden_layers is 7 in .* with --override"):
+        quick(overrides=["num_hidden_layers=7"])
+
+
+def test_an_unmatched_tap_is_inconclusive() -> None:
+    result = quick(subject=_Renames, modes="free")
+    assert (result.verdict, result.exit_code) == ("inconclusive", 3)
+    assert result.unmatched == ("layers.1.up_proj", "layers.1.upper")
+
+
+def test_a_wrong_shape_is_divergent_not_an_error() -> None:
+    result = quick(subject=_Misshapes)
+    assert result.verdict == "divergent"
+    assert result.first_divergence is not None
+    assert result.first_divergence.row.tap == "layers.1.up_proj"
+    assert "shape" in result.first_divergence.row.problems[0]
+
+
+def test_a_wrong_witness_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    participants_for = run.participants_for
+
+    def with_another(checkpoint: Any, *more: Any) -> dict[str, list[Participant]]:
+        wrong = Participant(
+            _WrongWitness(checkpoint, dtype="f64"), frozenset({Role.WITNESS}), ("free",)
+        )
+        return {
+            lane: [*present, wrong] for lane, present in participants_for(checkpoint, *more).items()
+        }
+
+    monkeypatch.setattr(run, "participants_for", with_another)
+    result = quick(modes="free")
+    assert (result.verdict, result.exit_code) == ("inconclusive", 3)
+    assert [row.witness for row in result.disagreeing] == ["wrong"]
+
+
+def test_no_tap_at_all_is_an_error() -> None:
+    class Mute(Scripted):
+        def __init__(self, *_: object) -> None:
+            super().__init__("mute", absent=frozenset(AXES))
+
+    with pytest.raises(InputError, match="no tap was compared"):
+        quick(subject=Mute, modes="free")
+
+
+@pytest.mark.ill_typed
+@pytest.mark.parametrize("prompt", ["", [], [5, -1, 3], [5, 264], np.zeros((2, 3), int), [0.5]])
+def test_prompts_that_cannot_be_run(prompt: str | Sequence[int]) -> None:
+    with pytest.raises(InputError):
+        quick(prompt=prompt)
+
+
+def test_an_id_outside_the_vocabulary_is_named() -> None:
+    with pytest.raises(InputError, match=r"token id 264 at index 2.*vocabulary of 264"):
+        quick(prompt=[1, 2, 264])
+
+
+def test_without_a_tokenizer_the_text_is_taken_as_bytes_and_said_so() -> None:
+    mute = replace(small(), tokenizer_loader=None)
+    result = quick(mute, prompt=None, length=8)
+    assert result.verdict == "equal"
+    assert any("has no tokenizer" in note for note in result.notes)
+    with pytest.raises(InputError, match="has no tokenizer"):
+        quick(mute, prompt="text")
+
+
+def test_a_witness_that_cannot_express_the_model_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "load_model", lambda *_, **__: pytest.fail("loaded first"))
+    linear = RopeScaling(kind="linear", factor=2.0)
+    with pytest.raises(InputError, match="rope_scaling"):
+        quick(small(scaling=linear), reference="meta")
+
+
+def test_the_gold_is_named_as_what_it_is() -> None:
+    rows = quick().witnesses
+    assert [(row.witness, row.is_gold) for row in rows] == [("torch", True)]
+
+
+def test_a_prompt_past_the_stated_context_is_allowed_and_said() -> None:
+    result = quick(small(max_position_embeddings=5), modes="free")
+    assert result.verdict == "equal"
+    assert any("past the stated context of 5 tokens" in note for note in result.notes)
+    assert not quick(modes="free").notes
+
+
+def test_nan_weights_are_refused() -> None:
+    def spoil(weights: dict[str, np.ndarray]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+
+    with pytest.raises(JaxLlamaError, match=r"layers\.1\.mlp\.up_proj.*NaN"):
+        quick(changed(small(), spoil))
+
+
+def test_swapped_weights_in_the_checkpoint_reach_both_sides() -> None:
+    """Implementations are compared: weights that are wrong for both make no difference."""
+    names = ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")
+    assert quick(changed(small(), swap(*names))).verdict == "equal"
+
+
+def test_progress_counts_to_its_total() -> None:
+    seen: list[tuple[str, int, int]] = []
+    quick(progress=lambda *heard: seen.append(heard), modes=("free", "decode"))
+    total = seen[0][2]
+    assert [done for _, done, _ in seen] == list(range(1, total + 1))
+    assert "causal" in seen[0][0] and seen[-1][0].endswith("decode")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9, 61])
+def test_decoding_feeds_every_column_once(length: int) -> None:
+    inputs = run.scenario("causal", lambda text: list(text.encode()), tiny().config, length=length)
+    chunks = decode_chunks(inputs)
+    assert sum(chunks) == length and min(chunks) >= 1
+    assert length < 9 or chunks[-DECODE_STEPS:] == [1] * DECODE_STEPS
+
+
+def test_torch_sees_no_gradient_mode_left_on() -> None:
+    before = torch.is_grad_enabled()
+    quick(modes="free")
+    assert torch.is_grad_enabled() is before
