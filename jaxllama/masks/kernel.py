@@ -9,7 +9,7 @@ prove equal is lowered densely.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,6 @@ from jaxtyping import Array, Bool, Int
 from jaxllama.masks.algebra import And, Mask
 from jaxllama.masks.specs import Causal, Padding, Segments, Window
 from jaxllama.masks.tokens import Tokens, segments_of
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

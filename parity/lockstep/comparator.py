@@ -40,6 +40,22 @@ class PassResult:
     unmatched: set[str] = field(default_factory=set)
     snapshots: list[PassSnapshot] = field(default_factory=list)
 
+    @classmethod
+    def joined(cls, parts: Sequence[PassResult], dtypes: Sequence[str] = ()) -> PassResult:
+        """Return what several passes found, in their order, or sorted by dtype if these are
+        given.
+        """
+
+        def at(one: TapResult | WitnessResult | PassSnapshot) -> int:
+            return dtypes.index(one.lane) if dtypes else 0
+
+        return cls(
+            sorted((row for part in parts for row in part.rows), key=at),
+            sorted((row for part in parts for row in part.witnesses), key=at),
+            set().union(*(part.unmatched for part in parts)),
+            sorted((snapshot for part in parts for snapshot in part.snapshots), key=at),
+        )
+
 
 class Comparator:
     """Compares what the runs compute for one scenario, stage by stage, and keeps the findings.

@@ -252,13 +252,7 @@ class Lockstep:
 
     def result(self) -> PassResult:
         """Return what has been found in all parts."""
-        records = [comparator.result() for comparator in self.comparators]
-        return PassResult(
-            [row for record in records for row in record.rows],
-            [row for record in records for row in record.witnesses],
-            set().union(*(record.unmatched for record in records)),
-            [snapshot for record in records for snapshot in record.snapshots],
-        )
+        return PassResult.joined([comparator.result() for comparator in self.comparators])
 
     def _of(self, taps: Mapping[str, np.ndarray], rows: slice) -> Arrays:
         """Return one part's rows of each tap; what has no such rows is left for all to see."""

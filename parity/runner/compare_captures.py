@@ -43,7 +43,8 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     runs = [run for run in primary if run in theirs]
     _check_comparable(primary, theirs, runs, (Path(subject), Path(reference)))
     records = [_compared(primary[run], run, theirs) for run in runs]
-    rows = [row for record in records for row in record.rows]
+    found = PassResult.joined(records)
+    rows = found.rows
     first = primary[runs[0]].info
     alone = [" ".join(run) for run in primary if run not in theirs]
     notes = [f"{reference} holds no run {run} to compare with" for run in alone]
@@ -61,10 +62,10 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         raise InputError(f"{subject}: shows no tap that {reference} shows")
     return Result(
         rows=rows,
-        witnesses=[row for record in records for row in record.witnesses],
+        witnesses=found.witnesses,
         expected=len(expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))),
         absent=first.absent,
-        unmatched=tuple(sorted(set(alone).union(*(record.unmatched for record in records)))),
+        unmatched=tuple(sorted({*alone, *found.unmatched})),
         first_divergence=divergence,
         inputs=[
             {"scenario": name, "sha256": sha}
@@ -79,7 +80,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         command=join(["parity", "compare", str(subject), str(reference)]),
         notes=notes,
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
-        snapshots=[snapshot for record in records for snapshot in record.snapshots],
+        snapshots=found.snapshots,
     )
 
 

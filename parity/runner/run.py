@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import resource
 import shlex
 import time
@@ -33,7 +34,7 @@ from parity.result import Result
 from parity.runner import environment, gradients
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, scenario, shape
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
 from parity.subjects.base import decoding, differentiable
 from parity.subjects.jaxllama import streamed
@@ -134,24 +135,11 @@ def run(
         _check_witnesses(plan, opened)
         encode, encoding_notes = encoder(opened, prompt)
 
-        def built(names: Sequence[str]) -> list[Inputs]:
-            return [scenario(n, encode, opened.config, prompt=prompt, length=length) for n in names]
-
-        def measured(names: Sequence[str]) -> list[Shape]:
-            return [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
-
-        heads, layers = opened.config.num_attention_heads, opened.config.num_hidden_layers
-        check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)
-        for name in plan.grad_scenarios:
-            check_room(measured([name]), heads, maps=BACKWARD_MAPS * layers)
-        inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
-        gradients.check_inputs(differentiated)
+        inputs, differentiated = _inputs(plan, opened.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
-        records, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
-        rows = sorted(
-            (row for record in records for row in record.rows),
-            key=lambda row: plan.dtypes.index(row.lane),
-        )
+        passes, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
+        found = PassResult.joined(passes, plan.dtypes)
+        rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         first = first_divergence(rows)
         cause = None
@@ -162,13 +150,10 @@ def run(
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
-        witnesses=sorted(
-            (row for record in records for row in record.witnesses),
-            key=lambda row: plan.dtypes.index(row.lane),
-        ),
+        witnesses=found.witnesses,
         expected=_expected(plan, config),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
-        unmatched=tuple(sorted(set().union(*(record.unmatched for record in records)))),
+        unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
         cause=cause,
         inputs=[inputs_facts(i) for i in shown],
@@ -191,10 +176,7 @@ def run(
             # Linux counts kilobytes here.
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         },
-        snapshots=sorted(
-            (snapshot for record in records for snapshot in record.snapshots),
-            key=lambda snapshot: plan.dtypes.index(snapshot.lane),
-        ),
+        snapshots=found.snapshots,
         texts={i.name: token_texts(opened, i.tokens) for i in shown},
     )
     if not result.rows:
@@ -231,10 +213,30 @@ def _expected(plan: Plan, config: LlamaConfig) -> int:
     return len(names)
 
 
+def _inputs(
+    plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
+) -> tuple[list[Inputs], list[Inputs]]:
+    """Return what is run forwards and what is differentiated, once it is known to fit memory."""
+
+    def measured(names: Sequence[str]) -> list[Shape]:
+        return [shape(n, encode, config, prompt=prompt, length=length) for n in names]
+
+    def built(names: Sequence[str]) -> list[Inputs]:
+        return [scenario(n, encode, config, prompt=prompt, length=length) for n in names]
+
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)
+    for name in plan.grad_scenarios:
+        check_room(measured([name]), heads, maps=BACKWARD_MAPS * layers)
+    inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
+    gradients.check_inputs(differentiated)
+    return inputs, differentiated
+
+
 def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
     """Refuse a witness that is not installed or cannot express the model, before any work."""
     if "hf" in plan.reference:
-        pass
+        importlib.import_module("parity.subjects.hf.subject")
     if "meta" in plan.reference:
         package.reference_package()
         package.check_config(checkpoint.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -190,6 +191,16 @@ def test_a_witness_that_cannot_express_the_model_is_refused_before_any_work(
     linear = RopeScaling(kind="linear", factor=2.0)
     with pytest.raises(InputError, match="rope_scaling"):
         quick(small(scaling=linear), reference="meta")
+
+
+def test_a_witness_that_is_not_installed_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "load_model", lambda *_, **__: pytest.fail("loaded first"))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "parity.subjects.hf.subject", raising=False)
+    with pytest.raises(InputError, match=r"transformers, which is not installed.*pip install"):
+        quick(reference="hf")
 
 
 def test_the_gold_is_named_as_what_it_is() -> None:
