@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,7 +63,96 @@ def rho_codes(rho: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rho), NOTHING, codes).astype(np.uint8)
 
 
-def operator_grid(rows: Sequence[TapResult]) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class OperatorGrid:
+    """Layers by operators of one run.
+
+    Attributes:
+        picture: log rho of each.
+        kinds: of taps, a column each; `names` as headings.
+        layers: a line each.
+        figures: line by line what the pointer reads: rho, error, and of a failing tap more.
+    """
+
+    picture: Picture
+    kinds: list[str]
+    names: list[str]
+    layers: list[int]
+    figures: list[list[str]]
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Stages by tokens of one run.
+
+    Attributes:
+        picture: log rho of the worst operator of each.
+        taps: which operator that is, as a picture too: it packs better than a list.
+        names: of operators.
+        step: tokens that a column stands for.
+        columns, batch, stages: how many there are.
+    """
+
+    picture: Picture
+    taps: Picture
+    names: list[str]
+    step: int
+    columns: int
+    batch: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class GrowthPoint:
+    """A stage's last tap: its figures, and where its error is drawn."""
+
+    stage: int
+    name: str
+    error: float
+    noise: float
+    limit: float
+    passed: bool
+    x: float = 0.0
+    y: float = 0.0
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The error over the stages, in the coordinates of a drawing of `WIDTH` by `HEIGHT`.
+
+    Attributes:
+        points: of the error.
+        line: through them, `x,y` apart by spaces; `band` from the noise to the limit.
+        ticks: heights and powers of ten; `stages` places and names.
+    """
+
+    points: list[GrowthPoint]
+    line: str
+    band: str
+    ticks: list[tuple[float, str]]
+    stages: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class MaskTiles:
+    """The intended mask and the observed ones of a pass, a row of tiles a batch row.
+
+    Attributes:
+        picture: all tiles.
+        columns: what each column of tiles is.
+        wrong: for each column the violations of each row.
+        step: queries and keys that a cell stands for.
+        rows: how many there are.
+    """
+
+    picture: Picture
+    columns: list[str]
+    wrong: list[list[int]]
+    step: int
+    rows: int
+
+
+def operator_grid(rows: Sequence[TapResult]) -> OperatorGrid | None:
     """Return layers by operators of one run; of several steps the worst."""
     cells: dict[tuple[int, str], TapResult] = {}
     shown = set()
@@ -81,7 +169,7 @@ def operator_grid(rows: Sequence[TapResult]) -> dict[str, Any] | None:
     layers = sorted({layer for layer, _ in cells})
     rho = np.full((len(layers), len(names)), np.nan)
     wrong = np.zeros(rho.shape, bool)
-    figures: list[list[Any]] = []
+    figures: list[list[str]] = []
     for i, layer in enumerate(layers):
         for j, name in enumerate(names):
             if (layer, name) not in cells:
@@ -91,13 +179,8 @@ def operator_grid(rows: Sequence[TapResult]) -> dict[str, Any] | None:
             rho[i, j] = math.inf if math.isnan(row.rho) else row.rho
             wrong[i, j] = not row.passed
             figures.append([_short(row.rho), _short(row.error), *_words(row)])
-    return {
-        "picture": _single(rho_codes(rho), marks(wrong, strip=True)),
-        "kinds": names,
-        "names": [_label(kind) for kind in names],
-        "layers": layers,
-        "figures": figures,
-    }
+    picture = _single(rho_codes(rho), marks(wrong, strip=True))
+    return OperatorGrid(picture, names, [_label(kind) for kind in names], layers, figures)
 
 
 def _label(kind: str) -> str:
@@ -139,7 +222,7 @@ def outside_layers(rows: Sequence[TapResult]) -> list[TapResult]:
     return list(found.values())
 
 
-def token_grid(grid: ErrorGrid, limit: float) -> dict[str, Any]:
+def token_grid(grid: ErrorGrid, limit: float) -> TokenGrid:
     """Return stages by tokens of one run; rows of the batch stand side by side, one gap apart."""
     stages, batch, columns = grid.rho.shape
     gap = np.full((stages, 1), np.nan)
@@ -148,23 +231,22 @@ def token_grid(grid: ErrorGrid, limit: float) -> dict[str, Any]:
         blocks += [grid.rho[:, b], gap]
     rho = np.concatenate(blocks[:-1], axis=1)
     taps = np.concatenate([grid.tap[:, b] for b in range(batch)], axis=1)
-    return {
-        "picture": _single(rho_codes(rho), marks(rho > limit, strip=True)),
-        # Which operator it is, as a picture too: it packs better than a list.
-        "taps": _single(taps, None),
-        "names": grid.names,
-        "step": grid.step,
-        "columns": columns,
-        "batch": batch,
-        "stages": stages,
-    }
+    return TokenGrid(
+        _single(rho_codes(rho), marks(rho > limit, strip=True)),
+        _single(taps, None),
+        names=grid.names,
+        step=grid.step,
+        columns=columns,
+        batch=batch,
+        stages=stages,
+    )
 
 
 def _single(codes: np.ndarray, wrong: str | None) -> Picture:
     return Picture(picture(codes), wrong, 1, 1, codes.shape[1], codes.shape[0])
 
 
-def growth(rows: Sequence[TapResult], stages: int) -> dict[str, Any] | None:
+def growth(rows: Sequence[TapResult], stages: int) -> Growth | None:
     """Return the error of each stage's last tap and the noise there, as points of a drawing.
 
     The error is that of the token nearest its limit: above the band is beyond the limit.
@@ -176,34 +258,27 @@ def growth(rows: Sequence[TapResult], stages: int) -> dict[str, Any] | None:
             continue
         if stage not in last or row.tap != last[stage].tap or _worse(row, last[stage]):
             last[stage] = row
-    points: list[dict[str, Any]] = [
-        {
-            "stage": stage,
-            "name": row.tap,
-            "error": row.rho * row.noise,
-            "noise": row.noise,
-            "limit": row.noise * row.limit,
-            "passed": row.passed,
-        }
+    points = [
+        GrowthPoint(
+            stage, row.tap, row.rho * row.noise, row.noise, row.noise * row.limit, row.passed
+        )
         for stage, row in sorted(last.items())
     ]
-    points = [p for p in points if 0 < p["noise"] < math.inf]
-    if len(points) < 2:
-        return None
-    return _drawn(points)
+    points = [p for p in points if 0 < p.noise < math.inf]
+    return _drawn(points) if len(points) > 1 else None
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 240, 46, 24, 8
 
 
-def _drawn(points: list[dict[str, Any]]) -> dict[str, Any]:
+def _drawn(points: list[GrowthPoint]) -> Growth:
     """Place points on a canvas of `WIDTH` by `HEIGHT`, logarithmic upwards."""
-    exact = min(p["noise"] for p in points) * 1e-3
-    shown = [v for p in points for v in (p["error"], p["noise"], p["limit"]) if exact < v < 1e30]
+    exact = min(p.noise for p in points) * 1e-3
+    shown = [v for p in points for v in (p.error, p.noise, p.limit) if exact < v < 1e30]
     low = math.floor(math.log10(max(min(shown), exact)))
     high = math.ceil(math.log10(max(shown)))
     high = max(high, low + 1)
-    first, last = points[0]["stage"], points[-1]["stage"]
+    first, last = points[0].stage, points[-1].stage
 
     def x(stage: int) -> float:
         return round(LEFT + (WIDTH - LEFT - 12) * (stage - first) / max(last - first, 1), 1)
@@ -212,25 +287,23 @@ def _drawn(points: list[dict[str, Any]]) -> dict[str, Any]:
         at = math.log10(min(max(value, 10.0**low), 10.0**high)) if value == value else high
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - at) / (high - low), 1)
 
-    for p in points:
-        p |= {"x": x(p["stage"]), "y": y(p["error"])}
-    upper = [f"{p['x']},{y(p['limit'])}" for p in points]
-    lower = [f"{p['x']},{y(p['noise'])}" for p in reversed(points)]
+    placed = [replace(p, x=x(p.stage), y=y(p.error)) for p in points]
+    upper = [f"{p.x},{y(p.limit)}" for p in placed]
+    lower = [f"{p.x},{y(p.noise)}" for p in reversed(placed)]
     step = max(1, (high - low) // 6)
-    ticks = [(y(10.0**e), f"1e{e}") for e in range(low, high + 1, step)]
     every = max(1, (last - first) // 12)
-    return {
-        "points": points,
-        "line": " ".join(f"{p['x']},{p['y']}" for p in points),
-        "band": " ".join([*upper, *lower]),
-        "ticks": ticks,
-        "stages": [(p["x"], _stage(p)) for p in points if (p["stage"] - first) % every == 0],
-    }
+    return Growth(
+        points=placed,
+        line=" ".join(f"{p.x},{p.y}" for p in placed),
+        band=" ".join([*upper, *lower]),
+        ticks=[(y(10.0**e), f"1e{e}") for e in range(low, high + 1, step)],
+        stages=[(p.x, _stage(p)) for p in placed if (p.stage - first) % every == 0],
+    )
 
 
-def _stage(point: dict[str, Any]) -> str:
-    layer = split_name(point["name"])[1]
-    return point["name"] if layer is None else str(layer)
+def _stage(point: GrowthPoint) -> str:
+    layer = split_name(point.name)[1]
+    return point.name if layer is None else str(layer)
 
 
 def sheet(maps: AttentionImages) -> Picture:
@@ -253,7 +326,7 @@ def sheet(maps: AttentionImages) -> Picture:
     return Picture(picture(tiled(tiles)), marks(tiled(wrong)), 3, len(maps.heads), width, height)
 
 
-def masks(snapshot: PassSnapshot) -> dict[str, Any]:
+def masks(snapshot: PassSnapshot) -> MaskTiles:
     """Return the intended mask and the observed ones of a pass, a row of tiles a batch row."""
     intended = np.where(snapshot.mask, VISIBLE, HIDDEN).astype(np.uint8)
     columns = [("intended", intended)]
@@ -276,12 +349,11 @@ def masks(snapshot: PassSnapshot) -> dict[str, Any]:
         wrong.append([(c == LEAKED) | (c == LOST) for c in row])
     height, width = tiles[0][0].shape
     violations = [np.isin(cells, (LEAKED, LOST)).sum((1, 2)).tolist() for _, cells in columns]
-    return {
-        "picture": Picture(
-            picture(tiled(tiles)), marks(tiled(wrong)), len(columns), len(tiles), width, height
-        ),
-        "columns": [name for name, _ in columns],
-        "wrong": violations,
-        "step": step,
-        "rows": len(tiles),
-    }
+    tile = picture(tiled(tiles)), marks(tiled(wrong))
+    return MaskTiles(
+        Picture(*tile, len(columns), len(tiles), width, height),
+        columns=[name for name, _ in columns],
+        wrong=violations,
+        step=step,
+        rows=len(tiles),
+    )

@@ -126,8 +126,8 @@ def test_violations_are_on_the_maps_and_masks() -> None:
     (snapshot,) = found.snapshots
     assert snapshot.failed_layer == 1
     mask = figures.masks(snapshot)
-    assert mask["wrong"] == [[0, 0], [0, 0], [2, 0]]
-    assert mask["columns"][2] == "observed: who carries weight in layer 1"
+    assert mask.wrong == [[0, 0], [0, 0], [2, 0]]
+    assert mask.columns[2] == "observed: who carries weight in layer 1"
     cells = snapshot.sheets[1].cells
     assert (cells == LEAKED).sum() == (cells == LOST).sum() == 1
     assert figures.sheet(snapshot.sheets[1]).marks is not None
@@ -150,8 +150,8 @@ def test_maps_of_a_run_through_a_cache_are_put_together() -> None:
     assert snapshot.failed_layer == 1
     assert np.argwhere(snapshot.sheets[1].cells == LOST).tolist() == [[1, 3, 0]]
     mask = figures.masks(snapshot)
-    assert mask["columns"][-1] == "observed: who carries weight in layer 1, from query 3 on"
-    assert mask["wrong"] == [[0, 0], [0, 0], [1, 0]]
+    assert mask.columns[-1] == "observed: who carries weight in layer 1, from query 3 on"
+    assert mask.wrong == [[0, 0], [0, 0], [1, 0]]
     text = Page(html_file.page(found)).text
     assert "f64 causal, through the cache, row 0" in text and "head 1 differs by" in text
     assert "this run has none" not in text
@@ -191,8 +191,8 @@ def test_growth_is_above_the_band_where_the_limit_is_passed() -> None:
     rows = [row(f"layers.{i}.output", failed=i > 1) for i in range(4)]
     drawn = figures.growth(rows, 6)
     assert drawn is not None
-    for point in drawn["points"]:
-        assert (point["error"] > point["limit"]) == (not point["passed"])
+    for point in drawn.points:
+        assert (point.error > point.limit) == (not point.passed)
     assert figures.growth(rows[:1], 6) is None
 
 
@@ -201,15 +201,15 @@ def test_the_worst_of_several_steps_is_shown() -> None:
         row("layers.0.q_proj", mode="decode", step=i, rho=rho) for i, rho in enumerate((1, 9, 3))
     ]
     grid = figures.operator_grid(rows)
-    assert grid is not None and grid["figures"] == [["9.00e+00", "5.00e-16"]]
+    assert grid is not None and grid.figures == [["9.00e+00", "5.00e-16"]]
 
 
 def test_gradients_have_columns_of_their_own() -> None:
     names = ("loss", "grad.layers.1.q_proj", "grad.model.layers.1.self_attn.q_proj.weight")
     rows = [row(name, mode="grad") for name in names]
     grid = figures.operator_grid(rows)
-    assert grid is not None and grid["layers"] == [1]
-    assert grid["names"] == ["∂ q_proj", "∂W q_proj"]
+    assert grid is not None and grid.layers == [1]
+    assert grid.names == ["∂ q_proj", "∂W q_proj"]
     assert [found.tap for found in figures.outside_layers(rows)] == ["loss"]
     assert "∂W q_proj" in html_file.page(result(rows))
 
