@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxllama.dtypes import widened
+from jaxllama.dtypes import parse, widened
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tap, untapped
@@ -112,7 +112,7 @@ def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:
     """
     if backend not in get_args(Backend):
         raise InputError(f"attention backend {backend!r}: expected one of {get_args(Backend)}")
-    name = jnp.dtype(dtype).name
+    name = parse(dtype).name
     problems = []
     if backend == "dot_product" and name == "float64":
         problems.append(

@@ -18,11 +18,12 @@ from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.streams import unread
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxllama.model import Llama
     from jaxllama.text import TextGeneration
     from jaxllama.tokenizer import Tokenizer
 
-_DTYPES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 _Run = Callable[[str | Sequence[int]], "TextGeneration"]
 
 
@@ -60,11 +61,11 @@ def generate(
     quiet: Annotated[bool, typer.Option(help="no line about speed at the end")] = False,
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
+    from jaxllama.dtypes import parse
     from jaxllama.errors import InputError
     from jaxllama.sampling import Sampling
 
-    if dtype not in _DTYPES:
-        raise InputError(f"--dtype {dtype}: expected one of {', '.join(_DTYPES)}")
+    wanted = parse(dtype, "--dtype")
     if system is not None and not chat:
         raise InputError("--system is a message of a chat; add --chat")
     sampling = Sampling(
@@ -94,7 +95,7 @@ def generate(
 
     with on_interrupt(lambda: _left(shown)), _notes():
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, dtype)
+        model, tokenizer = _load(checkpoint, wanted)
         if not chat:
             found = run(_from_stdin() if prompt is None else prompt)
             results = [_as_dict(found)]
@@ -105,17 +106,17 @@ def generate(
         print(json.dumps(results[0] if one else results, indent=2))
 
 
-def _load(checkpoint: str, dtype: str) -> tuple[Llama, Tokenizer]:
+def _load(checkpoint: str, dtype: np.dtype) -> tuple[Llama, Tokenizer]:
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.model import Llama
 
-    if dtype == "f64":
+    if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
     opened = open_checkpoint(checkpoint)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
-    return Llama.from_pretrained(opened, dtype=_DTYPES[dtype]), tokenizer
+    return Llama.from_pretrained(opened, dtype=dtype), tokenizer
 
 
 def _show(

@@ -1,31 +1,75 @@
-"""Which dtypes a model may have, and the one rule for wider arithmetic."""
+"""Floating dtypes by any of their names, and the one rule for wider arithmetic."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from contextlib import suppress
+
+import ml_dtypes
 import numpy as np
-from jax.typing import DTypeLike
+from numpy.typing import DTypeLike
 
 from jaxllama.errors import InputError
 
-FLOATS = ("float64", "float32", "bfloat16", "float16")
+# As reports and command lines have them; NumPy's names and dtypes are taken in their place.
+SHORT = {
+    "f64": np.dtype(np.float64),
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+}
+FLOATS = {dtype.name: dtype for dtype in SHORT.values()}
 
 
-def checked_float(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
-    """Return `dtype` as a numpy dtype, once it is known that JAX will really use it.
+def parse(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
+    """Return a floating dtype.
+
+    >>> parse("bf16") == parse("bfloat16") == parse(ml_dtypes.bfloat16)
+    True
 
     Args:
-        dtype: float64, float32, bfloat16 or float16.
+        dtype: `f32`, `float32`, `jnp.float32`, `np.float32` or NumPy's dtype, and likewise 64, 16
+            and `bf16`.
         name: what the caller calls it, for the error.
 
     Raises:
-        InputError: another dtype, or float64 while JAX is set to 32 bits, where it would be cut to
-            float32 with no more than a warning.
+        InputError: another dtype, or none at all.
     """
-    found = jnp.dtype(dtype)
-    if found.name not in FLOATS:
-        raise InputError(f"{name} {found.name}: expected one of {', '.join(FLOATS)}")
+    said = str(dtype)
+    found: np.dtype | None = None
+    if isinstance(dtype, str):  # NumPy would take f8 for float64, where others mean 8 bits
+        found = SHORT.get(dtype.lower()) or FLOATS.get(dtype.lower())
+    elif dtype is not None:
+        with suppress(TypeError):
+            said = np.dtype(dtype).name
+            found = FLOATS.get(said)
+    if found is None:
+        raise InputError(
+            f"{name} {said or '(nothing)'}: expected one of {', '.join(SHORT)} "
+            f"(or {', '.join(FLOATS)})"
+        )
+    return found
+
+
+def short_name(dtype: DTypeLike, name: str = "dtype") -> str:
+    """Return `f64`, `f32`, `bf16` or `f16`; takes and refuses what `parse` does.
+
+    >>> short_name("float32")
+    'f32'
+    """
+    wanted = parse(dtype, name)
+    return next(short for short, found in SHORT.items() if found == wanted)
+
+
+def checked_float(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
+    """Return `dtype` as `parse` does, once it is known that JAX will really use it.
+
+    Raises:
+        InputError: no floating dtype, or float64 while JAX is set to 32 bits, where it would be cut
+            to float32 with no more than a warning.
+    """
+    import jax  # here, so that names of dtypes need NumPy alone
+
+    found = parse(dtype, name)
     if found == np.float64 and not jax.config.read("jax_enable_x64"):
         raise InputError(
             f"{name} float64: JAX is set to 32 bits and would compute in float32; call "
@@ -40,4 +84,4 @@ def widened(dtype: DTypeLike) -> np.dtype:
     A hard-coded float32 would cut a float64 run down; this keeps it whole, so that the same code
     serves as its own reference. (NumPy's promotion: JAX's refuses to mix under strict rules.)
     """
-    return np.promote_types(jnp.dtype(dtype), np.float32)
+    return np.promote_types(np.dtype(dtype), np.float32)

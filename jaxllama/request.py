@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
+from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, join_problems
 from jaxllama.model import Llama
 
@@ -82,11 +82,14 @@ def check_request(
         )
     seeds, seed_problems = _seeds(seed, len(rows))
     problems += seed_problems
-    dtype = np.dtype(jnp.dtype(model.dtype if cache_dtype is None else cache_dtype))
-    if not jnp.issubdtype(dtype, jnp.floating):
-        problems.append(f"cache_dtype {dtype}: expected a floating type, such as {model.dtype}")
-    elif cache is not None:
-        problems += _cache_problems(cache, model, dtype)
+    dtype = model.dtype
+    try:
+        dtype = parse(model.dtype if cache_dtype is None else cache_dtype, "cache_dtype")
+    except InputError as error:
+        problems.append(str(error))
+    else:
+        if cache is not None:
+            problems += _cache_problems(cache, model, dtype)
     if not problems:
         problems += _room(model, rows, max_new_tokens, cache)
     if problems:

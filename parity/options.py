@@ -7,7 +7,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from numpy.typing import DTypeLike
+
 from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError, meant
 
 LANES = ("f64", "f32", "bf16")
@@ -24,6 +27,30 @@ def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> t
             f"{', '.join(known)}, separated by commas, or all"
         )
     return tuple(word for word in known if word in wanted)
+
+
+# One dtype or several, by any of its names, or None for all that there are.
+Dtypes = str | Sequence[DTypeLike] | DTypeLike | None
+
+
+def chosen_dtypes(given: Dtypes) -> tuple[str, ...]:
+    """Return the dtypes asked for by their short names, in the order of `LANES`.
+
+    Raises:
+        InputError: none, or another dtype.
+    """
+    if given is None or given == "all":
+        return LANES
+    words = given.split(",") if isinstance(given, str) else given
+    if not isinstance(words, list | tuple | set):
+        words = [words]
+    return chosen("--dtype", [_short(word) for word in words], LANES)
+
+
+def _short(word: DTypeLike) -> str:
+    if isinstance(word, str) and (word := word.strip()) in ("", "all"):
+        return word
+    return short_name(word, "--dtype")
 
 
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.

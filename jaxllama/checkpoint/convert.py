@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
-from jaxllama.checkpoint.dtypes import parse
 from jaxllama.checkpoint.gguf.read import is_gguf
 from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
@@ -27,6 +27,7 @@ from jaxllama.checkpoint.open import open_checkpoint
 from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.checkpoint.orbax.write import OrbaxSink
 from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
+from jaxllama.dtypes import parse
 from jaxllama.errors import CheckpointError, InputError
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
@@ -65,7 +66,7 @@ def convert(
     target: str | os.PathLike[str],
     *,
     to: str,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     shards: int | None = None,
     lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike
 
-from jaxllama.errors import InputError
+from jaxllama.dtypes import FLOATS
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOATS: dict[str, np.dtype] = {
-    "bfloat16": BFLOAT16,
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
 # Elements looked at together, so that temporaries in float64 stay small.
 _BLOCK = 1 << 20
-_SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 # Names in safetensors headers. Those not floating-point are known so that a file that holds them
 # can be described; no weight may have them.
@@ -44,19 +36,6 @@ TO_SAFETENSORS = {dtype: name for name, dtype in SAFETENSORS.items()}
 def is_float(dtype: np.dtype) -> bool:
     """Whether weights may be stored so: 16, 32 or 64-bit floating-point."""
     return dtype in FLOATS.values()
-
-
-def parse(name: DTypeLike) -> np.dtype:
-    """Return the floating-point dtype of a name such as `bf16` or `float32`.
-
-    Raises:
-        InputError: not a floating-point dtype that weights are stored in.
-    """
-    text = name if isinstance(name, str) else np.dtype(name).name
-    dtype = FLOATS.get(_SHORT.get(text.lower(), text.lower()))
-    if dtype is None:
-        raise InputError(f"dtype {text!r}: expected one of {', '.join((*_SHORT, *FLOATS))}")
-    return dtype
 
 
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

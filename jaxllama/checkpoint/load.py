@@ -23,6 +23,7 @@ from jaxllama.checkpoint.checks import (
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.manifest import check_manifest
 from jaxllama.checkpoint.names import TABLE, Entry
+from jaxllama.dtypes import checked_float, parse
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 
@@ -53,10 +54,8 @@ def load_model(
 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
-    target = np.dtype(dtype if param_dtype is None else param_dtype)
-    for wanted in (np.dtype(dtype), target):
-        if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-            raise InputError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
+    arithmetic = checked_float(dtype)
+    target = arithmetic if param_dtype is None else checked_float(param_dtype, "param_dtype")
     if problems := structure_problems(checkpoint):
         raise_problems(checkpoint, problems + all_value_problems(checkpoint))
 
@@ -64,7 +63,7 @@ def load_model(
         check_manifest(checkpoint)
 
     def build() -> Llama:
-        return Llama(checkpoint.config, dtype=np.dtype(dtype), param_dtype=target, rngs=nnx.Rngs(0))
+        return Llama(checkpoint.config, dtype=arithmetic, param_dtype=target, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
@@ -121,13 +120,13 @@ def load_part(
         CheckpointError: values that are NaN, infinite or too large for `param_dtype`.
         InputError: no such layer.
     """
-    config, target = checkpoint.config, np.dtype(param_dtype)
+    config, target = checkpoint.config, parse(param_dtype, "param_dtype")
     if isinstance(part, int) and not 0 <= part < config.num_hidden_layers:
         raise InputError(f"layer {part}: expected 0 to {config.num_hidden_layers - 1}")
     one = config.replace(num_hidden_layers=1)
 
     def build() -> Llama:
-        return Llama(one, dtype=np.dtype(dtype), param_dtype=target, rngs=nnx.Rngs(0))
+        return Llama(one, dtype=parse(dtype), param_dtype=target, rngs=nnx.Rngs(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))

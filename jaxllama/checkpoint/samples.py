@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.dtypes import cast, parse
+from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.gguf.read import open_gguf
 from jaxllama.checkpoint.hf.read import open_hf
 from jaxllama.checkpoint.hf.write import lay_out_hf
 from jaxllama.checkpoint.names import expected_tensors
 from jaxllama.checkpoint.stream import write_small
 from jaxllama.config import LlamaConfig, RopeScaling
+from jaxllama.dtypes import parse
 from jaxllama.errors import CheckpointError
 from jaxllama.tokenizer import Tokenizer, byte_tokenizer_json
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import value_problems
-from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import entry_of, half_split, heads_of, interleave, layer_of
 from jaxllama.checkpoint.open import open_checkpoint
+from jaxllama.dtypes import FLOATS
 
 Kind = Literal["missing", "unexpected", "differs", "invalid"]
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from numpy.typing import DTypeLike
 
+from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import draw, kernel
 from jaxllama.masks.algebra import Mask
@@ -55,11 +56,7 @@ class BoundMask:
         Raises:
             InputError: not a floating type.
         """
-        wanted = np.dtype(dtype)
-        if not jnp.issubdtype(wanted, jnp.floating):
-            raise InputError(
-                f"to_bias({wanted}): expected the floating type of the scores; for bool, to_bool()"
-            )
+        wanted = parse(dtype, "to_bias, for bool there is to_bool(): dtype")
         hidden = jnp.asarray(float(jnp.finfo(wanted).min) / 2, wanted)
         return jnp.where(self.to_bool(), jnp.zeros((), wanted), hidden)
 

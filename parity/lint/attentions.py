@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
+from jaxllama import dtypes
 from jaxllama.attention import attend, check_backend
-from jaxllama.checkpoint import dtypes
 from jaxllama.errors import InputError
 from jaxllama.taps import Taps
 from parity.lint.probe_cases import H, ProbeCase, Probed

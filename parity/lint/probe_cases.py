@@ -30,7 +30,7 @@ class Probed:
         name: for messages.
         call: q, k, v, mask -> out.
         structured: it also takes a `BoundMask`, which it may tell a kernel by name.
-        dtype: of q, k and v, a name of `jaxllama.checkpoint.dtypes.parse`.
+        dtype: of q, k and v, a name of `jaxllama.dtypes.parse`.
         instrumented: the same, but returns (out, weights [B N T S]) as its own taps show them.
         finite_only: its caller promises finite K and V in hidden slots, as `KVCache` does.
     """

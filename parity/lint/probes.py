@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllama.checkpoint import dtypes
+from jaxllama import dtypes
 from jaxllama.masks import BoundMask, causal, padding, window
 from parity.lint.probe_cases import ProbeCase, Probed
 

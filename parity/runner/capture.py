@@ -13,7 +13,7 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.checkpoint.staging import Staging
 from parity.inputs import Inputs, decode_chunks
-from parity.options import Overrides, assignments, chosen, overridden
+from parity.options import Dtypes, Overrides, assignments, chosen, overridden
 from parity.runner import environment
 from parity.runner.prompt import encoder
 from parity.runner.room import CAPTURED_MAPS, check_room
@@ -41,7 +41,7 @@ def capture(
     directory: str | Path,
     *,
     subject: select.SubjectSpec = "jaxllama",
-    dtypes: str | Sequence[str] | None = None,
+    dtypes: Dtypes = None,
     modes: str | Sequence[str] = "free",
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
     overrides: Overrides = (),

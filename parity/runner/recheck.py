@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
+from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.comparison.difference import WorstElement
@@ -152,6 +153,7 @@ def _limit(text: str) -> tuple[str, str, float]:
     """Read `NUMBER`, `DTYPE=NUMBER` or `DTYPE.MODE=NUMBER`."""
     where, _, number = text.rpartition("=")
     lane, _, mode = where.partition(".")
+    lane = short_name(lane, f"--limit {text}: dtype") if lane else ""
     try:
         rho = float(number)
     except ValueError:

@@ -29,7 +29,7 @@ from parity.lockstep.memory import release_freed_memory
 from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.noise import one_hot
-from parity.options import LANES, Overrides, assignments, chosen, overridden
+from parity.options import Dtypes, Overrides, assignments, chosen, chosen_dtypes, overridden
 from parity.result import Result
 from parity.runner import environment, gradients
 from parity.runner.prompt import encoder, token_texts
@@ -80,7 +80,7 @@ def run(
     checkpoint: str | Path | Checkpoint = "tiny",
     *,
     reference: str | Sequence[str] = "torch",
-    dtypes: str | Sequence[str] | None = None,
+    dtypes: Dtypes = None,
     modes: str | Sequence[str] = ("free", "isolated"),
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
     overrides: Overrides = (),
@@ -193,7 +193,7 @@ def _plan(
 ) -> Plan:
     plan = Plan(
         reference=chosen("--reference", reference, REFERENCES),
-        dtypes=chosen("--dtype", dtypes, LANES),
+        dtypes=chosen_dtypes(dtypes),
         modes=chosen("--mode", modes, MODES),
         scenarios=chosen("--scenario", scenarios, SCENARIOS),
         overrides=assignments(overrides),

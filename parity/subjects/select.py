@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
@@ -12,10 +12,11 @@ from typing import Any, TypeGuard, get_args
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
-from parity.options import LANES, chosen
+from parity.options import LANES, Dtypes, chosen_dtypes
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama.subject import JaxLlama, reconfigured, weights_dtype
 
@@ -56,14 +57,15 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint) -> Resolved:
     if _is_subject(given):
         given = {given.dtype: given}
     if isinstance(given, Mapping):
-        strange = sorted(str(lane) for lane in given if lane not in LANES)
-        strange += [f"{lane}: no subject" for lane, one in given.items() if not _is_subject(one)]
+        by_dtype = {short_name(dtype, "subject of"): one for dtype, one in given.items()}
+        strange = sorted(lane for lane in by_dtype if lane not in LANES)
+        strange += [f"{lane}: no subject" for lane, one in by_dtype.items() if not _is_subject(one)]
         if strange or not given:
             raise InputError(
                 f"subject: {', '.join(strange) or 'none given'}; expected subjects by dtype, of "
                 f"{', '.join(LANES)}"
             )
-        return given
+        return by_dtype
     if not callable(given):
         raise InputError(
             f"subject: {type(given).__name__} is neither a subject (see parity/subjects/README.md) "
@@ -72,7 +74,7 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint) -> Resolved:
     return given
 
 
-def dtypes_of(resolved: Resolved, dtypes: str | Sequence[str] | None) -> tuple[str, ...]:
+def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
     """Return the dtypes to run: those asked for, or all that there are subjects of.
 
     Raises:
@@ -80,14 +82,14 @@ def dtypes_of(resolved: Resolved, dtypes: str | Sequence[str] | None) -> tuple[s
     """
     if isinstance(resolved, Mapping):
         held = tuple(lane for lane in LANES if lane in resolved)
-        lanes = held if dtypes in (None, "all") else chosen("--dtype", dtypes or (), LANES)
+        lanes = held if dtypes is None or dtypes == "all" else chosen_dtypes(dtypes)
         missing = [lane for lane in lanes if lane not in resolved]
         if missing:
             raise InputError(
                 f"--dtype {','.join(missing)}: no subject of that dtype, only {', '.join(held)}"
             )
         return lanes
-    return chosen("--dtype", LANES if dtypes is None else dtypes, LANES)
+    return chosen_dtypes(dtypes)
 
 
 def subject_factory(

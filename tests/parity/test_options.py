@@ -1,14 +1,21 @@
-"""Changing the subject's configuration, and refusing what is no change of it."""
+"""What is asked for in words: dtypes by any name; a configuration changed, or no change of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from witnesses import small
 
 import parity
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import ConfigError, InputError
-from parity.options import assignments, overridden
+from parity.options import assignments, chosen_dtypes, overridden
+from parity.subjects import from_callable
+from parity.subjects.select import resolve_subject
 
 
 def test_values_are_read_as_the_field_holds_them() -> None:
@@ -74,3 +81,40 @@ def test_a_configuration_that_contradicts_itself(assignment: str) -> None:
 def test_a_run_takes_a_mapping() -> None:
     with pytest.raises(InputError, match="'rope_thet=1': LlamaConfig has no field 'rope_thet'"):
         parity.run("tiny", overrides={"rope_thet": 1})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "f32,bf16",
+        "float32, bfloat16",
+        ["bf16", jnp.float32],
+        (np.float32, jnp.bfloat16),
+        "BF16,F32",
+    ],
+)
+def test_dtypes_by_any_of_their_names(given: Any) -> None:
+    assert chosen_dtypes(given) == ("f32", "bf16")
+
+
+def test_one_dtype_all_and_none() -> None:
+    assert chosen_dtypes(jnp.float64) == chosen_dtypes(np.dtype(np.float64)) == ("f64",)
+    assert chosen_dtypes("all") == chosen_dtypes(None) == ("f64", "f32", "bf16")
+
+
+@pytest.mark.parametrize("given", ["f16", "int8", "", [], "f32,nonsense", jnp.int32])
+def test_other_dtypes_are_refused(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^--dtype .*expected one"):
+        chosen_dtypes(given)
+
+
+def test_subjects_and_limits_are_by_any_name(tmp_path: Path) -> None:
+    checkpoint = small()
+    subject = from_callable(
+        lambda _: {}, names={"a": "logits"}, config=checkpoint.config, dtype=jnp.float32
+    )
+    assert subject.dtype == "f32"
+    assert list(resolve_subject({"float32": subject})) == ["f32"]  # type: ignore[arg-type]
+    result = parity.run(checkpoint, dtypes="float32", modes="free", scenarios="causal", length=5)
+    parity.write_report(result, json=tmp_path / "r.json")
+    assert parity.recheck(tmp_path / "r.json", limits=["float32.free=9"]).rows[0].limit == 9

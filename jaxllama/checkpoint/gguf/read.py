@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor, read_head
 from jaxllama.checkpoint.gguf.tokenizer import tokenizer_files
 from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_split, heads_of
 from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError
 from jaxllama.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxllama.checkpoint import dtypes
+from jaxllama import dtypes
 from parity.lint.attentions import resolve
 from parity.lint.findings import Finding, places
 from parity.lint.probe_cases import ProbeCase, Probed, cases

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllama.checkpoint import dtypes
+from jaxllama import dtypes
 from parity.lint.case import Case
 from parity.lint.findings import Finding
 from parity.lint.rule import Rule

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from jaxllama.checkpoint import dtypes
+from jaxllama import dtypes
 from parity.lint.case import Case
 from parity.lint.findings import Finding
 from parity.lint.rule import Rule

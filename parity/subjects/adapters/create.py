@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from numpy.typing import DTypeLike
+
 from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.adapters.adapter import AdaptedModel, AdaptedSubject, Call, Decode
@@ -27,8 +30,8 @@ def from_nnx(
     names: Names,
     call: Call,
     config: LlamaConfig,
-    dtype: str = "f32",
-    internal_dtype: str | None = None,
+    dtype: DTypeLike = "f32",
+    internal_dtype: DTypeLike | None = None,
     name: str | None = None,
     decode: Decode | None = None,
     parameters: Parameters | None = None,
@@ -42,7 +45,7 @@ def from_nnx(
             `parity.subjects.adapters.names.sites`.
         call: runs the module on a scenario: `(module, inputs) -> result`.
         config: of the checkpoint; says the number of layers and the lengths of axes.
-        dtype: `f64`, `f32` or `bf16`: of weights and activations.
+        dtype: of weights and activations: `f64`, `f32` or `bf16`, by any of their names.
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports; the class's if not given.
         decode: feeds some columns through the module's own cache: `(module, inputs, start, stop,
@@ -58,7 +61,7 @@ def from_nnx(
     from parity.subjects.adapters.nnx import NNX
 
     return _module(
-        module, NNX(dtype), names, call, decode, parameters, loss,
+        module, NNX(short_name(dtype)), names, call, decode, parameters, loss,
         config=config, dtype=dtype, internal_dtype=internal_dtype, name=name,
     )  # fmt: skip
 
@@ -69,8 +72,8 @@ def from_torch(
     names: Names,
     call: Call,
     config: LlamaConfig,
-    dtype: str = "f32",
-    internal_dtype: str | None = None,
+    dtype: DTypeLike = "f32",
+    internal_dtype: DTypeLike | None = None,
     name: str | None = None,
     decode: Decode | None = None,
     parameters: Parameters | None = None,
@@ -94,8 +97,8 @@ def from_callable(
     *,
     names: Names,
     config: LlamaConfig,
-    dtype: str = "f32",
-    internal_dtype: str | None = None,
+    dtype: DTypeLike = "f32",
+    internal_dtype: DTypeLike | None = None,
     name: str | None = None,
     decode: Callable[[Inputs, int, int, Any], tuple[Mapping[str, Any], Any]] | None = None,
     parameters: Parameters | None = None,
@@ -108,7 +111,7 @@ def from_callable(
             NumPy can read.
         names: from the function's names to canonical taps, with `{i}` for the layer in both.
         config: of the checkpoint; says the number of layers and the lengths of axes.
-        dtype: `f64`, `f32` or `bf16`: of weights and activations.
+        dtype: of weights and activations: `f64`, `f32` or `bf16`, by any of their names.
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports; the function's if not given.
         decode: the same of some columns, through a cache: `(inputs, start, stop, cache) ->
@@ -124,7 +127,7 @@ def from_callable(
     """
     if (parameters is None) != (gradients is None):
         raise InputError("parameters= and gradients= go together: one names what the other returns")
-    places, values = sites(names), Readable(dtype)
+    places, values = sites(names), Readable(short_name(dtype))
     layers = config.num_hidden_layers
 
     def show(function: Any, compute: Callable[[Any], Any], seen: Seen) -> Any:
@@ -162,8 +165,8 @@ def from_callable(
         implementation,
         named=kinds_of(places),
         config=config,
-        dtype=dtype,
-        internal_dtype=internal_dtype,
+        dtype=short_name(dtype),
+        internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or str(getattr(function, "__name__", "function")),
         can_force=False,
     )
@@ -179,8 +182,8 @@ def _module(
     loss: Loss | None,
     *,
     config: LlamaConfig,
-    dtype: str,
-    internal_dtype: str | None,
+    dtype: DTypeLike,
+    internal_dtype: DTypeLike | None,
     name: str | None,
 ) -> AdaptedSubject:
     places, layers = sites(names), config.num_hidden_layers
@@ -211,8 +214,8 @@ def _module(
         AdaptedModel(module, framework, show, call, decode, backward),
         named=named,
         config=config,
-        dtype=dtype,
-        internal_dtype=internal_dtype,
+        dtype=short_name(dtype),
+        internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or type(module).__name__,
         can_force=True,
     )

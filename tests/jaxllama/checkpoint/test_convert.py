@@ -10,8 +10,9 @@ import pytest
 import jaxllama
 from jaxllama.checkpoint import FORMATS, convert, in_memory, open_checkpoint, tiny, verify
 from jaxllama.checkpoint.checks import validate
-from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.dtypes import cast
 from jaxllama.config import RopeScaling
+from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError, ConfigError, InputError
 
 _LINEAR = RopeScaling(kind="linear", factor=4.0)

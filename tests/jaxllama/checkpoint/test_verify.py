@@ -14,9 +14,10 @@ from jaxllama.checkpoint import (
     tiny,
     verify,
 )
-from jaxllama.checkpoint.dtypes import FLOATS, cast
+from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import half_split, interleave
+from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError
 
 Q = "model.layers.1.self_attn.q_proj.weight"

@@ -178,7 +178,7 @@ def test_which_array_must_be_said(saved):
         (["--input-ids", "nothing.npy"], "no such file"),
         (["--expect", "causal() & other()"], "`other()` is not part of one"),
         (["--expect", "segments()"], "segments"),
-        (["--scores-dtype", "int8"], "expected one of f16"),
+        (["--scores-dtype", "int8"], "expected one of f64"),
     ],
 )
 def test_bad_options(saved, options, said):
