@@ -25,23 +25,19 @@ from rich.table import Table
 
 from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
-from jaxllama.command_line.group import CommandGroup
+from jaxllama.command_line.group import command
 from jaxllama.command_line.interrupt import on_interrupt
 
-app = typer.Typer(
-    name="jaxllama",
-    cls=CommandGroup,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Llama 3 in JAX.",
-    epilog="Exit codes: 0 done or equal, 1 different, 2 bad usage or input, "
-    "4 internal error or no memory, 130 Ctrl-C.",
+app = command(
+    "jaxllama",
+    about="Llama 3 in JAX.",
+    exit_codes="0 done or equal, 1 different, 2 bad usage or input, 4 internal error or no "
+    "memory, 130 Ctrl-C",
+    no_cache=lambda off: compilation_cache.switch(off=off),
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20
-_Source = Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")]
+_Source = Annotated[str, typer.Argument(help="Directory, GGUF file, tiny or smollm2.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,19 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments)
 
 
-@app.callback()
-def _for_all(
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="compile all anew, and keep nothing of it")
-    ] = False,
-) -> None:
-    compilation_cache.switch(off=no_cache)
-
-
 @app.command()
 @on_interrupt()
 def info(
-    checkpoint: _Source, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
+    checkpoint: _Source,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a checkpoint is, and what is missing or odd."""
     from jaxllama.checkpoint import open_checkpoint
@@ -96,17 +84,19 @@ def info(
 @app.command()
 def convert(
     source: _Source,
-    target: Annotated[Path, typer.Argument(help="directory to write, or a .gguf file")],
-    to: Annotated[str, typer.Option(help="hf, meta, orbax or gguf")],
+    target: Annotated[Path, typer.Argument(help="Directory to write, or a .gguf file.")],
+    to: Annotated[str, typer.Option(help="hf, meta, orbax or gguf.")],
     dtype: Annotated[
-        str | None, typer.Option(help="cast weights; without it every tensor keeps its own")
+        str | None, typer.Option(help="Cast weights; without it every tensor keeps its own.")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option(help="weights files (hf) or model-parallel degree (meta)")
+        int | None, typer.Option(help="Weights files (hf) or model-parallel degree (meta).")
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace a checkpoint that exists")] = False,
-    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint that exists.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Convert a checkpoint to another format, without loss unless --dtype is given."""
     from jaxllama.checkpoint import convert as run
@@ -165,9 +155,9 @@ def convert(
 @on_interrupt()
 def verify(
     first: _Source,
-    second: Annotated[str | None, typer.Argument(help="another; or none with --manifest")] = None,
+    second: Annotated[str | None, typer.Argument(help="Another; or none with --manifest.")] = None,
     manifest: Annotated[
-        bool, typer.Option(help="compare with the manifest written at conversion")
+        bool, typer.Option("--manifest", help="Compare with the manifest written at conversion.")
     ] = False,
 ) -> None:
     """Prove two checkpoints of any formats equal to the bit, or say what differs and why."""

@@ -29,36 +29,42 @@ _Run = Callable[[str | Sequence[int]], "TextGeneration"]
 
 @on_interrupt()
 def generate(
-    checkpoint: Annotated[str, typer.Argument(help="directory, GGUF file, tiny or smollm2")],
+    checkpoint: Annotated[str, typer.Argument(help="Directory, GGUF file, tiny or smollm2.")],
     prompt: Annotated[
-        str | None, typer.Argument(help="text to continue; read from stdin if left out")
+        str | None, typer.Argument(help="Text to continue; read from stdin if left out.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="most tokens to write")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 256,
     chat: Annotated[
         bool,
         typer.Option(
             "--chat",
-            help="answer the prompt by the checkpoint's chat template; without a prompt, every "
+            help="Answer the prompt by the checkpoint's chat template; without a prompt, every "
             "line of stdin is one turn of a conversation",
         ),
     ] = False,
-    system: Annotated[str | None, typer.Option(help="system message of a --chat")] = None,
-    temperature: Annotated[float, typer.Option(help="0: the most likely token each time")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="sample from the k likeliest tokens")] = None,
-    top_p: Annotated[float, typer.Option(help="... from the fewest that reach this share")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="... from those this near to the likeliest")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="above 1: repeat less")] = 1.0,
-    seed: Annotated[int, typer.Option(help="the same seed draws the same text")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeatable")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="write on past an end")] = False,
-    dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64")] = "f32",
+    system: Annotated[str | None, typer.Option(help="System message of a --chat.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: the most likely token each time.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the fewest that reach this share.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Sample from those this near to the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same text.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; repeatable.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on past an end.")] = False,
+    dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
     cache_tokens: Annotated[
-        int | None, typer.Option(help="slots of the cache; as many as needed if not given")
+        int | None, typer.Option(help="Slots of the cache; as many as needed if not given.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print text, tokens and log-probabilities as JSON")
+        bool, typer.Option("--json", help="Print text, tokens and log-probabilities as JSON.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="no line about speed at the end")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line about speed at the end.")] = False,
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
     from jaxllama.dtypes import parse

@@ -7,12 +7,8 @@ Exit codes: 0 equal, 1 divergent and nothing else, 2 bad usage or input, 3 incon
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from jaxllama import compilation_cache
-from jaxllama.command_line.group import CommandGroup
+from jaxllama.command_line.group import command
 from parity.commands.explain import explain_command
 from parity.commands.lint import lint_command
 from parity.commands.offline import capture_command, compare_command, recheck_command
@@ -20,27 +16,13 @@ from parity.commands.probe import probe_command
 from parity.commands.run import run_command
 from parity.commands.selftest import selftest_command
 
-app = typer.Typer(
-    name="parity",
-    cls=CommandGroup,
-    help="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
-    epilog="Exit codes: 0 equal, 1 divergent or faulty, 2 bad usage or input, 3 inconclusive, "
-    "4 internal error or no memory, 5 verdict printed but a report not written, 130 Ctrl-C.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = command(
+    "parity",
+    about="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
+    exit_codes="0 equal, 1 divergent or faulty, 2 bad usage or input, 3 inconclusive, 4 internal "
+    "error or no memory, 5 verdict printed but a report not written, 130 Ctrl-C",
+    no_cache=lambda off: compilation_cache.switch(off=off),
 )
-
-
-@app.callback()
-def _for_all(
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compile all anew, and keep nothing of it.")
-    ] = False,
-) -> None:
-    compilation_cache.switch(off=no_cache)
-
-
 app.command("run")(run_command)
 app.command("capture")(capture_command)
 app.command("compare")(compare_command)

@@ -50,7 +50,10 @@ def chosen_dtypes(given: Dtypes) -> tuple[str, ...]:
 def _short(word: DTypeLike) -> str:
     if isinstance(word, str) and (word := word.strip()) in ("", "all"):
         return word
-    return short_name(word, "--dtype")
+    try:
+        return short_name(word)
+    except InputError:
+        return getattr(word, "__name__", str(word))  # refused beside what is expected here
 
 
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,38 @@ class CommandGroup(TyperGroup):
             raise
         except (Exception, SystemExit) as error:  # a user's module may leave, too
             raise SystemExit(failure.told(error, program, debug=_DEBUG in ctx.meta)) from None
+
+
+def command(
+    name: str, *, about: str, exit_codes: str, no_cache: Callable[[bool], None]
+) -> typer.Typer:
+    """Return a command without subcommands yet, in the look that both commands have.
+
+    Args:
+        name: as it is typed.
+        about: one sentence or two.
+        exit_codes: what they mean.
+        no_cache: told whether `--no-cache` was given.
+    """
+    app = typer.Typer(
+        name=name,
+        cls=CommandGroup,
+        help=about,
+        epilog=f"Exit codes: {exit_codes}.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def for_all(
+        off: Annotated[
+            bool, typer.Option("--no-cache", help="Compile all anew, and keep nothing of it.")
+        ] = False,
+    ) -> None:
+        no_cache(off)
+
+    return app
 
 
 def _noted(ctx: Any, option: object, wanted: bool) -> None:

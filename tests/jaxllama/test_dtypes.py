@@ -64,7 +64,9 @@ def test_every_door_takes_every_name(dtype: Any, tmp_path: Path) -> None:
     )
     assert set(found) == {np.dtype(np.float32)}
     converted = convert(checkpoint, tmp_path / "out", to="hf", dtype=dtype).target
-    assert {info.dtype for info in open_checkpoint(converted).tensors.values()} == {np.dtype(np.float32)}
+    assert {info.dtype for info in open_checkpoint(converted).tensors.values()} == {
+        np.dtype(np.float32)
+    }
 
 
 def test_float64_is_refused_where_jax_would_cut_it() -> None:
