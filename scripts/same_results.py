@@ -1,6 +1,6 @@
 """Whether two results say the same: of `parity run --json`, or of `parity selftest --json`.
 
-Versions, times, commands and the machine are left out: what is compared is every verdict and figure.
+Versions, times, commands and the machine are left out; every verdict and figure is compared.
 
     python scripts/same_results.py before.json after.json
 
