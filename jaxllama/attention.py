@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxllama.dtypes import parse, widened
+from jaxllama.dtypes import at_least_float32, parse
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tap, untapped
@@ -91,7 +91,7 @@ def _attend_reference(
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]
     G = N // K
-    wide = widened(q.dtype)
+    wide = at_least_float32(q.dtype)
     grouped_q = q.reshape(B, T, K, G, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped_q, k, preferred_element_type=wide)
     scores = tap("attn_scores", scores.reshape(B, N, T, S) * jnp.asarray(scale, wide))

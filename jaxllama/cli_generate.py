@@ -15,7 +15,7 @@ import typer
 
 from jaxllama import compilation_cache
 from jaxllama.command_line.interrupt import on_interrupt
-from jaxllama.command_line.streams import unread
+from jaxllama.command_line.streams import is_unread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def _show(
             shown.append(text)
             sys.stdout.write(clean(text))
             sys.stdout.flush()
-            if unread(sys.stdout):  # a long text is not written for nobody
+            if is_unread(sys.stdout):  # a long text is not written for nobody
                 raise typer.Exit
 
     cache = None

@@ -78,7 +78,7 @@ def checked_float(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
     return found
 
 
-def widened(dtype: DTypeLike) -> np.dtype:
+def at_least_float32(dtype: DTypeLike) -> np.dtype:
     """Return `dtype` promoted to at least float32.
 
     A hard-coded float32 would cut a float64 run down; this keeps it whole, so that the same code

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
-from jaxllama.dtypes import widened
+from jaxllama.dtypes import at_least_float32
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
@@ -178,7 +178,7 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
         last=jnp.zeros((B,), jnp.int32),
         done=jnp.zeros((B,), jnp.bool_),
         tokens=jnp.full((B, M), -1, jnp.int32),
-        logprobs=jnp.zeros((B, M), widened(model.dtype)),
+        logprobs=jnp.zeros((B, M), at_least_float32(model.dtype)),
         lengths=jnp.zeros((B,), jnp.int32),
         seen=jnp.zeros((B, model.config.vocab_size), jnp.bool_) if sampling.penalises else None,
     )

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxllama.attention import Backend, attend, check_backend
 from jaxllama.cache import KVCache
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import checked_float, widened
+from jaxllama.dtypes import at_least_float32, checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
@@ -74,7 +74,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        wide = x.astype(widened(x.dtype))
+        wide = x.astype(at_least_float32(x.dtype))
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
         return normed * self.weight[...].astype(x.dtype)[None, None, :]
@@ -130,7 +130,7 @@ class MLP(nnx.Module):
         gate = tap("gate_proj", self.gate_proj(x))
         up = tap("up_proj", self.up_proj(x))
         # In bfloat16 x * sigmoid(x) would round twice where PyTorch's silu rounds once.
-        wide = gate.astype(widened(x.dtype))
+        wide = gate.astype(at_least_float32(x.dtype))
         hidden = tap("mlp_act", jax.nn.silu(wide).astype(x.dtype) * up)
         return tap("down_proj", self.down_proj(hidden))
 
@@ -345,7 +345,7 @@ class Llama(nnx.Module):
         tap: Tap = untapped,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Bool[Array, "B T S"] | BoundMask]:
         """Return what the first layer needs: embeddings, cos and sin of the positions, the mask."""
-        wide = widened(self.dtype)
+        wide = at_least_float32(self.dtype)
         frequencies = tap("rope.inv_freq", jnp.asarray(inv_freq(self.config), wide))
         positions = tap("positions", positions)
         if tap is not untapped:
@@ -372,7 +372,7 @@ class Llama(nnx.Module):
         """Return the logits of a residual stream: final norm, then (tied) output projection."""
         x = tap("norm", self.norm(x))
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        wide = widened(self.dtype)
+        wide = at_least_float32(self.dtype)
         weight = head.weight[...].astype(self.dtype)
         logits = jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide)
         return tap("logits", logits)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import widened
+from jaxllama.dtypes import at_least_float32
 
 
 def inv_freq(config: LlamaConfig) -> Float[np.ndarray, " R"]:
@@ -51,7 +51,7 @@ def rope_cos_sin(
     Returns:
         cos and sin, each [B, T, R].
     """
-    wide = widened(dtype)
+    wide = at_least_float32(dtype)
     angles = positions.astype(wide)[..., None] * frequencies.astype(wide)[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -146,11 +146,11 @@ def choose(
         logits = penalise(logits, seen, values["repetition_penalty"])
     if "temperature" not in values:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = filtered(logits / values["temperature"].astype(logits.dtype), values)
+    kept = filter_logits(logits / values["temperature"].astype(logits.dtype), values)
     return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
 
-def filtered(logits: Float[Array, "B V"], values: dict[str, Array]) -> Float[Array, "B V"]:
+def filter_logits(logits: Float[Array, "B V"], values: dict[str, Array]) -> Float[Array, "B V"]:
     """Return logits with -inf for what top-k, then top-p, then min-p cut away.
 
     Each filter judges what the ones before it have left.

@@ -48,7 +48,7 @@ class Inputs:
         return sha.hexdigest()
 
 
-def batches(inputs: Sequence[Inputs]) -> list[list[Inputs]]:
+def batch_alike(inputs: Sequence[Inputs]) -> list[list[Inputs]]:
     """Group scenarios that can run as one batch: of one length, and masked by the same rules."""
     groups: dict[tuple[int, int | None, bool], list[Inputs]] = {}
     for one in inputs:
@@ -57,11 +57,11 @@ def batches(inputs: Sequence[Inputs]) -> list[list[Inputs]]:
     return list(groups.values())
 
 
-def joined(parts: Sequence[Inputs]) -> Inputs:
-    """Return one batch of the rows of all parts, as `batches` has grouped them."""
+def join_inputs(parts: Sequence[Inputs]) -> Inputs:
+    """Return one batch of the rows of all parts, as `batch_alike` has grouped them."""
     if len(parts) == 1:
         return parts[0]
-    assert len(batches(parts)) == 1, [part.name for part in parts]
+    assert len(batch_alike(parts)) == 1, [part.name for part in parts]
 
     def rows(field: str) -> np.ndarray:
         return np.concatenate([getattr(part, field) for part in parts])
@@ -83,7 +83,7 @@ def prompt_columns(length: int) -> int:
     return max(1, 2 * length // 3)
 
 
-def visible(
+def visible_keys(
     valid: Bool[np.ndarray, "B T"],
     segments: Int[np.ndarray, "B T"] | None = None,
     window: int | None = None,

@@ -16,7 +16,7 @@ from jaxllama.errors import InputError, meant
 LANES = ("f64", "f32", "bf16")
 
 
-def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def choose(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
     words = given.split(",") if isinstance(given, str) else list(given)
     wanted = set(known) if "all" in words else {word.strip() for word in words}
@@ -33,7 +33,7 @@ def chosen(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> t
 Dtypes = str | Sequence[DTypeLike] | DTypeLike | None
 
 
-def chosen_dtypes(given: Dtypes) -> tuple[str, ...]:
+def choose_dtypes(given: Dtypes) -> tuple[str, ...]:
     """Return the dtypes asked for by their short names, in the order of `LANES`.
 
     Raises:
@@ -44,7 +44,7 @@ def chosen_dtypes(given: Dtypes) -> tuple[str, ...]:
     words = given.split(",") if isinstance(given, str) else given
     if not isinstance(words, list | tuple | set):
         words = [words]
-    return chosen("--dtype", [_short(word) for word in words], LANES)
+    return choose("--dtype", [_short(word) for word in words], LANES)
 
 
 def _short(word: DTypeLike) -> str:
@@ -60,7 +60,7 @@ def _short(word: DTypeLike) -> str:
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
-def assignments(overrides: Overrides) -> tuple[str, ...]:
+def override_texts(overrides: Overrides) -> tuple[str, ...]:
     """Return overrides of either form as texts, `FIELD=VALUE`."""
     if isinstance(overrides, str):
         return (overrides,)
@@ -75,7 +75,7 @@ def _flat(values: Mapping[str, Any], owner: str = "") -> Iterator[str]:
             yield f"{owner}{name}={value}"
 
 
-def overridden(config: LlamaConfig, assignments: Sequence[str]) -> LlamaConfig:
+def apply_overrides(config: LlamaConfig, assignments: Sequence[str]) -> LlamaConfig:
     """Return `config` with some fields changed.
 
     Args:

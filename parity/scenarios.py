@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
-from parity.inputs import Inputs, prompt_columns, visible
+from parity.inputs import Inputs, prompt_columns, visible_keys
 from parity.texts import prose
 
 SCENARIOS = (
@@ -220,7 +220,7 @@ def _assemble(
         tokens=tokens.astype(np.int32),
         positions=np.where(valid, positions, 0).astype(np.int32),
         valid=valid,
-        mask=visible(valid, segments, window),
+        mask=visible_keys(valid, segments, window),
         segments=None if segments is None else segments.astype(np.int32),
         window=window,
         notes=_notes(int(positions.max()), source.config),

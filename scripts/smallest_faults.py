@@ -41,7 +41,7 @@ import parity
 from jaxllama import model as llama
 from jaxllama.checkpoint import Checkpoint, in_memory, load_model, tiny
 from parity.selftest.fault import Fault, FaultySubject, Patches, Weights, in_layer, nth_calls
-from parity.selftest.faulty_attention import attending_in, softmax
+from parity.selftest.faulty_attention import attention_patches_in, softmax
 
 LENGTH = 23
 LANES = ("f64", "f32", "bf16")
@@ -288,7 +288,7 @@ def _leaked(k: int) -> dict[str, Any]:
     def weigh(scores: jax.Array, visible: jax.Array) -> jax.Array:
         return softmax(scores, visible).at[0, 3, QUERY, QUERY + 1].set(2.0**-k)
 
-    return {"patches": attending_in(0, weigh=weigh)}
+    return {"patches": attention_patches_in(0, weigh=weigh)}
 
 
 def _moved(k: int) -> dict[str, Any]:
@@ -300,11 +300,11 @@ def _moved(k: int) -> dict[str, Any]:
         part = row[most] * jnp.asarray(2.0**-k, row.dtype)
         return weights.at[0, 3, QUERY, most].add(-part).at[0, 3, QUERY, least].add(part)
 
-    return {"patches": attending_in(0, weigh=weigh)}
+    return {"patches": attention_patches_in(0, weigh=weigh)}
 
 
 def _scaled(k: int) -> dict[str, Any]:
-    return {"patches": attending_in(0, scale=lambda scale: scale * (1 + 2.0**-k))}
+    return {"patches": attention_patches_in(0, scale=lambda scale: scale * (1 + 2.0**-k))}
 
 
 def judge(model: str, lane: str, fault: dict[str, Any] | None) -> tuple[str, str]:

@@ -57,7 +57,7 @@ class Layout:
         return sum(self.lengths.values()) + sum(len(content) for content in self.small.values())
 
 
-def unchanged(values: np.ndarray) -> np.ndarray:
+def store_as_is(values: np.ndarray) -> np.ndarray:
     """Store a tensor as it is."""
     return values
 

@@ -29,7 +29,7 @@ _EXTRAS = {
 }
 
 
-def told(error: BaseException, program: str, *, debug: bool = False) -> int:
+def report_error(error: BaseException, program: str, *, debug: bool = False) -> int:
     """Say on standard error why a command ends; return its exit code.
 
     Args:
@@ -44,14 +44,14 @@ def told(error: BaseException, program: str, *, debug: bool = False) -> int:
     return code
 
 
-def left_with(end: SystemExit, program: str, *, debug: bool = False) -> int:
+def exit_code_of(end: SystemExit, program: str, *, debug: bool = False) -> int:
     """Return the exit code of what has left by itself; one who only says something has none."""
     if end.code is None or isinstance(end.code, int):
         return end.code or 0
-    return told(end, program, debug=debug)
+    return report_error(end, program, debug=debug)
 
 
-def unsaid(error: OSError, program: str) -> int:
+def report_unwritten(error: OSError, program: str) -> int:
     """Say that standard output took only a part; return the exit code, for the verdict may lack."""
     said = error.strerror or line_of(error)
     print(f"{program}: standard output: {said}; what it holds is incomplete", file=sys.stderr)
@@ -69,10 +69,10 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
         return BAD_INPUT, needs
     if isinstance(error, OSError):
         return INTERNAL, f"the system refused: {line_of(error)} ({_place(error)}); {more}"
-    return INTERNAL, f"internal error: {named(error)} ({_place(error)}); {more}"
+    return INTERNAL, f"internal error: {type_and_message(error)} ({_place(error)}); {more}"
 
 
-def named(error: BaseException) -> str:
+def type_and_message(error: BaseException) -> str:
     """Return an error's type and message in one line."""
     said = line_of(error)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -36,7 +36,9 @@ class CommandGroup(TyperGroup):
             error.exit_code = failure.BAD_INPUT  # 1 for some
             raise
         except (Exception, SystemExit) as error:  # a user's module may leave, too
-            raise SystemExit(failure.told(error, program, debug=_DEBUG in ctx.meta)) from None
+            raise SystemExit(
+                failure.report_error(error, program, debug=_DEBUG in ctx.meta)
+            ) from None
 
 
 def command(

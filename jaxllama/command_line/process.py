@@ -31,15 +31,15 @@ def command(module: str) -> Callable[..., None]:
         except KeyboardInterrupt:
             end_at_once()
         except SystemExit as end:
-            code = failure.left_with(end, program)
+            code = failure.exit_code_of(end, program)
         except BaseException as error:
             # Options are not parsed yet where a module could not be imported.
-            code = failure.told(error, program, debug="--debug" in sys.argv)
+            code = failure.report_error(error, program, debug="--debug" in sys.argv)
         if code == INTERRUPTED:
             end_at_once()
-        if lost := streams.flushed(sys.stdout):
-            code = failure.unsaid(lost, program)
-        streams.flushed(sys.stderr)
+        if lost := streams.flush(sys.stdout):
+            code = failure.report_unwritten(lost, program)
+        streams.flush(sys.stderr)
         sys.exit(code)
 
     return script

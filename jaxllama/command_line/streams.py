@@ -80,13 +80,13 @@ def outlet_of(stream: Any) -> Outlet | None:
     return raw if isinstance(raw, Outlet) else None
 
 
-def unread(stream: Any) -> bool:
+def is_unread(stream: Any) -> bool:
     """Return whether nobody reads a standard stream any more."""
     outlet = outlet_of(stream)
     return outlet is not None and outlet.unread
 
 
-def flushed(stream: Any) -> OSError | None:
+def flush(stream: Any) -> OSError | None:
     """Write out what a stream still holds; return what kept it from being written, ever."""
     with suppress(ValueError):  # closed by someone
         if stream is not None:

@@ -46,7 +46,7 @@ def selftest_command(
     """Inject every catalogued fault; print detected, located, named, false alarms."""
     from parity.selftest.faults import catalogue
     from parity.selftest.report import show
-    from parity.selftest.run import Plan, selftest
+    from parity.selftest.run import SelftestPlan, selftest
 
     families = [word.strip() for word in (family or "").split(",") if word.strip()]
     known = dict.fromkeys(fault.family for fault in catalogue())
@@ -63,7 +63,7 @@ def selftest_command(
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
-            Plan(quick=quick, families=tuple(families), seeds=fresh),
+            SelftestPlan(quick=quick, families=tuple(families), seeds=fresh),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
             progress=progress,
         )

@@ -50,6 +50,20 @@ class AttentionImages:
     start: int = 0
 
 
+def cell_states(seen: np.ndarray, leaks: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Return visible, hidden, leaked or lost for each cell, all three of one shape.
+
+    Args:
+        seen: what is meant to be seen.
+        leaks: where something is seen that no rule excuses, should it be hidden.
+        losses: where something is not seen, should it be visible.
+    """
+    states = np.where(seen, VISIBLE, HIDDEN).astype(np.uint8)
+    states[leaks & ~seen] = LEAKED
+    states[losses & seen] = LOST
+    return states
+
+
 class AttentionImageBuilder:
     """Maps of one layer that are still being put together.
 
@@ -99,14 +113,16 @@ class AttentionImageBuilder:
                 live = reference.live[row, head][:, None]
                 with np.errstate(invalid="ignore"):
                     gap = np.abs(t - g)
-                state = np.where(seen, VISIBLE, HIDDEN).astype(np.uint8)
-                state[(t != 0) & ~seen & live] = LEAKED
-                state[(t == 0) & (g >= SMALLEST_WEIGHT) & seen & live] = LOST
+                lost = (t == 0) & (g >= SMALLEST_WEIGHT) & live
+                state = cell_states(seen, (t != 0) & live, lost)
                 cells = self._cells[i, j, top:stop, :right]
                 cells[:] = _worse(cells, fold_cells(state, self.step, start))
                 # Larger weights have larger codes.
                 weights = self._weights[i, j, :, top:stop, :right]
-                new = [coded(folded(np.where(live, a, 0.0), self.step, start)) for a in (t, g, gap)]
+                new = [
+                    encode_weights(fold_weights(np.where(live, a, 0.0), self.step, start))
+                    for a in (t, g, gap)
+                ]
                 np.maximum(weights, new, out=weights)
         kept = moved[np.ix_(self.rows, self.heads)]
         np.maximum(self._moved, kept, out=self._moved)
@@ -127,7 +143,7 @@ class AttentionImageBuilder:
         )
 
 
-def folded(values: np.ndarray, step: int, start: int = 0) -> np.ndarray:
+def fold_weights(values: np.ndarray, step: int, start: int = 0) -> np.ndarray:
     """Fold [t, C] by the maximum of `step` by `step` cells; what is no number wins.
 
     Cells are counted from query 0, `start` queries before the first of these.
@@ -147,14 +163,14 @@ _RANK = np.array([1, 0, 3, 2], np.uint8)
 
 def fold_cells(cells: np.ndarray, step: int, start: int = 0) -> np.ndarray:
     """Fold [t, C] cells: one violation marks its block, one visible cell makes it visible."""
-    return _RANK[folded(_RANK[cells].astype(np.float64), step, start).astype(np.uint8)]
+    return _RANK[fold_weights(_RANK[cells].astype(np.float64), step, start).astype(np.uint8)]
 
 
 def _worse(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
     return _RANK[np.maximum(_RANK[cells], _RANK[others])]
 
 
-def coded(weights: np.ndarray) -> np.ndarray:
+def encode_weights(weights: np.ndarray) -> np.ndarray:
     """Return weights as codes on the fixed logarithmic scale from 1e-4 to 1."""
     size = np.abs(weights)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -164,6 +180,6 @@ def coded(weights: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(size), codes, NO_NUMBER).astype(np.uint8)
 
 
-def decoded(code: int) -> float:
+def decode_weight(code: int) -> float:
     """Return the weight a code on the scale (2 to 253) stands for."""
     return float(SMALLEST_WEIGHT ** (1 - (code - 2) / LEVELS))

@@ -16,12 +16,10 @@ import numpy as np
 
 from parity.comparison.attention_image import (
     HIDDEN,
-    LEAKED,
-    LOST,
     SMALLEST_WEIGHT,
-    VISIBLE,
     AttentionImageBuilder,
     AttentionImages,
+    cell_states,
 )
 from parity.comparison.reference import ReferenceTap
 from parity.taps import SETUP_TAPS, split_name, stage_of
@@ -213,7 +211,5 @@ def _obeyed(reference: ReferenceTap, probs: np.ndarray) -> np.ndarray:
     A weight the reference itself has nearly at zero may underflow: that is no loss.
     """
     live = np.any(reference.live, axis=1)[..., None]
-    cells = np.where(reference.mask, VISIBLE, HIDDEN).astype(np.uint8)
-    cells[(probs != 0).any(1) & ~reference.mask & live] = LEAKED
-    cells[((probs == 0) & (reference.array >= SMALLEST_WEIGHT)).any(1) & reference.mask] = LOST
-    return cells
+    lost = ((probs == 0) & (reference.array >= SMALLEST_WEIGHT)).any(1)
+    return cell_states(reference.mask, (probs != 0).any(1) & live, lost)

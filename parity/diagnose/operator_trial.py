@@ -30,7 +30,7 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     if not changes and not weights:
         return 0.0
     reference = evidence.reference
-    value = recomputed(evidence, reference.with_changes(weights), _wide(evidence.truth[tap]))
+    value = recompute_tap(evidence, reference.with_changes(weights), _wide(evidence.truth[tap]))
     seen = {name: _wide(array) for name, array in evidence.subject.items() if array.dtype != bool}
     if tap in HELD_TAPS:  # what it holds is what is in question
         seen |= {name: _wide(evidence.truth[name]) for name in HELD_TAPS if name in evidence.truth}
@@ -61,7 +61,7 @@ def _wide(array: np.ndarray) -> Tensor:
     return to_torch(np.asarray(array, np.float64))
 
 
-def recomputed(evidence: Evidence, reference: MutatedReference, otherwise: Tensor) -> Tensor:
+def recompute_tap(evidence: Evidence, reference: MutatedReference, otherwise: Tensor) -> Tensor:
     """Return the tap as the reference computes it of the subject's inputs; weights count."""
     tap, prefix = evidence.short, f"model.layers.{evidence.layer}"
 

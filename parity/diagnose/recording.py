@@ -13,7 +13,7 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from parity.diagnose.solve import rotation, solve_positions
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, Run, Subject, decoding, differentiable
+from parity.subjects.base import Arrays, Run, Subject, require_decoding, require_gradients
 from parity.taps import split_name
 
 # What is larger than this in bytes is looked at on fewer columns.
@@ -57,12 +57,12 @@ class Recording:
     def begin(self, subject: Subject, inputs: Inputs) -> Run:
         """Start a run of the same kind."""
         if self.backward:
-            return differentiable(subject).start_grad(inputs)
+            return require_gradients(subject).start_grad(inputs)
         if self.given is not None:
             return ForcedRun(subject.start(inputs), self.given)
         if self.chunks is None:
             return subject.start(inputs)
-        return decoding(subject).start_decode(inputs, self.chunks)
+        return require_decoding(subject).start_decode(inputs, self.chunks)
 
     def whole(self, name: str) -> np.ndarray | None:
         """Return a setup tap over all calls: positions [B T], mask [B T T]."""
@@ -104,14 +104,14 @@ def record(
         run, calls = subject.start(inputs), 1
     else:
         # The runner asks for decoding of subjects alone that can.
-        run, calls = decoding(subject).start_decode(inputs, chunks), len(chunks)
+        run, calls = require_decoding(subject).start_decode(inputs, chunks), len(chunks)
     stages = [_copied(run.step()) for _ in range(calls * (layers + 2))]
     return Recording(subject, inputs, None if chunks is None else tuple(chunks), layers, stages)
 
 
 def record_backward(subject: Subject, inputs: Inputs, layers: int) -> Recording:
     """Run a subject's backward pass once and keep what it shows."""
-    run = differentiable(subject).start_grad(inputs)
+    run = require_gradients(subject).start_grad(inputs)
     stages = [_copied(run.step()) for _ in range(layers + 2)]
     return Recording(subject, inputs, None, layers, stages, backward=True)
 

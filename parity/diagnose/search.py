@@ -172,7 +172,7 @@ def find_cause(
     return found
 
 
-def settled(first: Divergence, cause: CauseReport | None) -> Divergence:
+def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergence:
     """Return a divergence as its cause has it: a confirmed one of another computation tells.
 
     In 16 bits rounding is so coarse that figures alone do not.

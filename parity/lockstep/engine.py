@@ -18,7 +18,7 @@ from parity.comparison.difference import TapDifference
 from parity.comparison.reference import ReferenceTap
 from parity.comparison.snapshot import PassSnapshot
 from parity.comparison.tap import compare_tap
-from parity.inputs import Inputs, joined
+from parity.inputs import Inputs, join_inputs
 from parity.lockstep.comparator import Comparator, Compared, PassResult
 from parity.lockstep.memory import release_freed_memory
 from parity.lockstep.participants import ActiveRun, Chunk, Participant, Role, chunk_views
@@ -28,7 +28,7 @@ from parity.noise.operators import SummedTaps
 from parity.subjects.base import Arrays, CachedSubject, DifferentiableSubject, Run, Subject
 from parity.taps import AXES, split_name
 
-Progress = Callable[[], None]
+Tick = Callable[[], None]
 
 # Comparing goes on while the next run computes, until this much waits to be compared.
 _WAITING_BYTES = 250_000_000
@@ -44,14 +44,14 @@ def run_lockstep(
     chunks: Sequence[int] | None = None,
     summed: SummedTaps | None = None,
     timer: Timer | None = None,
-    progress: Progress = lambda: None,
+    progress: Tick = lambda: None,
 ) -> PassResult:
     """Run all runs over some scenarios in step with the reference and judge the subject.
 
     Args:
         participants: who takes part, and how, at each dtype under judgement. A subject that takes
             part at several is run once.
-        parts: scenarios that `parity.inputs.joined` can run as one batch; judged apart. One
+        parts: scenarios that `parity.inputs.join_inputs` can run as one batch; judged apart. One
             alone to be differentiated: a parameter's gradient is that of the whole batch.
         reference: the float64 reference.
         modes: `free`, `isolated`; or `decode` alone, with `chunks`; or `grad` alone.
@@ -61,7 +61,7 @@ def run_lockstep(
         timer: counts what it costs.
         progress: called after every stage.
     """
-    inputs = joined(parts)
+    inputs = join_inputs(parts)
 
     def start(subject: Subject) -> Run:
         if "grad" in modes:

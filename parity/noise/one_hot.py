@@ -109,7 +109,7 @@ def probe_products(
     return rows
 
 
-def asked(modes: Collection[str], lanes: Collection[str]) -> bool:
+def probes_products(modes: Collection[str], lanes: Collection[str]) -> bool:
     """Return whether a run gives operators values, and in float32."""
     return "isolated" in modes and "f32" in lanes
 

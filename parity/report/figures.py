@@ -20,10 +20,11 @@ from parity.comparison.attention_image import (
     NOTHING,
     VISIBLE,
     AttentionImages,
+    cell_states,
     fold_cells,
 )
 from parity.comparison.snapshot import ErrorGrid, PassSnapshot
-from parity.report.sprites import marks, picture, tiled
+from parity.report.sprites import arrange_tiles, marks, picture
 from parity.report.wording import place
 from parity.result import TapResult
 from parity.taps import AXES, CACHE_TAPS, SETUP_TAPS, split_name, stage_of
@@ -323,7 +324,14 @@ def sheet(maps: AttentionImages) -> Picture:
         bad = (cells == LEAKED) | (cells == LOST)
         wrong.append([bad, np.zeros_like(bad), bad])
     height, width = maps.cells.shape[1:]
-    return Picture(picture(tiled(tiles)), marks(tiled(wrong)), 3, len(maps.heads), width, height)
+    return Picture(
+        picture(arrange_tiles(tiles)),
+        marks(arrange_tiles(wrong)),
+        3,
+        len(maps.heads),
+        width,
+        height,
+    )
 
 
 def masks(snapshot: PassSnapshot) -> MaskTiles:
@@ -331,10 +339,8 @@ def masks(snapshot: PassSnapshot) -> MaskTiles:
     intended = np.where(snapshot.mask, VISIBLE, HIDDEN).astype(np.uint8)
     columns = [("intended", intended)]
     if snapshot.given is not None:
-        given = intended.copy()
         live = snapshot.mask.any(2, keepdims=True)  # what a pad attends to is nobody's concern
-        given[snapshot.given & ~snapshot.mask & live] = LEAKED
-        given[~snapshot.given & snapshot.mask] = LOST
+        given = cell_states(snapshot.mask, snapshot.given & live, ~snapshot.given)
         columns.append(("observed: the mask it reports", given))
     if snapshot.obeyed is not None:
         obeyed = snapshot.obeyed
@@ -349,7 +355,7 @@ def masks(snapshot: PassSnapshot) -> MaskTiles:
         wrong.append([(c == LEAKED) | (c == LOST) for c in row])
     height, width = tiles[0][0].shape
     violations = [np.isin(cells, (LEAKED, LOST)).sum((1, 2)).tolist() for _, cells in columns]
-    tile = picture(tiled(tiles)), marks(tiled(wrong))
+    tile = picture(arrange_tiles(tiles)), marks(arrange_tiles(wrong))
     return MaskTiles(
         Picture(*tile, len(columns), len(tiles), width, height),
         columns=[name for name, _ in columns],

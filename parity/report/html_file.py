@@ -19,7 +19,7 @@ from parity.output_files import write_text
 from parity.report import figures
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION
-from parity.report.wording import DIFFERENCES, KINDS, OWN_RUNS, place, spread
+from parity.report.wording import DIFFERENCES, KINDS, logits_figures, place, spread
 from parity.result import Result
 
 # A report is to be mailed and attached.
@@ -70,7 +70,7 @@ def _rendered(model: PageModel, result: Result) -> str:
             where=_where(result),
             data=model.data(),
             start=model.start,
-            logits=_logits(result),
+            logits=logits_figures(result),
             overrides=_overrides(result),
             drawing=figures,
             scales=_scales(),
@@ -104,20 +104,6 @@ def _templates() -> Environment:
         "bar": _bar,
     }
     return environment
-
-
-def _logits(result: Result) -> list[dict[str, Any]]:
-    """Return the logits' figures by dtype: the worst of the subject's own runs, flips of all."""
-    rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
-    found = []
-    for lane in dict.fromkeys(row.lane for row in rows):
-        ours = [row for row in rows if row.lane == lane]
-        facts = [row.facts for row in ours]
-        worst = {n: max(f.get(n, 0.0) for f in facts) for n in ("kl_max", "shift", "range")}
-        flips = {n: sum(f.get(n, 0.0) for f in facts) for n in ("top1_flips", "unexplained_flips")}
-        passed = all(row.passed for row in ours)  # else more than rounding is in the flips
-        found.append({"lane": lane, "passed": passed, **worst, **flips})
-    return found
 
 
 def _bar(error: float) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxllama.command_line import streams
-from jaxllama.command_line.failure import named
+from jaxllama.command_line.failure import type_and_message
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, ReportError, join_problems
 from parity.output_files import check_outputs
@@ -61,11 +61,15 @@ def after_verdict() -> Iterator[None]:
     Raises:
         ReportError: whatever kept one from being written, a fault of our own included.
     """
-    streams.flushed(sys.stdout)
+    streams.flush(sys.stdout)
     try:
         yield
     except Exception as error:
-        said = str(error) if isinstance(error, InputError) else f"a report failed: {named(error)}"
+        said = (
+            str(error)
+            if isinstance(error, InputError)
+            else f"a report failed: {type_and_message(error)}"
+        )
         raise ReportError(f"the verdict printed above stands, but {said}") from error
 
 
@@ -95,5 +99,5 @@ def _write(result: Result, places: Mapping[str, Path | None]) -> None:
     if len(failed) == 1:
         raise failed[0]
     if failed:
-        said = [str(e) if isinstance(e, InputError) else named(e) for e in failed]
+        said = [str(e) if isinstance(e, InputError) else type_and_message(e) for e in failed]
         raise InputError(join_problems("reports", said)) from failed[0]

@@ -67,7 +67,7 @@ def marks(wrong: np.ndarray, *, strip: bool = False) -> str | None:
     return _data_uri(image, transparency=0)
 
 
-def tiled(tiles: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+def arrange_tiles(tiles: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Return rows of tiles of one size as one picture."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
 

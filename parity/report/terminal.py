@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.report.wording import (
-    OWN_RUNS,
     cause_lines,
     divergence_lines,
     headline,
     inconclusive_lines,
+    logits_figures,
     machine_lines,
     nearest,
 )
@@ -89,22 +89,15 @@ def _lane_table(result: Result, errors: bool) -> Table:
 
 
 def _logits_line(result: Result) -> str:
-    logits = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
     parts = []
-    for lane in dict.fromkeys(row.lane for row in logits):
-        rows = [row for row in logits if row.lane == lane]
-        facts = [row.facts for row in rows]
-        flips = sum(f.get("top1_flips", 0) for f in facts)
-        unexplained = sum(f.get("unexplained_flips", 0) for f in facts)
-        said = f"{flips:.0f} top-1 flips"
-        if unexplained:
-            said += f", {unexplained:.0f} beyond rounding"
-        elif flips and all(row.passed for row in rows):  # else more than rounding is in them
+    for found in logits_figures(result):
+        said = f"{found.top1_flips:.0f} top-1 flips"
+        if found.unexplained_flips:
+            said += f", {found.unexplained_flips:.0f} beyond rounding"
+        elif found.top1_flips and found.passed:  # else more than rounding is in them
             said += ", within what rounding explains at this dtype"
-        shift = max(f.get("shift", 0.0) for f in facts)
-        kl = max(f.get("kl_max", 0.0) for f in facts)
-        parts.append(f"{lane} KL {kl:.1e}, shift {shift:.1e}, {said}")
-    return "logits: " + "; ".join(parts)
+        parts.append(f"{found.lane} KL {found.kl_max:.1e}, shift {found.shift:.1e}, {said}")
+    return f"logits: {'; '.join(parts)}"
 
 
 def _witness_table(witnesses: list[WitnessResult]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from parity.comparison.extent import Extent
 from parity.locate import unseen_before
@@ -207,3 +208,35 @@ def nearest(row: TapResult) -> tuple[float, float, float, str]:
     token = (row.rho / row.limit, row.rho, row.limit, "")
     peak = (row.peak_rho / row.peak_limit, row.peak_rho, row.peak_limit, "^")
     return max(token, peak, key=lambda figures: figures[0])
+
+
+@dataclass(frozen=True)
+class LogitsFigures:
+    """The logits of the subject's own runs at a dtype: the worst of each figure, flips of all.
+
+    Attributes:
+        lane: the dtype.
+        passed: whether all are within their limits; else more than rounding is in the flips.
+        kl_max, shift, range, top1_flips, unexplained_flips: see `parity.comparison.logits`.
+    """
+
+    lane: str
+    passed: bool
+    kl_max: float
+    shift: float
+    range: float
+    top1_flips: float
+    unexplained_flips: float
+
+
+def logits_figures(result: Result) -> list[LogitsFigures]:
+    """Return what is said of the logits, dtype by dtype."""
+    rows = [row for row in result.rows if row.tap == "logits" and row.mode in OWN_RUNS]
+    found = []
+    for lane in dict.fromkeys(row.lane for row in rows):
+        ours = [row for row in rows if row.lane == lane]
+        facts = [row.facts for row in ours]
+        worst = [max(f.get(name, 0.0) for f in facts) for name in ("kl_max", "shift", "range")]
+        flips = [sum(f.get(n, 0.0) for f in facts) for n in ("top1_flips", "unexplained_flips")]
+        found.append(LogitsFigures(lane, all(row.passed for row in ours), *worst, *flips))
+    return found

@@ -13,13 +13,13 @@ import jax
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.checkpoint.staging import Staging
 from parity.inputs import Inputs, decode_chunks
-from parity.options import Dtypes, Overrides, assignments, chosen, overridden
+from parity.options import Dtypes, Overrides, apply_overrides, choose, override_texts
 from parity.runner import environment
 from parity.runner.prompt import encoder
 from parity.runner.room import CAPTURED_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import CachedSubject, Subject, decoding
+from parity.subjects.base import CachedSubject, Subject, require_decoding
 from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
 
 # What a run by itself has; isolated operators need the reference beside them.
@@ -74,8 +74,8 @@ def capture(
     """
     resolved = select.resolve_subject(subject)
     lanes = select.dtypes_of(resolved, dtypes)
-    modes = chosen("--mode", modes, MODES)
-    names = chosen("--scenario", scenarios, SCENARIOS)
+    modes = choose("--mode", modes, MODES)
+    names = choose("--scenario", scenarios, SCENARIOS)
     target = Path(directory)
     staging = Staging(target, {"parity": "capture"}, overwrite=None)
     try:
@@ -83,7 +83,7 @@ def capture(
             opened = (
                 open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
             )
-            config = overridden(opened.config, assignments(overrides))
+            config = apply_overrides(opened.config, override_texts(overrides))
             encode, _ = encoder(opened, prompt)
             shapes = [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
             check_room(shapes, opened.config.num_attention_heads, maps=CAPTURED_MAPS)
@@ -95,7 +95,7 @@ def capture(
             facts = {
                 "label": opened.label,
                 "config": asdict(opened.config),
-                "overrides": list(assignments(overrides)),
+                "overrides": list(override_texts(overrides)),
                 "sha256": weights_digest((n, opened.read(n)) for n in sorted(opened.tensors)),
             }
             written = [
@@ -127,7 +127,7 @@ def _tasks(
         written.append((reordered, "variant"))
     for mode in modes:
         if mode == "decode":
-            decoding(subject)
+            require_decoding(subject)
         for one in inputs:
             for implementation, role in written:
                 yield _Task(implementation, role, one, mode)

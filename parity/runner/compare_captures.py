@@ -84,11 +84,11 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     )
 
 
-Run = tuple[str, str, str]
+RunKey = tuple[str, str, str]
 
 
-def _by_run(directory: str | Path) -> dict[Run, list[Trace]]:
-    found: dict[Run, list[Trace]] = {}
+def _by_run(directory: str | Path) -> dict[RunKey, list[Trace]]:
+    found: dict[RunKey, list[Trace]] = {}
     for trace in read_capture(directory):
         found.setdefault(trace.info.run, []).append(trace)
     return {run: found[run] for run in sorted(found, key=lambda r: (list(LIMITS).index(r[0]), r))}
@@ -103,9 +103,9 @@ def _one(traces: Sequence[Trace], directory: str | Path) -> Trace:
 
 
 def _check_comparable(
-    ours: Mapping[Run, Trace],
-    theirs: Mapping[Run, list[Trace]],
-    runs: Sequence[Run],
+    ours: Mapping[RunKey, Trace],
+    theirs: Mapping[RunKey, list[Trace]],
+    runs: Sequence[RunKey],
     places: tuple[Path, Path],
 ) -> None:
     """Refuse captures that show nothing about each other; all reasons in one error."""
@@ -146,9 +146,9 @@ def _check_comparable(
         )
 
 
-def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> PassResult:
+def _compared(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace]]) -> PassResult:
     lane, _, mode = run
-    f64_run: Run = ("f64", *run[1:])
+    f64_run: RunKey = ("f64", *run[1:])
     truth = _one(theirs[f64_run], theirs[f64_run][0].path.parent)
     f64_reference = TraceSubject([truth])
     participants = [Participant(TraceSubject([subject]), frozenset({Role.SUBJECT}), (mode,))]
@@ -178,7 +178,7 @@ def _compared(subject: Trace, run: Run, theirs: Mapping[Run, list[Trace]]) -> Pa
 
 
 def _thin(
-    theirs: Mapping[Run, Sequence[Trace]], runs: Sequence[Run], reference: str | Path
+    theirs: Mapping[RunKey, Sequence[Trace]], runs: Sequence[RunKey], reference: str | Path
 ) -> list[str]:
     """Say at which dtypes a single run has to tell the noise."""
     single = dict.fromkeys(run[0] for run in runs if run[0] != "f64" and len(theirs[run]) < 2)

@@ -18,7 +18,7 @@ from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for
 from parity.lockstep.timing import Timer
 from parity.scenarios import DEFAULT_SCENARIOS
-from parity.subjects.base import Subject, differentiable
+from parity.subjects.base import Subject, require_gradients
 from parity.subjects.torch_reference.loss import successors
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 
 # Not bfloat16: training keeps gradients of what it accumulates in float32, and of how well single
 # roundings go the forward pass tells.
-LANES = ("f64", "f32")
+DTYPES = ("f64", "f32")
 # In place of the default scenarios, whose longest costs more to differentiate than all else is
 # worth. It has rows of several documents, and one that ends in pads.
 SCENARIOS = ("packed",)
@@ -44,11 +44,11 @@ def lanes_for(chosen: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: none of the chosen ones.
     """
-    lanes = tuple(lane for lane in LANES if lane in chosen)
+    lanes = tuple(lane for lane in DTYPES if lane in chosen)
     if not lanes:
         raise InputError(
             f"--mode grad with --dtype {','.join(chosen)}: gradients are judged in "
-            f"{' and '.join(LANES)}; add one of them"
+            f"{' and '.join(DTYPES)}; add one of them"
         )
     return lanes
 
@@ -104,7 +104,7 @@ def compare_gradients(
         InputError: the subject offers no gradients.
     """
     for subject in subjects.values():
-        differentiable(subject)
+        require_gradients(subject)
     layers = checkpoint.config.num_hidden_layers
     f64_reference = TorchReference(checkpoint, dtype="f64")
     participants = participants_for(checkpoint, f64_reference, subjects, references, MODE)

@@ -19,8 +19,8 @@ from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
-from parity.diagnose.search import find_cause, settled
-from parity.inputs import Inputs, batches, decode_chunks, inputs_facts, joined
+from parity.diagnose.search import find_cause, refine_difference
+from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
@@ -29,14 +29,14 @@ from parity.lockstep.memory import release_freed_memory
 from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.noise import one_hot
-from parity.options import Dtypes, Overrides, assignments, chosen, chosen_dtypes, overridden
+from parity.options import Dtypes, Overrides, apply_overrides, choose, choose_dtypes, override_texts
 from parity.result import Result
 from parity.runner import environment, gradients
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import decoding, differentiable
+from parity.subjects.base import require_decoding, require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.subjects.torch_reference.subject import TorchReference
@@ -122,7 +122,7 @@ def run(
     resolved = select.resolve_subject(subject)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
-        dtypes = streamed.LANES if dtypes is None else dtypes
+        dtypes = streamed.DTYPES if dtypes is None else dtypes
     lanes = select.dtypes_of(resolved, dtypes)
     plan = _plan(reference, lanes, modes, scenarios, overrides)
     if stream:
@@ -131,7 +131,7 @@ def run(
     timer = timing.Timer()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
-        config = overridden(opened.config, plan.overrides)
+        config = apply_overrides(opened.config, plan.overrides)
         _check_witnesses(plan, opened)
         encode, encoding_notes = encoder(opened, prompt)
 
@@ -145,7 +145,7 @@ def run(
         cause = None
         if first is not None:
             cause = find_cause(first, rows, shown, opened, make, decode_chunks)
-            first = settled(first, cause)
+            first = refine_difference(first, cause)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
@@ -192,11 +192,11 @@ def _plan(
     overrides: Overrides,
 ) -> Plan:
     plan = Plan(
-        reference=chosen("--reference", reference, REFERENCES),
-        dtypes=chosen_dtypes(dtypes),
-        modes=chosen("--mode", modes, MODES),
-        scenarios=chosen("--scenario", scenarios, SCENARIOS),
-        overrides=assignments(overrides),
+        reference=choose("--reference", reference, REFERENCES),
+        dtypes=choose_dtypes(dtypes),
+        modes=choose("--mode", modes, MODES),
+        scenarios=choose("--scenario", scenarios, SCENARIOS),
+        overrides=override_texts(overrides),
     )
     if "grad" in plan.modes:
         gradients.lanes_for(plan.dtypes)
@@ -252,7 +252,7 @@ def _lanes(
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
-    passes, groups = _passes(plan), batches(inputs)
+    passes, groups = _passes(plan), batch_alike(inputs)
     total = sum(
         (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
         for _, chunks in passes
@@ -276,9 +276,9 @@ def _lanes(
         subjects = {lane: make(lane) for lane in plan.dtypes}
         if "decode" in plan.modes:
             for subject in subjects.values():
-                decoding(subject)
+                require_decoding(subject)
         for lane in grad_lanes:  # told before hours of other modes
-            differentiable(subjects[lane])
+            require_gradients(subjects[lane])
         modes_forward = [mode for mode in plan.modes if mode != "grad"]
         participants = participants_for(
             checkpoint, f64_reference, subjects, plan.reference, modes_forward
@@ -304,8 +304,8 @@ def _lanes(
                 further = partial(further_variants, checkpoint)
                 records.append(run_until_sure(partial(run, progress=tick), participants, further))
         misshapen = any(row.misshapen for record in records for row in record.rows)
-        if one_hot.asked(plan.modes, plan.dtypes) and not misshapen:
-            smallest = joined(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
+        if one_hot.probes_products(plan.modes, plan.dtypes) and not misshapen:
+            smallest = join_inputs(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
             rows = one_hot.probe_products(
                 subjects["f32"], smallest, summed_taps(f64_reference), checkpoint.config
             )

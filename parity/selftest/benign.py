@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from jaxllama import model as llama
 from jaxllama.cache import KVCache
-from jaxllama.dtypes import widened
+from jaxllama.dtypes import at_least_float32
 from parity.selftest.fault import Fault, Weights, everywhere
-from parity.selftest.faulty_attention import attending_in, softmax
+from parity.selftest.faulty_attention import attention_patches_in, softmax
 from parity.subjects.jaxllama.run import JaxRun
 
 
@@ -54,7 +54,7 @@ def _pads() -> list[Fault]:
     return [
         _control(kind, scenario=scenario, patches=patches, lane=lane)
         for kind, patches in (
-            ("mean of values on pads' rows", attending_in(None, weigh=uniform)),
+            ("mean of values on pads' rows", attention_patches_in(None, weigh=uniform)),
             ("another id on pads", everywhere((llama.Embedding, "__call__", other_token))),
         )
         for scenario in padded
@@ -70,7 +70,7 @@ def _sums() -> list[Fault]:
     def two_parts(self: Any, x: jax.Array) -> jax.Array:
         """Add the products of two shards, as tensor parallelism does."""
         weight, half = self.weight[...].astype(x.dtype), x.shape[-1] // 2
-        wide = widened(x.dtype)
+        wide = at_least_float32(x.dtype)
         parts = (slice(None, half), slice(half, None))
         products = [
             jnp.einsum("...i,oi->...o", x[..., p], weight[:, p], preferred_element_type=wide)
@@ -86,7 +86,7 @@ def _sums() -> list[Fault]:
         )
         for lane in ("f64", "f32", "bf16")
     ] + [
-        _control("attention with repeated kv heads", lane=lane, patches=attending_in(None))
+        _control("attention with repeated kv heads", lane=lane, patches=attention_patches_in(None))
         for lane in ("f64", "f32", "bf16")
     ]
 

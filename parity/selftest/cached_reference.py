@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, CachedSubject, Run, differentiable
+from parity.subjects.base import Arrays, CachedSubject, Run, require_gradients
 
 Key = tuple[str, tuple[int, ...], bool, bool]
 
@@ -72,7 +72,7 @@ class CachedRun:
         if stages:
             raise RuntimeError("a pass that was broken off cannot be taken up in its middle")
         if self._backward:
-            return differentiable(subject).start_grad(self._inputs)
+            return require_gradients(subject).start_grad(self._inputs)
         if self._chunks is None:
             return subject.start(self._inputs)
         return subject.start_decode(self._inputs, self._chunks)

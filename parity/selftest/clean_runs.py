@@ -11,7 +11,7 @@ from parity.scenarios import SCENARIOS
 from parity.selftest.benign import controls
 from parity.selftest.fault import Fault
 from parity.selftest.harness import Harnesses, Outcome
-from parity.selftest.machines.catalogue import MACHINES, UNFAIR, everywhere, selected
+from parity.selftest.machines.catalogue import MACHINES, UNFAIR, everywhere, selftest_machines
 from parity.subjects.torch_reference.model import Variant
 
 # These have one shape, and so share their compiled operations.
@@ -84,7 +84,7 @@ def clean_runs(*, quick: bool = False) -> Iterator[CleanTask]:
             yield CleanTask("compiled", "base", scenario, lane, "free")
             if lane != "f64":
                 yield CleanTask("fused attention", "base", scenario, lane, "free")
-    imitated = list(selected())
+    imitated = list(selftest_machines())
     for machine, where, lane in imitated[:: len(imitated) // 3] if quick else imitated:
         yield CleanTask(machine.name, where.model, where.scenario, lane, "free")
     for kind in UNFAIR:

@@ -216,7 +216,7 @@ def backwards(kind: str, variant: str, expected: str, cause: str, **more: Any) -
     return Fault("D", kind, variant, expected, cause, **settings)
 
 
-def numbered(groups: Sequence[list[Fault]], *, start: int) -> list[Fault]:
+def number_families(groups: Sequence[list[Fault]], *, start: int) -> list[Fault]:
     """Return groups of faults, each a family with a number; the first of each in float32 too."""
     return [
         replace(fault, family=f"{fault.family}{number}")
@@ -225,7 +225,7 @@ def numbered(groups: Sequence[list[Fault]], *, start: int) -> list[Fault]:
     ]
 
 
-def configured(**fields: Any) -> Callable[[LlamaConfig], LlamaConfig]:
+def with_fields(**fields: Any) -> Callable[[LlamaConfig], LlamaConfig]:
     """Return a change of some fields of the configuration."""
     return lambda config: config.replace(**fields)
 

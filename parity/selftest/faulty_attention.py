@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import model as llama
-from jaxllama.dtypes import widened
+from jaxllama.dtypes import at_least_float32
 from jaxllama.masks import BoundMask
 from parity.selftest.fault import Patch, Patches, in_layer
 
@@ -61,7 +61,7 @@ def attention(
     ) -> jax.Array:
         N, G = q.shape[2], q.shape[2] // k.shape[2]
         heads = np.arange(N)
-        wide = widened(q.dtype)
+        wide = at_least_float32(q.dtype)
         visible = (mask.to_bool() if isinstance(mask, BoundMask) else mask)[:, None]
         keys, values = k[:, :, key_heads(heads, G)], v[:, :, value_heads(heads, G)]
         s = jnp.einsum(
@@ -75,11 +75,11 @@ def attention(
     return attend
 
 
-def attending(**changes: Any) -> list[Patch]:
+def attention_patches(**changes: Any) -> list[Patch]:
     """Return the patch that puts a changed `attention` into the model."""
     return [(llama, "attend", attention(**changes))]
 
 
-def attending_in(layer: int | None, **changes: Any) -> Patches:
+def attention_patches_in(layer: int | None, **changes: Any) -> Patches:
     """Return patches that change attention in one layer, or in all of them if None."""
-    return in_layer(layer, lambda moment: attending(**changes))
+    return in_layer(layer, lambda moment: attention_patches(**changes))

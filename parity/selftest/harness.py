@@ -163,7 +163,9 @@ class Harness:
                 {self.lane: [*subject_participants(subject), *self._beside(subject.absent)]},
                 partial(further_variants, self.checkpoint),
             )
-            if one_hot.asked(modes, [self.lane]) and not any(r.misshapen for r in record.rows):
+            if one_hot.probes_products(modes, [self.lane]) and not any(
+                r.misshapen for r in record.rows
+            ):
                 c = self.checkpoint.config
                 record.rows += one_hot.probe_products(subject, inputs, self._summed, c)
         first = first_divergence(record.rows)

@@ -29,7 +29,7 @@ BATCH = 24
 
 
 @dataclass(frozen=True)
-class Plan:
+class SelftestPlan:
     """What to run; plain data, so that every process can work it out for itself.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
 
 
 def selftest(
-    plan: Plan, *, jobs: int = 1, progress: Progress = lambda what, done, total: None
+    plan: SelftestPlan, *, jobs: int = 1, progress: Progress = lambda what, done, total: None
 ) -> SelftestResult:
     """Inject every fault and run every clean twin.
 
@@ -87,12 +87,12 @@ def selftest(
     return matrix
 
 
-def _alone(plan: Plan, tasks: Sequence[Task]) -> Rows:
+def _alone(plan: SelftestPlan, tasks: Sequence[Task]) -> Rows:
     for index, task in enumerate(tasks):
         yield index, perform(task)
 
 
-def _together(jobs: int, plan: Plan, tasks: Sequence[Task]) -> Rows:
+def _together(jobs: int, plan: SelftestPlan, tasks: Sequence[Task]) -> Rows:
     """Share the tasks out in batches; a batch whose process dies is one of failures."""
     batches = [range(i, min(i + BATCH, len(tasks))) for i in range(0, len(tasks), BATCH)]
     # A fork of a process in which JAX runs threads may hang.
@@ -128,7 +128,7 @@ def _begin(cached: bool) -> None:
         compilation_cache.turn_on()
 
 
-def _work(plan: Plan, batch: range) -> list[Row]:
+def _work(plan: SelftestPlan, batch: range) -> list[Row]:
     tasks = plan.tasks()
     return [perform(tasks[index]) for index in batch]
 

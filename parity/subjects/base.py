@@ -162,11 +162,11 @@ class GeneratedRun:
         try:
             values = next(self._stages)
         except StopIteration:
-            raise exhausted() from None
+            raise no_stage_left() from None
         return {name: values[name] for name in in_flow_order(values)}
 
 
-def exhausted() -> RuntimeError:
+def no_stage_left() -> RuntimeError:
     """Return what a run raises that is asked for more stages than it has."""
     return RuntimeError("this run is over: every stage has been handed over")
 
@@ -187,7 +187,7 @@ def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def decoding(subject: Subject) -> CachedSubject:
+def require_decoding(subject: Subject) -> CachedSubject:
     """Return the subject as one that runs through a cache, or refuse it."""
     if not hasattr(subject, "start_decode"):
         raise InputError(
@@ -198,7 +198,7 @@ def decoding(subject: Subject) -> CachedSubject:
     return cast(CachedSubject, subject)
 
 
-def differentiable(subject: Subject) -> DifferentiableSubject:
+def require_gradients(subject: Subject) -> DifferentiableSubject:
     """Return the subject as one that shows gradients, or refuse it."""
     if not hasattr(subject, "start_grad"):
         raise InputError(

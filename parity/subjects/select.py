@@ -16,9 +16,9 @@ from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
-from parity.options import LANES, Dtypes, chosen_dtypes
+from parity.options import LANES, Dtypes, choose_dtypes
 from parity.subjects.base import Subject
-from parity.subjects.jaxllama.subject import JaxLlama, reconfigured, weights_dtype
+from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
 
 # From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
 # traces, `package.module:name`.
@@ -82,14 +82,14 @@ def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
     """
     if isinstance(resolved, Mapping):
         held = tuple(lane for lane in LANES if lane in resolved)
-        lanes = held if dtypes is None or dtypes == "all" else chosen_dtypes(dtypes)
+        lanes = held if dtypes is None or dtypes == "all" else choose_dtypes(dtypes)
         missing = [lane for lane in lanes if lane not in resolved]
         if missing:
             raise InputError(
                 f"--dtype {','.join(missing)}: no subject of that dtype, only {', '.join(held)}"
             )
         return lanes
-    return chosen_dtypes(dtypes)
+    return choose_dtypes(dtypes)
 
 
 def subject_factory(
@@ -107,7 +107,7 @@ def subject_factory(
     """
     if isinstance(resolved, Mapping) and config != checkpoint.config:
         raise InputError("--override: a subject that is given ready-made has a config of its own")
-    ours = reconfigured(checkpoint, config)
+    ours = with_config(checkpoint, config)
     if isinstance(resolved, Mapping | FromCheckpoint):
         made = resolved
 

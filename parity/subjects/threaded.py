@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.subjects.base import Arrays, exhausted, in_stage_order
+from parity.subjects.base import Arrays, in_stage_order, no_stage_left
 
 Force = Mapping[str, np.ndarray] | None
 
@@ -88,7 +88,7 @@ class ThreadedRun:
     def step(self, force: Force = None) -> Arrays:
         """Let the pass compute its next stage and return that stage's taps."""
         if self._left == 0:
-            raise exhausted()
+            raise no_stage_left()
         if not self._thread.is_alive():
             self._thread.start()
         self._stages.requests.put(force)

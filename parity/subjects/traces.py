@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxllama.errors import InputError
-from parity.inputs import Inputs, joined
-from parity.subjects.base import Arrays, exhausted
+from parity.inputs import Inputs, join_inputs
+from parity.subjects.base import Arrays, no_stage_left
 from parity.taps import AXES, split_name
 from parity.trace import Trace, read_capture
 
@@ -68,7 +68,7 @@ class TraceSubject:
                 f"{', '.join(missing)}; only of {held}"
             )
         traces = [self._traces[name, mode] for name in names]
-        if joined([trace.inputs for trace in traces]).digest() != inputs.digest():
+        if join_inputs([trace.inputs for trace in traces]).digest() != inputs.digest():
             raise InputError(
                 f"{', '.join(str(trace.path) for trace in traces)}: made from other inputs than "
                 "asked for; give the same prompt and length"
@@ -85,7 +85,7 @@ class TraceRun:
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         parts = next(self._stages, None)
         if parts is None:
-            raise exhausted()
+            raise no_stage_left()
         return {
             name: np.concatenate([part[name] for part in parts])
             if len(parts) > 1 and AXES.get(split_name(name)[0], "").startswith("B")

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxllama.cache import KVCache
 from jaxllama.checkpoint import convert, open_checkpoint, tiny
 from jaxllama.checkpoint.load import load_part
-from jaxllama.dtypes import FLOATS, SHORT, checked_float, parse, short_name, widened
+from jaxllama.dtypes import FLOATS, SHORT, at_least_float32, checked_float, parse, short_name
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal
 from jaxllama.model import Llama
@@ -79,4 +79,4 @@ def test_float64_is_refused_where_jax_would_cut_it() -> None:
 def test_widened_is_at_least_float32() -> None:
     wider = {"float16": "float32", "bfloat16": "float32", "float32": "float32"}
     for dtype, wide in {**wider, "float64": "float64"}.items():
-        assert widened(dtype) == np.dtype(wide)
+        assert at_least_float32(dtype) == np.dtype(wide)

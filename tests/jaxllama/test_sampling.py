@@ -14,7 +14,7 @@ from transformers.generation import logits_process as hf
 
 from jaxllama import sampling
 from jaxllama.errors import InputError
-from jaxllama.sampling import Sampling, choose, filtered
+from jaxllama.sampling import Sampling, choose, filter_logits
 
 V = 23
 SETTINGS = [
@@ -61,7 +61,7 @@ def probabilities(logits: np.ndarray, seen: np.ndarray, how: Sampling) -> np.nda
     if how.penalises:
         scores = sampling.penalise(scores, jnp.asarray(seen), values["repetition_penalty"])
     scores = scores / values["temperature"] if "temperature" in values else scores
-    return np.asarray(jax.nn.softmax(filtered(scores, values), axis=-1))
+    return np.asarray(jax.nn.softmax(filter_logits(scores, values), axis=-1))
 
 
 def assert_as_brute_force(logits: np.ndarray, seen: np.ndarray, how: Sampling) -> None:

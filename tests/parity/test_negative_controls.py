@@ -16,9 +16,9 @@ import pytest
 from jaxllama import model as llama
 from parity.selftest.fault import Fault, in_layer
 from parity.selftest.faults import catalogue
-from parity.selftest.faulty_attention import attending, softmax
+from parity.selftest.faulty_attention import attention_patches, softmax
 from parity.selftest.harness import Harness, harnesses
-from parity.selftest.run import Plan
+from parity.selftest.run import SelftestPlan
 
 CATALOGUE = {fault.id: fault for fault in catalogue()}
 CONTROLS = {
@@ -56,7 +56,7 @@ def test_a_fault_is_detected_at_its_first_wrong_tap(family: str) -> None:
 # One of each published family of mask and cache faults, to the call in which it shows first.
 MASKS_AND_CACHES = {
     fault.family: fault
-    for fault in Plan(quick=True).faults()
+    for fault in SelftestPlan(quick=True).faults()
     if fault.family in {*(f"M{i}" for i in range(1, 12)), *(f"C{i}" for i in range(1, 7))}
 }
 
@@ -102,7 +102,10 @@ def _token_wise(self: Any, x: jax.Array) -> jax.Array:
 
 # In no catalogue: detection and location must not depend on one.
 UNHEARD_OF: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
-    "softmax off by one part in 1e9": ("layers.1.attn_probs", lambda _: attending(weigh=_base_2)),
+    "softmax off by one part in 1e9": (
+        "layers.1.attn_probs",
+        lambda _: attention_patches(weigh=_base_2),
+    ),
     "features dropped before down_proj": (
         "layers.1.down_proj",
         lambda _: [(llama.Linear, "__call__", _forgetful)],

@@ -13,13 +13,15 @@ from witnesses import small
 import parity
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import ConfigError, InputError
-from parity.options import assignments, chosen_dtypes, overridden
+from parity.options import apply_overrides, choose_dtypes, override_texts
 from parity.subjects import from_callable
 from parity.subjects.select import resolve_subject
 
 
 def test_values_are_read_as_the_field_holds_them() -> None:
-    changed = overridden(TINY, ["rope_theta=1e6", "rms_norm_eps=1", "tie_word_embeddings=true"])
+    changed = apply_overrides(
+        TINY, ["rope_theta=1e6", "rms_norm_eps=1", "tie_word_embeddings=true"]
+    )
     assert changed.rope_theta == 1e6
     assert changed.rms_norm_eps == 1.0 and type(changed.rms_norm_eps) is float
     assert changed.tie_word_embeddings is True
@@ -27,28 +29,34 @@ def test_values_are_read_as_the_field_holds_them() -> None:
 
 
 def test_fields_of_the_rope_scaling() -> None:
-    changed = overridden(TINY, ["rope_scaling.factor=32", "rope_scaling.low_freq_factor=2"])
+    changed = apply_overrides(TINY, ["rope_scaling.factor=32", "rope_scaling.low_freq_factor=2"])
     assert changed.rope_scaling is not None
     assert (changed.rope_scaling.factor, changed.rope_scaling.low_freq_factor) == (32.0, 2.0)
-    assert overridden(TINY, ["rope_scaling=None"]).rope_scaling is None
+    assert apply_overrides(TINY, ["rope_scaling=None"]).rope_scaling is None
 
 
 def test_a_mapping_says_the_same() -> None:
     values = {"rope_theta": 1e6, "rope_scaling": {"factor": 32}, "tie_word_embeddings": True}
-    texts = assignments(values)
+    texts = override_texts(values)
     assert texts == ("rope_theta=1000000.0", "rope_scaling.factor=32", "tie_word_embeddings=True")
     asked = ["rope_theta=1e6", "rope_scaling.factor=32", "tie_word_embeddings=true"]
-    assert overridden(TINY, texts) == overridden(TINY, asked) != TINY
-    none = assignments({"rope_scaling": None, "eos_token_ids": (1, 2), "bos_token_id": np.int64(7)})
-    changed = overridden(TINY, none)
+    assert apply_overrides(TINY, texts) == apply_overrides(TINY, asked) != TINY
+    none = override_texts(
+        {"rope_scaling": None, "eos_token_ids": (1, 2), "bos_token_id": np.int64(7)}
+    )
+    changed = apply_overrides(TINY, none)
     assert changed.rope_scaling is None
     assert (changed.eos_token_ids, changed.bos_token_id) == ((1, 2), 7)
-    assert assignments("rope_theta=1e6") == assignments(["rope_theta=1e6"]) == ("rope_theta=1e6",)
+    assert (
+        override_texts("rope_theta=1e6")
+        == override_texts(["rope_theta=1e6"])
+        == ("rope_theta=1e6",)
+    )
 
 
 def test_the_last_of_several_wins_and_none_changes_nothing() -> None:
-    assert overridden(TINY, ["rope_theta=1e4", " rope_theta = 2e4"]).rope_theta == 2e4
-    assert overridden(TINY, []) == TINY
+    assert apply_overrides(TINY, ["rope_theta=1e4", " rope_theta = 2e4"]).rope_theta == 2e4
+    assert apply_overrides(TINY, []) == TINY
 
 
 @pytest.mark.parametrize(
@@ -68,14 +76,14 @@ def test_the_last_of_several_wins_and_none_changes_nothing() -> None:
 )
 def test_refused_with_the_assignment_quoted(assignment: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        overridden(TINY, [assignment])
+        apply_overrides(TINY, [assignment])
     assert said in str(caught.value) and assignment in str(caught.value)
 
 
 @pytest.mark.parametrize("assignment", ["rope_theta=-1", "num_key_value_heads=4", "rope_theta=0"])
 def test_a_configuration_that_contradicts_itself(assignment: str) -> None:
     with pytest.raises(ConfigError):
-        overridden(TINY, [assignment])
+        apply_overrides(TINY, [assignment])
 
 
 def test_a_run_takes_a_mapping() -> None:
@@ -94,18 +102,18 @@ def test_a_run_takes_a_mapping() -> None:
     ],
 )
 def test_dtypes_by_any_of_their_names(given: Any) -> None:
-    assert chosen_dtypes(given) == ("f32", "bf16")
+    assert choose_dtypes(given) == ("f32", "bf16")
 
 
 def test_one_dtype_all_and_none() -> None:
-    assert chosen_dtypes(jnp.float64) == chosen_dtypes(np.dtype(np.float64)) == ("f64",)
-    assert chosen_dtypes("all") == chosen_dtypes(None) == ("f64", "f32", "bf16")
+    assert choose_dtypes(jnp.float64) == choose_dtypes(np.dtype(np.float64)) == ("f64",)
+    assert choose_dtypes("all") == choose_dtypes(None) == ("f64", "f32", "bf16")
 
 
 @pytest.mark.parametrize("given", ["f16", "int8", "", [], "f32,nonsense", jnp.int32])
 def test_other_dtypes_are_refused(given: Any) -> None:
     with pytest.raises(InputError, match=r"^--dtype .*expected one"):
-        chosen_dtypes(given)
+        choose_dtypes(given)
 
 
 def test_subjects_and_limits_are_by_any_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
-from parity.inputs import Inputs, batches, joined, visible
+from parity.inputs import Inputs, batch_alike, join_inputs, visible_keys
 from parity.scenarios import DEFAULT_SCENARIOS, LONG_POSITION_STARTS, SCENARIOS, scenario
 from parity.texts import prose
 
@@ -165,10 +165,18 @@ def test_the_digest_moves_with_everything_a_model_is_given() -> None:
 
 def test_a_wrong_mask_would_be_noticed() -> None:
     valid = np.array([[True, True, False], [False, True, True]])
-    assert visible(valid)[0].tolist() == [[True, False, False], [True, True, False], [False] * 3]
-    assert visible(valid)[1].tolist() == [[False] * 3, [False, True, False], [False, True, True]]
-    assert visible(valid, window=1)[1].tolist() == np.diag([False, True, True]).tolist()
-    assert visible(valid, segments=np.array([[0, 1, 1]] * 2))[0].sum() == 2
+    assert visible_keys(valid)[0].tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False] * 3,
+    ]
+    assert visible_keys(valid)[1].tolist() == [
+        [False] * 3,
+        [False, True, False],
+        [False, True, True],
+    ]
+    assert visible_keys(valid, window=1)[1].tolist() == np.diag([False, True, True]).tolist()
+    assert visible_keys(valid, segments=np.array([[0, 1, 1]] * 2))[0].sum() == 2
 
 
 def test_the_text_is_long_and_varied() -> None:
@@ -180,11 +188,11 @@ def test_the_text_is_long_and_varied() -> None:
 
 
 def test_scenarios_of_one_length_and_rule_share_a_batch() -> None:
-    groups = batches([build(name) for name in SCENARIOS])
+    groups = batch_alike([build(name) for name in SCENARIOS])
     names = [[one.name for one in group] for group in groups]
     ragged = ["long_positions", "right_padded", "left_padded", "mixed_lengths"]
     assert names == [["causal"], ragged, ["packed"], ["windowed"]]
-    batch = joined(groups[1])
+    batch = join_inputs(groups[1])
     start = 0
     for part in groups[1]:
         rows = slice(start, start + len(part.tokens))
@@ -192,6 +200,6 @@ def test_scenarios_of_one_length_and_rule_share_a_batch() -> None:
             assert np.array_equal(getattr(batch, field)[rows], getattr(part, field))
         start = rows.stop
     assert start == len(batch.tokens) and batch.segments is None and batch.window is None
-    assert joined(groups[2]) is groups[2][0]
+    assert join_inputs(groups[2]) is groups[2][0]
     with pytest.raises(AssertionError, match="windowed"):
-        joined([groups[1][0], groups[3][0]])
+        join_inputs([groups[1][0], groups[3][0]])

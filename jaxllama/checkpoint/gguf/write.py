@@ -19,7 +19,7 @@ from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN
 from jaxllama.checkpoint.gguf.read import ROPE_FREQS, WIDENED
 from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
-from jaxllama.checkpoint.layout import Layout, Piece, byte_size, unchanged
+from jaxllama.checkpoint.layout import Layout, Piece, byte_size, store_as_is
 from jaxllama.checkpoint.names import entry_of, heads_of, interleave, to_dialect
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
@@ -67,7 +67,7 @@ def lay_out_gguf(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Layo
     layout.add_file(FILE, frame, length)
     for name in dtypes:
         entry, at = entry_of(name), to_dialect(name, "gguf")
-        transform = unchanged
+        transform = store_as_is
         if entry.rotary is not None:
             transform = partial(interleave, heads=heads_of(entry, checkpoint.config))
         elif stored[at][0] != dtypes[name]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.hf.read import COMPANIONS, CONFIG, INDEX, SINGLE
 from jaxllama.checkpoint.hf.safetensors_file import build_header
-from jaxllama.checkpoint.layout import Layout, Piece, byte_size, split_evenly, unchanged
+from jaxllama.checkpoint.layout import Layout, Piece, byte_size, split_evenly, store_as_is
 from jaxllama.config_formats.hf import HARMLESS
 
 # transformers' own default for one file.
@@ -39,7 +39,7 @@ def lay_out_hf(
         layout.add_file(file, [(0, head)], length)
         at = len(head)
         for name in run:
-            layout.pieces[name] = [Piece(file, at, unchanged)]
+            layout.pieces[name] = [Piece(file, at, store_as_is)]
             weight_map[name] = file
             at += nbytes[name]
     if len(runs) > 1:

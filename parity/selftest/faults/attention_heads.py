@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllama import model as llama
 from parity.selftest.fault import Fault, Weights, in_layer
-from parity.selftest.faulty_attention import attending_in
+from parity.selftest.faulty_attention import attention_patches_in
 
 
 def faults() -> list[Fault]:
@@ -48,7 +48,7 @@ def _head_maps() -> list[Fault]:
             variant,
             f"layers.{layer or 0}.{tap}",
             "kv-head-map",
-            patches=attending_in(layer, **changes),
+            patches=attention_patches_in(layer, **changes),
         )
 
     found = [
@@ -131,7 +131,7 @@ def _merging() -> list[Fault]:
             f"layer {layer}",
             f"layers.{layer}.{tap}",
             cause,
-            patches=attending_in(layer, **changes),
+            patches=attention_patches_in(layer, **changes),
         )
         for kind, layer, tap, changes, cause in (
             ("heads merged feature by feature", 0, "o_proj", {"after": transposed}, "head-merge"),
@@ -157,7 +157,7 @@ def _scale() -> list[Fault]:
             variant,
             f"layers.{layer or 0}.attn_scores",
             "score-scale",
-            patches=attending_in(layer, scale=scale),
+            patches=attention_patches_in(layer, scale=scale),
             model=model,
         )
         for kind, variant, layer, scale, model in (

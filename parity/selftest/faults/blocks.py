@@ -12,7 +12,7 @@ from jaxllama import model as llama
 from jaxllama.taps import Tap
 from parity.selftest.fault import Fault, Patches, everywhere, in_layer, replaced_in
 from parity.selftest.faults.norm import in_head
-from parity.selftest.faulty_attention import Weigh, attending_in, softmax
+from parity.selftest.faulty_attention import Weigh, attention_patches_in, softmax
 
 
 def faults() -> list[Fault]:
@@ -210,7 +210,7 @@ def _softmax() -> list[Fault]:
             f"layers.{layer}.{tap}",
             cause,
             lane=lane,
-            patches=attending_in(layer, **changes),
+            patches=attention_patches_in(layer, **changes),
         )
 
     return [

@@ -20,7 +20,7 @@ from parity.inputs import DECODE_STEPS
 from parity.selftest.fault import Fault, Moment, Patch, Patches, in_layer
 from parity.selftest.faults.masks import masked
 from parity.selftest.faults.rope import moved_positions
-from parity.selftest.faulty_attention import attending, softmax
+from parity.selftest.faulty_attention import attention_patches, softmax
 from parity.subjects.jaxllama.run import JaxRun
 
 write = KVCache.write
@@ -284,7 +284,7 @@ def _merging() -> list[Fault]:
                 ]
                 return (parts[0] * total[0] + parts[1] * total[1]) / (total[0] + total[1])
 
-            return attending(weigh=weigh)
+            return attention_patches(weigh=weigh)
 
         return patches
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama import model as llama
-from jaxllama.dtypes import widened
-from parity.selftest.fault import Fault, Patch, Patches, backwards, in_layer, numbered
-from parity.selftest.faulty_attention import attending_in, softmax
+from jaxllama.dtypes import at_least_float32
+from parity.selftest.fault import Fault, Patch, Patches, backwards, in_layer, number_families
+from parity.selftest.faulty_attention import attention_patches_in, softmax
 
 LAYERS = 3
 LAST = LAYERS - 1
@@ -24,7 +24,7 @@ stopped = jax.lax.stop_gradient
 def faults() -> list[Fault]:
     """Return the injections of this family."""
     groups = _stopped(), _scaled(), _norms(), _activations(), _tied(), _residuals()
-    return numbered(groups, start=2)
+    return number_families(groups, start=2)
 
 
 def _linears(wrong: Callable, *which: int, layer: int | None = None) -> Patches:
@@ -78,7 +78,7 @@ def _stopped() -> list[Fault]:
             ("o_proj of layer 1", weight(1, "self_attn.o_proj"), _linears(detached, 3, layer=1)),
             ("weight of up_proj", weight(LAST, "mlp.up_proj"), _linears(frozen, 5)),
             ("weight of q, layer 0", weight(0, "self_attn.q_proj"), _linears(frozen, 0, layer=0)),
-            ("weights", f"grad.layers.{LAST}.attn_scores", attending_in(None, weigh=weigh)),
+            ("weights", f"grad.layers.{LAST}.attn_scores", attention_patches_in(None, weigh=weigh)),
             (
                 "embedding",
                 "grad.model.embed_tokens.weight",
@@ -139,7 +139,7 @@ def _scaled() -> list[Fault]:
 
 def _norms() -> list[Fault]:
     def constant(self: Any, x: jax.Array) -> jax.Array:
-        wide = x.astype(widened(x.dtype))
+        wide = x.astype(at_least_float32(x.dtype))
         scale = stopped(jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps))
         return (wide * scale).astype(x.dtype) * self.weight[...].astype(x.dtype)[None, None, :]
 
@@ -171,7 +171,7 @@ def _activations() -> list[Fault]:
 
         def mlp(self: Any, x: jax.Array, tap: Any) -> jax.Array:
             gate, up = tap("gate_proj", self.gate_proj(x)), tap("up_proj", self.up_proj(x))
-            hidden = silu(gate.astype(widened(x.dtype))).astype(x.dtype) * up
+            hidden = silu(gate.astype(at_least_float32(x.dtype))).astype(x.dtype) * up
             return tap("down_proj", self.down_proj(tap("mlp_act", hidden)))
 
         return mlp
@@ -204,7 +204,7 @@ def _tied() -> list[Fault]:
     def head(self: Any, x: jax.Array, *, tap: Any) -> jax.Array:
         x = tap("norm", self.norm(x))
         weight = stopped(self.embed_tokens.weight[...].astype(self.dtype))
-        wide = widened(self.dtype)
+        wide = at_least_float32(self.dtype)
         return tap("logits", jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide))
 
     return [

@@ -14,14 +14,22 @@ import numpy as np
 
 from jaxllama import model as llama
 from jaxllama.rope import apply_rope
-from parity.selftest.fault import Fault, Moment, Patch, Patches, backwards, in_layer, numbered
+from parity.selftest.fault import (
+    Fault,
+    Moment,
+    Patch,
+    Patches,
+    backwards,
+    in_layer,
+    number_families,
+)
 from parity.selftest.faults.gradients import LAST
-from parity.selftest.faulty_attention import attending, attending_in, softmax
+from parity.selftest.faulty_attention import attention_patches, attention_patches_in, softmax
 
 
 def faults() -> list[Fault]:
     """Return the injections of this family."""
-    return numbered((_attention(), _rotations()), start=8)
+    return number_families((_attention(), _rotations()), start=8)
 
 
 def _attention() -> list[Fault]:
@@ -40,7 +48,7 @@ def _attention() -> list[Fault]:
             probs = jax.nn.softmax(scores + fill, axis=-1)
             return jnp.where(jnp.isnan(probs), jnp.zeros_like(probs), probs)
 
-        return attending(weigh=weigh)
+        return attention_patches(weigh=weigh)
 
     def shared(reduce: Callable[[jax.Array], jax.Array], keys: bool, values: bool) -> Patches:
         return in_layer(None, lambda _: [(llama, "attend", _attend(reduce, keys, values))])
@@ -55,14 +63,14 @@ def _attention() -> list[Fault]:
             "no row sum",
             scores,
             "gradient-softmax",
-            patches=attending_in(None, weigh=weigh),
+            patches=attention_patches_in(None, weigh=weigh),
         ),
         backwards(
             "softmax's gradient incomplete",
             "no row sum in layer 1",
             "grad.layers.1.attn_scores",
             "gradient-softmax",
-            patches=attending_in(1, weigh=weigh),
+            patches=attention_patches_in(1, weigh=weigh),
         ),
         backwards(
             "infinite fill",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.masks import Tokens
-from parity.selftest.fault import Fault, backwards, numbered
+from parity.selftest.fault import Fault, backwards, number_families
 from parity.subjects.jaxllama.grad import loss_of
 
 
@@ -36,7 +36,7 @@ def faults() -> list[Fault]:
             ("mean of means", "rows", of_rows, mean, "right_padded"),
         )
     ]
-    return numbered([found], start=1)
+    return number_families([found], start=1)
 
 
 def of_each(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.selftest.fault import Fault
 from parity.selftest.faults.masks import masked
-from parity.selftest.faulty_attention import Weigh, attending_in, softmax
+from parity.selftest.faulty_attention import Weigh, attention_patches_in, softmax
 
 
 def faults() -> list[Fault]:
@@ -29,7 +29,7 @@ def _kernel(family: str, kind: str, variant: str, weigh: Weigh, cause: str, **mo
         family=family,
         kind=kind,
         variant=variant,
-        patches=attending_in(layer, weigh=weigh),
+        patches=attention_patches_in(layer, weigh=weigh),
         cause=cause,
         **more,
     )

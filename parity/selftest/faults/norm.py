@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import model as llama
-from jaxllama.dtypes import widened
-from parity.selftest.fault import Fault, Moment, Patches, Weights, configured, in_layer, nth_calls
-from parity.selftest.faulty_attention import attending_in
+from jaxllama.dtypes import at_least_float32
+from parity.selftest.fault import Fault, Moment, Patches, Weights, in_layer, nth_calls, with_fields
+from parity.selftest.faulty_attention import attention_patches_in
 
 # A layer has two norms, in this order; the head has one.
 INPUT, POST = 0, 1
@@ -43,7 +43,7 @@ def _final(wrong: Norm) -> Patches:
 
 def _with_epsilon(eps: float) -> Norm:
     def norm(self: Any, x: jax.Array) -> jax.Array:
-        wide = x.astype(widened(x.dtype))
+        wide = x.astype(at_least_float32(x.dtype))
         normed = wide / jnp.sqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
         return normed.astype(x.dtype) * _weight(self, x)
 
@@ -62,7 +62,7 @@ def _epsilon() -> list[Fault]:
             f"{eps:g}",
             "layers.0.input_layernorm",
             "norm-eps",
-            config=configured(rms_norm_eps=eps),
+            config=with_fields(rms_norm_eps=eps),
             model=model,
         )
         for eps, model in ((1e-6, "base"), (1e-8, "base"), (1.1e-5, "base"), (1e-6, "tied"))
@@ -95,7 +95,7 @@ def _epsilon() -> list[Fault]:
             "1e-6 for a missing layer_norm_epsilon",
             "layers.0.input_layernorm",
             "norm-eps",
-            config=configured(rms_norm_eps=1e-6),
+            config=with_fields(rms_norm_eps=1e-6),
         )
     )
     return found
@@ -188,7 +188,7 @@ def _products() -> list[Fault]:
                 "layers.0.attn_scores",
                 "matmul-precision",
                 lane="f32",
-                patches=attending_in(None, operand=rounded),
+                patches=attention_patches_in(None, operand=rounded),
             )
         )
     return found
@@ -230,7 +230,7 @@ def _swapped() -> list[Fault]:
 
 def _formula() -> list[Fault]:
     def wide(x: jax.Array) -> jax.Array:
-        return x.astype(widened(x.dtype))
+        return x.astype(at_least_float32(x.dtype))
 
     def centred(self: Any, x: jax.Array) -> jax.Array:
         y = wide(x) - jnp.mean(wide(x), axis=-1, keepdims=True)

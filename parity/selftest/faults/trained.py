@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.selftest.fault import Fault, Weights, backwards, configured
+from parity.selftest.fault import Fault, Weights, backwards, with_fields
 from parity.selftest.faults.gradients import damping
 from parity.selftest.faults.rotation import KEYS, QUERIES, neighbours, rotating
-from parity.selftest.faulty_attention import attending_in
+from parity.selftest.faulty_attention import attention_patches_in
 
 
 def faults() -> list[Fault]:
@@ -34,10 +34,10 @@ def faults() -> list[Fault]:
     gate = fault("W2", "gate and up swapped", "layer 29", "layers.29.gate_proj", "weight-swapped")
     found = [
         # Its own is 1e5.
-        replace(theta, flagged=("rope.inv_freq",), config=configured(rope_theta=1e4)),
-        replace(eps, config=configured(rms_norm_eps=1e-6)),
+        replace(theta, flagged=("rope.inv_freq",), config=with_fields(rope_theta=1e4)),
+        replace(eps, config=with_fields(rms_norm_eps=1e-6)),
         replace(pairing, patches=rotating(neighbours, QUERIES, KEYS, layer=17)),
-        replace(heads, patches=attending_in(12, key_heads=tiled, value_heads=tiled)),
+        replace(heads, patches=attention_patches_in(12, key_heads=tiled, value_heads=tiled)),
         replace(gate, weights=swapped),
     ]
     # Of eps the narrower dtypes show nothing that their rounding could not be.

@@ -70,7 +70,7 @@ _ROUGH = Machine("partial sums in bfloat16", blocks(64, kept=torch.bfloat16))
 UNFAIR = {_ROUGH.name: _ROUGH}
 
 
-def selected() -> Iterator[tuple[Machine, Place, str]]:
+def selftest_machines() -> Iterator[tuple[Machine, Place, str]]:
     """Yield every machine on some places at a dtype: all orders on what is quick.
 
     Two quick places take turns in float32, a third in bfloat16. Fused attention is for inputs

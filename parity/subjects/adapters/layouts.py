@@ -163,7 +163,7 @@ def layer_of(array: np.ndarray, tap: Tap, layer: int) -> tuple[np.ndarray, Tap]:
     return array.take(layer, groups.index("L")), replace(tap, axes=rest)
 
 
-def fed(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
+def drop_unfilled(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
     """Leave out of an array the slots of a cache that no column has been written to yet.
 
     Args:

@@ -11,7 +11,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Values
-from parity.subjects.adapters.layouts import Tap, canonical, fed, native, sizes_of
+from parity.subjects.adapters.layouts import Tap, canonical, drop_unfilled, native, sizes_of
 from parity.subjects.threaded import Force, StageExchange
 from parity.taps import CACHE_TAPS, split_name, stage_of
 
@@ -60,7 +60,7 @@ class StageRecorder:
             raise InputError(f"names: {tap.name} was shown twice in one pass")
         layout, array = pattern(tap), self._values.to_numpy(value)
         if self._cached:
-            array = fed(array, layout, self._sizes["S"])
+            array = drop_unfilled(array, layout, self._sizes["S"])
         shown.values[tap.name] = canonical(array, layout, self._sizes)
         if tap.name not in shown.force:
             return value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxllama.errors import CheckpointError, InputError, join_problems
-from parity.inputs import Inputs, visible
+from parity.inputs import Inputs, visible_keys
 from parity.subjects.base import CheckpointLike, GeneratedRun, chunk_ranges
 from parity.subjects.threaded import StageExchange, ThreadedRun
 from parity.subjects.torch.arrays import to_numpy, to_torch, torch_dtype
@@ -141,7 +141,7 @@ class HFLlama:
             stages = self._present.stages
             if stages is not None:
                 if index == 0:
-                    stages.tap.values["mask"] = seen(kwargs["attention_mask"], len(args[0]))
+                    stages.tap.values["mask"] = mask_as_bool(kwargs["attention_mask"], len(args[0]))
                 stages.turn()
 
         return hook
@@ -189,7 +189,7 @@ def attention_mask(inputs: Inputs, start: int, stop: int, dtype: torch.dtype) ->
     softmax in float32, where float64's is -inf, a left pad's own row becomes NaN, and by way of
     its keys every real token of the next layer too.
     """
-    plain = np.array_equal(inputs.mask, visible(inputs.valid))
+    plain = np.array_equal(inputs.mask, visible_keys(inputs.valid))
     if plain and (dtype != torch.float64 or inputs.valid[:, 0].all()):
         return to_torch(inputs.valid[:, :stop].astype(np.int64))
     hidden = to_torch(~inputs.mask[:, None, start:stop, :stop])
@@ -197,7 +197,7 @@ def attention_mask(inputs: Inputs, start: int, stop: int, dtype: torch.dtype) ->
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, fill)
 
 
-def seen(mask: Tensor, batch: int) -> np.ndarray:
+def mask_as_bool(mask: Tensor, batch: int) -> np.ndarray:
     """Return as booleans [B T S] the mask that transformers' layers got: bool, or 0 and lowest."""
     if mask.dtype != torch.bool:
         mask = mask > -1e30  # the fills are float32's lowest or below it

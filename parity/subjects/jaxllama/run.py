@@ -18,7 +18,7 @@ from jaxllama.masks import Mask, Tokens
 from jaxllama.model import Llama
 from jaxllama.taps import Taps
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, chunk_ranges, exhausted, in_stage_order
+from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
 from parity.taps import AXES, split_name
 
 
@@ -42,7 +42,7 @@ class JaxRun:
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         if self._chunk == len(self._ranges):
-            raise exhausted()
+            raise no_stage_left()
         stage = self._stage
         # Nobody writes to what the reference has shown, so on a CPU it need not be copied.
         forced = {n: jax.device_put(value, may_alias=True) for n, value in (force or {}).items()}

@@ -21,7 +21,7 @@ from parity.subjects.jaxllama.run import JaxRun, Layer, compiled_layer, run_laye
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype
 
 # A float64 copy of an 8B model's head alone takes 4 GB: that lane must be asked for.
-LANES = ("f32", "bf16")
+DTYPES = ("f32", "bf16")
 MODES = ("free", "isolated")
 NOTE = (
     "streamed: one layer at a time; the model compiled as a whole (production) was "

@@ -115,7 +115,7 @@ def _forward(
     return model(tokens, positions=positions, mask=mask)[0]
 
 
-def reconfigured(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
+def with_config(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
     """Return the checkpoint under the subject's config, which an error then names as its source."""
     if config == checkpoint.config:
         return checkpoint

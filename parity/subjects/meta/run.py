@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, chunk_ranges, exhausted, in_stage_order
+from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
 from parity.subjects.meta.model import MetaModel
 from parity.subjects.meta.package import half_split
 from parity.subjects.torch.arrays import Recorder, to_numpy, to_torch
@@ -80,7 +80,7 @@ class MetaRun:
         layers = self._subject.config.num_hidden_layers
         call, stage = divmod(self._step, layers + 2)
         if call == len(self._ranges):
-            raise exhausted()
+            raise no_stage_left()
         self._step += 1
         if stage == 0:
             self._columns = self._ranges[call]

@@ -22,7 +22,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return TORCH_DTYPES[name]
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return `dtype` promoted to at least float32."""
     return torch.promote_types(dtype, torch.float32)
 

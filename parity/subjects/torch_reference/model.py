@@ -22,7 +22,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike
-from parity.subjects.torch.arrays import Recorder, torch_dtype, widened
+from parity.subjects.torch.arrays import Recorder, at_least_float32, torch_dtype
 from parity.subjects.torch.weights import Weights, stored_weights
 from parity.subjects.torch_reference.loss import next_token_loss
 
@@ -94,7 +94,7 @@ class TorchModel:
         fused = {"layers.attn_scores", "layers.attn_probs"}
         self.absent: frozenset[str] = frozenset(fused if variant == "sdpa" else ())
         self.compute = torch_dtype(dtype)
-        self.wide = widened(self.compute)
+        self.wide = at_least_float32(self.compute)
         self.internal_dtype = "f64" if dtype == "f64" else "f32"
         self.weights: Weights = stored_weights(checkpoint)
         self._checkpoint = checkpoint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, chunk_ranges, exhausted, in_stage_order
+from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
 from parity.subjects.torch.arrays import Recorder, View, to_numpy, to_torch
 from parity.subjects.torch_reference.model import LayerContext, TorchModel
 
@@ -40,7 +40,7 @@ class TorchRun:
         layers = self._reference.config.num_hidden_layers
         call, stage = divmod(self._step, layers + 2)
         if call == len(self._ranges):
-            raise exhausted()
+            raise no_stage_left()
         self._step += 1
         doubled = self._reference.variant == "doubled"
         prefix = f"layers.{stage - 1}." if 1 <= stage <= layers else ""

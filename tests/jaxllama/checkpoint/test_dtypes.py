@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxllama.checkpoint.dtypes import BFLOAT16, cast, lost
+from jaxllama.dtypes import parse
 from jaxllama.errors import InputError
 
 # Half-way between two bfloat16 once rounded to float32, above half-way before.

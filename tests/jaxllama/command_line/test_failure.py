@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllama.command_line.failure import told
+from jaxllama.command_line.failure import report_error
 from jaxllama.errors import InputError, ReportError, join_problems
 
 PETABYTES = (10**8, 10**8)
 
 
 def said_of(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = told(error, "parity")
+    code = report_error(error, "parity")
     return code, capsys.readouterr().err
 
 

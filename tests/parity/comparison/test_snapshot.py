@@ -10,10 +10,10 @@ from parity.comparison.attention_image import (
     LEAKED,
     LOST,
     VISIBLE,
-    coded,
-    decoded,
+    decode_weight,
+    encode_weights,
     fold_cells,
-    folded,
+    fold_weights,
 )
 from parity.comparison.reference import ReferenceTap
 from parity.comparison.snapshot import MOST_COLUMNS, SMALL, PassSnapshot
@@ -87,17 +87,19 @@ def test_a_long_row_is_folded_by_the_largest() -> None:
 
 
 def test_the_scale_is_fixed_and_zero_is_apart() -> None:
-    codes = coded(np.array([0.0, 1e-30, 0.99e-4, 1e-4, 1.0, 3.0, np.nan, np.inf]))
+    codes = encode_weights(np.array([0.0, 1e-30, 0.99e-4, 1e-4, 1.0, 3.0, np.nan, np.inf]))
     assert codes.tolist() == [0, 1, 2, 2, 253, 253, 254, 254]
-    assert coded(np.array([0.9e-4])).tolist() == [1]
+    assert encode_weights(np.array([0.9e-4])).tolist() == [1]
     for weight in (2e-4, 0.01, 0.5):
-        assert decoded(int(coded(np.array([weight]))[0])) == pytest.approx(weight, rel=0.02)
+        assert decode_weight(int(encode_weights(np.array([weight]))[0])) == pytest.approx(
+            weight, rel=0.02
+        )
 
 
 def test_folding_keeps_a_single_leak() -> None:
     maps = np.zeros((7, 7))
     maps[5, 6] = 0.01
-    assert folded(maps, 3).shape == (3, 3) and folded(maps, 3)[1, 2] == 0.01
+    assert fold_weights(maps, 3).shape == (3, 3) and fold_weights(maps, 3)[1, 2] == 0.01
     cells = np.full((4, 4), HIDDEN, np.uint8)
     cells[0, 0], cells[2, 3], cells[3, 3], cells[3, 0] = VISIBLE, LOST, LEAKED, LOST
     assert fold_cells(cells, 2).tolist() == [[VISIBLE, HIDDEN], [LOST, LEAKED]]

@@ -21,7 +21,7 @@ from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens
 from jaxllama.model import Llama
-from parity.inputs import Inputs, visible
+from parity.inputs import Inputs, visible_keys
 from parity.locate import first_divergence
 from parity.lockstep.participants import Participant, Role
 from parity.result import Divergence, TapResult
@@ -203,7 +203,7 @@ def with_empty_rows(checkpoint: Checkpoint) -> Inputs:
     valid = one.valid & (np.arange(len(one.valid)) < len(one.valid) - 1)[:, None]
     seen = mask_spec(one).bind(*[tokens_of(replace(one, valid=valid), slice(None))] * 2)
     assert not np.asarray(seen.to_bool())[-1].any()
-    return replace(one, valid=valid, mask=visible(valid))
+    return replace(one, valid=valid, mask=visible_keys(valid))
 
 
 def test_empty_rows_leave_gradients_finite_and_equal(
@@ -224,11 +224,11 @@ def _infinite_fill(q: Any, k: Any, v: Any, mask: Any, **options: Any) -> jax.Arr
     """Attend with -inf added to hidden scores: right forwards, once empty rows are set to zero."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * jnp.asarray(options["scale"], q.dtype)
-    visible = mask.any(-1)[:, None, :, None]
+    visible_keys = mask.any(-1)[:, None, :, None]
     scores = scores + jnp.where(mask[:, None], 0.0, -jnp.inf)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     probs = weights / weights.sum(-1, keepdims=True)
-    probs = options["tap"]("attn_probs", jnp.where(visible, probs, jnp.zeros_like(probs)))
+    probs = options["tap"]("attn_probs", jnp.where(visible_keys, probs, jnp.zeros_like(probs)))
     return options["tap"]("attn_context", jnp.einsum("bnts,bsnh->btnh", probs, v))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
-from parity.inputs import batches
+from parity.inputs import batch_alike
 from parity.runner import room
 from parity.runner.room import check_room, free_bytes
 from parity.scenarios import SCENARIOS, scenario, shape
@@ -29,7 +29,7 @@ def test_a_shape_is_that_of_what_is_built() -> None:
         built = [scenario(name, encode, TINY, **options) for name in SCENARIOS]
         told = [shape(name, encode, TINY, **options) for name in SCENARIOS]
         assert [one.tokens.shape for one in built] == [(s.rows, s.length) for s in told]
-        together = [[one.name for one in group] for group in batches(built)]
+        together = [[one.name for one in group] for group in batch_alike(built)]
         keys = list(dict.fromkeys(s.batch for s in told))
         assert together == [[s.name for s in told if s.batch == key] for key in keys]
 

@@ -13,7 +13,7 @@ from parity.selftest.benign import controls
 from parity.selftest.clean_runs import clean_runs
 from parity.selftest.faults import catalogue
 from parity.selftest.models import checkpoint
-from parity.selftest.run import Plan
+from parity.selftest.run import SelftestPlan
 from parity.subjects.jaxllama.grad import loss_of
 from parity.taps import CACHE_TAPS, expected_names, gradient_names
 
@@ -80,9 +80,9 @@ def test_clean_runs_suffice() -> None:
 
 
 def test_the_quick_ones_are_one_of_each_family() -> None:
-    families = [fault.family for fault in Plan(quick=True).faults()]
+    families = [fault.family for fault in SelftestPlan(quick=True).faults()]
     assert len(families) == len(set(families)) and set(families) >= PUBLISHED
-    assert {fault.family for fault in Plan(families=("R3", "M1")).faults()} == {"R3", "M1"}
+    assert {fault.family for fault in SelftestPlan(families=("R3", "M1")).faults()} == {"R3", "M1"}
 
 
 def test_faults_share_no_code_with_what_must_recognise_them() -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from witnesses import changed, inputs_for, on_disk, small, whole, worst
 
 from jaxllama.errors import CheckpointError, InputError
-from parity.subjects.hf.subject import HFLlama, attention_mask, seen
+from parity.subjects.hf.subject import HFLlama, attention_mask, mask_as_bool
 
 
 def test_a_missing_transformers_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_it_builds_its_own_mask_where_it_can(
     assert mask.ndim == dimensions
     if dimensions == 4:
         assert mask.shape == (len(inputs.tokens), 1, 12, 17)
-        np.testing.assert_array_equal(seen(mask, len(mask)), inputs.mask[:, 5:17, :17])
+        np.testing.assert_array_equal(mask_as_bool(mask, len(mask)), inputs.mask[:, 5:17, :17])
     else:
         assert mask.shape == (len(inputs.tokens), 17)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jaxllama.errors import InputError
-from parity.subjects.torch.arrays import Recorder, to_numpy, to_torch, torch_dtype, widened
+from parity.subjects.torch.arrays import Recorder, at_least_float32, to_numpy, to_torch, torch_dtype
 
 
 def test_every_bfloat16_keeps_its_bits_both_ways() -> None:
@@ -40,8 +40,8 @@ def test_a_bfloat16_view_that_is_not_contiguous_keeps_its_bits() -> None:
 
 
 def test_widened_is_float32_at_least() -> None:
-    assert widened(torch.bfloat16) == torch.float32
-    assert widened(torch.float64) == torch.float64
+    assert at_least_float32(torch.bfloat16) == torch.float32
+    assert at_least_float32(torch.float64) == torch.float64
 
 
 def test_an_unknown_dtype_is_refused_by_name() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.masks.common import Named, matches, seeing
 from parity.diagnose.evidence import Evidence
-from parity.inputs import visible
+from parity.inputs import visible_keys
 
 CAUSE = Cause(
     id="mask-padding-ignored",
@@ -32,6 +32,6 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def wrong_masks(e: Evidence) -> Iterator[Named]:
     """Yield masks [B T T] with their names."""
-    unpadded = visible(np.ones_like(e.inputs.valid), e.inputs.segments, e.inputs.window)
+    unpadded = visible_keys(np.ones_like(e.inputs.valid), e.inputs.segments, e.inputs.window)
     yield "pads visible", unpadded
     yield "padding on the query axis", unpadded & e.inputs.valid[:, :, None]
