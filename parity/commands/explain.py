@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from jaxllama.errors import InputError, meant
-from parity.lint.pages import page
-from parity.lint.rule import catalogue
 
 
 def explain_command(
@@ -27,6 +25,9 @@ def explain(rule_id: str) -> str:
     Raises:
         InputError: no such rule or cause.
     """
+    from parity.lint.pages import page
+    from parity.lint.rule import catalogue
+
     rules = catalogue()
     if rule_id.upper() in rules:
         return page(rules[rule_id.upper()])

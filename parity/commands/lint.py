@@ -12,12 +12,6 @@ import typer
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
 from parity.commands import options
-from parity.lint import sarif
-from parity.lint.case import Case
-from parity.lint.files import load_array, load_file, looks_like_file
-from parity.lint.linter import lint
-from parity.lint.report import text
-from parity.lint.spec_text import parse_spec
 from parity.output_files import check_outputs, write_text
 from parity.report.outputs import after_verdict
 
@@ -81,6 +75,13 @@ def lint_command(
     ] = None,
 ) -> None:
     """Check an attention mask by every rule that has what it needs."""
+    # Here, as in all verbs: what a verb needs is not loaded for the help of another.
+    from parity.lint import sarif
+    from parity.lint.case import Case
+    from parity.lint.files import looks_like_file
+    from parity.lint.linter import lint
+    from parity.lint.report import text
+
     _one_of("--use", use, ("bool", "additive"))
     _one_of("--layout", layout, ("bts", "nts"))
     _one_of("--empty-row", empty_row, ("zero", "self", "error"))
@@ -132,6 +133,9 @@ def lint_command(
 
 def _subject(mask: str) -> dict[str, Any]:
     """Return the mask, or the spec, and what its file holds beside it."""
+    from parity.lint.files import load_array, load_file, looks_like_file
+    from parity.lint.spec_text import parse_spec
+
     if not looks_like_file(mask):
         spec, problems = parse_spec(mask)
         return {"spec": spec, "problems": problems}
@@ -146,6 +150,8 @@ def _subject(mask: str) -> dict[str, Any]:
 
 
 def _facts(name: str, given: str) -> np.ndarray:
+    from parity.lint.files import load_array
+
     array = load_array(given, key=name)
     if array.ndim == 1:
         array = array[None]
@@ -155,6 +161,8 @@ def _facts(name: str, given: str) -> np.ndarray:
 
 
 def _intended(text: str) -> tuple[Any, tuple[str, ...]]:
+    from parity.lint.spec_text import parse_spec
+
     if text == "default":
         return "default", ()
     return (None, ()) if text == "none" else parse_spec(text)

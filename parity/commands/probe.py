@@ -10,8 +10,6 @@ import typer
 from jaxllama import compilation_cache
 from jaxllama.command_line.interrupt import on_interrupt
 from parity.commands import options
-from parity.lint.attentions import resolve
-from parity.lint.linter import probe
 from parity.output_files import check_writable, write_text
 from parity.report.outputs import after_verdict
 
@@ -25,6 +23,9 @@ def probe_command(
     json_path: options.JsonOrStdout = None,
 ) -> None:
     """Ask a running attention which mask it obeys, and compare with the mask it is given."""
+    from parity.lint.attentions import resolve
+    from parity.lint.linter import probe
+
     if json_path is not None and not options.is_stdout(json_path):
         check_writable(json_path)
     compilation_cache.turn_on()

@@ -79,21 +79,30 @@ def loaded_by(code: str) -> set[str]:
     )
 
 
-def test_no_module_of_jaxllama_loads_torch():
-    every_module = """
-import importlib, pkgutil, jaxllama
-for module in pkgutil.walk_packages(jaxllama.__path__, "jaxllama."):
+def every_module_of(package: str) -> str:
+    """Return code that imports all of a package."""
+    return f"""
+import importlib, pkgutil, {package}
+for module in pkgutil.walk_packages({package}.__path__, "{package}."):
     importlib.import_module(module.name)
 """
-    loaded = loaded_by(every_module)
+
+
+def test_no_module_of_jaxllama_loads_torch():
+    loaded = loaded_by(every_module_of("jaxllama"))
     assert {"jaxllama", "flax"} <= loaded
     assert not loaded & (WITNESSES | {"parity"})
 
 
 def test_the_core_of_parity_loads_numpy_alone():
-    loaded = loaded_by("import parity.taps, parity.comparison, parity.locate")
+    loaded = loaded_by(every_module_of("parity.comparison") + "import parity.taps, parity.locate")
     assert {"parity", "numpy"} <= loaded
     assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
+
+
+def test_the_command_lines_answer_before_frameworks_are_loaded():
+    loaded = loaded_by("import parity.cli, jaxllama.cli")
+    assert not loaded & (WITNESSES | {"jax", "flax"})
 
 
 def test_a_module_that_loads_torch_is_seen():
