@@ -116,7 +116,7 @@ def _witness_table(witnesses: list[WitnessResult]) -> Table:
         table.add_row(
             *group,
             str(max(r.compared for r in rows)),
-            *(("is the", "gold", "") if worst.is_gold else errors),
+            *(("reference", "", "") if worst.is_gold else errors),
             _gap([r for r in rows if r.mode != "grad"]),
             style=None if worst.agrees else "yellow",
         )
