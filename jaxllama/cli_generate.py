@@ -39,7 +39,7 @@ def generate(
         typer.Option(
             "--chat",
             help="Answer the prompt by the checkpoint's chat template; without a prompt, every "
-            "line of stdin is one turn of a conversation",
+            "line of stdin is one turn of a conversation.",
         ),
     ] = False,
     system: Annotated[str | None, typer.Option(help="System message of a --chat.")] = None,

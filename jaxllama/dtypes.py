@@ -37,7 +37,8 @@ def parse(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
     said = str(dtype)
     found: np.dtype | None = None
     if isinstance(dtype, str):  # NumPy would take f8 for float64, where others mean 8 bits
-        found = SHORT.get(dtype.lower()) or FLOATS.get(dtype.lower())
+        word = dtype.lower().removeprefix("jnp.").removeprefix("np.").removeprefix("torch.")
+        found = SHORT.get(word) or FLOATS.get(word)
     elif dtype is not None:
         with suppress(TypeError):
             said = np.dtype(dtype).name
@@ -84,4 +85,4 @@ def at_least_float32(dtype: DTypeLike) -> np.dtype:
     A hard-coded float32 would cut a float64 run down; this keeps it whole, so that the same code
     serves as its own reference. (NumPy's promotion: JAX's refuses to mix under strict rules.)
     """
-    return np.promote_types(np.dtype(dtype), np.float32)
+    return np.promote_types(parse(dtype), np.float32)

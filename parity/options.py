@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -41,19 +41,21 @@ def choose_dtypes(given: Dtypes) -> tuple[str, ...]:
     """
     if given is None or given == "all":
         return LANES
-    words = given.split(",") if isinstance(given, str) else given
-    if not isinstance(words, list | tuple | set):
-        words = [words]
-    return choose("--dtype", [_short(word) for word in words], LANES)
+    words: Iterable[Any] = [given]
+    if isinstance(given, str):
+        words = given.split(",")
+    elif isinstance(given, Iterable) and not isinstance(given, type):
+        words = given
+    return choose("--dtype", [lane_of(word) for word in words], LANES)
 
 
-def _short(word: DTypeLike) -> str:
-    if isinstance(word, str) and (word := word.strip()) in ("", "all"):
-        return word
+def lane_of(dtype: DTypeLike) -> str:
+    """Return a dtype's short name; what is none is left as it is, to be refused by the caller."""
+    word = dtype.strip() if isinstance(dtype, str) else dtype
     try:
         return short_name(word)
     except InputError:
-        return getattr(word, "__name__", str(word))  # refused beside what is expected here
+        return getattr(word, "__name__", str(word))
 
 
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.

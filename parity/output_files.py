@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from jaxllama.errors import InputError
-from parity import output_files
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,7 +86,7 @@ def check_outputs(*paths: Path | None, inputs: Sequence[str | Path] = ()) -> Non
     """
     given = [path for path in paths if path is not None]
     for path in given:
-        output_files.check_writable(path)
+        check_writable(path)
         for read in map(Path, inputs):
             if _destroys(path, read):
                 raise InputError(f"{path}: is a file of {read}, which is read; choose another")

@@ -39,8 +39,9 @@ class TapResult:
         lane: dtype of the run: `f64`, `f32`, `bf16`.
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
-            gold's values), `decode` (through the cache), `grad` (the backward pass), `production`
-            (compiled whole, no taps; forward or backward) or `probe` (products of one term).
+            reference's values), `decode` (through the cache), `grad` (the backward pass),
+            `production` (compiled whole, no taps; forward or backward) or `probe` (products of one
+            term).
         step: which chunk of a decode run; 0 otherwise.
         dtype: of the array itself.
         error: largest per-token relative error.
@@ -215,13 +216,14 @@ class CauseReport(NamedCause):
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CauseReport:
-        """Return what a JSON document has under `cause`."""
+        """Return what a JSON document has under `cause`; older ones lack some of it."""
+        known = {f.name for f in dataclasses.fields(cls)}
         lists = {
-            "experiments": [Experiment(**one) for one in document["experiments"]],
-            "suspects": [Suspect(**one) for one in document["suspects"]],
-            "others": [NamedCause(**one) for one in document["others"]],
+            "experiments": [Experiment(**one) for one in document.get("experiments", ())],
+            "suspects": [Suspect(**one) for one in document.get("suspects", ())],
+            "others": [NamedCause(**one) for one in document.get("others", ())],
         }
-        return cls(**{**document, **lists})
+        return cls(**{**{k: v for k, v in document.items() if k in known}, **lists})
 
 
 def verdict_of(

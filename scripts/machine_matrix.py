@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.errors import InputError
+from parity.options import LANES
 from parity.output_files import check_writable, write_text
 from parity.runner.machine import SETTINGS, processor
 
-LANES = ("f64", "f32", "bf16")
 PLAIN, AGAIN = "plain", "plain again"
 QUICK = (PLAIN, AGAIN, "XLA without YNNPACK", "all held to AVX2", "op by op")
 DIRTY = "-dirty"

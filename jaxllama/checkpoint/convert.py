@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -195,8 +195,10 @@ def _sink_maker(
         layout = lay_out_gguf(checkpoint, dtypes)
     elif form == "meta":
         layout = lay_out_meta(checkpoint, dtypes, shards=shards)
-    else:
+    elif form == "hf":
         layout = lay_out_hf(checkpoint, dtypes, shards=shards)
+    else:
+        assert_never(form)
     return lambda directory: FileSink(layout, directory)
 
 

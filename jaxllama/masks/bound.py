@@ -56,7 +56,10 @@ class BoundMask:
         Raises:
             InputError: not a floating type.
         """
-        wanted = parse(dtype, "to_bias, for bool there is to_bool(): dtype")
+        try:
+            wanted = parse(dtype, "to_bias: dtype")
+        except InputError as error:
+            raise InputError(f"{error}; a mask of bool is to_bool()") from None
         hidden = jnp.asarray(float(jnp.finfo(wanted).min) / 2, wanted)
         return jnp.where(self.to_bool(), jnp.zeros((), wanted), hidden)
 

@@ -90,16 +90,16 @@ def recheck_command(
 
 
 def _report(
-    judge: Callable[[], Result],
+    compare: Callable[[], Result],
     json_path: Path | None,
     html_path: Path | None,
     junit_path: Path | None,
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Comparator, print and write, and leave with the verdict's exit code."""
+    """Judge, print and write, and leave with the verdict's exit code."""
     from parity.report import outputs
 
     output_files.check_outputs(json_path, html_path, junit_path, inputs=inputs)
-    result = judge()
+    result = compare()
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -35,7 +35,7 @@ def selftest_command(
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="CleanTask runs on fresh models alone: seen, limit, headroom."
+            "--calibrate", help="Clean runs on fresh models alone: seen, limit, headroom."
         ),
     ] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the fresh models: 101,102.")] = "101,102",

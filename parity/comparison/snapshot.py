@@ -75,8 +75,8 @@ class PassSnapshot:
         grids: by mode.
         sheets: attention maps by layer, every head small.
         details: of the first failing layer, the heads most at odds, large.
-        given: the mask that the subject reports to use [B, T, S], if it does.
-        obeyed: what a layer's weights do with each cell.
+        reported_mask: the mask that the subject reports to use [B, T, S], if it does.
+        observed_mask: what a layer's weights do with each cell.
         failed_layer: the first layer with a failing tap.
     """
 
@@ -90,10 +90,10 @@ class PassSnapshot:
     grids: dict[str, ErrorGrid] = field(default_factory=dict)
     sheets: dict[int, AttentionImages] = field(default_factory=dict)
     details: AttentionImages | None = None
-    given: np.ndarray | None = None
-    obeyed: ObservedMask | None = None
+    reported_mask: np.ndarray | None = None
+    observed_mask: ObservedMask | None = None
     failed_layer: int | None = None
-    _canvases: dict[int, AttentionImageBuilder] = field(default_factory=dict)
+    _builders: dict[int, AttentionImageBuilder] = field(default_factory=dict)
     _large: AttentionImageBuilder | None = None
 
     @property
@@ -148,9 +148,9 @@ class PassSnapshot:
                 continue
             fits = taps[name].shape == reference.array.shape
             if kind == "mask" and fits:
-                if self.given is None:
-                    self.given = np.zeros(self.mask.shape, bool)
-                self.given[_place(reference, start)] = taps[name]
+                if self.reported_mask is None:
+                    self.reported_mask = np.zeros(self.mask.shape, bool)
+                self.reported_mask[_place(reference, start)] = taps[name]
             elif kind == "layers.attn_probs" and layer is not None:
                 first = failed and self.failed_layer is None
                 if first:
@@ -161,10 +161,12 @@ class PassSnapshot:
     def _look_at(
         self, layer: int, reference: ReferenceTap, probs: np.ndarray, start: int, first: bool
     ) -> None:
-        if first or self.obeyed is None:
-            self.obeyed = ObservedMask(layer, start, np.full(self.mask.shape, HIDDEN, np.uint8))
-        if layer == self.obeyed.layer:
-            self.obeyed.cells[_place(reference, start)] = _obeyed(reference, probs)
+        if first or self.observed_mask is None:
+            self.observed_mask = ObservedMask(
+                layer, start, np.full(self.mask.shape, HIDDEN, np.uint8)
+            )
+        if layer == self.observed_mask.layer:
+            self.observed_mask.cells[_place(reference, start)] = _observe_mask(reference, probs)
         if layer in (0, (self.stages - 2) // 2, self.stages - 3, self.failed_layer):
             self._keep(layer, reference, probs, start)
 
@@ -176,13 +178,13 @@ class PassSnapshot:
             with np.errstate(invalid="ignore"):
                 moved[b, n] = _largest(probs[b, n], reference.array[b, n], reference.live[b, n])
         worst = int(moved.max(1).argmax())
-        if layer not in self._canvases:
+        if layer not in self._builders:
             # Which row will differ most is known beforehand where this call is the only one.
             rows = range(batch) if self.cached else [worst]
-            canvas = AttentionImageBuilder(layer, rows, range(heads), self.columns, SMALL, start)
-            self._canvases[layer] = canvas
-        self._canvases[layer].add(reference, probs, moved, start)
-        self.sheets[layer] = self._canvases[layer].maps()
+            builder = AttentionImageBuilder(layer, rows, range(heads), self.columns, SMALL, start)
+            self._builders[layer] = builder
+        self._builders[layer].add(reference, probs, moved, start)
+        self.sheets[layer] = self._builders[layer].maps()
         if layer != self.failed_layer:
             return
         if self._large is None and moved.max() > SMALLEST_WEIGHT:
@@ -205,7 +207,7 @@ def _place(reference: ReferenceTap, start: int) -> tuple[slice, slice, slice]:
     return slice(None), slice(start, start + queries), slice(keys)
 
 
-def _obeyed(reference: ReferenceTap, probs: np.ndarray) -> np.ndarray:
+def _observe_mask(reference: ReferenceTap, probs: np.ndarray) -> np.ndarray:
     """Return visible, hidden, leaked or lost for each cell [B, T, S]: lost or leaked in any head.
 
     A weight the reference itself has nearly at zero may underflow: that is no loss.

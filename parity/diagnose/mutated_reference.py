@@ -71,11 +71,11 @@ class MutatedReference(TorchReference):
         return MutatedReference(self.checkpoint, (*self.changes, *changes), dtype=self.dtype)
 
     def start(self, inputs: Any) -> Run:
-        return WrongRun(self, inputs)
+        return MutatedRun(self, inputs)
 
     def start_decode(self, inputs: Any, chunks: Sequence[int]) -> Run:
         super().start_decode(inputs, chunks)  # which holds the weights
-        return WrongRun(self, inputs, chunks)
+        return MutatedRun(self, inputs, chunks)
 
     def weight(self, name: str) -> Tensor:
         """Return a weight as the faulty reader gives it."""
@@ -117,7 +117,7 @@ class MutatedReference(TorchReference):
         return super().head(x, edited)
 
 
-class WrongRun(TorchRun):
+class MutatedRun(TorchRun):
     """A pass of a `MutatedReference`."""
 
     _written: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -135,7 +135,7 @@ class WrongRun(TorchRun):
 
 @dataclass
 class EditedCache(LayerContext):
-    """LayerContext whose cache holds what changes make of it."""
+    """A layer's context whose cache holds what changes make of it."""
 
     held: CacheWrites
     tap: EditedTap | None = None

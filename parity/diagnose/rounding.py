@@ -1,8 +1,8 @@
 """Rounding that the reference does not do, and how close it must come.
 
 What is rounded stands at a tie now and then, and two honest implementations fall to either side of
-it: the nudged variants of a wrong reference (see `MutatedReference.honest`) measure how much that
-matters.
+it: the nudged variants of a wrong reference (see `MutatedReference.noise_variants`) measure how
+    much that matters.
 """
 
 from __future__ import annotations

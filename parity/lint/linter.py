@@ -131,8 +131,6 @@ class ProbeReport(_Report):
 
 def probe(probed: Probed) -> ProbeReport:
     """Question an attention by every dynamic rule."""
-    from parity.lint.rule import catalogue
-
     findings: list[Finding] = []
     checked: list[str] = []
     unchecked: dict[str, str] = {}

@@ -33,7 +33,7 @@ Compared = Sequence[Future[dict[str, TapDifference]]]
 
 @dataclass
 class PassResult:
-    """Everything learnt from one walk."""
+    """Everything learnt from one pass."""
 
     rows: list[TapResult] = field(default_factory=list)
     witnesses: list[WitnessResult] = field(default_factory=list)

@@ -46,7 +46,8 @@ def run_lockstep(
     timer: Timer | None = None,
     progress: Tick = lambda: None,
 ) -> PassResult:
-    """Run all runs over some scenarios in step with the reference and judge the subject.
+    """Take all participants through some scenarios in step with the reference and judge the
+    subject.
 
     Args:
         participants: who takes part, and how, at each dtype under judgement. A subject that takes

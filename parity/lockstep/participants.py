@@ -51,7 +51,7 @@ class Participant:
 
 @dataclass(frozen=True, eq=False)
 class ActiveRun:
-    """An entry on its way through a pass in one mode."""
+    """A participant on its way through a pass in one mode."""
 
     subject: Subject
     roles: frozenset[Role]

@@ -25,7 +25,7 @@ def run_until_sure(
     participants: Participants,
     further: Callable[[str, Sequence[Participant]], Sequence[Participant]],
 ) -> PassResult:
-    """Return the record of a pass, made again for the dtypes whose alarm is in doubt.
+    """Return the result of a pass, made again for the dtypes whose alarm is in doubt.
 
     Args:
         run: has these take part, and compares.
@@ -39,12 +39,13 @@ def run_until_sure(
     again = run(
         {lane: [*participants[lane], *further(lane, participants[lane])] for lane in doubtful}
     )
-    return PassResult(
-        [*(row for row in record.rows if row.lane not in doubtful), *again.rows],
-        [*(row for row in record.witnesses if row.lane not in doubtful), *again.witnesses],
+    sure = PassResult(
+        [row for row in record.rows if row.lane not in doubtful],
+        [row for row in record.witnesses if row.lane not in doubtful],
         record.unmatched,
-        [*(one for one in record.snapshots if one.lane not in doubtful), *again.snapshots],
+        [one for one in record.snapshots if one.lane not in doubtful],
     )
+    return PassResult.joined([sure, again])
 
 
 def in_doubt(rows: Sequence[TapResult], lane: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 
 from jaxllama.checkpoint import Checkpoint
+from jaxllama.errors import InputError
 from parity.lockstep.participants import Participant, Role
 from parity.noise.chains import runs_chains
 from parity.noise.operators import Numbers, SummedTaps
@@ -34,13 +35,29 @@ def participants_for(
 
     See `other_participants` for the rest of the arguments.
     """
+    own = own_variants(checkpoint)  # one for all: what takes part at several dtypes runs once
     return {
         lane: [
             *subject_participants(subject),
-            *other_participants(checkpoint, f64_reference, lane, subject.absent, references, modes),
+            *other_participants(
+                checkpoint, f64_reference, lane, subject.absent, references, modes, own
+            ),
         ]
         for lane, subject in subjects.items()
     }
+
+
+Variants = Callable[[str, Variant], TorchReference]
+
+
+def own_variants(checkpoint: Checkpoint) -> Variants:
+    """Return what makes our reference of a dtype and a variant, each once."""
+
+    @cache
+    def own(dtype: str, variant: Variant) -> TorchReference:
+        return TorchReference(checkpoint, dtype=dtype, variant=variant)
+
+    return own
 
 
 def subject_participants(subject: Subject) -> list[Participant]:
@@ -59,6 +76,7 @@ def other_participants(
     absent: frozenset[str],
     references: Collection[str],
     modes: Collection[str],
+    own: Variants,
 ) -> list[Participant]:
     """Return who takes part beside a subject: what gives the noise, and the witnesses.
 
@@ -76,12 +94,11 @@ def other_participants(
         absent: kinds of taps that the subject does not show.
         references: the witnesses asked for, of `torch`, `hf`, `meta`.
         modes: what is to be run; a witness that runs in none of them is not loaded.
+        own: makes our reference's variants; see `own_variants`.
+
+    Raises:
+        InputError: a witness that takes part in nothing.
     """
-
-    @cache
-    def own(dtype: str, variant: Variant) -> TorchReference:
-        return TorchReference(checkpoint, dtype=dtype, variant=variant)
-
     asked = WITNESS if "torch" in references else frozenset[Role]()
     noisy = EVERY if runs_chains(absent) else WHOLE
     if lane == "f64":
@@ -97,6 +114,11 @@ def other_participants(
         ]
     # transformers' gradients are its float32's, and Meta's model computes none.
     able = {"hf": WHOLE if lane == "f32" else WHOLE[:2], "meta": WHOLE[:2]}
+    if unable := sorted({*references} - {*able, "torch"}):
+        raise InputError(
+            f"--reference {','.join(unable)}: takes part in nothing; give it its modes in "
+            "parity.lockstep.setup.other_participants"
+        )
     return [
         *found,
         *(

@@ -49,6 +49,6 @@ class Timer:
 
 
 def on_event(event: str, duration_secs: float, **_: str | int) -> None:
-    """Hear of what JAX spent tracing and compiling in this thread."""
+    """Count what JAX spent tracing and compiling in this thread."""
     if event.startswith("/jax/core/compile/"):
         _compiling.seconds += duration_secs

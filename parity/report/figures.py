@@ -27,7 +27,7 @@ from parity.comparison.snapshot import ErrorGrid, PassSnapshot
 from parity.report.sprites import arrange_tiles, marks, picture
 from parity.report.wording import place
 from parity.result import TapResult
-from parity.taps import AXES, CACHE_TAPS, SETUP_TAPS, split_name, stage_of
+from parity.taps import AXES, CACHE_TAPS, split_name, stage_of
 
 # log10 rho, shown on one scale in every grid of every report.
 RHO_SCALE = (-2.0, 14.0)
@@ -247,6 +247,10 @@ def _single(codes: np.ndarray, wrong: str | None) -> Picture:
     return Picture(picture(codes), wrong, 1, 1, codes.shape[1], codes.shape[0])
 
 
+# No stage's last: they stand beside the data flow.
+LEFT_OUT = {*CACHE_TAPS, "layers.attn_probs"}
+
+
 def growth(rows: Sequence[TapResult], stages: int) -> Growth | None:
     """Return the error of each stage's last tap and the noise there, as points of a drawing.
 
@@ -254,9 +258,10 @@ def growth(rows: Sequence[TapResult], stages: int) -> Growth | None:
     """
     last: dict[int, TapResult] = {}
     for row in rows:
-        kind, stage = split_name(row.tap)[0], stage_of(row.tap, stages - 2)
-        if kind in {*SETUP_TAPS, *CACHE_TAPS, "layers.attn_probs", "logits"}:
+        kind, layer = split_name(row.tap)
+        if (layer is None and kind not in ("embed", "norm")) or kind in LEFT_OUT:
             continue
+        stage = stage_of(row.tap, stages - 2)
         if stage not in last or row.tap != last[stage].tap or _worse(row, last[stage]):
             last[stage] = row
     points = [
@@ -313,11 +318,11 @@ def sheet(maps: AttentionImages) -> Picture:
     for weights, cells in zip(maps.weights, maps.cells, strict=True):
         hidden = cells == HIDDEN
         unseen = hidden | (cells == LEAKED)  # to the reference a leak is a hidden cell
-        subject, gold, gap = weights
+        subject, reference, gap = weights
         tiles.append(
             [
                 np.where(hidden, NOTHING, subject),
-                np.where(unseen, NOTHING, gold),
+                np.where(unseen, NOTHING, reference),
                 np.where(hidden, NOTHING, gap),
             ]
         )
@@ -338,15 +343,15 @@ def masks(snapshot: PassSnapshot) -> MaskTiles:
     """Return the intended mask and the observed ones of a pass, a row of tiles a batch row."""
     intended = np.where(snapshot.mask, VISIBLE, HIDDEN).astype(np.uint8)
     columns = [("intended", intended)]
-    if snapshot.given is not None:
+    if snapshot.reported_mask is not None:
         live = snapshot.mask.any(2, keepdims=True)  # what a pad attends to is nobody's concern
-        given = cell_states(snapshot.mask, snapshot.given & live, ~snapshot.given)
+        given = cell_states(snapshot.mask, snapshot.reported_mask & live, ~snapshot.reported_mask)
         columns.append(("observed: the mask it reports", given))
-    if snapshot.obeyed is not None:
-        obeyed = snapshot.obeyed
-        since = f", from query {obeyed.start} on" if obeyed.start else ""
-        name = f"observed: who carries weight in layer {obeyed.layer}{since}"
-        columns.append((name, obeyed.cells))
+    if snapshot.observed_mask is not None:
+        observed = snapshot.observed_mask
+        since = f", from query {observed.start} on" if observed.start else ""
+        name = f"observed: who carries weight in layer {observed.layer}{since}"
+        columns.append((name, observed.cells))
     step = -(-max(intended.shape[1:]) // _MASK_SIDE)
     tiles, wrong = [], []
     for b in range(len(intended)):

@@ -119,17 +119,17 @@ def _tasks(
     inputs: Sequence[Inputs],
     modes: Sequence[str],
 ) -> Iterator[_Task]:
-    written = [(subject, "subject")]
+    implementations = [(subject, "subject")]
     if with_noise:
         from parity.subjects.torch_reference.subject import TorchReference
 
         reordered = TorchReference(checkpoint, dtype=subject.dtype, variant="reordered")
-        written.append((reordered, "variant"))
+        implementations.append((reordered, "variant"))
     for mode in modes:
         if mode == "decode":
             require_decoding(subject)
         for one in inputs:
-            for implementation, role in written:
+            for implementation, role in implementations:
                 yield _Task(implementation, role, one, mode)
 
 

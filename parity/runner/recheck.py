@@ -10,13 +10,13 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
 from parity.comparison.tolerance import LIMITS, Limits
 from parity.locate import first_divergence
+from parity.options import lane_of
 from parity.result import SCHEMA_VERSION, CauseReport, Result, TapResult, WitnessResult
 
 RESULT_LIMIT = 1 << 30
@@ -153,7 +153,7 @@ def _limit(text: str) -> tuple[str, str, float]:
     """Read `NUMBER`, `DTYPE=NUMBER` or `DTYPE.MODE=NUMBER`."""
     where, _, number = text.rpartition("=")
     lane, _, mode = where.partition(".")
-    lane = short_name(lane, f"--limit {text}: dtype") if lane else ""
+    lane = lane_of(lane) if lane else ""
     try:
         rho = float(number)
     except ValueError:

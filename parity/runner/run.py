@@ -42,7 +42,6 @@ from parity.subjects.meta import package
 from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 
-REFERENCES = ("torch", "hf", "meta")
 MODES = ("free", "isolated", "decode", "grad")
 
 Progress = Callable[[str, int, int], None]
@@ -192,7 +191,7 @@ def _plan(
     overrides: Overrides,
 ) -> Plan:
     plan = Plan(
-        reference=choose("--reference", reference, REFERENCES),
+        reference=choose("--reference", reference, select.WITNESSES),
         dtypes=choose_dtypes(dtypes),
         modes=choose("--mode", modes, MODES),
         scenarios=choose("--scenario", scenarios, SCENARIOS),

@@ -251,6 +251,11 @@ def in_layer(layer: int | None, make: Callable[[Moment], Sequence[Patch]]) -> Pa
     return patches
 
 
+def in_head(make: Callable[[Moment], Any]) -> Patches:
+    """Return patches that are in force where no layer runs."""
+    return lambda moment: make(moment) if moment.layer is None else ()
+
+
 def nth_calls(original: Callable, wrong: Callable, *which: int) -> Callable:
     """Return a function that is `wrong` on its n-th calls (from 0), `original` on the others."""
     count = -1

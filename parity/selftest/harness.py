@@ -19,8 +19,10 @@ from parity.lockstep.participants import Participant
 from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import (
     WHOLE,
+    Variants,
     further_variants,
     other_participants,
+    own_variants,
     subject_participants,
     summed_taps,
 )
@@ -89,6 +91,10 @@ class Harness:
         return CachedReference(self._model)
 
     @cached_property
+    def _own(self) -> Variants:
+        return own_variants(self.checkpoint)
+
+    @cached_property
     def _summed(self) -> SummedTaps:
         return summed_taps(self._model)
 
@@ -102,7 +108,13 @@ class Harness:
         """
         if absent not in self._asked:
             beside = other_participants(
-                self.checkpoint, self._reference, self.lane, absent, ("torch",), ("free",)
+                self.checkpoint,
+                self._reference,
+                self.lane,
+                absent,
+                ("torch",),
+                ("free",),
+                self._own,
             )
             self._asked[absent] = [
                 participant for one in beside for participant in self._remembered(one, absent)

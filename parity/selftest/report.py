@@ -52,7 +52,7 @@ def show(matrix: SelftestResult, console: Console) -> None:
         _line(
             console, f"FALSE ALARM: {run.kind} [{where}]: {run.found or run.error or run.verdict}"
         )
-    for run in matrix.unheard:
+    for run in matrix.missed_controls:
         where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
         _line(console, f"NO ALARM: {run.kind} [{where}]: {run.error or run.verdict}")
     _line(console, f"{matrix.seconds:.0f} s")
@@ -77,6 +77,6 @@ def _table(matrix: SelftestResult) -> Table:
             sum(row.named and row.confirmed for row in rows),
         )
         kinds = textwrap.shorten("; ".join(dict.fromkeys(r.kind for r in rows)), KINDS_WIDTH)
-        failed = counts[2] < counts[0]
+        failed = min(counts) < counts[0]
         table.add_row(family, kinds, *map(str, counts), style="red" if failed else None)
     return table

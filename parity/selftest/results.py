@@ -11,7 +11,7 @@ from parity.selftest.fault import Fault
 from parity.selftest.harness import Outcome
 from parity.selftest.machines.catalogue import MACHINES
 
-# 1.0: first published. 1.1: `machines`, `unheard`; `fair` of a clean run.
+# 1.0: first published. 1.1: `machines`, `missed_controls`; `fair` of a clean run.
 SCHEMA_VERSION = "1.1"
 
 
@@ -99,7 +99,7 @@ class CleanResult:
         return self.fair and self.verdict != "equal"
 
     @property
-    def unheard(self) -> bool:
+    def missed_controls(self) -> bool:
         """Whether it had to alarm and did not."""
         return not self.fair and self.verdict != "divergent"
 
@@ -124,18 +124,18 @@ class SelftestResult:
 
     @property
     def alarms(self) -> list[CleanResult]:
-        """CleanTask runs that were not found equal."""
+        """Clean runs that were not found equal."""
         return [row for row in self.clean if row.alarm]
 
     @property
-    def unheard(self) -> list[CleanResult]:
+    def missed_controls(self) -> list[CleanResult]:
         """Unfair controls that raised no alarm."""
-        return [row for row in self.clean if row.unheard]
+        return [row for row in self.clean if row.missed_controls]
 
     @property
     def passed(self) -> bool:
-        """Whether every fault was detected and located, and nothing else was."""
-        return not self.misses and not self.alarms and not self.unheard
+        """Whether every fault was located, named and confirmed, and nothing else was found."""
+        return not (self.misses or self.unnamed or self.alarms or self.missed_controls)
 
     @property
     def ranges(self) -> list[Range]:
@@ -148,7 +148,7 @@ class SelftestResult:
 
     @property
     def imitated(self) -> list[CleanResult]:
-        """CleanTask runs on imitated machines."""
+        """Clean runs on imitated machines."""
         return [row for row in self.clean if row.kind in MACHINES]
 
     def summary(self) -> dict[str, int]:
@@ -163,7 +163,7 @@ class SelftestResult:
             "confirmed": sum(row.named and row.confirmed for row in rows),
             "clean_runs": sum(row.fair for row in self.clean),
             "false_alarms": len(self.alarms),
-            "unheard": len(self.unheard),
+            "unheard": len(self.missed_controls),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from typing import Any, TypeGuard, get_args
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
-from parity.options import LANES, Dtypes, choose_dtypes
+from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import Subject
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
 
@@ -57,9 +56,15 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint) -> Resolved:
     if _is_subject(given):
         given = {given.dtype: given}
     if isinstance(given, Mapping):
-        by_dtype = {short_name(dtype, "subject of"): one for dtype, one in given.items()}
-        strange = sorted(lane for lane in by_dtype if lane not in LANES)
-        strange += [f"{lane}: no subject" for lane, one in by_dtype.items() if not _is_subject(one)]
+        by_dtype: dict[str, Subject] = {}
+        strange = []
+        for dtype, one in given.items():
+            lane = lane_of(dtype)
+            if lane not in LANES or lane in by_dtype:
+                strange.append(f"{lane} twice" if lane in by_dtype else lane)
+            elif not _is_subject(one):
+                strange.append(f"{lane}: no subject")
+            by_dtype[lane] = one
         if strange or not given:
             raise InputError(
                 f"subject: {', '.join(strange) or 'none given'}; expected subjects by dtype, of "
@@ -168,9 +173,11 @@ def witness(name: str, checkpoint: Checkpoint, lane: str) -> Subject:
         from parity.subjects.meta.subject import MetaLlama
 
         return MetaLlama(checkpoint, dtype=lane)
-    from parity.subjects.torch_reference.subject import TorchReference
+    if name == "torch":
+        from parity.subjects.torch_reference.subject import TorchReference
 
-    return TorchReference(checkpoint, dtype=lane)
+        return TorchReference(checkpoint, dtype=lane)
+    raise InputError(f"witness {name}: nothing makes one; add it to parity.subjects.select.witness")
 
 
 def _imported(module: str, attribute: str) -> Any:

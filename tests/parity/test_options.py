@@ -11,11 +11,16 @@ import pytest
 from witnesses import small
 
 import parity
+from jaxllama.checkpoint import load_model
 from jaxllama.checkpoint.samples import TINY
+from jaxllama.dtypes import at_least_float32
 from jaxllama.errors import ConfigError, InputError
 from parity.options import apply_overrides, choose_dtypes, override_texts
 from parity.subjects import from_callable
+from parity.subjects.hf.subject import HFLlama
+from parity.subjects.jaxllama.subject import JaxLlama
 from parity.subjects.select import resolve_subject
+from parity.subjects.torch_reference.subject import TorchReference
 
 
 def test_values_are_read_as_the_field_holds_them() -> None:
@@ -126,3 +131,26 @@ def test_subjects_and_limits_are_by_any_name(tmp_path: Path) -> None:
     result = parity.run(checkpoint, dtypes="float32", modes="free", scenarios="causal", length=5)
     parity.write_report(result, json=tmp_path / "r.json")
     assert parity.recheck(tmp_path / "r.json", limits=["float32.free=9"]).rows[0].limit == 9
+
+
+@pytest.mark.parametrize("dtype", ["f32", "float32", jnp.float32, np.dtype(np.float32)])
+def test_subjects_take_every_name_of_a_dtype(dtype: Any) -> None:
+    checkpoint = small()
+    model = load_model(checkpoint, dtype=dtype)
+    made = (
+        JaxLlama(model, dtype),
+        TorchReference(checkpoint, dtype=dtype),
+        HFLlama(checkpoint, dtype=dtype),
+    )
+    assert {one.dtype for one in made} == {"f32"}
+    assert at_least_float32(dtype) == np.float32
+
+
+@pytest.mark.ill_typed
+def test_subjects_by_dtype_are_refused_all_at_once() -> None:
+    subject = TorchReference(small(), dtype="f32")
+    given: Any = {"f32": subject, "float32": subject, "f16": subject, "x": subject, "bf16": 3}
+    with pytest.raises(InputError) as caught:
+        resolve_subject(given)
+    said = str(caught.value)
+    assert said.startswith("subject: f32 twice, f16, x, bf16: no subject; expected subjects")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from records import result, row, witness_row
 
-from parity.result import EXIT_CODES, SCHEMA_VERSION
+from parity.result import EXIT_CODES, SCHEMA_VERSION, CauseReport, Experiment, NamedCause, Suspect
 
 # Fields that scripts rely on.
 DOCUMENT = {
@@ -112,3 +113,17 @@ def test_nan_and_infinity_become_strings() -> None:
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     tap = document["taps"][0]
     assert (tap["rho"], tap["error"], tap["facts"]["shift"]) == ("nan", "-inf", "inf")
+
+
+def test_a_cause_goes_through_json_and_older_documents_are_read() -> None:
+    cause = CauseReport(
+        "rope-theta",
+        "title",
+        "summary",
+        experiments=[Experiment("theta", "embed", 1.0, 0.0)],
+        suspects=[Suspect("rope-sign", "backwards", 0.1)],
+        others=[NamedCause("norm-eps", "eps", "eps 1e-6")],
+    )
+    assert CauseReport.from_dict(json.loads(json.dumps(asdict(cause)))) == cause
+    old = {"id": "x", "title": "t", "summary": "s", "confirmed": True, "some_later_field": 1}
+    assert CauseReport.from_dict(old) == CauseReport("x", "t", "s", confirmed=True)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from jaxllama import model as llama
 from jaxllama.taps import Tap
-from parity.selftest.fault import Fault, Patches, everywhere, in_layer, replaced_in
-from parity.selftest.faults.norm import in_head
+from parity.selftest.fault import Fault, Patches, everywhere, in_head, in_layer, replaced_in
 from parity.selftest.faulty_attention import Weigh, attention_patches_in, softmax
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxllama import model as llama
 from jaxllama.dtypes import at_least_float32
-from parity.selftest.fault import Fault, Moment, Patches, Weights, in_layer, nth_calls, with_fields
+from parity.selftest.fault import Fault, Patches, Weights, in_head, in_layer, nth_calls, with_fields
 from parity.selftest.faulty_attention import attention_patches_in
 
 # A layer has two norms, in this order; the head has one.
@@ -23,11 +23,6 @@ Norm = Callable[[Any, jax.Array], jax.Array]
 def faults() -> list[Fault]:
     """Return the injections of this family."""
     return [*_epsilon(), *_upcast(), *_products(), *_swapped(), *_formula()]
-
-
-def in_head(make: Callable[[Moment], Any]) -> Patches:
-    """Return patches that are in force where no layer runs."""
-    return lambda moment: make(moment) if moment.layer is None else ()
 
 
 def _norming(wrong: Norm, *which: int, layer: int | None = None) -> Patches:

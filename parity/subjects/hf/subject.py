@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
 from jaxllama.errors import CheckpointError, InputError, join_problems
 from parity.inputs import Inputs, visible_keys
+from parity.options import lane_of
 from parity.subjects.base import CheckpointLike, GeneratedRun, chunk_ranges
 from parity.subjects.threaded import StageExchange, ThreadedRun
 from parity.subjects.torch.arrays import to_numpy, to_torch, torch_dtype
@@ -62,8 +64,8 @@ class HFLlama:
     can_force = True
     internal_dtype = "f32"
 
-    def __init__(self, checkpoint: CheckpointLike, *, dtype: str = "f32") -> None:
-        self.dtype = dtype
+    def __init__(self, checkpoint: CheckpointLike, *, dtype: DTypeLike = "f32") -> None:
+        self.dtype = lane_of(dtype)
         self.config = checkpoint.config
         self.model = load(checkpoint, torch_dtype(dtype))
         self._shared = weights_for_model(checkpoint, torch_dtype(dtype))  # kept for others to share

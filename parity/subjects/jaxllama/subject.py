@@ -15,6 +15,7 @@ from jaxllama import masks
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
+from jaxllama.dtypes import parse, short_name
 from jaxllama.model import Llama
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, GeneratedRun
@@ -44,13 +45,13 @@ class JaxLlama:
     can_force = True
 
     def __init__(
-        self, model: Llama, dtype: str, *, backend: Backend = "xla", name: str = "jaxllama"
+        self, model: Llama, dtype: DTypeLike, *, backend: Backend = "xla", name: str = "jaxllama"
     ) -> None:
         self.model = nnx.merge(*nnx.split(model))
-        self.model.dtype = jnp.dtype(DTYPES[dtype])
+        self.model.dtype = parse(dtype)
         self.model.backend = backend
-        self.dtype = dtype
-        self.internal_dtype = "f64" if dtype == "f64" else "f32"
+        self.dtype = short_name(dtype)
+        self.internal_dtype = "f64" if self.dtype == "f64" else "f32"
         self.name = name
         self.absent = frozenset() if backend == "xla" else WEIGHTLESS
 

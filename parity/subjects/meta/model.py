@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
+from parity.options import lane_of
 from parity.subjects.base import CheckpointLike
 from parity.subjects.meta.package import (
     MODULES,
@@ -47,8 +49,8 @@ class MetaModel:
     absent: frozenset[str] = frozenset()
     internal_dtype = "f32"
 
-    def __init__(self, checkpoint: CheckpointLike, *, dtype: str = "f32") -> None:
-        self.dtype = dtype
+    def __init__(self, checkpoint: CheckpointLike, *, dtype: DTypeLike = "f32") -> None:
+        self.dtype = lane_of(dtype)
         self.config = checkpoint.config
         self.compute = torch_dtype(dtype)
         check_config(self.config)

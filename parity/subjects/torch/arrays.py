@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from jaxllama.errors import InputError
+from parity.options import lane_of
 
 TORCH_DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
 
 View = Callable[[torch.Tensor], torch.Tensor]
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """Return the torch dtype of a lane's name: `f64`, `f32` or `bf16`."""
+def torch_dtype(dtype: DTypeLike) -> torch.dtype:
+    """Return the torch dtype of `f64`, `f32` or `bf16`, by any of their names."""
+    name = lane_of(dtype)
     if name not in TORCH_DTYPES:
         raise InputError(f"dtype {name!r}: expected one of {', '.join(TORCH_DTYPES)}")
     return TORCH_DTYPES[name]

@@ -16,11 +16,13 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
+from parity.options import lane_of
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch.arrays import Recorder, at_least_float32, torch_dtype
 from parity.subjects.torch.weights import Weights, stored_weights
@@ -81,21 +83,21 @@ class TorchModel:
         self,
         checkpoint: CheckpointLike,
         *,
-        dtype: str = "f64",
+        dtype: DTypeLike = "f64",
         variant: Variant = "eager",
         config: LlamaConfig | None = None,
     ) -> None:
         if variant not in get_args(Variant):
             raise InputError(f"variant {variant!r}: expected one of {', '.join(get_args(Variant))}")
         self.name = "torch" if variant == "eager" else f"torch-{variant}"
-        self.dtype = dtype
+        self.dtype = lane_of(dtype)
         self.variant = variant
         self.config = checkpoint.config if config is None else config
         fused = {"layers.attn_scores", "layers.attn_probs"}
         self.absent: frozenset[str] = frozenset(fused if variant == "sdpa" else ())
         self.compute = torch_dtype(dtype)
         self.wide = at_least_float32(self.compute)
-        self.internal_dtype = "f64" if dtype == "f64" else "f32"
+        self.internal_dtype = "f64" if self.dtype == "f64" else "f32"
         self.weights: Weights = stored_weights(checkpoint)
         self._checkpoint = checkpoint
 

@@ -145,7 +145,7 @@ def test_existing_targets_are_kept_unless_overwritten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+@pytest.mark.parametrize("to", FORMATS)
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path, to):
     mine = [tmp_path / "out" / "mine", tmp_path / "out" / "more" / "config.json", tmp_path / "note"]
     for path in mine:
@@ -177,7 +177,7 @@ def test_what_has_more_than_a_checkpoint_is_kept_whole(tmp_path, names):
     assert [(tmp_path / "out" / name).read_text() for name in names] == ["x"] * len(names)
 
 
-@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+@pytest.mark.parametrize("to", FORMATS)
 def test_an_empty_directory_and_a_checkpoint_of_any_format_are_replaced(tmp_path, to):
     (tmp_path / "out").mkdir()
     convert("tiny", tmp_path / "out", to=to, overwrite=True)
@@ -198,7 +198,7 @@ def test_a_target_that_holds_its_source_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"to": "onnx"}, "'onnx': expected one of hf, meta, orbax, gguf"),
-        ({"to": "hf", "dtype": "int8"}, "'int8': expected one of"),
+        ({"to": "hf", "dtype": "int8"}, "dtype int8: expected one of f64"),
         ({"to": "hf", "shards": 0}, "from 1 to 99"),
         ({"to": "gguf", "shards": 2}, "for hf and meta alone"),
         ({"to": "meta", "shards": 5}, "num_attention_heads 6 by 5"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllama.checkpoint import (
+    FORMATS,
     check_manifest,
     convert,
     in_memory,
@@ -114,7 +115,7 @@ def test_config_differences_count(base):
     )
 
 
-@pytest.mark.parametrize("to", ["hf", "meta", "orbax", "gguf"])
+@pytest.mark.parametrize("to", FORMATS)
 def test_manifest_finds_one_changed_bit(tmp_path, base, to):
     target = convert(base, tmp_path / "out", to=to).target
     check_manifest(open_checkpoint(target))

@@ -118,8 +118,8 @@ def test_maps_are_kept_of_three_layers_and_the_first_that_fails() -> None:
     assert not np.isin(sheet.cells[[0, 2]], (LEAKED, LOST)).any()
     assert sheet.moved[1] > 0.2 > sheet.moved[0] == 0.0
     assert shown.details is not None and 1 in shown.details.heads
-    assert shown.obeyed is not None and shown.obeyed.layer == 1
-    assert shown.obeyed.cells[0, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
+    assert shown.observed_mask is not None and shown.observed_mask.layer == 1
+    assert shown.observed_mask.cells[0, 2].tolist() == [LOST, VISIBLE, VISIBLE, HIDDEN, LEAKED]
 
 
 @pytest.mark.parametrize("chunks", [(130, 66, 1, 1, 2), (1, 199)])

@@ -218,7 +218,7 @@ class Judged:
         self._distances: dict[tuple[int, int], TapDifference] = {}
 
     def operators(self, dtype: str, variant: str | None = None) -> Operators:
-        """Return what the model under outcome computes, or a variant of the reference."""
+        """Return what the model under judgement computes, or a variant of the reference."""
         if (dtype, variant or "") not in self._recorded:
             made = (
                 self._model(self.checkpoint, dtype=dtype)

@@ -196,6 +196,13 @@ def test_growth_is_above_the_band_where_the_limit_is_passed() -> None:
     assert figures.growth(rows[:1], 6) is None
 
 
+def test_growth_of_gradients_goes_through_layers_alone() -> None:
+    names = ["loss", "grad.logits", "grad.norm", "grad.embed", "grad.model.embed_tokens.weight"]
+    rows = [row(name) for name in (*names, "grad.layers.1.input", "grad.layers.0.input")]
+    drawn = figures.growth(rows, 4)
+    assert drawn is not None and [point.stage for point in drawn.points] == [1, 2]
+
+
 def test_the_worst_of_several_steps_is_shown() -> None:
     rows = [
         row("layers.0.q_proj", mode="decode", step=i, rho=rho) for i, rho in enumerate((1, 9, 3))

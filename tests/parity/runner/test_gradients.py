@@ -149,7 +149,7 @@ def test_the_loss_is_pytorchs_own_cross_entropy(checkpoint: Checkpoint, packed: 
     assert float(next_token_loss(logits, packed)) == pytest.approx(float(theirs), rel=1e-14)
 
 
-# CleanTask runs.
+# Clean runs.
 
 
 def test_a_clean_run_is_equal_in_both_dtypes_and_by_all_witnesses() -> None:

@@ -203,7 +203,24 @@ def test_a_witness_that_is_not_installed_is_refused_before_any_work(
         quick(reference="hf")
 
 
-def test_the_gold_is_named_as_what_it_is() -> None:
+def test_a_reference_that_nothing_makes_or_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "WITNESSES", (*select.WITNESSES, "ghost"))
+    with pytest.raises(InputError, match="--reference ghost: takes part in nothing"):
+        quick(reference="ghost")
+    with pytest.raises(InputError, match="witness ghost: nothing makes one"):
+        quick(subject="ghost")
+
+
+def test_what_takes_part_at_several_dtypes_is_one_and_runs_once() -> None:
+    checkpoint = small()
+    subjects: Any = {lane: TorchReference(checkpoint, dtype=lane) for lane in ("f64", "f32")}
+    found = run.participants_for(checkpoint, TorchReference(checkpoint), subjects, (), ("free",))
+    noise = {lane: [one.subject for one in present[1:]] for lane, present in found.items()}
+    shared = {id(one) for one in noise["f64"]} & {id(one) for one in noise["f32"]}
+    assert len(shared) == 2  # float32's own noise, and what float64's is scaled from
+
+
+def test_the_reference_is_named_as_what_it_is() -> None:
     rows = quick().witnesses
     assert [(row.witness, row.is_gold) for row in rows] == [("torch", True)]
 

@@ -88,7 +88,7 @@ def test_a_crash_is_a_miss_with_its_reason(
         raise ValueError("no such weight")
 
     monkeypatch.setattr(type(harnesses().of(one_fault)), "inject", crash)
-    matrix = runner.selftest(runner.Plan(families=("X9",)))
+    matrix = runner.selftest(runner.SelftestPlan(families=("X9",)))
     assert matrix.summary()["detected"] == 0
     assert matrix.misses[0].error == "ValueError: no such weight"
 
@@ -99,7 +99,7 @@ def test_processes_share_the_work_and_lose_none(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(runner, "BATCH", 2)
     monkeypatch.setattr(runner, "ProcessPoolExecutor", threads)
-    plan = runner.Plan(families=("E1", "R10"))
+    plan = runner.SelftestPlan(families=("E1", "R10"))
     matrix = runner.selftest(plan, jobs=2)
     assert [row.id for row in matrix.injections] == [task.id for task in plan.tasks()]
     assert all(row.located for row in matrix.injections)
@@ -109,13 +109,13 @@ def test_a_process_that_dies_leaves_misses(
     one_fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault exists in this process alone, so that the other one fails."""
-    matrix = runner.selftest(runner.Plan(families=("X9",)), jobs=2)
+    matrix = runner.selftest(runner.SelftestPlan(families=("X9",)), jobs=2)
     assert [row.id for row in matrix.misses] == [one_fault.id]
     assert "IndexError" in matrix.misses[0].error
 
 
 def test_a_fault_that_changes_nothing_is_a_miss_not_a_success(one_fault: Fault) -> None:
     """The selftest's own negative control."""
-    matrix = runner.selftest(runner.Plan(families=("X9",)))
+    matrix = runner.selftest(runner.SelftestPlan(families=("X9",)))
     assert matrix.injections[0].verdict == "equal"
     assert not matrix.passed and matrix.misses[0].id == one_fault.id
