@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -26,6 +27,12 @@ class CommandGroup(TyperGroup):
         for command in self.commands.values():
             command.params.append(_debug_option())
 
+    def make_context(self, *words: Any, **extra: Any) -> Any:
+        try:
+            return super().make_context(*words, **extra)
+        except TyperException as error:
+            raise _misused(error, self.name or "error") from None
+
     def invoke(self, ctx: Any) -> Any:
         program = self.name or "error"
         try:
@@ -33,8 +40,7 @@ class CommandGroup(TyperGroup):
         except typer.Exit:
             raise
         except TyperException as error:
-            error.exit_code = failure.BAD_INPUT  # 1 for some
-            raise
+            raise _misused(error, program) from None
         except (Exception, SystemExit) as error:  # a user's module may leave, too
             raise SystemExit(
                 failure.report_error(error, program, debug=_DEBUG in ctx.meta)
@@ -71,6 +77,17 @@ def command(
         no_cache(off)
 
     return app
+
+
+def _misused(error: Any, program: str) -> BaseException:
+    """Say what is wrong with the words of a command, in one line as other errors are."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.exit_code = failure.BAD_INPUT
+        return error  # prints the help
+    command = program if error.ctx is None else error.ctx.command_path
+    said = error.format_message().rstrip(".")
+    print(f"{program}: {said} ({command} --help)", file=sys.stderr)
+    return SystemExit(failure.BAD_INPUT)
 
 
 def _noted(ctx: Any, option: object, wanted: bool) -> None:

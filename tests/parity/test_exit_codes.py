@@ -14,7 +14,7 @@ from records import result, row
 
 from jaxllama.errors import InputError
 from parity import cli
-from parity.commands import lint as lint_module
+from parity.lint import linter
 from parity.report import html_file, json_file
 from parity.report.outputs import after_verdict, write_report
 
@@ -173,7 +173,7 @@ def test_so_it_is_of_findings(
     assert found == code, said
     found, out, err = parity(*lint, option, "/dev/full")
     assert (found, out) == (5, said) and "No space left" in err
-    monkeypatch.setattr(lint_module, "lint", lambda _: 1 / 0)
+    monkeypatch.setattr(linter, "lint", lambda _: 1 / 0)
     assert parity(*lint)[0] == 4
 
 

@@ -161,3 +161,28 @@ def test_letters_that_a_terminal_lacks_are_replaced(ended, monkeypatch: pytest.M
 def test_the_installed_commands_end_so(name: str) -> None:
     (found,) = entry_points(group="console_scripts", name=name)
     assert found.load().__qualname__ == command("x").__qualname__
+
+
+@pytest.mark.parametrize("program", ["jaxllama", "parity"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bar"], "No such option: --bar ({} --help)"),
+        (["inf", "x"], "No such command 'inf'"),
+        (["{verb}"], "Missing argument '"),
+        (["{verb}", "--foo"], "No such option: --foo ({} {verb} --help)"),
+    ],
+)
+def test_misuse_is_one_line_as_other_errors_are(program: str, words: list[str], said: str) -> None:
+    verb = {"jaxllama": "info", "parity": "lint"}[program]
+    words = [word.format(verb=verb) for word in words]
+    done = subprocess.run([sys.executable, "-m", program, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    told = done.stderr.replace("python -m ", "")
+    assert told.startswith(f"{program}: {said.format(program, verb=verb)}")
+
+
+@pytest.mark.parametrize("program", ["jaxllama", "parity"])
+def test_without_words_the_help_is_shown(program: str) -> None:
+    done = subprocess.run([sys.executable, "-m", program], capture_output=True, text=True)
+    assert done.returncode == 2 and "Exit codes:" in done.stdout + done.stderr
