@@ -92,11 +92,11 @@ def apply_overrides(config: LlamaConfig, assignments: Sequence[str]) -> LlamaCon
         path, separator, text = assignment.partition("=")
         if not separator or not path or not text:
             raise InputError(f"--override {assignment!r}: expected FIELD=VALUE, as rope_theta=1e6")
-        config = _replaced(config, path.strip().split("."), text.strip(), assignment)
+        config = _replace_field(config, path.strip().split("."), text.strip(), assignment)
     return config
 
 
-def _replaced(owner: Any, path: Sequence[str], text: str, assignment: str) -> Any:
+def _replace_field(owner: Any, path: Sequence[str], text: str, assignment: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(owner)}
     name, rest = path[0], path[1:]
     if name not in fields:
@@ -109,7 +109,7 @@ def _replaced(owner: Any, path: Sequence[str], text: str, assignment: str) -> An
         return dataclasses.replace(owner, **{name: _value(current, text, assignment)})
     if not dataclasses.is_dataclass(current):
         raise InputError(f"--override {assignment!r}: {name} is {current!r}, it has no fields")
-    return dataclasses.replace(owner, **{name: _replaced(current, rest, text, assignment)})
+    return dataclasses.replace(owner, **{name: _replace_field(current, rest, text, assignment)})
 
 
 def _value(current: Any, text: str, assignment: str) -> Any:

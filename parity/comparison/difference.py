@@ -49,7 +49,7 @@ class TapDifference:
         self.problems.append(problem)
         self.structural = True
 
-    def scaled(self, factor: float) -> TapDifference:
+    def scale(self, factor: float) -> TapDifference:
         """Return what every figure would be at rounding that is `factor` as coarse."""
         tokens = {n: values * factor for n, values in self.tokens.items() if n == "range"}
         return TapDifference(self.relative * factor, self.peak * factor, self.live, tokens=tokens)

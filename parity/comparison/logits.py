@@ -119,7 +119,7 @@ def sizes(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(np.einsum("rv,rv->r", log_g, log_g)), -log_g.min(1)
 
 
-def expected(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
+def expected_value(reference: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the mean [r] of values [r, V] under the distributions of logits [r, V]."""
     powers = np.exp(reference - reference.max(1, keepdims=True))
     return np.asarray((powers * values).sum(1) / powers.sum(1))

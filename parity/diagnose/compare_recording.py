@@ -93,14 +93,14 @@ def compare_recording(
                 before = len(comparator.rows)
                 shown = replace(chunk, mask=chunk.mask | _carrying(truth))
                 lockstep.stage([shown], truth, run)
-                rows = [_excused(row, truth, reference) for row in comparator.rows[before:]]
+                rows = [_excuse(row, truth, reference) for row in comparator.rows[before:]]
                 comparator.rows[before:] = rows
                 failed = sorted(
                     (row for row in rows if not row.passed and row.tap not in SETUP_TAPS),
                     key=lambda row: flow_key(row.tap),
                 )
                 if failed:
-                    return _parted(
+                    return _comparison_at(
                         recording,
                         reference,
                         inputs,
@@ -114,7 +114,7 @@ def compare_recording(
     return RecordingComparison(comparator.rows, None, stage, flagged, None)
 
 
-def _excused(row: TapResult, truth: Arrays, reference: MutatedReference) -> TapResult:
+def _excuse(row: TapResult, truth: Arrays, reference: MutatedReference) -> TapResult:
     """Forgive weights what those of the wrong reference do not keep either.
 
     Rows need not add up to 1 where its own do not. Where those are NaN, hidden keys' weights may be
@@ -144,7 +144,7 @@ def _carrying(truth: Arrays) -> np.ndarray:
     return np.zeros((), bool)
 
 
-def _parted(
+def _comparison_at(
     recording: Recording,
     reference: MutatedReference,
     inputs: Inputs,
@@ -165,7 +165,7 @@ def _parted(
     evidence = Evidence(
         tap=first.tap,
         flagged=flagged,
-        subject=_shown(recording, stage, first.tap),
+        subject=_select_shown(recording, stage, first.tap),
         truth=_short(truth),
         setup=_short(recording.stages[call * (recording.layers + 2)]),
         true_setup=_short(true_setup),
@@ -182,7 +182,7 @@ def _parted(
     return RecordingComparison(rows, first, stage, flagged, evidence)
 
 
-def _shown(recording: Recording, stage: int, tap: str) -> dict[str, np.ndarray]:
+def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.ndarray]:
     """Return the taps of a stage by short name, with what the operator of `tap` worked on."""
     stages, head = recording.stages, stage % (recording.layers + 2) == recording.layers + 1
     taps = dict(stages[stage])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.diagnose.mutations import CacheWrites, Mutation, MutationSite, pulling
+from parity.diagnose.mutations import CacheWrites, Mutation, MutationSite, change_gradient
 from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch.arrays import Recorder
@@ -148,7 +148,7 @@ class EditedCache(LayerContext):
         written[layer] = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
         k, v = super().remember(layer, k, v)
         self.tap.seen |= {"keys": k, "values": v}
-        k, v = self.tap.edited("keys", k), self.tap.edited("values", v)
+        k, v = self.tap.edit("keys", k), self.tap.edit("values", v)
         self.cache[layer] = k, v
         return k, v
 
@@ -168,14 +168,14 @@ class EditedTap(Recorder):
         self.values = tap.values
 
     def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
-        shown = self._tap(name, self.edited(name, value), *views, **named)
+        shown = self._tap(name, self.edit(name, value), *views, **named)
         for change in self._changes(name):
             if change.pulled is not None:
-                shown = pulling(shown, change.pulled)
+                shown = change_gradient(shown, change.pulled)
         self.seen[name] = shown
         return shown
 
-    def edited(self, name: str, value: Tensor) -> Tensor:
+    def edit(self, name: str, value: Tensor) -> Tensor:
         """Return what the changes of this tap make of its value."""
         for change in self._changes(name):
             if change.value is not None:

@@ -109,17 +109,17 @@ class _Differentiated(torch.autograd.Function):
         return ctx.backward_of(gradients[0]), None, None
 
 
-def differentiated(x: Tensor, forward: Operator, backward: Operator) -> Tensor:
+def with_gradient(x: Tensor, forward: Operator, backward: Operator) -> Tensor:
     """Return forward(x), whose gradient in x is `backward` of the one that reaches it."""
     found: Tensor = _Differentiated.apply(x, forward, backward)
     return found
 
 
-def pulling(value: Tensor, change: Operator) -> Tensor:
+def change_gradient(value: Tensor, change: Operator) -> Tensor:
     """Return the same value, whose gradient is what `change` makes of the one that reaches it."""
-    return differentiated(value, lambda x: x.view_as(x), change)
+    return with_gradient(value, lambda x: x.view_as(x), change)
 
 
-def constant(value: Tensor) -> Tensor:
+def stop_gradient(value: Tensor) -> Tensor:
     """Return the same value, of which autograd sees nothing that leads to it."""
-    return pulling(value, torch.zeros_like)
+    return change_gradient(value, torch.zeros_like)

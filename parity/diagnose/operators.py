@@ -59,7 +59,7 @@ def rotations(
     yield Hypothesis(cause, f"{said} of {evidence.short[0]} alone", (here,), **more)
 
 
-def unrotated(site: MutationSite) -> Tensor:
+def unrotate(site: MutationSite) -> Tensor:
     """Return q or k before its rotation."""
     return site.seen[ROTATED[site.tap]]
 
@@ -92,7 +92,7 @@ def at_tap(
     return Hypothesis(cause, said, (Mutation(evidence.short, wrong),), **more)
 
 
-def replaced(name: str, change: Callable[[Callable[[str], Tensor]], Tensor]) -> Mutation:
+def replace_weight(name: str, change: Callable[[Callable[[str], Tensor]], Tensor]) -> Mutation:
     """Return a change of one weight, given a way to read any."""
 
     def weight(asked: str, read: Callable[[str], Tensor]) -> Tensor | None:
@@ -101,9 +101,9 @@ def replaced(name: str, change: Callable[[Callable[[str], Tensor]], Tensor]) -> 
     return Mutation(weight=weight)
 
 
-def mapped(name: str, change: Callable[[Tensor], Tensor]) -> Mutation:
+def map_weight(name: str, change: Callable[[Tensor], Tensor]) -> Mutation:
     """Return a change of one weight that depends on itself alone."""
-    return replaced(name, lambda read: change(read(name)))
+    return replace_weight(name, lambda read: change(read(name)))
 
 
 def linear_case(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, str]:
@@ -119,7 +119,7 @@ def true_output(evidence: Evidence) -> np.ndarray:
     return value.reshape(len(value), -1)
 
 
-def grouped(site: MutationSite, name: str, heads: Tensor) -> Tensor:
+def group_heads(site: MutationSite, name: str, heads: Tensor) -> Tensor:
     """Return keys or values of the kv head that each query head reads [B N S H]."""
     return site.seen[name][:, :, heads].transpose(1, 2)
 
@@ -128,7 +128,7 @@ def products(site: MutationSite, heads: Tensor | None = None) -> Tensor:
     """Return queries times keys [B N T S], without scale."""
     chosen = site.reference.kv_head_of_query() if heads is None else heads
     q = site.seen["q_rope"].to(site.reference.wide).transpose(1, 2)
-    return q @ grouped(site, "keys", chosen).to(site.reference.wide).transpose(2, 3)
+    return q @ group_heads(site, "keys", chosen).to(site.reference.wide).transpose(2, 3)
 
 
 def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:

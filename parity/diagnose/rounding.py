@@ -55,7 +55,7 @@ def has_bits(values: np.ndarray, rounded: Round) -> bool:
     return bool(torch.equal(rounded(x).double(), x))
 
 
-def narrowed(site: MutationSite, x: Tensor, dtype: str, unit: float = 0.0) -> Tensor:
+def narrow(site: MutationSite, x: Tensor, dtype: str, unit: float = 0.0) -> Tensor:
     """Round values to a dtype; nudged variants move them before.
 
     Args:

@@ -75,16 +75,16 @@ def diagnose(
         What was found, or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
-        found = _searched(
+        found = _search(
             recording, MutatedReference(checkpoint), recording.inputs, rounding, seconds
         )
         if backward is not None and found.end.first is None:
-            later = _searched(backward, found.reference, found.inputs, rounding, seconds)
+            later = _search(backward, found.reference, found.inputs, rounding, seconds)
             found = found.then(later)
         return describe_search(found)
 
 
-def _searched(
+def _search(
     recording: Recording,
     reference: MutatedReference,
     inputs: Inputs,
@@ -194,7 +194,7 @@ def ranked_hypotheses(
         rounding: whether only causes of one dtype's arithmetic can explain it.
     """
     found = []
-    for number, hypothesis in enumerate(_proposed(evidence, rounding)):
+    for number, hypothesis in enumerate(_propose(evidence, rounding)):
         try:
             left = remaining_error(evidence, hypothesis)
         except UNFIT:
@@ -206,7 +206,7 @@ def ranked_hypotheses(
     return [(hypothesis, left) for _, hypothesis, left in found]
 
 
-def _proposed(evidence: Evidence, rounding: bool) -> Iterator[Hypothesis]:
+def _propose(evidence: Evidence, rounding: bool) -> Iterator[Hypothesis]:
     misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
     for file in catalogue().values():
         if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:

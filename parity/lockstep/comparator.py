@@ -41,7 +41,7 @@ class PassResult:
     snapshots: list[PassSnapshot] = field(default_factory=list)
 
     @classmethod
-    def joined(cls, parts: Sequence[PassResult], dtypes: Sequence[str] = ()) -> PassResult:
+    def join(cls, parts: Sequence[PassResult], dtypes: Sequence[str] = ()) -> PassResult:
         """Return what several passes found, in their order, or sorted by dtype if these are
         given.
         """
@@ -179,7 +179,7 @@ class Comparator:
         valid = self._chunk.valid
 
         def distance() -> float:
-            with self._timer.timed("comparing", processor=True):
+            with self._timer.measure("comparing", processor=True):
                 return distance_of_logits(ours, theirs, valid)
 
         return self.pool.submit_if_large(ours.size, distance)
@@ -280,7 +280,7 @@ class Comparator:
         Where there are none, those at another dtype tell: rounding is proportional to it.
         """
         return self._honest(Role.NOISE, judged, name) or [
-            found.scaled(UNIT_ROUNDOFF[self.lane] / UNIT_ROUNDOFF["f32"])
+            found.scale(UNIT_ROUNDOFF[self.lane] / UNIT_ROUNDOFF["f32"])
             for found in self._honest(Role.NOISE_F32, judged, name)
         ]
 

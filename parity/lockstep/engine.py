@@ -211,7 +211,7 @@ class Lockstep:
         references: Sequence[Mapping[str, ReferenceTap]],
     ) -> StageOutput:
         """Take a run one stage on, and begin to compare what it shows."""
-        with self._timer.timed(_expense(active)):
+        with self._timer.measure(_expense(active)):
             taps = active.run.step(self._force(lane, active, truth))
         # What the subject lacks needs no noise.
         if active.mode == "isolated" and not active.is_subject:
@@ -248,12 +248,12 @@ class Lockstep:
         self, pairs: Sequence[tuple[ReferenceTap, np.ndarray]], locate: bool
     ) -> dict[str, TapDifference]:
         """Return by name how far some taps are from the reference."""
-        with self._timer.timed("comparing", processor=True):
+        with self._timer.measure("comparing", processor=True):
             return {tap.name: compare_tap(tap, value, locate=locate) for tap, value in pairs}
 
     def result(self) -> PassResult:
         """Return what has been found in all parts."""
-        return PassResult.joined([comparator.result() for comparator in self.comparators])
+        return PassResult.join([comparator.result() for comparator in self.comparators])
 
     def _of(self, taps: Mapping[str, np.ndarray], rows: slice) -> Arrays:
         """Return one part's rows of each tap; what has no such rows is left for all to see."""

@@ -45,7 +45,7 @@ def run_until_sure(
         record.unmatched,
         [one for one in record.snapshots if one.lane not in doubtful],
     )
-    return PassResult.joined([sure, again])
+    return PassResult.join([sure, again])
 
 
 def in_doubt(rows: Sequence[TapResult], lane: str) -> bool:

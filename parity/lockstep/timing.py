@@ -29,7 +29,7 @@ class Timer:
             return {f"{what}_s": seconds for what, seconds in sorted(self._seconds.items())}
 
     @contextmanager
-    def timed(self, what: str | None, *, processor: bool = False) -> Iterator[None]:
+    def measure(self, what: str | None, *, processor: bool = False) -> Iterator[None]:
         """Count what is done inside, less what this thread compiles; `what` None counts nothing.
 
         Args:

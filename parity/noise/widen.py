@@ -100,7 +100,7 @@ class _Near:
             reference = self.reference.array.reshape(self.reference.live.size, -1)[rows]
             sizes = logits.sizes(reference)
             # All of a token's log-probabilities move by the likely ones' errors as well.
-            errors = np.hypot(errors, logits.expected(reference, errors)[:, None])
+            errors = np.hypot(errors, logits.expected_value(reference, errors)[:, None])
         else:
             norm, peak = self.reference.sizes
             sizes = norm.reshape(-1)[rows], peak.reshape(-1)[rows]

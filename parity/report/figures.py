@@ -271,13 +271,13 @@ def growth(rows: Sequence[TapResult], stages: int) -> Growth | None:
         for stage, row in sorted(last.items())
     ]
     points = [p for p in points if 0 < p.noise < math.inf]
-    return _drawn(points) if len(points) > 1 else None
+    return _draw(points) if len(points) > 1 else None
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 240, 46, 24, 8
 
 
-def _drawn(points: list[GrowthPoint]) -> Growth:
+def _draw(points: list[GrowthPoint]) -> Growth:
     """Place points on a canvas of `WIDTH` by `HEIGHT`, logarithmic upwards."""
     exact = min(p.noise for p in points) * 1e-3
     shown = [v for p in points for v in (p.error, p.noise, p.limit) if exact < v < 1e30]

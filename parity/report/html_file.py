@@ -41,14 +41,14 @@ def page(result: Result) -> str:
     """Return the report: one self-contained HTML document of at most `MOST_BYTES`."""
     room = MOST_BYTES
     while True:
-        text = _rendered(PageModel(result, room), result)
+        text = _render(PageModel(result, room), result)
         excess = len(text.encode()) - MOST_BYTES
         if excess <= 0 or room <= 0:
             return text
         room -= excess + _SPARE
 
 
-def _rendered(model: PageModel, result: Result) -> str:
+def _render(model: PageModel, result: Result) -> str:
     style, script = (_source(f"report.{kind}") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (

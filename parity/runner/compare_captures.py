@@ -42,8 +42,8 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     primary = {run: _one(traces, subject) for run, traces in ours.items()}
     runs = [run for run in primary if run in theirs]
     _check_comparable(primary, theirs, runs, (Path(subject), Path(reference)))
-    records = [_compared(primary[run], run, theirs) for run in runs]
-    found = PassResult.joined(records)
+    records = [_compare_run(primary[run], run, theirs) for run in runs]
+    found = PassResult.join(records)
     rows = found.rows
     first = primary[runs[0]].info
     alone = [" ".join(run) for run in primary if run not in theirs]
@@ -146,7 +146,7 @@ def _check_comparable(
         )
 
 
-def _compared(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace]]) -> PassResult:
+def _compare_run(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace]]) -> PassResult:
     lane, _, mode = run
     f64_run: RunKey = ("f64", *run[1:])
     truth = _one(theirs[f64_run], theirs[f64_run][0].path.parent)

@@ -41,11 +41,9 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
     document = _document(Path(path))
     asked = [_limit(text) for text in limits]
     try:
-        rows = [_under_limits(_row(fields_), asked) for fields_ in document["taps"]]
+        rows = [_apply_limits(_row(fields_), asked) for fields_ in document["taps"]]
         witnesses = [
-            replace(
-                _filled(WitnessResult, one), limit=LIMITS[one["lane"]].witness_limit(one["mode"])
-            )
+            replace(_fill(WitnessResult, one), limit=LIMITS[one["lane"]].witness_limit(one["mode"]))
             for one in document["witnesses"]
         ]
         first, before = first_divergence(rows), document["first_divergence"]
@@ -58,7 +56,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
         facts = tolerance.facts(lanes)
         for lane in lanes:
             facts["lanes"][lane] |= {
-                mode: _asked(asked, lane, mode, LIMITS[lane]) for mode in ("isolated", "free")
+                mode: _limit_asked(asked, lane, mode, LIMITS[lane]) for mode in ("isolated", "free")
             }
         return Result(
             rows=rows,
@@ -106,14 +104,14 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _row(document: Mapping[str, Any]) -> TapResult:
     parts: dict[str, Any] = {
-        name: None if document[name] is None else _filled(kind, document[name])
+        name: None if document[name] is None else _fill(kind, document[name])
         for name, kind in (("worst", WorstElement), ("extent", Extent))
     }
-    row: TapResult = _filled(TapResult, {**document, **parts})
+    row: TapResult = _fill(TapResult, {**document, **parts})
     return row
 
 
-def _filled(kind: type, document: Mapping[str, Any]) -> Any:
+def _fill(kind: type, document: Mapping[str, Any]) -> Any:
     """Build a record from its JSON, which knows no tuples and only finite figures.
 
     A field with a default may be missing: earlier documents of this version lack it.
@@ -134,14 +132,14 @@ def _figure(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
-def _under_limits(row: TapResult, asked: Sequence[tuple[str, str, float]]) -> TapResult:
+def _apply_limits(row: TapResult, asked: Sequence[tuple[str, str, float]]) -> TapResult:
     if row.mode == "probe":
         return row
-    limit = _asked(asked, row.lane, "free" if row.chained else row.mode, LIMITS[row.lane])
+    limit = _limit_asked(asked, row.lane, "free" if row.chained else row.mode, LIMITS[row.lane])
     return replace(row, limit=limit, peak_limit=tolerance.PEAK_ALLOWANCE * limit)
 
 
-def _asked(
+def _limit_asked(
     asked: Sequence[tuple[str, str, float]], lane: str, mode: str, otherwise: Limits
 ) -> float:
     kind = "isolated" if mode == "isolated" else "free"

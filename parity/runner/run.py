@@ -137,7 +137,7 @@ def run(
         inputs, differentiated = _inputs(plan, opened.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
         passes, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
-        found = PassResult.joined(passes, plan.dtypes)
+        found = PassResult.join(passes, plan.dtypes)
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         first = first_divergence(rows)

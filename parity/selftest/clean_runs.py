@@ -53,15 +53,15 @@ class CleanTask:
         """Run it."""
         harness = harnesses.harness(self.model, self.lane)
         if self.control is not None:
-            return harness.inject(self.control)
+            return harness.check_fault(self.control)
         if machine := (MACHINES | UNFAIR).get(self.kind):
-            return harness.imitated(machine, self.scenario, self.mode)
+            return harness.check_imitated(machine, self.scenario, self.mode)
         if self.kind == "clean twin":
-            return harness.clean(self.scenario, self.mode)
+            return harness.check_clean(self.scenario, self.mode)
         if self.kind in VARIANTS:
-            return harness.witness(self.scenario, self.mode, VARIANTS[self.kind])
+            return harness.check_variant(self.scenario, self.mode, VARIANTS[self.kind])
         backend: Backend = "dot_product" if self.kind == "fused attention" else "xla"
-        return harness.compiled(self.scenario, self.mode, backend)
+        return harness.check_compiled(self.scenario, self.mode, backend)
 
 
 def clean_runs(*, quick: bool = False) -> Iterator[CleanTask]:

@@ -184,7 +184,7 @@ class Harness:
         verdict = verdict_of(first, record.witnesses, record.unmatched)
         return Outcome(verdict, first, figures=figures(record.rows))
 
-    def inject(self, fault: Fault) -> Outcome:
+    def check_fault(self, fault: Fault) -> Outcome:
         """Judge the subject that has a fault, on the inputs that show it."""
         return self.check(self._subject(fault), fault.scenario, fault.mode)
 
@@ -198,23 +198,23 @@ class Harness:
                 first, [first.row], [inputs], self.checkpoint, lambda lane: subject, decode_chunks
             )
 
-    def clean(self, scenario: str, mode: str) -> Outcome:
+    def check_clean(self, scenario: str, mode: str) -> Outcome:
         """Judge the subject without a fault, on the same code path."""
         return self.check(self._subject(None), scenario, mode)
 
-    def compiled(self, scenario: str, mode: str, backend: Backend) -> Outcome:
+    def check_compiled(self, scenario: str, mode: str, backend: Backend) -> Outcome:
         """Judge the model as users run it, compiled, on an attention backend."""
         with jax.enable_x64(True):
             model = faulty_model(self.checkpoint, None)
             subject = JaxLlama(model, self.lane, backend=backend)
         return self.check(subject, scenario, mode)
 
-    def witness(self, scenario: str, mode: str, variant: Variant) -> Outcome:
+    def check_variant(self, scenario: str, mode: str, variant: Variant) -> Outcome:
         """Judge an honest variant of the reference, as if it were the subject."""
         subject = TorchReference(self.checkpoint, dtype=self.lane, variant=variant)
         return self.check(subject, scenario, mode)
 
-    def imitated(self, machine: Machine, scenario: str, mode: str) -> Outcome:
+    def check_imitated(self, machine: Machine, scenario: str, mode: str) -> Outcome:
         """Judge the reference as another machine would run it.
 
         The verdict is `no effect` if no operator gave other bits than here.

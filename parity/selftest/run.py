@@ -149,7 +149,7 @@ def perform(task: Task) -> Row:
 def _explained(fault: Fault) -> Outcome:
     """Judge a fault, then ask for its cause; failing to explain is no failure to detect."""
     harness = harnesses().of(fault)
-    judged = harness.inject(fault)
+    judged = harness.check_fault(fault)
     if judged.verdict != "divergent" or judged.first is None:
         return judged
     try:

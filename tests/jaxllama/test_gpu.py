@@ -1,4 +1,5 @@
-"""On a GPU: the forward pass against the float64 gold, and cuDNN's kernel under explicit masks.
+"""On a GPU: the forward pass against the float64 reference, and cuDNN's kernel under explicit
+masks.
 
 The gold is plain NumPy. What a dtype may cost is what it costs the same model on the CPU.
 """

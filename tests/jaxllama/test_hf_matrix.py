@@ -1,6 +1,6 @@
 """MHA, MQA, GQA x dtype x padding x tied x rope type, against transformers' Llama (eager).
 
-Transformers is no float64 gold: its norms, softmax and angles are float32 even in a float64
+Transformers is no float64 reference: its norms, softmax and angles are float32 even in a float64
 model. What may differ is therefore measured, on transformers alone, and not picked by hand:
 
 - float64, for meaning: how far transformers in float64 moves when its own float32 parts do, that

@@ -46,7 +46,7 @@ CONTROLS = {
 @pytest.mark.parametrize("family", CONTROLS)
 def test_a_fault_is_detected_at_its_first_wrong_tap(family: str) -> None:
     fault = CATALOGUE[CONTROLS[family]]
-    found = harnesses().of(fault).inject(fault)
+    found = harnesses().of(fault).check_fault(fault)
     assert found.verdict == "divergent"
     assert found.first is not None
     assert (found.first.row.tap, found.first.flagged) == (fault.expected, fault.flagged)
@@ -70,7 +70,7 @@ def test_a_mask_or_cache_fault_is_placed_to_the_tap_and_step(family: str) -> Non
     fault = MASKS_AND_CACHES[family]
     # Faulty code mixes integer widths, as real ports do: it runs under JAX's usual promotion.
     with jax.numpy_dtype_promotion("standard"):
-        found = harnesses().of(fault).inject(fault)
+        found = harnesses().of(fault).check_fault(fault)
     assert found.verdict == "divergent" and found.first is not None
     assert (found.first.row.tap, found.first.row.step) == (fault.expected, fault.step)
 
@@ -79,7 +79,7 @@ def test_a_mask_or_cache_fault_is_placed_to_the_tap_and_step(family: str) -> Non
 @pytest.mark.parametrize("scenario", ["causal", "long_positions", "left_padded", "packed"])
 def test_the_clean_twin_is_equal(model: str, scenario: str) -> None:
     """The same code path, operation by operation, without a fault."""
-    assert harnesses().harness(model, "f64").clean(scenario, "free").verdict == "equal"
+    assert harnesses().harness(model, "f64").check_clean(scenario, "free").verdict == "equal"
 
 
 def _base_2(scores: jax.Array, visible: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ UNHEARD_OF: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 def test_a_fault_nobody_catalogued_is_detected_and_located(kind: str) -> None:
     tap, make = UNHEARD_OF[kind]
     fault = Fault("X", kind, "layer 1", tap, patches=in_layer(1, make))
-    found = harnesses().of(fault).inject(fault)
+    found = harnesses().of(fault).check_fault(fault)
     assert found.verdict == "divergent"
     assert found.first is not None and found.first.row.tap == tap
     assert found.first.kind == "operator"
@@ -134,6 +134,6 @@ def test_patches_end_with_the_pass() -> None:
     fault = CATALOGUE[CONTROLS["G1"]]
     harness: Harness = harnesses().of(fault)
     attend = llama.attend
-    assert harness.inject(fault).verdict == "divergent"
+    assert harness.check_fault(fault).verdict == "divergent"
     assert llama.attend is attend
-    assert harness.clean("causal", "free").verdict == "equal"
+    assert harness.check_clean("causal", "free").verdict == "equal"

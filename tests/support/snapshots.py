@@ -52,7 +52,7 @@ def pictured(change: Callable[[Arrays], None] = lambda taps: None, **changes: An
     ]
     inputs = replace(scripted_inputs(), name="causal")
     record = run_lockstep(
-        {"f64": participants}, [inputs], Scripted("gold"), ("free", "isolated"), LAYERS
+        {"f64": participants}, [inputs], Scripted("reference"), ("free", "isolated"), LAYERS
     )
     texts = [TOKENS[: SIZES["T"]], TOKENS[::-1][: SIZES["T"]]]
     fields = {"snapshots": record.snapshots, "texts": {"causal": texts}, **changes}
@@ -65,7 +65,7 @@ def decoded(change: Callable[[Arrays], None] = lambda taps: None) -> Result:
         Participant(Scripted("s", change=change), frozenset({Role.SUBJECT}), ("decode",))
     ]
     inputs = replace(scripted_inputs(), name="causal")
-    reference = Scripted("gold")
+    reference = Scripted("reference")
     record = run_lockstep(
         {"f64": participants}, [inputs], reference, ("decode",), LAYERS, chunks=[3, 1, 1]
     )

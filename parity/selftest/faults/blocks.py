@@ -260,67 +260,62 @@ def _ends() -> list[Fault]:
 
         return in_head(lambda _: [(llama.Llama, "head", call)])
 
-    def fault(
-        family: str, kind: str, variant: str, tap: str, patches: Patches, cause: str, **more: Any
-    ) -> Fault:
-        return Fault(family, kind, variant, tap, cause, patches=patches, **more)
-
     return [
-        fault(
+        Fault(
             "E1",
             "embedding scaled, as in Gemma",
             "sqrt(D)",
             "embed",
-            everywhere((llama.Embedding, "__call__", scaled)),
             "embedding-scaled",
+            patches=everywhere((llama.Embedding, "__call__", scaled)),
         ),
-        fault(
+        Fault(
             "E1",
             "token ids off by one",
             "id - 1",
             "embed",
-            everywhere((llama.Embedding, "__call__", neighbour)),
             "token-shift",
+            patches=everywhere((llama.Embedding, "__call__", neighbour)),
         ),
-        fault(
+        Fault(
             "L1",
             "logits capped, as in Gemma 2",
             "3",
             "logits",
-            changed(lambda x: 3 * jnp.tanh(x / 3)),
             "logits-cap",
+            patches=changed(lambda x: 3 * jnp.tanh(x / 3)),
         ),
-        fault(
+        Fault(
             "L1",
             "logits divided by a temperature",
             "0.9",
             "logits",
-            changed(lambda x: x / 0.9),
             "logits-scale",
+            patches=changed(lambda x: x / 0.9),
         ),
-        fault(
+        Fault(
             "L1",
             "logits rounded to bfloat16",
             "f64",
             "logits",
-            changed(lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
             "logits-rounded",
+            patches=changed(lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
         ),
-        fault(
+        Fault(
             "L1",
             "logits rounded to bfloat16",
             "f32",
             "logits",
-            changed(lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
             "logits-rounded",
+            patches=changed(lambda x: x.astype(jnp.bfloat16).astype(x.dtype)),
             lane="f32",
         ),
-        fault(
+        Fault(
             "L1",
             "last logits cut off",
             "-inf for padded entries",
             "logits",
-            changed(lambda x: x.at[..., -3:].set(-jnp.inf)),
             "logits-masked",
+            patches=changed(lambda x: x.at[..., -3:].set(-jnp.inf)),
         ),
     ]

@@ -32,9 +32,8 @@ def faults() -> list[Fault]:
     return [*_history(), *_rotation(), *_slots(), *_dtypes(), *_merging(), *_writes()]
 
 
-def _fault(family: str, kind: str, variant: str, expected: str, cause: str, **more: Any) -> Fault:
-    settings: dict[str, Any] = {"mode": "decode", "cause": cause, **more}
-    return Fault(family, kind, variant, expected, **settings)
+def _fault(*what: str, **more: Any) -> Fault:
+    return Fault(*what, **({"mode": "decode"} | more))
 
 
 def _own_slots(moment: Moment, slots: int) -> jax.Array:

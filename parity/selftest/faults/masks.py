@@ -57,13 +57,10 @@ def specified(wrong: Callable[[Inputs], Mask]) -> Patches:
 def _fault(
     family: str, kind: str, variant: str, patches: Patches, cause: str, **more: Any
 ) -> Fault:
-    settings: dict[str, Any] = {
-        "expected": "layers.0.attn_probs",
-        "flagged": MASK,
-        "cause": cause,
-        **more,
-    }
-    return Fault(family=family, kind=kind, variant=variant, patches=patches, **settings)
+    expected = more.pop("expected", "layers.0.attn_probs")
+    return Fault(
+        family, kind, variant, expected, cause, patches=patches, **({"flagged": MASK} | more)
+    )
 
 
 def _both_real(inputs: Inputs) -> np.ndarray:

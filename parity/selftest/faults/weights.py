@@ -34,12 +34,6 @@ def faults() -> list[Fault]:
     ]
 
 
-def _fault(
-    family: str, kind: str, variant: str, expected: str, cause: str, weights: Any, **more: Any
-) -> Fault:
-    return Fault(family, kind, variant, expected, cause, weights=weights, **more)
-
-
 def _name(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{module}.weight"
 
@@ -85,7 +79,15 @@ def _tied() -> list[Fault]:
         weights[HEAD] = np.zeros_like(weights[EMBEDDING])
 
     return [
-        _fault("W1", "tied head not tied", variant, "logits", "head-untied", change, model="tied")
+        Fault(
+            "W1",
+            "tied head not tied",
+            variant,
+            "logits",
+            "head-untied",
+            weights=change,
+            model="tied",
+        )
         for variant, change in (("random", random), ("stale", stale), ("zero", zero))
     ]
 
@@ -98,7 +100,9 @@ def _exchanged() -> list[Fault]:
     ):
         for layer in (0, 1, 2):
             change = _swap(_name(layer, a), _name(layer, b))
-            found.append(_fault(family, kind, f"layer {layer}", _tap(layer, a), cause, change))
+            found.append(
+                Fault(family, kind, f"layer {layer}", _tap(layer, a), cause, weights=change)
+            )
     return found
 
 
@@ -123,13 +127,13 @@ def _neighbours() -> list[Fault]:
                 weights[_name(i, module)] = kept[(i + 1) % 3]
 
     found = [
-        _fault(
+        Fault(
             "W3",
             "a tensor of the neighbouring layer",
             f"{module} of layer {to}",
             _tap(to, module),
             "weight-neighbour",
-            copied(module, to, source),
+            weights=copied(module, to, source),
         )
         for module, to, source in (
             ("self_attn.q_proj", 0, 1),
@@ -142,24 +146,24 @@ def _neighbours() -> list[Fault]:
         )
     ]
     found += [
-        _fault(
+        Fault(
             "W3",
             "a whole layer loaded into its neighbour",
             f"{source} into {to}",
             f"layers.{to}.input_layernorm",
             "weight-neighbour",
-            whole(to, source),
+            weights=whole(to, source),
         )
         for to, source in ((0, 1), (2, 1))
     ]
     found.append(
-        _fault(
+        Fault(
             "W3",
             "layers counted from 1",
             "all layers",
             "layers.0.input_layernorm",
             "weight-neighbour",
-            rolled,
+            weights=rolled,
         )
     )
     return found
@@ -175,13 +179,13 @@ def _shapes() -> list[Fault]:
 
     return [
         *(
-            _fault(
+            Fault(
                 "W4",
                 "square weight transposed",
                 f"{module} of layer {layer}",
                 _tap(layer, module),
                 "weight-transposed",
-                _changed(_name(layer, module), transposed),
+                weights=_changed(_name(layer, module), transposed),
                 model="square",
             )
             for module, layer in (
@@ -191,13 +195,13 @@ def _shapes() -> list[Fault]:
             )
         ),
         *(
-            _fault(
+            Fault(
                 "W4",
                 "memory order of a weight misread",
                 f"{module} of layer {layer}",
                 _tap(layer, module),
                 "weight-refolded",
-                _changed(_name(layer, module), refolded),
+                weights=_changed(_name(layer, module), refolded),
             )
             for module, layer in (("self_attn.k_proj", 1), ("mlp.down_proj", 2))
         ),
@@ -214,13 +218,13 @@ def _missing() -> list[Fault]:
         return change
 
     found = [
-        _fault(
+        Fault(
             "W5",
             "one shard missing, zeros left",
             f"half of {module}, layer {layer}",
             _tap(layer, module),
             "weight-zeros",
-            _changed(_name(layer, module), half(axis)),
+            weights=_changed(_name(layer, module), half(axis)),
         )
         for module, layer, axis in (
             ("self_attn.q_proj", 0, 0),
@@ -230,34 +234,34 @@ def _missing() -> list[Fault]:
         )
     ]
     found.append(
-        _fault(
+        Fault(
             "W5",
             "one shard missing, zeros left",
             "half of the embedding",
             "embed",
             "weight-zeros",
-            _changed(EMBEDDING, half(1)),
+            weights=_changed(EMBEDDING, half(1)),
         )
     )
     found += [
-        _fault(
+        Fault(
             "W5",
             "a tensor left at zero",
             f"{module} of layer {layer}",
             _tap(layer, module),
             "weight-zeros",
-            _changed(_name(layer, module), np.zeros_like),
+            weights=_changed(_name(layer, module), np.zeros_like),
         )
         for module, layer in (("self_attn.v_proj", 1), ("mlp.up_proj", 2))
     ]
     found += [
-        _fault(
+        Fault(
             "W5",
             "norm weights left at one",
             f"{module} of layer {layer}",
             _tap(layer, module),
             "norm-weight",
-            _changed(_name(layer, module), np.ones_like),
+            weights=_changed(_name(layer, module), np.ones_like),
         )
         for module, layer in (("input_layernorm", 0), ("post_attention_layernorm", 1))
     ]
@@ -274,13 +278,13 @@ def _rounded() -> list[Fault]:
 
     f16, bf16 = np.float16, ml_dtypes.bfloat16
     return [
-        _fault(
+        Fault(
             "W6",
             f"weights rounded through {name}",
             f"all, in {lane}",
             "embed",
             "weight-rounded",
-            _all(through(dtype)),
+            weights=_all(through(dtype)),
             lane=lane,
             model=model,
         )
@@ -292,13 +296,13 @@ def _rounded() -> list[Fault]:
             ("bfloat16", bf16, "f32", "base"),
         )
     ] + [
-        _fault(
+        Fault(
             "W6",
             f"one weight rounded through {name}",
             f"{module} of layer {layer}",
             _tap(layer, module),
             "weight-rounded",
-            _changed(_name(layer, module), change),
+            weights=_changed(_name(layer, module), change),
         )
         for name, change, module, layer in (
             ("float16", through(f16), "mlp.down_proj", 2),
@@ -326,46 +330,46 @@ def _others() -> list[Fault]:
         return np.roll(w, 1, axis=0)
 
     return [
-        _fault(
+        Fault(
             "W8",
             "one element of a weight flipped",
             f"{module} of layer {layer}",
             _tap(layer, module),
             "weight-element",
-            _changed(_name(layer, module), one_element),
+            weights=_changed(_name(layer, module), one_element),
         )
         for module, layer in (("self_attn.v_proj", 0), ("mlp.up_proj", 2))
     ] + [
-        _fault(
+        Fault(
             "W8",
             "adapter merged twice",
             "v_proj of layer 1",
             "layers.1.v_proj",
             "weight-scaled",
-            _changed(_name(1, "self_attn.v_proj"), doubled),
+            weights=_changed(_name(1, "self_attn.v_proj"), doubled),
         ),
-        _fault(
+        Fault(
             "W8",
             "heads of q in another order",
             "layer 0",
             "layers.0.q_proj",
             "weight-permuted",
-            _changed(_name(0, "self_attn.q_proj"), heads_permuted),
+            weights=_changed(_name(0, "self_attn.q_proj"), heads_permuted),
         ),
-        _fault(
+        Fault(
             "W8",
             "vocabulary shifted by one",
             "embedding",
             "embed",
             "token-shift",
-            _changed(EMBEDDING, rows_moved),
+            weights=_changed(EMBEDDING, rows_moved),
         ),
-        _fault(
+        Fault(
             "W8",
             "vocabulary shifted by one",
             "head",
             "logits",
             "token-shift",
-            _changed(HEAD, rows_moved),
+            weights=_changed(HEAD, rows_moved),
         ),
     ]

@@ -20,10 +20,10 @@ from parity.subjects.meta.package import (
     MODULES,
     canonical_name,
     check_config,
-    half_split,
-    interleaved,
+    interleave_pairs,
     reference_package,
     single_process,
+    split_halves,
 )
 from parity.subjects.torch.arrays import Recorder, torch_dtype
 from parity.subjects.torch.hooks import LayerRecorder, ThreadState, Views, hook_layer, hook_output
@@ -70,10 +70,10 @@ class MetaModel:
     def watch(self, recorder: Recorder) -> LayerRecorder:
         """Return the mode that records a layer's inner taps in canonical layout."""
         queries: Views = (
-            lambda x: half_split(x.transpose(1, 2)),
-            lambda x: interleaved(x).transpose(1, 2),
+            lambda x: split_halves(x.transpose(1, 2)),
+            lambda x: interleave_pairs(x).transpose(1, 2),
         )
-        return LayerRecorder(lambda: recorder, queries, keys=(half_split, interleaved))
+        return LayerRecorder(lambda: recorder, queries, keys=(split_halves, interleave_pairs))
 
     def _load(self, weights: Weights) -> nn.Module:
         c = self.config
@@ -109,14 +109,14 @@ class MetaModel:
         if not name.endswith(("q_proj.weight", "k_proj.weight")):
             return weight
         rows_last = weight.T.unflatten(-1, (-1, self.config.head_dim))
-        return interleaved(rows_last).flatten(-2).T.contiguous()
+        return interleave_pairs(rows_last).flatten(-2).T.contiguous()
 
     def _hook(self) -> None:
         H = self.config.head_dim
         plain: Views = (lambda x: x.unflatten(-1, (-1, H)), lambda x: x.flatten(-2))
         paired: Views = (
-            lambda x: half_split(x.unflatten(-1, (-1, H))),
-            lambda x: interleaved(x).flatten(-2),
+            lambda x: split_halves(x.unflatten(-1, (-1, H))),
+            lambda x: interleave_pairs(x).flatten(-2),
         )
         views = {"q_proj": paired, "k_proj": paired, "v_proj": plain}
         hook_output(self.present, self.model.tok_embeddings, "embed")

@@ -37,13 +37,13 @@ MODULES = {
 }
 
 
-def half_split(x: Tensor) -> Tensor:
+def split_halves(x: Tensor) -> Tensor:
     """Bring a head's features (last axis) from interleaved pairs to half-split ones."""
     return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
-def interleaved(x: Tensor) -> Tensor:
-    """Undo `half_split`."""
+def interleave_pairs(x: Tensor) -> Tensor:
+    """Undo `split_halves`."""
     return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
 from parity.subjects.meta.model import MetaModel
-from parity.subjects.meta.package import half_split
+from parity.subjects.meta.package import split_halves
 from parity.subjects.torch.arrays import Recorder, to_numpy, to_torch
 from parity.taps import AXES, split_name
 
@@ -152,7 +152,7 @@ class MetaRun:
     def _show_cache(self, row: Row, index: int, recorder: Recorder) -> None:
         if (index, row.index) in self._caches:
             k, v = (held[:, : len(row.keys)] for held in self._caches[index, row.index])
-            recorder(f"cache.{index}.k", half_split(k))
+            recorder(f"cache.{index}.k", split_halves(k))
             recorder(f"cache.{index}.v", v)
 
     def _empty(self, row: Row) -> tuple[Tensor, Tensor]:

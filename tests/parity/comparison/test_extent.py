@@ -14,7 +14,7 @@ VALID = np.array([[True] * 5, [False, True, True, True, True]])
 MASK = np.tril(np.ones((T, S), bool)) & VALID[:, :, None] & VALID[:, None, :]
 
 
-def gold_of(name: str, shape: tuple[int, ...]) -> ReferenceTap:
+def reference_of(name: str, shape: tuple[int, ...]) -> ReferenceTap:
     return ReferenceTap(name, np.random.default_rng(0).standard_normal(shape), VALID, MASK)
 
 
@@ -26,12 +26,12 @@ def spread(reference: ReferenceTap, subject: np.ndarray, at_hand: bool = True):
 
 
 def test_what_agrees_has_no_extent() -> None:
-    reference = gold_of("layers.0.q_proj", (B, T, N, H))
+    reference = reference_of("layers.0.q_proj", (B, T, N, H))
     assert spread(reference, reference.array * (1 + 1e-14)) is None
 
 
 def test_one_head_of_some_tokens() -> None:
-    reference = gold_of("layers.0.q_proj", (B, T, N, H))
+    reference = reference_of("layers.0.q_proj", (B, T, N, H))
     wrong = reference.array.copy()
     wrong[1, 2:, 3] += 1.0
     found = spread(reference, wrong)
@@ -43,7 +43,7 @@ def test_one_head_of_some_tokens() -> None:
 
 
 def test_heads_of_attention_maps() -> None:
-    reference = gold_of("layers.0.attn_scores", (B, N, T, S))
+    reference = reference_of("layers.0.attn_scores", (B, N, T, S))
     wrong = reference.array.copy()
     wrong[0, [0, 2], 3, 1] += 1.0
     wrong[0, 1, 3, 4] += 1.0  # hidden by the mask: not compared
@@ -53,7 +53,7 @@ def test_heads_of_attention_maps() -> None:
 
 
 def test_a_pad_is_in_no_extent() -> None:
-    reference = gold_of("layers.0.q_proj", (B, T, N, H))
+    reference = reference_of("layers.0.q_proj", (B, T, N, H))
     wrong = reference.array.copy()
     wrong[1, 0] += 1.0
     assert spread(reference, wrong) is None
@@ -61,12 +61,12 @@ def test_a_pad_is_in_no_extent() -> None:
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_what_is_no_number_is_beyond_every_limit(broken: float) -> None:
-    reference = gold_of("layers.0.mlp_act", (B, T, 7))
+    reference = reference_of("layers.0.mlp_act", (B, T, 7))
     wrong = reference.array.copy()
     wrong[0, 1, 4] = broken
     found = spread(reference, wrong)
     assert found is not None and (found.tokens, found.first) == (1, {"B": 0, "T": 1})
-    heads = gold_of("layers.0.q_proj", (B, T, N, H))
+    heads = reference_of("layers.0.q_proj", (B, T, N, H))
     wrong = heads.array.copy()
     wrong[0, 1, 2] = broken
     found = spread(heads, wrong)

@@ -275,7 +275,7 @@ class Norms(TorchReference):
         return x * root[..., None] * self.weight(f"{name}.weight").to(x.dtype)
 
 
-def test_a_fault_that_only_the_golds_inputs_show_is_named() -> None:
+def test_a_fault_that_only_the_references_inputs_show_is_named() -> None:
     wide = small(hidden_size=384, intermediate_size=40)
     inputs = inputs_for(wide, "causal", 11)
     subject = Norms(wide, dtype="bf16")

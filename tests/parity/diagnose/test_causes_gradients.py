@@ -13,7 +13,7 @@ from jaxllama.model import Linear, Llama
 from parity.diagnose.cause import catalogue
 from parity.diagnose.causes.gradients.softmax import without_row_sum
 from parity.diagnose.mutated_reference import MutatedReference
-from parity.diagnose.mutations import Mutation, constant, differentiated, pulling
+from parity.diagnose.mutations import Mutation, change_gradient, stop_gradient, with_gradient
 from parity.diagnose.recording import record_backward
 from parity.diagnose.search import diagnose
 from parity.runner import run
@@ -34,9 +34,9 @@ def checkpoint() -> Checkpoint:
 def test_gradients_can_be_made_wrong_where_values_stay_right() -> None:
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     for function, gradient in (
-        (lambda v: pulling(v, lambda g: 3 * g), [3.0, 3.0]),
-        (constant, [0.0, 0.0]),
-        (lambda v: differentiated(v, lambda w: w.view_as(w), lambda g: g * 7), [7.0, 7.0]),
+        (lambda v: change_gradient(v, lambda g: 3 * g), [3.0, 3.0]),
+        (stop_gradient, [0.0, 0.0]),
+        (lambda v: with_gradient(v, lambda w: w.view_as(w), lambda g: g * 7), [7.0, 7.0]),
     ):
         y = function(x)
         assert torch.equal(y, x)

@@ -28,7 +28,7 @@ TINY = 1e-9
 def walked(
     subject: Scripted, *others: tuple[Scripted, frozenset[str]], modes: tuple[str, ...] = ("free",)
 ) -> PassResult:
-    return walk_with(Scripted("gold"), subject, *others, modes=modes)
+    return walk_with(Scripted("reference"), subject, *others, modes=modes)
 
 
 def walk_with(
@@ -72,7 +72,7 @@ def test_noise_is_that_of_the_variants() -> None:
     assert [name for name, row in judged.items() if not row.passed] == ["layers.1.v_proj"]
 
 
-def test_isolated_parties_are_given_the_golds_values() -> None:
+def test_isolated_parties_are_given_the_references_values() -> None:
     subject = Scripted("s")
     walked(subject, modes=("free", "isolated"))
     forces = [force for force in subject.forces if force is not None]
@@ -166,7 +166,7 @@ def test_a_changed_prediction_needs_a_margin_that_noise_can_cross(
 
         return change
 
-    reference = Scripted("gold", change=near_tie(-size / 2))
+    reference = Scripted("reference", change=near_tie(-size / 2))
     subject = Scripted("s", change=near_tie(+size / 2))
     variant = Scripted("v", noise=TINY, seed=3, change=near_tie(-size / 2))
     record = walk_with(reference, subject, (variant, NOISE))
@@ -183,7 +183,7 @@ def test_production_is_judged_by_its_logits_under_its_own_mode() -> None:
         Participant(production, frozenset({Role.PRODUCTION}), ("free",)),
     ]
     record = run_lockstep(
-        {"f64": participants}, [scripted_inputs()], Scripted("gold"), MODES, LAYERS
+        {"f64": participants}, [scripted_inputs()], Scripted("reference"), MODES, LAYERS
     )
     assert {row.mode for row in record.rows} == {"free", "isolated", "production"}
     assert (
@@ -203,7 +203,7 @@ def test_flips_are_judged_token_by_token() -> None:
 
         return change
 
-    reference = Scripted("gold", change=ties(-5e-4, 0.0))
+    reference = Scripted("reference", change=ties(-5e-4, 0.0))
     subject = Scripted("s", change=ties(+5e-4, 0.0))
     elsewhere = Scripted("v", change=ties(-5e-4, 1.0))
     steady = [Scripted(f"v{i}", change=ties(-5e-4, 0.0)) for i in range(3)]
@@ -231,7 +231,7 @@ def test_production_may_not_lose_its_logits() -> None:
         Participant(mute, frozenset({Role.PRODUCTION}), ("free",)),
     ]
     record = run_lockstep(
-        {"f64": participants}, [scripted_inputs()], Scripted("gold"), ("free",), LAYERS
+        {"f64": participants}, [scripted_inputs()], Scripted("reference"), ("free",), LAYERS
     )
     assert record.unmatched == {"logits"}
 
@@ -253,7 +253,7 @@ def test_scenarios_that_share_a_batch_are_judged_apart() -> None:
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
     participants = [Participant(Scripted("s", change=change), SUBJECT, MODES)]
-    record = run_lockstep({"f64": participants}, parts, Scripted("gold"), ("free",), LAYERS)
+    record = run_lockstep({"f64": participants}, parts, Scripted("reference"), ("free",), LAYERS)
     assert len(record.rows) == 2 * len(expected_names(LAYERS))
     (failed,) = (row for row in record.rows if not row.passed)
     assert (failed.tap, failed.scenario) == ("layers.1.v_proj", "second")
@@ -267,14 +267,14 @@ def test_a_batch_of_another_size_is_a_finding_in_every_scenario() -> None:
 
     parts = [scripted_inputs(), replace(scripted_inputs(), name="second")]
     participants = [Participant(Scripted("s", change=halve), SUBJECT, MODES)]
-    record = run_lockstep({"f64": participants}, parts, Scripted("gold"), ("free",), LAYERS)
+    record = run_lockstep({"f64": participants}, parts, Scripted("reference"), ("free",), LAYERS)
     failed = {row.scenario: row.problems[0] for row in record.rows if not row.passed}
     assert failed.keys() == {"scripted", "second"}
     assert "shape (1, 5, 7), the reference has (2, 5, 7)" in failed["second"]
 
 
 def test_a_run_at_several_dtypes_is_run_once_and_judged_in_each() -> None:
-    reference, shared = Scripted("gold"), Scripted("r", noise=TINY, seed=1)
+    reference, shared = Scripted("reference"), Scripted("r", noise=TINY, seed=1)
     participants = {
         "f64": [
             Participant(Scripted("a"), SUBJECT, MODES),

@@ -19,7 +19,7 @@ from parity.report.terminal import PASSES, _cost_line
 
 def test_what_is_compiled_is_counted_apart() -> None:
     timer = Timer()
-    with timer.timed("work"):
+    with timer.measure("work"):
         time.sleep(0.02)
         on_event("/jax/core/compile/backend_compile_duration", 5.0)
         on_event("/jax/other", 7.0)
@@ -30,7 +30,7 @@ def test_what_is_compiled_is_counted_apart() -> None:
 
 def test_threads_add_up_and_what_has_no_name_counts_nothing() -> None:
     def work(what: str | None) -> None:
-        with timer.timed(what):
+        with timer.measure(what):
             time.sleep(0.01)
 
     timer = Timer()

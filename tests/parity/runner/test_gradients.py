@@ -118,7 +118,7 @@ def test_successors_pass_over_pads_and_end_with_documents(checkpoint: Checkpoint
     assert found == [(b, t, int(one.tokens[b, after])) for b, t, after in columns]
 
 
-def test_the_gold_agrees_with_finite_differences(packed: Inputs) -> None:
+def test_the_reference_agrees_with_finite_differences(packed: Inputs) -> None:
     """One random direction through all parameters at once: forward passes alone, no autograd."""
     rng = np.random.default_rng(3)
     checkpoint = changed(small(), lambda weights: None)

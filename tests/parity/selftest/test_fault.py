@@ -87,7 +87,7 @@ def test_a_crash_is_a_miss_with_its_reason(
     def crash(*_: object) -> Outcome:
         raise ValueError("no such weight")
 
-    monkeypatch.setattr(type(harnesses().of(one_fault)), "inject", crash)
+    monkeypatch.setattr(type(harnesses().of(one_fault)), "check_fault", crash)
     matrix = runner.selftest(runner.SelftestPlan(families=("X9",)))
     assert matrix.summary()["detected"] == 0
     assert matrix.misses[0].error == "ValueError: no such weight"

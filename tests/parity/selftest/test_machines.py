@@ -147,7 +147,7 @@ def test_every_machine_gives_other_bits(lane: str) -> None:
 
 
 def test_a_machine_without_effect_is_no_pass() -> None:
-    judged = harness("base", "f32").imitated(Machine("this one"), "causal", "free")
+    judged = harness("base", "f32").check_imitated(Machine("this one"), "causal", "free")
     assert judged.verdict == "no effect"
     run = CleanResult("this one", "base", "causal", "f32", "free", "no effect")
     assert run.alarm and not SelftestResult(clean=[run]).passed
@@ -167,7 +167,7 @@ def quick_matrix() -> list[tuple[str, Place, str]]:
     ("name", "place", "lane"), quick_matrix(), ids=lambda v: v.model if isinstance(v, Place) else v
 )
 def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
-    judged = harness(place.model, lane).imitated(MACHINES[name], place.scenario, "free")
+    judged = harness(place.model, lane).check_imitated(MACHINES[name], place.scenario, "free")
     row = judged.first and judged.first.row
     assert judged.verdict == "equal", row
     assert all(figure.seen <= figure.limit for figure in judged.figures)
@@ -183,7 +183,7 @@ def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
     ],
 )
 def test_no_imitated_machine_alarms_through_a_cache(name: str, model: str) -> None:
-    judged = harness(model, "f32").imitated(MACHINES[name], "mixed_lengths", "decode")
+    judged = harness(model, "f32").check_imitated(MACHINES[name], "mixed_lengths", "decode")
     assert judged.verdict == "equal", judged.first
 
 
@@ -195,16 +195,16 @@ def test_lanes_come_near_an_alarm_through_a_cache_where_no_run_is_made_again(
     How near is a matter of this processor's noise: 26.0 times it, limit 24, with AVX-512.
     """
     machine, place = MACHINES["summed in 8 lanes"], ("mixed_lengths", "decode")
-    sure = harness("alternating", "f32").imitated(machine, *place)
+    sure = harness("alternating", "f32").check_imitated(machine, *place)
     monkeypatch.setattr("parity.lockstep.rerun.in_doubt", lambda rows, lane: False)
-    once = harness("alternating", "f32").imitated(machine, *place)
+    once = harness("alternating", "f32").check_imitated(machine, *place)
     assert seen(once, "decode", "peak").seen > 2 * seen(sure, "decode", "peak").seen
 
 
 @pytest.mark.parametrize("place", QUICK, ids=lambda place: place.model)
 @pytest.mark.parametrize("name", names(UNFAIR))
 def test_an_unfair_control_alarms(name: str, place: Place) -> None:
-    judged = harness(place.model, "f32").imitated(UNFAIR[name], place.scenario, "free")
+    judged = harness(place.model, "f32").check_imitated(UNFAIR[name], place.scenario, "free")
     assert judged.verdict == "divergent"
     isolated = seen(judged, "isolated", "rho")
     assert isolated.seen > 100 * isolated.limit
@@ -221,7 +221,7 @@ def test_noise_beside_fused_attention_is_another_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("parity.selftest.harness.figures", kept)
 
     def isolated(at: Harness, name: str) -> list[TapResult]:
-        at.imitated(MACHINES[name], "left_padded", "free")
+        at.check_imitated(MACHINES[name], "left_padded", "free")
         return [row for row in judged[-1] if row.mode == "isolated"]
 
     usual, fused = "summed in 8 lanes", "online softmax, 64 keys"

@@ -8,15 +8,15 @@ import torch
 from witnesses import LINEAR, LLAMA3, inputs_for, small, whole
 
 from jaxllama.errors import InputError
-from parity.subjects.meta.package import half_split, interleaved
+from parity.subjects.meta.package import interleave_pairs, split_halves
 from parity.subjects.meta.subject import MetaLlama
 
 
 def test_layouts_are_each_others_inverse() -> None:
     x = torch.arange(2 * 3 * 10).reshape(2, 3, 10)
-    assert half_split(x)[0, 0].tolist() == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
-    assert torch.equal(interleaved(half_split(x)), x)
-    assert torch.equal(half_split(interleaved(x)), x)
+    assert split_halves(x)[0, 0].tolist() == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
+    assert torch.equal(interleave_pairs(split_halves(x)), x)
+    assert torch.equal(split_halves(interleave_pairs(x)), x)
 
 
 @pytest.mark.parametrize(

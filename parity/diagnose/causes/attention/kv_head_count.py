@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.operators import grouped, products
+from parity.diagnose.operators import group_heads, products
 
 CAUSE = Cause(
     id="kv-head-count",
@@ -42,7 +42,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         return products(site, heads) * site.reference.scale()
 
     def context(site: MutationSite) -> Tensor:
-        values = grouped(site, "values", heads)
+        values = group_heads(site, "values", heads)
         return (site.seen["attn_probs"].to(values.dtype) @ values).transpose(1, 2)
 
     changes = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.operators import grouped, products
+from parity.diagnose.operators import group_heads, products
 from parity.diagnose.solve import head_map
 
 CAUSE = Cause(
@@ -42,7 +42,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         return products(site, chosen) * site.reference.scale()
 
     def context(site: MutationSite) -> Tensor:
-        values = grouped(site, "values", chosen)
+        values = group_heads(site, "values", chosen)
         return (site.seen["attn_probs"].to(values.dtype) @ values).transpose(1, 2)
 
     facts: Facts = {"effective": str(heads), "configured": str(right)}

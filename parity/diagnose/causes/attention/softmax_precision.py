@@ -13,7 +13,7 @@ from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
 from parity.diagnose.operators import softmax_over
-from parity.diagnose.rounding import NUDGE, ROUNDINGS, UNITS, has_bits, narrowed, narrower
+from parity.diagnose.rounding import NUDGE, ROUNDINGS, UNITS, has_bits, narrow, narrower
 
 CAUSE = Cause(
     id="softmax-precision",
@@ -56,7 +56,7 @@ def whole(site: MutationSite, dtype: str) -> Tensor:
     """
 
     def r(x: Tensor) -> Tensor:
-        return narrowed(site, x, dtype, unit=0.0 if dtype == "float32" else UNITS["float32"])
+        return narrow(site, x, dtype, unit=0.0 if dtype == "float32" else UNITS["float32"])
 
     visible = site.mask[:, None]
     s = r(site.seen["attn_scores"]).masked_fill(~visible, -torch.inf)
@@ -72,19 +72,19 @@ def whole(site: MutationSite, dtype: str) -> Tensor:
 
 def entering(site: MutationSite, dtype: str) -> Tensor:
     """Round what goes in."""
-    return softmax_over(narrowed(site, site.seen["attn_scores"], dtype), site.mask[:, None])
+    return softmax_over(narrow(site, site.seen["attn_scores"], dtype), site.mask[:, None])
 
 
 def leaving(site: MutationSite, dtype: str) -> Tensor:
     """Round what comes out."""
-    return narrowed(site, softmax_over(site.seen["attn_scores"], site.mask[:, None]), dtype)
+    return narrow(site, softmax_over(site.seen["attn_scores"], site.mask[:, None]), dtype)
 
 
 def throughout(site: MutationSite, dtype: str) -> Tensor:
     """Round what goes in and what comes out; in between are more bits."""
-    entered = narrowed(site, site.seen["attn_scores"], dtype)
+    entered = narrow(site, site.seen["attn_scores"], dtype)
     unit = UNITS["float32"]
-    return narrowed(site, softmax_over(entered, site.mask[:, None]), dtype, unit)
+    return narrow(site, softmax_over(entered, site.mask[:, None]), dtype, unit)
 
 
 WAYS: dict[str, Way] = {

@@ -10,8 +10,8 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.operators import LINEAR_INPUTS, LINEARS, grouped, weight_name
-from parity.diagnose.rounding import narrowed, narrower
+from parity.diagnose.operators import LINEAR_INPUTS, LINEARS, group_heads, weight_name
+from parity.diagnose.rounding import narrow, narrower
 
 CAUSE = Cause(
     id="matmul-precision",
@@ -59,8 +59,8 @@ def changed(tap: str, product: Callable[[MutationSite, str], Tensor], dtype: str
 
 def multiplied(site: MutationSite, a: Tensor, b: Tensor, dtype: str) -> Tensor:
     """Multiply operands [.. m k] and [.. k n], rounded; float32 itself also sums in float32."""
-    a = narrowed(site, a, dtype)
-    b = narrowed(site, b.transpose(-1, -2), dtype).transpose(-1, -2)
+    a = narrow(site, a, dtype)
+    b = narrow(site, b.transpose(-1, -2), dtype).transpose(-1, -2)
     if dtype == "float32":
         return site.reference.matmul(a.float(), b.float())
     return site.reference.matmul(a, b)
@@ -77,12 +77,12 @@ def linear(site: MutationSite, dtype: str) -> Tensor:
 def scores(site: MutationSite, dtype: str) -> Tensor:
     """Return queries times keys."""
     q = site.seen["q_rope"].to(site.reference.wide).transpose(1, 2)
-    k = grouped(site, "keys", site.reference.kv_head_of_query()).to(site.reference.wide)
+    k = group_heads(site, "keys", site.reference.kv_head_of_query()).to(site.reference.wide)
     return multiplied(site, q, k.transpose(2, 3), dtype) * site.reference.scale()
 
 
 def mixed(site: MutationSite, dtype: str) -> Tensor:
     """Return weights times values [B T N H]."""
-    v = grouped(site, "values", site.reference.kv_head_of_query())
+    v = group_heads(site, "values", site.reference.kv_head_of_query())
     probs = site.seen["attn_probs"].to(v.dtype)
     return torch.as_tensor(multiplied(site, probs, v, dtype)).transpose(1, 2)

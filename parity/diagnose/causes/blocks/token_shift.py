@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import mapped, weight_name
+from parity.diagnose.operators import map_weight, weight_name
 
 CAUSE = Cause(
     id="token-shift",
@@ -31,9 +31,9 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     for by in (1, -1):
         facts: Facts = {"effective": f"row {-by:+d}", "configured": "row of the id"}
         said = f"rows of {name} shifted by {by:+d}"
-        rolled = mapped(name, lambda w, by=by: w.roll(by, 0))  # type: ignore[misc]
+        rolled = map_weight(name, lambda w, by=by: w.roll(by, 0))  # type: ignore[misc]
         yield Hypothesis("token-shift", said, (rolled,), **facts)
-        cut = mapped(name, lambda w, by=by: clamped(w, by))  # type: ignore[misc]
+        cut = map_weight(name, lambda w, by=by: clamped(w, by))  # type: ignore[misc]
         yield Hypothesis("token-shift", f"{said}, cut off", (cut,), **facts)
 
 

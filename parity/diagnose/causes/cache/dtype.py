@@ -10,7 +10,7 @@ from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.cache.slots import both_or_one
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.rounding import narrowed, narrower
+from parity.diagnose.rounding import narrow, narrower
 
 CAUSE = Cause(
     id="cache-dtype",
@@ -35,7 +35,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
             continue
 
         def held(site: MutationSite, dtype: str = dtype) -> Tensor:
-            return narrowed(site, site.value, dtype)
+            return narrow(site, site.value, dtype)
 
         for taps in both_or_one(e.short):
             changes = tuple(Mutation(tap, held, rounds=True) for tap in taps)

@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.gradients.common import gradient_taps
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite, differentiated
+from parity.diagnose.mutations import Mutation, MutationSite, with_gradient
 
 CAUSE = Cause(
     id="gradient-activation",
@@ -43,7 +43,7 @@ def value_with(derivative: Callable[[Tensor], Tensor]) -> Callable[[MutationSite
     def value(site: MutationSite) -> Tensor:
         gate = site.seen["gate_proj"]
         slope = derivative(gate.detach())
-        active = differentiated(gate, torch.nn.functional.silu, lambda g: g * slope)
+        active = with_gradient(gate, torch.nn.functional.silu, lambda g: g * slope)
         return active * site.seen["up_proj"]
 
     return value

@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.gradients.common import gradient_taps, multiple
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite, differentiated
+from parity.diagnose.mutations import Mutation, MutationSite, with_gradient
 
 CAUSE = Cause(
     id="gradient-kv-heads",
@@ -58,7 +58,7 @@ def _shared(site: MutationSite, held: Tensor, reduce: Callable[[Tensor], Tensor]
     def backward(g: Tensor) -> Tensor:  # query heads of a group are neighbours
         return reduce(g.unflatten(2, (held.shape[2], -1)))
 
-    return differentiated(held, lambda x: x[:, :, heads], backward)
+    return with_gradient(held, lambda x: x[:, :, heads], backward)
 
 
 def scores_with(reduce: Callable[[Tensor], Tensor]) -> Callable[[MutationSite], Tensor]:

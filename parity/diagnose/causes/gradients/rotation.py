@@ -9,8 +9,8 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.gradients.common import gradient_taps
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite, differentiated
-from parity.diagnose.operators import unrotated
+from parity.diagnose.mutations import Mutation, MutationSite, with_gradient
+from parity.diagnose.operators import unrotate
 
 CAUSE = Cause(
     id="gradient-rotation",
@@ -46,10 +46,10 @@ def forwards(site: MutationSite) -> Tensor:
     """Return queries or keys, whose gradient is rotated once more."""
     rotate, cos, sin = site.reference.rotate, site.cos, site.sin
     turned = site.value.detach()
-    return differentiated(unrotated(site), lambda _: turned.clone(), lambda g: rotate(g, cos, sin))
+    return with_gradient(unrotate(site), lambda _: turned.clone(), lambda g: rotate(g, cos, sin))
 
 
 def unturned(site: MutationSite) -> Tensor:
     """Return queries or keys, whose gradient is not rotated."""
     turned = site.value.detach()
-    return differentiated(unrotated(site), lambda _: turned.clone(), lambda g: g)
+    return with_gradient(unrotate(site), lambda _: turned.clone(), lambda g: g)

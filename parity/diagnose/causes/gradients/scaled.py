@@ -16,8 +16,8 @@ from parity.diagnose.causes.gradients.common import (
     parameter,
 )
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, pulling
-from parity.diagnose.operators import mapped
+from parity.diagnose.mutations import Mutation, change_gradient
+from parity.diagnose.operators import map_weight
 
 CAUSE = Cause(
     id="gradient-scaled",
@@ -55,7 +55,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         yield Hypothesis(CAUSE.id, f"gradient into {tap} {times}", (into,), **facts)
         return
     name = parameter(e)
-    of_weight = mapped(name, lambda weight: pulling(weight, change))
+    of_weight = map_weight(name, lambda weight: change_gradient(weight, change))
     yield Hypothesis(CAUSE.id, f"gradient of {name} {times}", (of_weight,), **facts)
-    through = Mutation(tap, lambda site: pulling(site.value, change))
+    through = Mutation(tap, lambda site: change_gradient(site.value, change))
     yield Hypothesis(CAUSE.id, f"gradient through {tap} {times}", (through,), **facts)

@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.gradients.common import gradient_taps
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite, differentiated
+from parity.diagnose.mutations import Mutation, MutationSite, with_gradient
 
 CAUSE = Cause(
     id="gradient-softmax",
@@ -42,4 +42,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 def without_row_sum(site: MutationSite) -> Tensor:
     """Return the weights, differentiated so."""
     probs = site.value.detach()
-    return differentiated(site.seen["attn_scores"], lambda _: probs.clone(), lambda g: probs * g)
+    return with_gradient(site.seen["attn_scores"], lambda _: probs.clone(), lambda g: probs * g)

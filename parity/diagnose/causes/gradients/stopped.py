@@ -16,8 +16,8 @@ from parity.diagnose.causes.gradients.common import (
     parameter,
 )
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, constant
-from parity.diagnose.operators import mapped
+from parity.diagnose.mutations import Mutation, stop_gradient
+from parity.diagnose.operators import map_weight
 
 CAUSE = Cause(
     id="gradient-stopped",
@@ -46,7 +46,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         change = Mutation(tap, pulled=torch.zeros_like)
         yield Hypothesis(CAUSE.id, f"no gradient into {tap}", (change,), **facts)
         return
-    frozen = mapped(parameter(e), constant)
+    frozen = map_weight(parameter(e), stop_gradient)
     yield Hypothesis(CAUSE.id, f"no gradient into {parameter(e)}", (frozen,), **facts)
-    detached = Mutation(tap, lambda site: constant(site.value))
+    detached = Mutation(tap, lambda site: stop_gradient(site.value))
     yield Hypothesis(CAUSE.id, f"no gradient through {tap}", (detached,), **facts)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite, constant
+from parity.diagnose.mutations import Mutation, MutationSite, stop_gradient
 
 CAUSE = Cause(
     id="gradient-tied",
@@ -30,7 +30,10 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if not e.config.tie_word_embeddings:
         return
     right = "the sum of both"
-    head, table = Mutation("logits", constant_head), Mutation("embed", lambda s: constant(s.value))
+    head, table = (
+        Mutation("logits", constant_head),
+        Mutation("embed", lambda s: stop_gradient(s.value)),
+    )
     yield Hypothesis(CAUSE.id, "the head's part is missing", (head,), "the embedding's", right)
     yield Hypothesis(CAUSE.id, "the embedding's part is missing", (table,), "the head's", right)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.rounding import narrowed
+from parity.diagnose.rounding import narrow
 
 CAUSE = Cause(
     id="logits-rounded",
@@ -35,4 +35,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def rounded(dtype: str, site: MutationSite) -> Tensor:
     """Round logits to a dtype."""
-    return narrowed(site, site.value, dtype)
+    return narrow(site, site.value, dtype)

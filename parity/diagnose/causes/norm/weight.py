@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation
-from parity.diagnose.operators import NORMS, mapped, weight_name
+from parity.diagnose.operators import NORMS, map_weight, weight_name
 
 CAUSE = Cause(
     id="norm-weight",
@@ -32,7 +32,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     name = weight_name(e.short, e.layer, e.config)
     for said, wrong in (("weight 1", torch.ones_like), ("weight w + 1", plus_one)):
         facts: Facts = {"effective": said, "configured": "weight w"}
-        yield Hypothesis("norm-weight", f"{said} in {name}", (mapped(name, wrong),), **facts)
+        yield Hypothesis("norm-weight", f"{said} in {name}", (map_weight(name, wrong),), **facts)
         yield Hypothesis("norm-weight", f"{said} in every norm", (every(wrong),), **facts)
 
 

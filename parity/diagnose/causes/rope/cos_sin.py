@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotated
+from parity.diagnose.operators import rotations, unrotate
 
 CAUSE = Cause(
     id="rope-cos-sin",
@@ -31,4 +31,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def exchanged(site: MutationSite) -> Tensor:
     """Rotate with sines for cosines."""
-    return site.reference.rotate(unrotated(site), site.sin, site.cos)
+    return site.reference.rotate(unrotate(site), site.sin, site.cos)

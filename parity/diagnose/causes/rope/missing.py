@@ -11,7 +11,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import ROTATED, at_tap, rotations, unrotated
+from parity.diagnose.operators import ROTATED, at_tap, rotations, unrotate
 
 CAUSE = Cause(
     id="rope-missing",
@@ -33,13 +33,13 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         return
     if len(still) == before.shape[1]:
         facts: Facts = {"effective": "no rotation", "configured": "rotation"}
-        yield from rotations(e, "rope-missing", "no rotation", unrotated, **facts)
+        yield from rotations(e, "rope-missing", "no rotation", unrotate, **facts)
         return
     heads = torch.from_numpy(still)
 
     def some(site: MutationSite) -> Tensor:
         value = site.value.clone()
-        value[:, :, heads] = unrotated(site)[:, :, heads].to(value.dtype)
+        value[:, :, heads] = unrotate(site)[:, :, heads].to(value.dtype)
         return value
 
     said = f"no rotation of {e.short[0]} heads {', '.join(map(str, still))}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotated
+from parity.diagnose.operators import rotations, unrotate
 
 CAUSE = Cause(
     id="rope-pairing",
@@ -41,7 +41,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def interleaved(site: MutationSite) -> Tensor:
     """Rotate features 2i and 2i + 1 against each other."""
-    x = unrotated(site)
+    x = unrotate(site)
     halves = torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
     a, b = site.reference.rotate(halves, site.cos, site.sin).chunk(2, dim=-1)
     return torch.stack([a, b], dim=-1).flatten(-2)

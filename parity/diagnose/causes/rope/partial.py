@@ -11,7 +11,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import ROTATED, rotations, unrotated
+from parity.diagnose.operators import ROTATED, rotations, unrotate
 from parity.diagnose.solve import complex_pairs
 
 CAUSE = Cause(
@@ -42,7 +42,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     def partly(site: MutationSite) -> Tensor:
         cos = torch.where(turned, site.cos, torch.ones_like(site.cos))
         sin = torch.where(turned, site.sin, torch.zeros_like(site.sin))
-        return site.reference.rotate(unrotated(site), cos, sin)
+        return site.reference.rotate(unrotate(site), cos, sin)
 
     said = f"{int(moved.sum())} of {len(moved)} pairs rotated"
     yield from rotations(

@@ -12,7 +12,7 @@ from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import effective_table, of_table, rounding
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotated
+from parity.diagnose.operators import rotations, unrotate
 from parity.subjects.torch.arrays import to_torch
 
 CAUSE = Cause(
@@ -58,7 +58,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
         def narrow(site: MutationSite, dtype: torch.dtype = dtype) -> Tensor:
             cos, sin = (angle.to(dtype).to(angle.dtype) for angle in (site.cos, site.sin))
-            return site.reference.rotate(unrotated(site), cos, sin)
+            return site.reference.rotate(unrotate(site), cos, sin)
 
         said = f"cos and sin in {name}"
         yield from rotations(e, "rope-precision", said, narrow, effective=name, configured=e.lane)

@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotated
+from parity.diagnose.operators import rotations, unrotate
 
 CAUSE = Cause(
     id="rope-sign",
@@ -35,4 +35,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def backwards(site: MutationSite) -> Tensor:
     """Rotate by minus the angle."""
-    return site.reference.rotate(unrotated(site), site.cos, -site.sin)
+    return site.reference.rotate(unrotate(site), site.cos, -site.sin)

@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotated
+from parity.diagnose.operators import rotations, unrotate
 
 CAUSE = Cause(
     id="rope-twice",
@@ -31,5 +31,5 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def twice(site: MutationSite) -> Tensor:
     """Rotate the rotated."""
-    once = site.reference.rotate(unrotated(site), site.cos, site.sin)
+    once = site.reference.rotate(unrotate(site), site.cos, site.sin)
     return site.reference.rotate(once, site.cos, site.sin)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import LINEARS, linear_case, mapped, true_output
+from parity.diagnose.operators import LINEARS, linear_case, map_weight, true_output
 
 CAUSE = Cause(
     id="weight-element",
@@ -48,7 +48,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     yield Hypothesis(
         "weight-element",
         f"{name}[{at[0]}, {at[1]}] = {stored + at[2]:.6g}",
-        (mapped(name, changed),),
+        (map_weight(name, changed),),
         effective=f"{stored + at[2]:.6g}",
         configured=f"{stored:.6g}",
     )

@@ -9,7 +9,7 @@ import torch
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import LINEARS, linear_case, mapped, true_output
+from parity.diagnose.operators import LINEARS, linear_case, map_weight, true_output
 
 CAUSE = Cause(
     id="weight-permuted",
@@ -37,7 +37,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         "effective": f"rows {', '.join(map(str, order[:4]))}, ...",
         "configured": "0, 1, 2, ...",
     }
-    change = mapped(name, lambda w: w[rows])
+    change = map_weight(name, lambda w: w[rows])
     yield Hypothesis("weight-permuted", f"rows of {name} reordered", (change,), **facts)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import LINEARS, mapped, weight_name
+from parity.diagnose.operators import LINEARS, map_weight, weight_name
 
 CAUSE = Cause(
     id="weight-refolded",
@@ -26,7 +26,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the other order of reading."""
     name = weight_name(e.short, e.layer, e.config)
     facts: Facts = {"effective": "W^T refolded", "configured": "W"}
-    yield Hypothesis("weight-refolded", f"{name} refolded", (mapped(name, refolded),), **facts)
+    yield Hypothesis("weight-refolded", f"{name} refolded", (map_weight(name, refolded),), **facts)
 
 
 def refolded(w: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation
-from parity.diagnose.operators import WEIGHTED, mapped, weight_name
+from parity.diagnose.operators import WEIGHTED, map_weight, weight_name
 
 CAUSE = Cause(
     id="weight-rounded",
@@ -44,7 +44,10 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         if dtype != "int8":
             yield Hypothesis("weight-rounded", said, (Mutation(weight=weight),), **facts)
         yield Hypothesis(
-            "weight-rounded", f"{name} rounded through {dtype}", (mapped(name, rounded),), **facts
+            "weight-rounded",
+            f"{name} rounded through {dtype}",
+            (map_weight(name, rounded),),
+            **facts,
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation
-from parity.diagnose.operators import LINEARS, linear_case, mapped, true_output
+from parity.diagnose.operators import LINEARS, linear_case, map_weight, true_output
 
 CAUSE = Cause(
     id="weight-scaled",
@@ -43,5 +43,5 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         (Mutation(weight=every),),
         **facts,
     )
-    change = mapped(name, lambda w: factor * w)
+    change = map_weight(name, lambda w: factor * w)
     yield Hypothesis("weight-scaled", f"{name} times {factor:g}", (change,), **facts)

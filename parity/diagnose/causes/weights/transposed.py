@@ -8,7 +8,7 @@ import torch
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import mapped, weight_name
+from parity.diagnose.operators import map_weight, weight_name
 
 CAUSE = Cause(
     id="weight-transposed",
@@ -32,5 +32,5 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if shape[0] == shape[1]:
         facts: Facts = {"effective": "W^T", "configured": "W"}
         yield Hypothesis(
-            "weight-transposed", f"{name} transposed", (mapped(name, torch.t),), **facts
+            "weight-transposed", f"{name} transposed", (map_weight(name, torch.t),), **facts
         )

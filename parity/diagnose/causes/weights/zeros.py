@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import LINEARS, WEIGHTED, mapped, weight_name
+from parity.diagnose.operators import LINEARS, WEIGHTED, map_weight, weight_name
 
 CAUSE = Cause(
     id="weight-zeros",
@@ -33,7 +33,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     facts: Facts = {"effective": "zeros", "configured": "as stored"}
     if len(dead):
         said = f"{len(dead)} of {outputs.shape[1]} {'columns' if axis else 'rows'} of {name} zero"
-        change = mapped(name, lambda w: zeroed(w, axis if w.ndim > 1 else 0, dead))
+        change = map_weight(name, lambda w: zeroed(w, axis if w.ndim > 1 else 0, dead))
         yield Hypothesis("weight-zeros", said, (change,), **facts)
         return
     if e.short not in LINEARS:
@@ -42,7 +42,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     for parts in (2, 3, 4, 8):
         for block in np.array_split(np.arange(width), parts):
             said = f"columns {block[0]} to {block[-1]} of {name} zero"
-            change = mapped(name, lambda w, block=block: zeroed(w, 1, block))  # type: ignore[misc]
+            change = map_weight(name, lambda w, block=block: zeroed(w, 1, block))  # type: ignore[misc]
             yield Hypothesis("weight-zeros", said, (change,), **facts)
 
 
