@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from records import result, row
 from witnesses import changed, small, steps
 
 import parity
@@ -254,6 +256,19 @@ def test_saved_figures_are_judged_by_the_limits_asked_for(saved: Path, live: Res
     assert strict.tolerance["lanes"]["f32"]["free"] == most * 0.99
     loose = parity.recheck(saved, limits=["1e-9", f"f32={most * 9}", "f64=1e9"])
     assert loose.verdict == "equal"
+
+
+@pytest.mark.parametrize("told", ["computation", "rounding"])
+def test_what_a_confirmed_cause_told_is_kept(told: Any, tmp_path: Path) -> None:
+    coarse = row("layers.0.q_proj", lane="bf16", rho=18.0, limit=16.0, error=0.1, noise=0.0055)
+    found = result([row("layers.0.q_proj"), coarse])
+    assert found.first_divergence is not None
+    assert found.first_divergence.difference == "rounding"  # figures alone say no more
+    found.first_divergence = replace(found.first_divergence, difference=told)
+    path = tmp_path / "result.json"
+    json_file.write(found, path)
+    again = parity.recheck(path)
+    assert (again.verdict, again.difference) == ("divergent", told)
 
 
 def test_what_no_tolerance_excuses_stays_a_failure(saved: Path, tmp_path: Path) -> None:
