@@ -28,7 +28,6 @@ _DIMENSIONS = (
     "head_dim",
 )
 
-
 # Token ids, positions and sizes are int32 on the device.
 _LARGEST = 2**31 - 1
 

@@ -18,7 +18,6 @@ from jaxllama.errors import CheckpointError, join_problems
 
 _SHOWN = 50
 
-
 _BLOCK = 1 << 17
 
 

@@ -17,7 +17,6 @@ from jaxllama.errors import InputError, join_problems
 
 IntB = Int[Array, " B"] | Int[np.ndarray, " B"]
 
-
 _FIELDS = ("positions", "valid", "segments")
 
 

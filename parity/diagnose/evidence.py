@@ -15,13 +15,11 @@ import numpy as np
 
 from jaxllama.config import LlamaConfig
 from parity.inputs import Inputs
+from parity.subjects.base import ReadArrays
 from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
 
 if TYPE_CHECKING:
     from parity.diagnose.mutated_reference import MutatedReference
-
-
-Arrays = Mapping[str, np.ndarray]
 
 
 # What a layer's cache holds, by short name.
@@ -52,10 +50,10 @@ class Evidence:
 
     tap: str
     flagged: tuple[str, ...]
-    subject: Arrays
-    truth: Arrays
-    setup: Arrays
-    true_setup: Arrays
+    subject: ReadArrays
+    truth: ReadArrays
+    setup: ReadArrays
+    true_setup: ReadArrays
     columns: slice
     chunks: Sequence[int] | None
     inputs: Inputs
@@ -64,7 +62,7 @@ class Evidence:
     reference: MutatedReference
     lane: str
     written: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    ask: Callable[[Inputs], Arrays] | None = None
+    ask: Callable[[Inputs], ReadArrays] | None = None
 
     @cached_property
     def short(self) -> str:

@@ -23,10 +23,9 @@ from parity.noise.chains import runs_one_operator
 from parity.noise.operators import SummedTaps
 from parity.noise.widen import Floor, widened_floor
 from parity.result import TapResult, WitnessResult
-from parity.subjects.base import Subject
+from parity.subjects.base import ReadArrays, Subject
 from parity.taps import split_name
 
-Arrays = Mapping[str, np.ndarray]
 # Tasks that compare taps with the reference, each some of them by name.
 Compared = Sequence[Future[dict[str, TapDifference]]]
 
@@ -85,14 +84,14 @@ class Comparator:
         self._timer = timer or Timer()
         self.lane, self.scenario, self.snapshot = lane, scenario, snapshot
         self._summed = summed
-        self._before: Arrays = {}
+        self._before: ReadArrays = {}
         self.active_runs, self.pool = active_runs, pool
         self.rows: list[TapResult] = []
         self.unmatched: set[str] = set()
         self._witnesses = {p.subject.name: WitnessSummary() for p in active_runs if p.is_witness}
         self._chunk: Chunk
         self._references: Mapping[str, ReferenceTap] = {}
-        self._shown: Arrays = {}
+        self._shown: ReadArrays = {}
         self._pending: dict[ActiveRun, PendingComparison] = {}
         self._found: dict[ActiveRun, dict[str, TapDifference]] = {}
 
@@ -100,7 +99,7 @@ class Comparator:
         """Begin a stage with the reference's taps."""
         self._chunk, self._references, self._shown, self._found = chunk, references, {}, {}
 
-    def add(self, active: ActiveRun, taps: Arrays, compared: Compared) -> None:
+    def add(self, active: ActiveRun, taps: ReadArrays, compared: Compared) -> None:
         """Take note of a run's taps, and of their comparison with the reference that is under
         way.
         """
@@ -150,7 +149,7 @@ class Comparator:
         }
         self._references, self._shown, self._found = {}, {}, {}
 
-    def _movements(self, active: ActiveRun, taps: Arrays) -> dict[str, Future[Movement]]:
+    def _movements(self, active: ActiveRun, taps: ReadArrays) -> dict[str, Future[Movement]]:
         """Begin to measure how far weights moved, and how far their scores account for that.
 
         An isolated run's weights come of the reference's scores, not of its own.
@@ -169,7 +168,7 @@ class Comparator:
                 )
         return found
 
-    def _gap(self, taps: Arrays) -> Future[float] | None:
+    def _gap(self, taps: ReadArrays) -> Future[float] | None:
         """Begin to measure witness against subject where every difference ends up: the logits."""
         if "logits" not in taps or "logits" not in self._shown:
             return None
@@ -308,7 +307,7 @@ class PendingComparison:
     gap: Future[float] | None
 
 
-def _unmatched(taps: Arrays, truth: Mapping[str, ReferenceTap], subject: Subject) -> set[str]:
+def _unmatched(taps: ReadArrays, truth: Mapping[str, ReferenceTap], subject: Subject) -> set[str]:
     """Return taps on one side only that have not been declared absent."""
     missing = {n for n in truth if n not in taps and split_name(n)[0] not in subject.absent}
     return missing | {name for name in taps if name not in truth}

@@ -6,15 +6,15 @@ of sums: G groups, R rows, O outputs, K terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
+from parity.subjects.base import ReadArrays
 from parity.taps import OPERANDS, WEIGHT_OF, split_name
 
-Arrays = Mapping[str, np.ndarray]
 # A weight by its canonical name, in the dtype it is stored in.
 ReadWeight = Callable[[str], np.ndarray]
 
@@ -69,7 +69,7 @@ class SummedTaps:
     def __init__(self, weight: ReadWeight, numbers: Numbers) -> None:
         self._weight, self._numbers = weight, numbers
 
-    def of(self, name: str, reference: Arrays, mask: np.ndarray, lane: str) -> SummedTap | None:
+    def of(self, name: str, reference: ReadArrays, mask: np.ndarray, lane: str) -> SummedTap | None:
         """Return how a tap is summed, None where its operator does not sum or lacks an operand.
 
         Args:

@@ -19,6 +19,8 @@ from parity.inputs import Inputs
 from parity.taps import HEAD_TAPS, LAYER_TAPS, SETUP_TAPS, in_flow_order
 
 Arrays = dict[str, np.ndarray]
+# The same where it is only read.
+ReadArrays = Mapping[str, np.ndarray]
 
 
 def stage_taps(stage: int, layers: int) -> tuple[str, ...]:

@@ -35,7 +35,6 @@ FORWARD = (
 )
 FAMILIES = (*FORWARD, loss, gradients, gradients_attention)
 
-
 # Families whose first fault is as plain in a narrow dtype as in float64.
 GROSS = (
     *("R1", "R2", "R3", "R8", "R10", "N5", "G1", "G2", "M1", "M2", "M4", "M5", "M8", "M10"),

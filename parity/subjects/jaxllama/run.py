@@ -143,12 +143,9 @@ def _segments(inputs: Inputs) -> np.ndarray:
 
 Recorded = dict[str, jax.Array]
 
-
 Rotation = tuple[jax.Array, jax.Array]
 
-
 Visible = jax.Array | masks.BoundMask
-
 
 Layer = Callable[..., tuple[jax.Array, KVCache | None, Recorded]]
 
@@ -178,7 +175,6 @@ def _layer(
 
 # The old cache is dead once its successor exists; keeping it would hold it twice.
 compiled_layer: Callable[..., Layer] = partial(jax.jit, _layer, donate_argnames=("cache",))
-
 
 run_layer = compiled_layer()
 

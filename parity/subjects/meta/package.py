@@ -22,7 +22,6 @@ ITS_SCALING = RopeScaling(
     original_max_position_embeddings=8192,
 )
 
-
 # Tap to module, within a layer.
 MODULES = {
     "input_layernorm": "attention_norm",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.diagnose.evidence import Arrays, Evidence
+from parity.diagnose.evidence import Evidence
+from parity.subjects.base import ReadArrays
 from parity.taps import AXES, GRAD_TAPS, PARAMETER_GRADIENTS, WEIGHT_OF, split_name
 
 # Short names of activations' and of parameters' gradients, as `Evidence.short` has them.
@@ -62,7 +63,7 @@ def spoilt(evidence: Evidence) -> bool:
     return bool(np.isnan(given).any() and not np.isnan(right).any())
 
 
-def _sides(evidence: Evidence) -> tuple[Arrays, Arrays]:
+def _sides(evidence: Evidence) -> tuple[ReadArrays, ReadArrays]:
     return evidence.subject, evidence.truth
 
 
