@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import resource
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +18,21 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.search import find_cause, refine_difference
-from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
+from parity.inputs import Inputs, decode_chunks, inputs_facts
 from parity.locate import first_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
-from parity.lockstep.engine import run_lockstep
-from parity.lockstep.memory import release_freed_memory
-from parity.lockstep.rerun import run_until_sure
-from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, apply_overrides, choose, choose_dtypes, override_texts
 from parity.result import Result
-from parity.runner import environment, gradients
+from parity.runner import environment, forward, gradients
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import require_decoding, require_gradients
+from parity.subjects.base import require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
-from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 
 MODES = ("free", "isolated", "decode", "grad")
@@ -136,7 +129,7 @@ def run(
 
         inputs, differentiated = _inputs(plan, opened.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
-        passes, seconds = _lanes(plan, opened, make, inputs, differentiated, progress, timer)
+        passes, seconds = _compare(plan, opened, make, inputs, differentiated, progress, timer)
         found = PassResult.join(passes, plan.dtypes)
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
@@ -241,7 +234,7 @@ def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
         package.check_config(checkpoint.config)
 
 
-def _lanes(
+def _compare(
     plan: Plan,
     checkpoint: Checkpoint,
     make: select.SubjectFactory,
@@ -251,14 +244,9 @@ def _lanes(
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
-    passes, groups = _passes(plan), batch_alike(inputs)
-    total = sum(
-        (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
-        for _, chunks in passes
-        for group in groups
-    )
+    modes = [mode for mode in plan.modes if mode != "grad"]
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
-    total += (layers + 2) * len(differentiated)
+    total = forward.count_stages(modes, inputs, layers) + (layers + 2) * len(differentiated)
     done = 0
 
     def report(what: str) -> None:
@@ -267,76 +255,26 @@ def _lanes(
         if progress is not None:
             progress(what, done, total)
 
-    f64_reference = TorchReference(checkpoint, dtype="f64")
-    records: list[PassResult] = []
+    found: list[PassResult] = []
     seconds: dict[str, float] = {}
     if inputs:
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
-        if "decode" in plan.modes:
-            for subject in subjects.values():
-                require_decoding(subject)
         for lane in grad_lanes:  # told before hours of other modes
             require_gradients(subjects[lane])
-        modes_forward = [mode for mode in plan.modes if mode != "grad"]
-        participants = participants_for(
-            checkpoint, f64_reference, subjects, plan.reference, modes_forward
+        found += forward.compare_forward(
+            checkpoint, subjects, plan.reference, modes, inputs, report, timer
         )
-        for group in groups:
-            names = " ".join(one.name for one in group)
-            for modes, chunks in passes:
-
-                def tick(name: str = names, what: str = modes[-1]) -> None:
-                    report(f"{name} {what}")
-
-                release_freed_memory()
-                run = partial(
-                    run_lockstep,
-                    parts=group,
-                    reference=f64_reference,
-                    modes=modes,
-                    layers=layers,
-                    chunks=None if chunks is None else chunks(group[0]),
-                    summed=summed_taps(f64_reference),
-                    timer=timer,
-                )
-                further = partial(further_variants, checkpoint)
-                records.append(run_until_sure(partial(run, progress=tick), participants, further))
-        misshapen = any(row.misshapen for record in records for row in record.rows)
-        if one_hot.probes_products(plan.modes, plan.dtypes) and not misshapen:
-            smallest = join_inputs(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
-            rows = one_hot.probe_products(
-                subjects["f32"], smallest, summed_taps(f64_reference), checkpoint.config
-            )
-            records.append(PassResult(rows))
+        del subjects
         seconds["forward_s"] = time.perf_counter() - began
-        del participants, subjects
-    del f64_reference  # and the float64 weights that it holds for decoding
-    gc.collect()
-    release_freed_memory()
     if grad_lanes:
         began = time.perf_counter()
-        records += gradients.compare_gradients(
-            checkpoint,
-            {lane: make(lane) for lane in grad_lanes},
-            plan.reference,
-            differentiated,
-            report,
-            timer,
+        subjects = {lane: make(lane) for lane in grad_lanes}
+        found += gradients.compare_gradients(
+            checkpoint, subjects, plan.reference, differentiated, report, timer
         )
         seconds["grad_s"] = time.perf_counter() - began
-    return records, seconds
-
-
-def _passes(plan: Plan) -> list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]]:
-    """Return the passes one scenario takes: free and isolated together, decode by itself."""
-    whole = tuple(mode for mode in plan.modes if mode in ("free", "isolated"))
-    passes: list[tuple[tuple[str, ...], Callable[[Inputs], list[int]] | None]] = []
-    if whole:
-        passes.append((whole, None))
-    if "decode" in plan.modes:
-        passes.append((("decode",), decode_chunks))
-    return passes
+    return found, seconds
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:

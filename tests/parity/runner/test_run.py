@@ -20,7 +20,7 @@ from jaxllama.errors import InputError, JaxLlamaError
 from parity.inputs import DECODE_STEPS, Inputs, decode_chunks
 from parity.lockstep.participants import Participant, Role
 from parity.result import Result
-from parity.runner import run
+from parity.runner import forward, run
 from parity.subjects import select
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama.run import JaxRun
@@ -138,7 +138,7 @@ def test_a_wrong_shape_is_divergent_not_an_error() -> None:
 
 
 def test_a_wrong_witness_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    participants_for = run.participants_for
+    participants_for = forward.participants_for
 
     def with_another(checkpoint: Any, *more: Any) -> dict[str, list[Participant]]:
         wrong = Participant(
@@ -148,7 +148,7 @@ def test_a_wrong_witness_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> Non
             lane: [*present, wrong] for lane, present in participants_for(checkpoint, *more).items()
         }
 
-    monkeypatch.setattr(run, "participants_for", with_another)
+    monkeypatch.setattr(forward, "participants_for", with_another)
     result = quick(modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
     assert [row.witness for row in result.disagreeing] == ["wrong"]
@@ -214,7 +214,9 @@ def test_a_reference_that_nothing_makes_or_runs_is_refused(monkeypatch: pytest.M
 def test_what_takes_part_at_several_dtypes_is_one_and_runs_once() -> None:
     checkpoint = small()
     subjects: Any = {lane: TorchReference(checkpoint, dtype=lane) for lane in ("f64", "f32")}
-    found = run.participants_for(checkpoint, TorchReference(checkpoint), subjects, (), ("free",))
+    found = forward.participants_for(
+        checkpoint, TorchReference(checkpoint), subjects, (), ("free",)
+    )
     noise = {lane: [one.subject for one in present[1:]] for lane, present in found.items()}
     shared = {id(one) for one in noise["f64"]} & {id(one) for one in noise["f32"]}
     assert len(shared) == 2  # float32's own noise, and what float64's is scaled from
