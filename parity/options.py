@@ -16,8 +16,10 @@ from jaxllama.errors import InputError, meant
 LANES = ("f64", "f32", "bf16")
 
 
-def choose(option: str, given: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def choose(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     """Split commas, expand `all`, refuse what is unknown; keep the order of `known`."""
+    if not isinstance(given, Iterable):
+        given = [str(given)]
     words = given.split(",") if isinstance(given, str) else list(given)
     wanted = set(known) if "all" in words else {word.strip() for word in words}
     unknown = sorted(wanted - set(known))

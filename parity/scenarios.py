@@ -8,6 +8,7 @@ Shapes: B batch, T tokens; the mask's last axis counts keys.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,7 @@ class Shape:
 
     @property
     def batch(self) -> tuple[str | None, int]:
-        """What scenarios that `batches` puts together have in common."""
+        """What scenarios that `batch_alike` puts together have in common."""
         return self.name if self.name in ("packed", "windowed") else None, self.length
 
 
@@ -116,6 +117,10 @@ def _source(
     """Check what a scenario is to be built of."""
     if name not in SCENARIOS:
         raise InputError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}")
+    try:
+        length = None if length is None else operator.index(length)
+    except TypeError:
+        raise InputError(f"scenario {name}: length {length!r}: expected a whole number") from None
     if length is not None and length < 1:
         raise InputError(f"scenario {name}: length {length}, expected at least 1 token")
     ids = _ids(prose() if prompt is None else prompt, tokenizer, config)

@@ -12,7 +12,7 @@ from jaxllama.checkpoint.hf.read import is_hf, open_hf
 from jaxllama.checkpoint.meta.directory import is_meta, open_meta
 from jaxllama.checkpoint.orbax.read import is_orbax, open_orbax
 from jaxllama.checkpoint.samples import open_smollm2, tiny
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, InputError
 
 SAMPLES = {"tiny": tiny, "smollm2": open_smollm2}
 
@@ -25,12 +25,19 @@ def open_checkpoint(source: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
 
     Raises:
         CheckpointError: nothing is there, it is in no known format, or it is damaged.
+        InputError: no path and no checkpoint, or an empty one.
         ConfigError: its configuration is contradictory or not understood.
     """
     if isinstance(source, Checkpoint):
         return source
     if source in SAMPLES:
         return SAMPLES[str(source)]()
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"checkpoint {source!r}: expected a path, a name, or an open checkpoint")
+    if not str(source):
+        raise InputError(
+            f"checkpoint (nothing): give a directory, a file, or one of {', '.join(SAMPLES)}"
+        )
     path = Path(source)
     if not path.exists():
         raise CheckpointError(

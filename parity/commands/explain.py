@@ -29,6 +29,7 @@ def explain(rule_id: str) -> str:
     from parity.lint.rule import catalogue
 
     rules = catalogue()
+    rule_id = rule_id.replace("_", "-")
     if rule_id.upper() in rules:
         return page(rules[rule_id.upper()])
     try:
@@ -45,8 +46,7 @@ def explain(rule_id: str) -> str:
 
 
 def _unknown(name: str, rules: Collection[str], causes: Collection[str]) -> str:
-    return (
-        f"explain {name!r}: no such rule or cause; {meant(name, [*rules, *causes])}"
-        f"the rules of lint are {', '.join(rules)};"
-        f" the causes {', '.join(causes)}"
-    )
+    start = f"explain {name!r}: no such rule or cause; "
+    if guess := meant(name, [*rules, *causes]):
+        return start + guess.rstrip()
+    return f"{start}the rules of lint are {', '.join(rules)}; the causes {', '.join(causes)}"

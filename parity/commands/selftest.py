@@ -19,6 +19,7 @@ from parity.report.outputs import after_verdict
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.
 MOST_JOBS = 4
+SEEDS = "101,102"
 
 
 @on_interrupt()
@@ -38,7 +39,9 @@ def selftest_command(
             "--calibrate", help="Clean runs on fresh models alone: seen, limit, headroom."
         ),
     ] = False,
-    seeds: Annotated[str, typer.Option(help="Seeds of the fresh models: 101,102.")] = "101,102",
+    seeds: Annotated[
+        str | None, typer.Option(help="Of --calibrate's fresh models; 101,102 if not given.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
@@ -53,9 +56,11 @@ def selftest_command(
     if unknown := [word for word in families if word not in known]:
         raise InputError(f"--family {','.join(unknown)}: expected some of {', '.join(known)}")
     try:
-        fresh = tuple(int(word) for word in seeds.split(",")) if calibrate else ()
+        fresh = tuple(int(word) for word in (seeds or SEEDS).split(","))
     except ValueError:
         raise InputError(f"--seeds {seeds}: expected whole numbers with commas") from None
+    if seeds is not None and not calibrate:
+        raise InputError(f"--seeds {seeds}: only --calibrate makes models; add it, or leave it out")
     if calibrate and (quick or families):
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if json_path is not None:
@@ -63,7 +68,7 @@ def selftest_command(
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
-            SelftestPlan(quick=quick, families=tuple(families), seeds=fresh),
+            SelftestPlan(quick=quick, families=tuple(families), seeds=fresh if calibrate else ()),
             jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
             progress=progress,
         )

@@ -154,16 +154,17 @@ def _limit_asked(
 
 def _limit(text: str) -> tuple[str, str, float]:
     """Read `NUMBER`, `DTYPE=NUMBER` or `DTYPE.MODE=NUMBER`."""
-    where, _, number = text.rpartition("=")
+    where, equals, number = text.rpartition("=")
     lane, _, mode = where.partition(".")
-    lane = lane_of(lane) if lane else ""
+    lane = lane_of(lane) if lane or equals else ""
     try:
         rho = float(number)
     except ValueError:
         rho = math.nan
-    if lane not in ("", *LIMITS) or mode not in ("", "isolated", "free") or not rho > 0:
+    lanes = LIMITS if equals else [""]
+    if lane not in lanes or mode not in ("", "isolated", "free") or not 0 < rho < math.inf:
         raise InputError(
-            f"--limit {text}: expected a number above 0, after DTYPE= or DTYPE.MODE= if it is not "
-            f"for all; DTYPE of {', '.join(LIMITS)}, MODE isolated or free"
+            f"--limit {text}: expected a finite number above 0, after DTYPE= or DTYPE.MODE= if it "
+            f"is not for all; DTYPE of {', '.join(LIMITS)}, MODE isolated or free"
         )
     return lane, mode, rho

@@ -122,7 +122,7 @@ def run(
     began = time.perf_counter()
     timer = timing.Timer()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        opened = open_checkpoint(checkpoint)
         config = apply_overrides(opened.config, plan.overrides)
         _check_witnesses(plan, opened)
         encode, encoding_notes = encoder(opened, prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -123,7 +124,24 @@ def subject_factory(
         return ready
     factory = resolved
     model = load_model(ours, dtype="float32", param_dtype=weights_dtype(checkpoint))
-    return lambda lane: _fit(factory(model, lane), lane)
+    return lambda lane: _fit(_made(factory, model, lane), lane)
+
+
+def _made(factory: Callable[[Llama, str], Subject], model: Llama, lane: str) -> Subject:
+    """Call a user's function, and say so where it cannot be called or makes no subject."""
+    name = getattr(factory, "__qualname__", type(factory).__name__)
+    how = f"subject {name}: called with the loaded model and {lane!r}"
+    remedy = "it has to return a subject of that dtype (parity/subjects/README.md)"
+    try:
+        inspect.signature(factory).bind(model, lane)
+    except TypeError as error:
+        raise InputError(f"{how}, which it does not take ({error}); {remedy}") from error
+    except ValueError:  # what is written in C may hide its signature
+        pass
+    made = factory(model, lane)
+    if not _is_subject(made):
+        raise InputError(f"{how}, it gave {type(made).__name__}; {remedy}")
+    return made
 
 
 def _fit(subject: Subject, lane: str) -> Subject:

@@ -281,7 +281,9 @@ def test_what_no_tolerance_excuses_stays_a_failure(saved: Path, tmp_path: Path) 
     assert result.first_divergence.row.tap == document["taps"][7]["tap"]
 
 
-@pytest.mark.parametrize("limit", ["", "x", "f32=", "f16=3", "f32.decode=3", "=-1", "nan", "0"])
+@pytest.mark.parametrize(
+    "limit", ["", "x", "f32=", "f16=3", "f32.decode=3", "=-1", "=3", "nan", "inf", "1e999", "0"]
+)
 def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
     with pytest.raises(InputError, match="--limit"):
         parity.recheck(saved, limits=[limit])

@@ -222,6 +222,28 @@ def test_what_takes_part_at_several_dtypes_is_one_and_runs_once() -> None:
     assert len(shared) == 2  # float32's own noise, and what float64's is scaled from
 
 
+@pytest.mark.ill_typed
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "said"),
+    [
+        (None, {}, "checkpoint None: expected a path"),
+        (3, {}, "checkpoint 3: expected a path"),
+        ("", {}, r"checkpoint \(nothing\): give a directory"),
+        ("tiny", {"reference": None}, "--reference None: expected one or more of torch"),
+        ("tiny", {"dtypes": 3}, "--dtype 3: expected one or more of f64"),
+        ("tiny", {"length": "a"}, "length 'a': expected a whole number"),
+        ("tiny", {"subject": lambda: 1}, "which it does not take .*has to return a subject"),
+        ("tiny", {"subject": lambda model, dtype: 1}, "it gave int; it has to return a subject"),
+    ],
+)
+def test_what_is_of_another_type_is_said_in_one_line(
+    checkpoint: Any, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        run.run(checkpoint, **({"scenarios": "causal", "length": 5, "modes": "free"} | options))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_reference_is_named_as_what_it_is() -> None:
     rows = quick().witnesses
     assert [(row.witness, row.is_gold) for row in rows] == [("torch", True)]

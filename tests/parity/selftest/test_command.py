@@ -43,6 +43,7 @@ def test_a_family_is_injected_and_saved(
         (["--json", "missing/matrix.json"], "no directory missing"),
         (["--calibrate", "--quick"], "--calibrate: runs no injections"),
         (["--calibrate", "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
+        (["--seeds", "5,6"], "--seeds 5,6: only --calibrate makes models"),
     ],
 )
 def test_bad_usage_is_refused_before_any_work(
