@@ -94,9 +94,9 @@ def convert(
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a checkpoint that exists.")
+        bool, typer.Option("--overwrite/--no-overwrite", help="Replace a checkpoint that exists.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet/--no-quiet", help="No progress bar.")] = False,
 ) -> None:
     """Convert a checkpoint to another format, without loss unless --dtype is given."""
     from jaxllama.checkpoint import convert as run
@@ -157,7 +157,10 @@ def verify(
     first: _Source,
     second: Annotated[str | None, typer.Argument(help="Another; or none with --manifest.")] = None,
     manifest: Annotated[
-        bool, typer.Option("--manifest", help="Compare with the manifest written at conversion.")
+        bool,
+        typer.Option(
+            "--manifest/--no-manifest", help="Compare with the manifest written at conversion."
+        ),
     ] = False,
 ) -> None:
     """Prove two checkpoints of any formats equal to the bit, or say what differs and why."""

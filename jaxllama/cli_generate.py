@@ -64,7 +64,9 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print text, tokens and log-probabilities as JSON.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line about speed at the end.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet/--no-quiet", help="No line about speed at the end.")
+    ] = False,
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
     from jaxllama.dtypes import parse
