@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from parity.diagnose.mutations import Mutation
 
 
+LAST = 9
+
+
 @dataclass(frozen=True)
 class Cause:
     """One way to be wrong.
@@ -34,7 +37,8 @@ class Cause:
         remedy: what to change.
         reshapes: whether it gives taps another shape.
         rounding: whether it can be of one dtype's arithmetic alone, float64 being equal.
-        rank: the lower, the earlier it is tried among those that explain the same tap.
+        rank: the lower, the earlier it is tried among those that explain the same tap; from `LAST`
+            on only where no other explains it.
     """
 
     id: str
@@ -82,8 +86,9 @@ class Hypothesis:
         positions: in the place of the scenario's [B T].
         noise: how exactly the wrong operator can be repeated, relative; a hypothesis whose own
             rounding is as large as the difference cannot make it smaller.
-        left: of a gradient, what of its error the hypothesis leaves, where the gradient tells; None
-            for a guess, which only an experiment can judge and which comes after.
+        left: what of the error the hypothesis leaves, where it has been tried already: of
+            gradients, and of edits. None for a guess, which only an experiment can judge, and which
+            comes after.
     """
 
     cause: str

@@ -178,6 +178,7 @@ def _comparison_at(
         lane=recording.subject.dtype,
         written=keys_values_until(recording, stage),
         ask=partial(head_taps, recording),
+        enough=first.limit * first.noise,
     )
     return RecordingComparison(rows, first, stage, flagged, evidence)
 

@@ -46,6 +46,7 @@ class Evidence:
         written: keys and values that the subject has made so far, by layer [B S K H].
         ask: runs the subject on other inputs and returns its head's taps, and its mask if it shows
             that; None where it cannot.
+        enough: what the tap's error may be and be called noise, relative.
     """
 
     tap: str
@@ -63,6 +64,7 @@ class Evidence:
     lane: str
     written: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     ask: Callable[[Inputs], ReadArrays] | None = None
+    enough: float = 0.0
 
     @cached_property
     def short(self) -> str:

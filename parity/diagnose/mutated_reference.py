@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.diagnose.edits.edit import EVERYWHERE, Edit
+from parity.diagnose.edits.kinds import apply_edits
 from parity.diagnose.mutations import CacheWrites, Mutation, MutationSite, change_gradient
 from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch.arrays import Recorder
 from parity.subjects.torch_reference.model import LayerContext, Variant
+from parity.subjects.torch_reference.operands import Operands, program_of
+from parity.subjects.torch_reference.program import Program, run_program
 from parity.subjects.torch_reference.run import TorchRun
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -70,6 +74,28 @@ class MutatedReference(TorchReference):
         """Return the same with more changes."""
         return MutatedReference(self.checkpoint, (*self.changes, *changes), dtype=self.dtype)
 
+    def program(self, tap: str, layer: int | None) -> Program | None:
+        """Return what computes a tap, edits included; None where it is no program's any more.
+
+        Args:
+            tap: short name.
+            layer: its number; None outside of layers.
+        """
+        program = program_of(tap, self.config)
+        changes = self.changes_of(tap, layer)
+        if program is None or any(change.value is not None for change in changes):
+            return None
+        edits = [e for change in changes if change.scope == EVERYWHERE for e in change.edits]
+        return apply_edits(program, edits)
+
+    def changes_of(self, tap: str, layer: int | None) -> list[Mutation]:
+        """Return the changes of a tap, by its short name."""
+        return [
+            change
+            for change in self.changes
+            if change.tap == tap and (change.layers is None or layer in change.layers)
+        ]
+
     def start(self, inputs: Any) -> Run:
         return MutatedRun(self, inputs)
 
@@ -94,6 +120,7 @@ class MutatedReference(TorchReference):
         tap: Recorder,
     ) -> tuple[Tensor, LayerContext]:
         edited = EditedTap(self, None, tap, None)
+        edited.given = {"tokens": tokens, "positions": positions, "mask": mask}
         return super().setup(tokens, positions, mask, cache, edited)
 
     def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
@@ -130,7 +157,7 @@ class MutatedRun(TorchRun):
         sizes = tuple(b - a for a, b in self._ranges if b <= stop)
         held = CacheWrites(sizes, self._batch(self._inputs.valid), self._written)
         a = self._around
-        self._around = EditedCache(a.cos, a.sin, a.mask, a.cache, held)
+        self._around = EditedCache(**vars(a), held=held)
 
 
 @dataclass
@@ -165,6 +192,9 @@ class EditedTap(Recorder):
     ) -> None:
         self._reference, self._layer, self._tap, self._around = reference, layer, tap, around
         self.seen: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
+        if around is not None:
+            self.given = {"positions": around.positions, "rope.inv_freq": around.freq}
         self.values = tap.values
 
     def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
@@ -177,18 +207,33 @@ class EditedTap(Recorder):
 
     def edit(self, name: str, value: Tensor) -> Tensor:
         """Return what the changes of this tap make of its value."""
+        edits: list[Edit] = []
         for change in self._changes(name):
             if change.value is not None:
                 value = change.value(self._site(name, value)).to(value.dtype)
+            elif change.edits:
+                edits = [*edits, *change.edits] if change.scope == EVERYWHERE else edits
+                here = edits if change.scope == EVERYWHERE else [*edits, *change.edits]
+                made = self._edited(name, here).to(value.dtype)
+                cells = change.scope.cells(name, value)
+                value = made if cells is None else torch.where(cells, made, value)
         return value
+
+    def _edited(self, name: str, edits: Sequence[Edit]) -> Tensor:
+        """Return what an edited program makes of the taps seen so far."""
+        program = program_of(name, self._reference.config)
+        assert program is not None
+        seen = dict(self.given)
+        if self._around is not None:
+            a = self._around
+            seen |= {"cos": a.cos, "sin": a.sin, "mask": a.mask}
+        seen |= self.seen
+        operands = Operands(self._reference, name, self._layer, seen)
+        return run_program(apply_edits(program, edits), operands, self._reference)
 
     def _changes(self, name: str) -> list[Mutation]:
         assert isinstance(self._reference, MutatedReference)
-        return [
-            change
-            for change in self._reference.changes
-            if change.tap == name and (change.layers is None or self._layer in change.layers)
-        ]
+        return self._reference.changes_of(name, self._layer)
 
     def _site(self, name: str, value: Tensor) -> MutationSite:
         none = torch.empty(0)

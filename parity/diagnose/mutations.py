@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.diagnose.edits.edit import EVERYWHERE, Edit, Scope
 from parity.inputs import Inputs
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -54,6 +55,7 @@ class MutationSite:
         cos, sin: of the call's positions [B T H/2]; empty outside of layers.
         mask: what the call's queries see [B T S].
         held: of the cache; None without one.
+        given: what the call is given, by name: `tokens`, `positions`, `rope.inv_freq`.
     """
 
     reference: TorchReference
@@ -65,6 +67,7 @@ class MutationSite:
     sin: Tensor
     mask: Tensor
     held: CacheWrites | None = None
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Mutation:
             returns None for the weights that it leaves alone.
         pulled: what becomes of the gradient that reaches the tap from all that is computed of it.
         loss: what is differentiated, of logits [B T V] and the scenario.
+        edits: of the tap's program, in place of `value`.
+        scope: where the edits hold.
     """
 
     tap: str = ""
@@ -92,6 +97,8 @@ class Mutation:
     rounds: bool = False
     pulled: Operator | None = None
     loss: Callable[[Tensor, Inputs], Tensor] | None = None
+    edits: tuple[Edit, ...] = ()
+    scope: Scope = EVERYWHERE
 
     def within(self, layer: int) -> Mutation:
         """Return the same change in one layer alone."""

@@ -23,7 +23,7 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
     reference alone.
     """
     tap = evidence.short
-    if evidence.backward:
+    if evidence.backward or hypothesis.left is not None:
         return hypothesis.left or 0.0
     changes = [c for c in hypothesis.changes if c.tap == tap and c.value is not None]
     weights = [c for c in hypothesis.changes if c.weight is not None]

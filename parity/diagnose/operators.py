@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jaxllama.config import LlamaConfig
 from parity.diagnose.cause import Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
-from parity.taps import WEIGHT_OF
+from parity.subjects.torch_reference.operands import weight_name
 
 NORM_INPUTS = {
     "input_layernorm": "input",
@@ -39,13 +38,6 @@ WEIGHTED = (*NORMS, *LINEARS, "embed")
 ROTATED = {"q_rope": "q_proj", "k_rope": "k_proj"}
 
 Value = Callable[[MutationSite], Tensor]
-
-
-def weight_name(tap: str, layer: int | None, config: LlamaConfig) -> str:
-    """Return the canonical name of the weight behind a tap."""
-    if tap == "logits" and config.tie_word_embeddings:
-        tap = "embed"
-    return WEIGHT_OF.get(tap) or WEIGHT_OF[f"layers.{tap}"].replace("layers", f"layers.{layer}")
 
 
 def rotations(

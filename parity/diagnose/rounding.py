@@ -8,15 +8,17 @@ it: the nudged variants of a wrong reference (see `MutatedReference.noise_varian
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from parity.comparison.tolerance import UNIT_ROUNDOFF
-from parity.diagnose.mutated_reference import MutatedReference
-from parity.diagnose.mutations import MutationSite
 from parity.subjects.torch.arrays import to_torch
+
+if TYPE_CHECKING:
+    from parity.diagnose.mutations import MutationSite
 
 # How far values are nudged, in units of the precision they come in: what a few layers add up to.
 NUDGE = 32
@@ -56,7 +58,7 @@ def has_bits(values: np.ndarray, rounded: Round) -> bool:
 
 
 def narrow(site: MutationSite, x: Tensor, dtype: str, unit: float = 0.0) -> Tensor:
-    """Round values to a dtype; nudged variants move them before.
+    """Round values to a dtype; see `nudged_rounding`.
 
     Args:
         site: where; its reference says which variant it is.
@@ -65,11 +67,22 @@ def narrow(site: MutationSite, x: Tensor, dtype: str, unit: float = 0.0) -> Tens
         unit: roundoff of what made them, where it is coarser than the run's: libraries' functions
             differ by about two of it.
     """
-    reference = site.reference
-    assert isinstance(reference, MutatedReference)
-    if reference.nudge and x.numel():
+    return nudged_rounding(site.reference, x, dtype, unit)
+
+
+def nudged_rounding(arithmetic: Any, x: Tensor, dtype: str, unit: float = 0.0) -> Tensor:
+    """Round values to a dtype; a reference's nudged variants move them before.
+
+    Args:
+        arithmetic: the reference; what is none of our wrong ones is not nudged.
+        x: the values, kept in their own dtype.
+        dtype: one of `ROUNDINGS`.
+        unit: as for `narrow`.
+    """
+    nudge = getattr(arithmetic, "nudge", 0)
+    if nudge and x.numel():
         size = torch.where(x.isfinite(), x.abs(), 0).amax(-1, keepdim=True)
-        step = reference.nudge * max(2 * unit, NUDGE * UNIT_ROUNDOFF[reference.dtype])
+        step = nudge * max(2 * unit, NUDGE * UNIT_ROUNDOFF[arithmetic.dtype])
         # An exact zero is a hidden key, an unwritten slot: no rounding moves it.
         x = torch.where(x == 0, x, x + step * size)
     return ROUNDINGS[dtype](x).to(x.dtype)

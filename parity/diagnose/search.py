@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.diagnose.cause import Hypothesis, catalogue
+from parity.diagnose.cause import LAST, Hypothesis, catalogue
 from parity.diagnose.compare_recording import RecordingComparison, compare_recording
 from parity.diagnose.describe import Search, Step, describe_precision, describe_search
 from parity.diagnose.evidence import Evidence
@@ -100,6 +100,13 @@ def _search(
         assert found.evidence is not None
         ranked = ranked_hypotheses(found.evidence, rounding=rounding)
         best, untried, refuted = _best_trial(recording, found, ranked, deadline)
+        if best is None or best.after.first is not None:
+            edits = ranked_hypotheses(found.evidence, rounding=rounding, last=True)
+            other, more, wrong = _best_trial(recording, found, edits, deadline)
+            untried, refuted = untried + more, refuted + wrong
+            ranked = sorted(ranked + edits, key=lambda one: one[1])
+            if other and (best is None or other.after.progress > best.after.progress):
+                best = other
         suspects = [one for one in ranked if not any(one[0] is tried for tried in refuted)]
         if best is None:
             break
@@ -185,16 +192,17 @@ def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergenc
 
 
 def ranked_hypotheses(
-    evidence: Evidence, *, rounding: bool = False
+    evidence: Evidence, *, rounding: bool = False, last: bool = False
 ) -> list[tuple[Hypothesis, float]]:
     """Return what might explain the tap, with the error that each leaves at it, best first.
 
     Args:
         evidence: of the tap.
         rounding: whether only causes of one dtype's arithmetic can explain it.
+        last: whether only those that are tried last are asked for; else all others.
     """
     found = []
-    for number, hypothesis in enumerate(_propose(evidence, rounding)):
+    for number, hypothesis in enumerate(_propose(evidence, rounding, last)):
         try:
             left = remaining_error(evidence, hypothesis)
         except UNFIT:
@@ -206,12 +214,12 @@ def ranked_hypotheses(
     return [(hypothesis, left) for _, hypothesis, left in found]
 
 
-def _propose(evidence: Evidence, rounding: bool) -> Iterator[Hypothesis]:
+def _propose(evidence: Evidence, rounding: bool, last: bool) -> Iterator[Hypothesis]:
     misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
     for file in catalogue().values():
         if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:
             continue
-        if rounding and not file.cause.rounding:
+        if (rounding and not file.cause.rounding) or (file.cause.rank >= LAST) != last:
             continue
         try:
             yield from file.propose(evidence)

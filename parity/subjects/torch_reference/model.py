@@ -10,7 +10,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,15 +26,30 @@ from parity.subjects.base import CheckpointLike
 from parity.subjects.torch.arrays import Recorder, at_least_float32, torch_dtype
 from parity.subjects.torch.weights import Weights, stored_weights
 from parity.subjects.torch_reference.loss import next_token_loss
+from parity.subjects.torch_reference.operations import Value
+from parity.subjects.torch_reference.program import (
+    ACTIVATION,
+    ANGLES,
+    CONTEXT,
+    COS,
+    EMBED,
+    LINEAR,
+    NORM,
+    PROBS,
+    ROTATE,
+    SCORES,
+    SIN,
+    Program,
+    inv_freq_program,
+    kv_head_map,
+    rope_constants,
+    run_program,
+)
 
 Variant = Literal["eager", "reordered", "laned", "sdpa", "doubled"]
 
 # As many float32 numbers as a vector register of AVX2 holds.
 LANES = 8
-
-# Weights are cast to the run's dtype this many elements at a time, so that a vocabulary of
-# 128 256 rows does not stand in memory twice (4 GB in float64 for the 8B model).
-CAST_ELEMENTS = 1 << 23
 
 
 @dataclass
@@ -46,12 +60,16 @@ class LayerContext:
         cos, sin: of every position's angles [B T H/2].
         mask: what each query sees [B T S].
         cache: keys and values of earlier columns by layer [B S K H]; None runs without one.
+        positions: of the tokens [B T].
+        freq: radians per token of each feature pair [H/2].
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     cache: dict[int, tuple[Tensor, Tensor]] | None
+    positions: Tensor
+    freq: Tensor
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values to the layer's cache; return all that it holds."""
@@ -101,75 +119,50 @@ class TorchModel:
         self.weights: Weights = stored_weights(checkpoint)
         self._checkpoint = checkpoint
 
+    @property
+    def backwards(self) -> bool:
+        """Whether sums are taken from their other end."""
+        return self.variant == "reordered"
+
     # Operators. Override one to make the reference wrong in that one way.
 
     def weight(self, name: str) -> Tensor:
         """Return a weight by canonical name, in any dtype; users round it to the run's."""
         return self.weights[name]
 
+    def _run(self, program: Program, **operands: Value) -> Tensor:
+        return run_program(program, operands, self)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the vectors [B T D] of token ids [B T]."""
-        return self.weight("model.embed_tokens.weight")[tokens].to(self.compute)
+        return self._run(EMBED, weight=self.weight("model.embed_tokens.weight"), tokens=tokens)
 
     def inv_freq(self) -> Tensor:
-        """Return the radians per token of each feature pair [H/2], float64, fastest first.
-
-        Source: arXiv 2104.09864; llama3 scaling as in Meta's llama-models, `apply_scaling`.
-        """
-        c, scaling = self.config, self.config.rope_scaling
-        pair = torch.arange(c.head_dim // 2, dtype=torch.float64)
-        if self.variant == "reordered":
-            # One rounding of a frequency turns into thousands at position 8192 and beyond.
-            freq = torch.exp(-math.log(c.rope_theta) * 2 * pair / c.head_dim)
-        else:
-            freq = c.rope_theta ** (-2 * pair / c.head_dim)
-        if scaling is None:
-            return freq
-        if scaling.kind == "linear":
-            return freq / scaling.factor
-        context, low, high = (
-            scaling.original_max_position_embeddings,
-            scaling.low_freq_factor,
-            scaling.high_freq_factor,
-        )
-        assert context is not None and low is not None and high is not None
-        wavelength = 2 * math.pi / freq
-        blend = (context / wavelength - low) / (high - low)
-        blended = (1 - blend) * freq / scaling.factor + blend * freq
-        stretched = torch.where(wavelength > context / low, freq / scaling.factor, blended)
-        return torch.where(wavelength < context / high, freq, stretched)
+        """Return the radians per token of each feature pair [H/2], float64, fastest first."""
+        program = inv_freq_program(self.config.rope_scaling)
+        return self._run(program, **rope_constants(self.config))
 
     def angles(self, freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin [B T H/2] of frequency times position."""
-        angle = positions[:, :, None].to(self.wide) * freq
-        return angle.cos(), angle.sin()
+        angle = self._run(ANGLES, freq=freq, positions=positions)
+        return self._run(COS, angle=angle), self._run(SIN, angle=angle)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate feature i of [B T heads H] against feature i + H/2, rounding once."""
-        a, b = x.to(cos.dtype).chunk(2, dim=-1)
-        cos, sin = cos[:, :, None], sin[:, :, None]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+        return self._run(ROTATE, x=x, cos=cos, sin=sin)
 
     def rms_norm(self, x: Tensor, name: str) -> Tensor:
         """Divide [B T D] by its root mean square, round, then scale by the weight `name`."""
-        wide = x.to(self.wide)
-        square = wide.square().flip(-1) if self.variant == "reordered" else wide.square()
-        rms = (square.mean(-1, keepdim=True) + self.config.rms_norm_eps).sqrt()
-        return (wide / rms).to(x.dtype) * self.weight(f"{name}.weight").to(x.dtype)
+        weight = self.weight(f"{name}.weight")
+        return self._run(NORM, x=x, weight=weight, eps=self.config.rms_norm_eps)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Multiply [.. in] by the weight `name` [out in], rounded to the run's dtype."""
-        weight = self.weight(f"{name}.weight")
-        if weight.dtype == self.compute == x.dtype and self.variant != "reordered":
-            return self.matmul(x, weight.T)
-        rows = max(1, CAST_ELEMENTS // weight.shape[1])
-        rounded = (block.to(self.compute).to(x.dtype) for block in weight.split(rows))
-        blocks = [self.matmul(x, block.T) for block in rounded]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+        return self._run(LINEAR, x=x, weight=self.weight(f"{name}.weight"))
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Contract the last axis of `a` with the last but one of `b`."""
-        if self.variant == "reordered":
+        if self.backwards:
             a, b = a.flip(-1), b.flip(-2)
         if self.variant == "laned":
             lanes, wide = range(min(LANES, a.shape[-1])), (a.to(self.wide), b.to(self.wide))
@@ -179,10 +172,7 @@ class TorchModel:
 
     def kv_head_of_query(self) -> Tensor:
         """Return which kv head each query head reads [N]: neighbours share one."""
-        c = self.config
-        return torch.arange(c.num_attention_heads) // (
-            c.num_attention_heads // c.num_key_value_heads
-        )
+        return kv_head_map(self.config)
 
     def scale(self) -> float:
         """Return the factor on the scores."""
@@ -190,19 +180,11 @@ class TorchModel:
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return scaled scores [B N T S] before the mask, of q [B T N H] and k [B S N H]."""
-        q, k = q.to(self.wide), k.to(self.wide)
-        return self.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * self.scale()
+        return self._run(SCORES, q=q, k=k, scale=self.scale())
 
     def probs(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Return softmax over the keys that mask [B T S] shows; a row that sees none is zero."""
-        visible = mask[:, None]
-        scores = scores.masked_fill(~visible, -math.inf)
-        if self.variant == "reordered":
-            probs = scores.flip(-1).softmax(-1).flip(-1)
-        else:
-            probs = scores.softmax(-1)
-        empty = ~visible.any(-1, keepdim=True)
-        return probs.masked_fill(empty, 0) if empty.any() else probs
+        return self._run(PROBS, scores=scores, mask=mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Recorder) -> Tensor:
         """Return each query head's weighted values [B T N H]."""
@@ -216,12 +198,12 @@ class TorchModel:
         else:
             scores = tap("attn_scores", self.scores(q, k))
             probs = tap("attn_probs", self.probs(scores, mask))
-            context = self.matmul(probs.to(v.dtype), v.transpose(1, 2))
+            return tap("attn_context", self._run(CONTEXT, probs=probs, v=v))
         return tap("attn_context", context.transpose(1, 2))
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up [B T F]."""
-        return F.silu(gate) * up
+        return self._run(ACTIVATION, gate=gate, up=up)
 
     def setup(
         self,
@@ -235,7 +217,7 @@ class TorchModel:
         freq = tap("rope.inv_freq", self.inv_freq().to(self.wide))
         positions, mask = tap("positions", positions), tap("mask", mask)
         x = tap("embed", self.embed(tokens))
-        return x, LayerContext(*self.angles(freq, positions), mask, cache)
+        return x, LayerContext(*self.angles(freq, positions), mask, cache, positions, freq)
 
     def layer(self, i: int, x: Tensor, around: LayerContext, tap: Recorder) -> Tensor:
         """Apply decoder layer `i` to the residual stream [B T D]."""

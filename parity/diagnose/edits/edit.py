@@ -1,0 +1,196 @@
+"""An edit of an operator's program, where in a model it holds, and what edits explain.
+
+Shapes: B batch, T queries, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.subjects.torch_reference.operations import Arithmetic, Operation, Unary
+from parity.subjects.torch_reference.program import Program, Step
+from parity.taps import AXES
+
+# The axes of a tap along which a fault may hold in part, as sentences have them.
+AXIS_WORDS = {"B": "row", "T": "column", "N": "head", "K": "kv head"}
+
+# In the place of a number that is to be solved for.
+SOLVED = "solved"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of one tap's program.
+
+    Attributes:
+        tap: short name of the tap.
+        kind: id of its kind, see `parity.diagnose.edits.kinds`.
+        step: name of the step or operand that it is at.
+        operands: names of others that take part.
+        value: what the kind puts there: a number, `SOLVED` until it is known, or an operation.
+        said: the edit in a sentence's words.
+        template: the same with `{}` for its number; empty if it has none to solve for.
+        starts: where the search for its number may begin.
+        cost: the larger, the less simple.
+    """
+
+    tap: str
+    kind: str
+    step: str
+    operands: tuple[str, ...] = ()
+    value: float | str | Operation | None = None
+    said: str = ""
+    template: str = ""
+    starts: tuple[float, ...] = ()
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Number:
+    """An operation without inputs: a constant of a program."""
+
+    value: float
+
+    @property
+    def said(self) -> str:
+        return f"{self.value:.6g}"
+
+    def __call__(self, arithmetic: Arithmetic) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where edits hold: in which layers, and at which indices of a tap's axes; None is all.
+
+    Attributes:
+        layers: numbers.
+        axes: (letter of an axis, indices along it), see `AXIS_WORDS`.
+    """
+
+    layers: frozenset[int] | None = None
+    axes: tuple[tuple[str, frozenset[int]], ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The scope in a sentence's words; empty for everywhere."""
+        parts = [f"{AXIS_WORDS[letter]} {in_words(at)}" for letter, at in self.axes]
+        if self.layers is not None:
+            parts.append(f"layer {in_words(self.layers)}")
+        return f"in {', '.join(parts)} alone" if parts else ""
+
+    def cells(self, tap: str, value: Tensor) -> Tensor | None:
+        """Return which cells of a tap's value it holds for, broadcastable to it; None for all."""
+        if not self.axes:
+            return None
+        letters = axes_of(tap)
+        found = torch.ones((1,) * value.ndim, dtype=torch.bool)
+        for letter, at in self.axes:
+            axis = letters.index(letter)
+            here = torch.zeros(value.shape[axis], dtype=torch.bool)
+            here[[i for i in at if i < value.shape[axis]]] = True
+            shape = [1] * value.ndim
+            shape[axis] = -1
+            found = found & here.view(shape)
+        return found
+
+
+EVERYWHERE = Scope()
+
+
+def axes_of(tap: str) -> str:
+    """Return the letters of a tap's axes, by its short name."""
+    return AXES.get(tap) or AXES[f"layers.{tap}"]
+
+
+def in_words(numbers: Iterable[int]) -> str:
+    """Say which numbers: `1 to 4, 7`."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Edits of one tap's program that make of a subject's inputs what it shows.
+
+    Attributes:
+        edits: in the order in which they are made.
+        scope: where they hold.
+        left: what they leave of the tap, relative.
+    """
+
+    edits: tuple[Edit, ...]
+    scope: Scope
+    left: float
+
+    @property
+    def cost(self) -> float:
+        """How far from simple they are."""
+        return sum(edit.cost for edit in self.edits) + 0.5 * len(self.scope.axes)
+
+    @property
+    def said(self) -> str:
+        """All of it in a sentence's words."""
+        said = " and ".join(edit.said for edit in self.edits)
+        return f"{said} {self.scope.said}".rstrip()
+
+
+# Rewriting of programs.
+
+
+def step_of(program: Program, name: str) -> Step | None:
+    """Return the step of a name; None for an operand."""
+    return next((step for step in program if step.name == name), None)
+
+
+def with_step(program: Program, name: str, **fields: object) -> Program:
+    """Return a program whose step of a name has other fields."""
+    return tuple(
+        replace(step, **fields) if step.name == name else step  # type: ignore[arg-type]
+        for step in program
+    )
+
+
+def without_step(program: Program, name: str, kept: str) -> Program:
+    """Return a program without a step, whose readers read `kept` in its place.
+
+    The last step gives its name's value by handing `kept` on.
+    """
+    if program[-1].name == name:
+        return with_step(program, name, inputs=(kept,), fn=Unary("identity"))
+    return tuple(
+        replace(step, inputs=tuple(kept if n == name else n for n in step.inputs))
+        for step in program
+        if step.name != name
+    )
+
+
+def with_step_after(program: Program, name: str, fn: Operation, *inputs: str) -> Program:
+    """Return a program in which one more step works on a step's or an operand's value.
+
+    Args:
+        program: as it was.
+        name: of the step or operand; all that read it read the new step.
+        fn: what it does.
+        inputs: what it reads beside.
+    """
+    made = name
+    while any(made in (step.name, *step.inputs) for step in program):
+        made += "'"
+    new = Step(made, (name, *inputs), fn)
+    at = next((i + 1 for i, step in enumerate(program) if step.name == name), 0)
+    readers = tuple(
+        replace(step, inputs=tuple(made if n == name else n for n in step.inputs))
+        for step in program[at:]
+    )
+    return (*program[:at], new, *readers)

@@ -1,0 +1,97 @@
+"""Edits that explain an operator, as hypotheses to be tried on the whole reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from parity.diagnose.cause import Hypothesis
+from parity.diagnose.edits.edit import Edit, Explanation
+from parity.diagnose.edits.operations import Rounded
+from parity.diagnose.edits.search import explanations
+from parity.diagnose.edits.trial import operator_trial
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.mutations import Mutation
+from parity.subjects.torch_reference.operands import program_of
+from parity.subjects.torch_reference.program import operand_names
+
+# Explanations that are tried on the whole reference, with each of their taps.
+MOST = 3
+# What is left of an operator's inputs in float64 is its last places.
+EXACT = 1e-11
+# Taps that one function computes: what is wrong there may be wrong in all of them.
+TWINS = (
+    ("input_layernorm", "post_attention_layernorm", "norm"),
+    ("q_rope", "k_rope"),
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ("post_attention", "output"),
+)
+
+
+def edited_operators(evidence: Evidence, cause: str, kinds: Sequence[str]) -> Iterator[Hypothesis]:
+    """Yield the simplest edits of the tap's program: of all taps of its kind, then of it alone.
+
+    Args:
+        evidence: of the tap.
+        cause: whose hypotheses they are.
+        kinds: ids of the kinds of edits that may explain it.
+    """
+    trial = operator_trial(evidence)
+    if trial is None:
+        return
+    for found in explanations(trial, kinds, max(EXACT, evidence.enough))[:MOST]:
+        alone = (_mutation(found),)
+        twins = [alone[0], *_at_twins(found, evidence)]
+        if len(twins) > 1:
+            yield _hypothesis(cause, found, tuple(twins))
+        yield _hypothesis(cause, found, alone)
+
+
+def _hypothesis(cause: str, found: Explanation, changes: tuple[Mutation, ...]) -> Hypothesis:
+    tap = found.edits[0].tap
+    others = [change.tap for change in changes[1:]]
+    taps = ", ".join((tap, *others))
+    return Hypothesis(cause, f"{taps}: {found.said}", changes, left=found.left)
+
+
+def _mutation(found: Explanation) -> Mutation:
+    rounds = any(isinstance(edit.value, Rounded) for edit in found.edits)
+    return Mutation(found.edits[0].tap, edits=found.edits, scope=found.scope, rounds=rounds)
+
+
+def _at_twins(found: Explanation, evidence: Evidence) -> Iterator[Mutation]:
+    tap = found.edits[0].tap
+    for group in TWINS:
+        for twin in group if tap in group else ():
+            edits = _renamed(found.edits, tap, twin, evidence) if twin != tap else None
+            if edits is not None:
+                yield replace(_mutation(found), tap=twin, edits=edits)
+
+
+def _renamed(
+    edits: Sequence[Edit], tap: str, twin: str, evidence: Evidence
+) -> tuple[Edit, ...] | None:
+    """Return edits of one tap as those of another; None where they name what it has not."""
+    ours, theirs = (program_of(name, evidence.config) for name in (tap, twin))
+    if ours is None or theirs is None:
+        return None
+    read = operand_names(ours), operand_names(theirs)
+    if len(read[0]) != len(read[1]):
+        return None
+    names = dict(zip(*read, strict=True)) | {step.name: step.name for step in ours}
+    if any(n not in names and not _is_word(n) for e in edits for n in (e.step, *e.operands)):
+        return None
+    return tuple(
+        replace(
+            edit,
+            tap=twin,
+            step=names.get(edit.step, edit.step),
+            operands=tuple(names.get(n, n) for n in edit.operands),
+        )
+        for edit in edits
+    )
+
+
+def _is_word(name: str) -> bool:
+    """Return whether a name is an edit's own word or number, not that of a value."""
+    return name in ("*", "+", "left out", "twice", "after", "halves") or name.isdigit()

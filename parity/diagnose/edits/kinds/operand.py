@@ -1,0 +1,88 @@
+"""A step reads another value: of another tap, layer, weight, or from before or after a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from parity.diagnose.edits.edit import Edit, step_of
+from parity.subjects.torch_reference.operations import Value
+from parity.subjects.torch_reference.program import Program
+from parity.taps import LAYER_MODULES
+
+if TYPE_CHECKING:
+    from parity.diagnose.edits.trial import OperatorTrial
+
+ID = "operand"
+
+
+def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
+    """Propose every value of a fitting shape in the place of every input."""
+    elsewhere = {
+        name: value.shape
+        for name, value in trial.seen.items()
+        if name not in values and isinstance(value, Tensor)
+    }
+    weights = list(other_weights(trial)) if "weight" in values else []
+    for number, step in enumerate(program):
+        earlier = {name: _shape(values[name]) for name in _made_before(program, number, values)}
+        for place, read in enumerate(step.inputs):
+            shape, floating = _shape(values[read]), _floating(values[read])
+            if read == "weight":
+                yield from (_edit(trial, step.name, place, read, other) for other in weights)
+                continue
+            for other, its in (elsewhere | earlier).items():
+                value = values.get(other, trial.seen.get(other))
+                if other != read and its == shape and _floating(value) == floating:
+                    yield _edit(trial, step.name, place, read, other)
+
+
+def other_weights(trial: OperatorTrial) -> Iterator[str]:
+    """Yield the names of other weights of the shape of the operator's own."""
+    if trial.layer is None:
+        return
+    own = trial.operands["weight"]
+    assert isinstance(own, Tensor)
+    layers = trial.reference.config.num_hidden_layers
+    for tap in LAYER_MODULES:
+        for layer in range(layers):
+            if (tap, layer) == (trial.tap, trial.layer):
+                continue
+            name = f"weight of {tap}" + ("" if layer == trial.layer else f" in layer {layer}")
+            other = trial.operands[name]
+            if isinstance(other, Tensor) and other.shape == own.shape:
+                yield name
+
+
+def _edit(trial: OperatorTrial, step: str, place: int, read: str, other: str) -> Edit:
+    said = f"{step} reads {other} in place of {read}"
+    return Edit(trial.tap, ID, step, (str(place), other), None, said)
+
+
+def _made_before(program: Program, number: int, values: Mapping[str, Value]) -> list[str]:
+    later = {step.name for step in program[number:]}
+    return [name for name in values if name not in later]
+
+
+def _shape(value: Value) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _floating(value: Value | None) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def rewrite(program: Program, edit: Edit) -> Program:
+    """Let the step read the other value."""
+    if step_of(program, edit.step) is None:
+        raise KeyError(edit.step)
+    place, other = int(edit.operands[0]), edit.operands[1]
+    return tuple(
+        replace(step, inputs=tuple(other if i == place else n for i, n in enumerate(step.inputs)))
+        if step.name == edit.step
+        else step
+        for step in program
+    )

@@ -1,0 +1,45 @@
+"""A value is that of another token, head or feature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from parity.diagnose.edits.edit import Edit, with_step_after
+from parity.diagnose.edits.operations import Moved, Reversed
+from parity.subjects.torch_reference.operations import Value
+from parity.subjects.torch_reference.program import Program
+
+if TYPE_CHECKING:
+    from parity.diagnose.edits.trial import OperatorTrial
+
+ID = "place"
+
+
+def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
+    """Propose neighbours along every axis, with and without wrapping, and the reverse order."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            continue
+        for axis in range(value.ndim):
+            if value.shape[axis] < 2:
+                continue
+            for by in (1, -1):
+                for wrapped in (False, True):
+                    if not wrapped and not value.is_floating_point():
+                        continue
+                    side = "before" if by > 0 else "after"
+                    end = ", around the end" if wrapped else ""
+                    said = f"{name} is that of the index {side} along axis {axis}{end}"
+                    fn = Moved(axis, by, wrapped)
+                    yield Edit(trial.tap, ID, name, (), fn, said, cost=1.3)
+            said = f"{name} is reversed along axis {axis}"
+            yield Edit(trial.tap, ID, name, (), Reversed(axis), said, cost=1.3)
+
+
+def rewrite(program: Program, edit: Edit) -> Program:
+    """Move after the step."""
+    assert isinstance(edit.value, Moved | Reversed)
+    return with_step_after(program, edit.step, edit.value)

@@ -1,0 +1,157 @@
+"""Operations that the reference has no use for, and faults have.
+
+Shapes: B batch, T tokens, S keys, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parity.diagnose.rounding import nudged_rounding
+from parity.subjects.torch_reference.operations import Arithmetic
+
+
+@dataclass(frozen=True)
+class LinearTransposed:
+    """Multiply by a weight [in out] as it lies."""
+
+    said: str = "product with the transposed weight"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor, weight: Tensor) -> Tensor:
+        return arithmetic.matmul(x, weight.to(arithmetic.compute).to(x.dtype))
+
+
+@dataclass(frozen=True)
+class MultipliedTransposed:
+    """A product one of whose operands is transposed before."""
+
+    which: str
+
+    @property
+    def said(self) -> str:
+        return f"product with the {self.which} operand transposed"
+
+    def __call__(self, arithmetic: Arithmetic, a: Tensor, b: Tensor) -> Tensor:
+        if self.which == "first":
+            return arithmetic.matmul(a.mT, b)
+        return arithmetic.matmul(a, b.mT)
+
+
+@dataclass(frozen=True)
+class MaskedWithout:
+    """Hide what ought to be seen, show what ought to be hidden."""
+
+    said: str = "hiding of what is visible"
+
+    def __call__(self, arithmetic: Arithmetic, scores: Tensor, visible: Tensor) -> Tensor:
+        return scores.masked_fill(visible, -torch.inf)
+
+
+@dataclass(frozen=True)
+class OneBased:
+    """Number of each rotated pair [R], counted from one."""
+
+    said: str = "numbers of the pairs, from one"
+
+    def __call__(self, arithmetic: Arithmetic, head_dim: float) -> Tensor:
+        return torch.arange(1, int(head_dim) // 2 + 1, dtype=torch.float64)
+
+
+OVER_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "less its mean": lambda x: x - x.mean(-1, keepdim=True),
+    "over its root mean square": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+    "over its sum": lambda x: x / x.sum(-1, keepdim=True),
+    "less its largest": lambda x: x - x.amax(-1, keepdim=True),
+    "softmax": lambda x: x.softmax(-1),
+    "sum so far": lambda x: x.cumsum(-1),
+}
+
+
+@dataclass(frozen=True)
+class OverFeatures:
+    """One of `OVER_FEATURES`, over the last axis."""
+
+    name: str
+
+    @property
+    def said(self) -> str:
+        return self.name
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return OVER_FEATURES[self.name](x)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Values rounded through a dtype, and brought back."""
+
+    dtype: str
+
+    @property
+    def said(self) -> str:
+        return f"rounded through {self.dtype}"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return nudged_rounding(arithmetic, x, self.dtype)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Values cut off at a limit of either sign."""
+
+    limit: float
+
+    @property
+    def said(self) -> str:
+        return f"cut off at {self.limit:.6g}"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return x.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Values of another index along an axis: `by` places before; from beyond the end, nothing.
+
+    `wrapped` takes them from the other end.
+    """
+
+    axis: int
+    by: int
+    wrapped: bool
+    said: str = "moved"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        turned = x.roll(self.by, self.axis)
+        if self.wrapped:
+            return turned
+        count, emptied = x.shape[self.axis], turned.clone()
+        start = 0 if self.by > 0 else count + self.by
+        emptied.narrow(self.axis, max(start, 0), min(abs(self.by), count)).zero_()
+        return emptied
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """Values in the reverse order along an axis."""
+
+    axis: int
+    said: str = "reversed"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return x.flip(self.axis)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of numbers in a value's place."""
+
+    numbers: tuple[float, ...]
+    said: str = "a table"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return torch.tensor(self.numbers, dtype=torch.float64).to(x.dtype)

@@ -1,0 +1,213 @@
+"""One operator of a subject's run, on which edits are tried.
+
+Shapes: B batch, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.diagnose.edits.edit import EVERYWHERE, Edit, Scope, axes_of
+from parity.diagnose.edits.kinds import apply_edits
+from parity.diagnose.evidence import HELD_TAPS, Evidence
+from parity.diagnose.mutated_reference import MutatedReference
+from parity.subjects.torch.arrays import to_torch
+from parity.subjects.torch_reference.operands import Operands, program_of
+from parity.subjects.torch_reference.program import Program, operand_names, run_program
+from parity.taps import AXES
+
+# Rows of the failing stage that the cheapest trial looks at.
+ROWS = 256
+# What an edit cannot be tried on: shapes that do not fit, operands that are not shown.
+UNFIT = (
+    KeyError,
+    IndexError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+)
+
+
+@dataclass(frozen=True)
+class OperatorTrial:
+    """What an operator was given and what it made of it.
+
+    Attributes:
+        tap: short name of what it made.
+        layer: its number; None outside of layers.
+        program: what the reference computes, as it is understood so far.
+        seen: what the operator may have read, by name.
+        target: what it made.
+        compared: which cells count, broadcastable to the target.
+        reference: whose weights and arithmetic are used.
+        lane: dtype of the subject's run.
+    """
+
+    tap: str
+    layer: int | None
+    program: Program
+    seen: Mapping[str, Tensor]
+    target: Tensor
+    compared: Tensor
+    reference: MutatedReference
+    lane: str
+
+    @cached_property
+    def operands(self) -> Operands:
+        """What the program reads."""
+        return Operands(self.reference, self.tap, self.layer, self.seen)
+
+    @cached_property
+    def base(self) -> Tensor:
+        """What the reference makes of the same."""
+        return self.run(self.program)
+
+    def run(self, program: Program) -> Tensor:
+        """Return what a program makes of the operator's inputs."""
+        with torch.no_grad():
+            return run_program(program, self.operands, self.reference)
+
+    def value(self, edits: Sequence[Edit], scope: Scope = EVERYWHERE) -> Tensor:
+        """Return what the edited program makes, within a scope."""
+        made = self.run(apply_edits(self.program, edits))
+        cells = scope.cells(self.tap, self.target)
+        return made if cells is None else torch.where(cells, made, self.base)
+
+    def left(self, edits: Sequence[Edit], scope: Scope = EVERYWHERE) -> float:
+        """Return the share of the target that edits leave, in the root of squares.
+
+        1e300 where the edits cannot be made, or leave what is not finite.
+        """
+        try:
+            made = self.value(edits, scope)
+        except UNFIT:
+            return 1e300
+        return self.distance(made)
+
+    def distance(self, made: Tensor) -> float:
+        """Return how far a value is from the target, in units of it."""
+        residual = self.residual(made)
+        found = 1e300 if residual is None else float(residual.norm())
+        return found if np.isfinite(found) else 1e300
+
+    def residual(self, made: Tensor) -> Tensor | None:
+        """Return a value less the target, in units of it, flat; None if the shapes differ."""
+        if made.shape != self.target.shape:
+            return None
+        gap = made.double() - self.target
+        alike = (made == self.target) | (made.isnan() & self.target.isnan())
+        gap = torch.where(self.compared & ~alike, gap, 0.0)
+        return (gap / self.size).flatten()
+
+    @cached_property
+    def size(self) -> Tensor:
+        """The root of the sum of squares of the target."""
+        seen = torch.where(self.compared & self.target.isfinite(), self.target, 0.0)
+        return seen.norm().clamp_min(1e-300)
+
+    def at_tokens(self, columns: Tensor) -> OperatorTrial:
+        """Return the same operator at some of the call's columns."""
+
+        def chosen(name: str, value: Tensor) -> Tensor:
+            letters = AXES.get(name) or AXES.get(f"layers.{name}") or {"tokens": "BT"}.get(name, "")
+            if "T" not in letters or value.ndim != len(letters):
+                return value
+            return value.index_select(letters.index("T"), columns)
+
+        axis = axes_of(self.tap).index("T")
+        wide = self.compared.shape[axis] > 1
+        return replace(
+            self,
+            seen={name: chosen(name, value) for name, value in self.seen.items()},
+            target=self.target.index_select(axis, columns),
+            compared=self.compared.index_select(axis, columns) if wide else self.compared,
+        )
+
+    @cached_property
+    def few(self) -> OperatorTrial:
+        """The operator at as many tokens as a first look needs, those farthest off among them."""
+        letters = axes_of(self.tap)
+        if "T" not in letters:
+            return self
+        axis, rows = letters.index("T"), self.target.shape[letters.index("B")]
+        count, most = self.target.shape[axis], max(8, ROWS // rows)
+        if count <= most:
+            return self
+        gap = torch.where(self.compared, self.base - self.target, 0.0).nan_to_num(0, 0, 0).abs()
+        far = gap.amax([i for i in range(gap.ndim) if i != axis]).topk(most // 2).indices
+        even = torch.linspace(0, count - 1, most - most // 2).long()
+        return self.at_tokens(torch.cat([far, even]).unique())
+
+    @cached_property
+    def halves(self) -> tuple[OperatorTrial, OperatorTrial]:
+        """The operator at every second token, and at the others; both the same if there is one."""
+        letters = axes_of(self.tap)
+        if "T" not in letters or self.target.shape[letters.index("T")] < 4:
+            return self, self
+        count = self.target.shape[letters.index("T")]
+        return self.at_tokens(torch.arange(0, count, 2)), self.at_tokens(torch.arange(1, count, 2))
+
+
+def operator_trial(evidence: Evidence) -> OperatorTrial | None:
+    """Return the operator of the tap where subject and reference part; None if it has no program.
+
+    What the subject shows of its inputs is what it is tried on.
+    """
+    tap, reference = evidence.short, evidence.reference
+    program = reference.program(tap, evidence.layer)
+    if program is None or program_of(tap, reference.config) is None or evidence.backward:
+        return None
+    seen = {name: _wide(array) for name, array in evidence.subject.items() if array.dtype != bool}
+    setup = evidence.setup.get("rope.inv_freq", evidence.true_setup["rope.inv_freq"])
+    seen |= {
+        "rope.inv_freq": _wide(setup),
+        "positions": to_torch(np.array(evidence.positions)),
+        "mask": to_torch(np.array(evidence.mask)),
+        "tokens": to_torch(evidence.inputs.tokens[:, evidence.columns].astype(np.int64)),
+    }
+    target = seen.pop(tap)
+    if tap in HELD_TAPS:
+        return None
+    found = OperatorTrial(
+        tap,
+        evidence.layer,
+        program,
+        seen,
+        target,
+        _compared(evidence, target),
+        reference,
+        evidence.lane,
+    )
+    try:
+        assert operand_names(program)
+        return found if found.base.shape == target.shape else None
+    except UNFIT:
+        return None
+
+
+def _compared(evidence: Evidence, target: Tensor) -> Tensor:
+    """Return which cells of a tap count: of real tokens, and of visible keys."""
+    valid, letters = torch.from_numpy(np.array(evidence.valid)), axes_of(evidence.short)
+    if "B" not in letters:
+        return torch.ones((1,) * target.ndim, dtype=torch.bool)
+    if "S" in letters:
+        cells = torch.from_numpy(np.array(evidence.mask & evidence.valid[:, :, None]))[:, None]
+        # Weights of hidden keys count too: they ought to be nothing.
+        return (
+            cells if evidence.short == "attn_scores" else valid[:, None, :, None].expand_as(cells)
+        )
+    shape = [1] * target.ndim
+    shape[letters.index("B")], shape[letters.index("T")] = valid.shape
+    return valid.view(shape)
+
+
+def _wide(array: np.ndarray) -> Tensor:
+    return to_torch(np.asarray(array, np.float64))
