@@ -206,6 +206,9 @@ class CauseReport(NamedCause):
         experiments: the same in figures.
         suspects: best first.
         others: further causes that had to be put in beside the first.
+        wrong_reference: the reference made wrong in all these ways; no part of documents.
+        wrong_inputs: makes a scenario, fed in calls of some sizes, wrong in these ways: of another
+            mask, of other positions; gives None where the cause says nothing of it.
     """
 
     confirmed: bool = False
@@ -213,11 +216,20 @@ class CauseReport(NamedCause):
     experiments: list[Experiment] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     others: list[NamedCause] = field(default_factory=list)
+    wrong_reference: Any = field(default=None, repr=False, compare=False)
+    wrong_inputs: Any = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a JSON document has under `cause`."""
+        plain = dataclasses.replace(self, wrong_reference=None, wrong_inputs=None)
+        document = dataclasses.asdict(plain)
+        del document["wrong_reference"], document["wrong_inputs"]
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CauseReport:
         """Return what a JSON document has under `cause`; older ones lack some of it."""
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {f.name for f in dataclasses.fields(cls)} - {"wrong_reference", "wrong_inputs"}
         lists = {
             "experiments": [Experiment(**one) for one in document.get("experiments", ())],
             "suspects": [Suspect(**one) for one in document.get("suspects", ())],
@@ -304,7 +316,7 @@ class Result:
             "verdict": self.verdict,
             "difference": self.difference,
             "first_divergence": None if first is None else _first(first),
-            "cause": None if self.cause is None else dataclasses.asdict(self.cause),
+            "cause": None if self.cause is None else self.cause.to_dict(),
             "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "witnesses": [{**dataclasses.asdict(w), "agrees": w.agrees} for w in self.witnesses],
             "coverage": {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypedDict
@@ -18,9 +18,10 @@ from parity.diagnose.evidence import HELD_TAPS, Evidence
 
 if TYPE_CHECKING:
     from parity.diagnose.mutations import Mutation
+    from parity.inputs import Inputs
 
 
-LAST = 9
+LAST = 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Facts(TypedDict, total=False):
     configured: str
 
 
+InputsRule = Callable[["Inputs", Sequence[int] | None], "Inputs | None"]
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """A cause with its parameters, and the reference made wrong in that way.
@@ -84,6 +88,8 @@ class Hypothesis:
         effective, configured: what the operator did, and what the configuration asks for.
         mask: what the queries see in the place of the scenario's mask [B T T].
         positions: in the place of the scenario's [B T].
+        rule: makes another scenario, fed in calls of some sizes, wrong in the same way; None where
+            mask or positions are one run's alone.
         noise: how exactly the wrong operator can be repeated, relative; a hypothesis whose own
             rounding is as large as the difference cannot make it smaller.
         left: what of the error the hypothesis leaves, where it has been tried already: of
@@ -98,6 +104,7 @@ class Hypothesis:
     configured: str = ""
     mask: np.ndarray | None = None
     positions: np.ndarray | None = None
+    rule: InputsRule | None = None
     noise: float = 0.0
     left: float | None = None
 

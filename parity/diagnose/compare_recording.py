@@ -5,6 +5,7 @@ Shapes: B batch, T queries, S keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,13 +16,13 @@ from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import Recording, Replay, head_taps, keys_values_until, positions
 from parity.inputs import Inputs
 from parity.lockstep.engine import Lockstep
-from parity.lockstep.participants import ActiveRun, Role, chunk_views
+from parity.lockstep.participants import ActiveRun, Chunk, Role, chunk_views
 from parity.lockstep.setup import summed_taps
 from parity.lockstep.threads import ComparisonThreads
 from parity.noise.chains import runs_chains
 from parity.result import TapResult
 from parity.subjects.base import Arrays
-from parity.taps import SETUP_TAPS, flow_key, split_name
+from parity.taps import SETUP_TAPS, flow_key, split_name, stage_of
 
 # A float64 softmax's rows add up to 1 to within this, in rows of a million keys.
 ROW_SUM_NOISE = 1e-9
@@ -93,7 +94,7 @@ def compare_recording(
                 before = len(comparator.rows)
                 shown = replace(chunk, mask=chunk.mask | _carrying(truth))
                 lockstep.stage([shown], truth, run)
-                rows = [_excuse(row, truth, reference) for row in comparator.rows[before:]]
+                rows = [_excuse(row, truth, reference, chunk) for row in comparator.rows[before:]]
                 comparator.rows[before:] = rows
                 failed = sorted(
                     (row for row in rows if not row.passed and row.tap not in SETUP_TAPS),
@@ -114,7 +115,7 @@ def compare_recording(
     return RecordingComparison(comparator.rows, None, stage, flagged, None)
 
 
-def _excuse(row: TapResult, truth: Arrays, reference: MutatedReference) -> TapResult:
+def _excuse(row: TapResult, truth: Arrays, reference: MutatedReference, chunk: Chunk) -> TapResult:
     """Forgive weights what those of the wrong reference do not keep either.
 
     Rows need not add up to 1 where its own do not. Where those are NaN, hidden keys' weights may be
@@ -128,6 +129,9 @@ def _excuse(row: TapResult, truth: Arrays, reference: MutatedReference) -> TapRe
     if not np.isfinite(sums).all() or np.minimum(abs(sums - 1), abs(sums)).max() > ROW_SUM_NOISE:
         # The bound on total variation is one of distributions.
         forgiven = ["rows of weights", "total variation"]
+    real = np.broadcast_to(chunk.valid[:, None, :], sums.shape)
+    if (sums[real] == 0).any():  # a real token that sees nothing has weights that add up to none
+        forgiven += ["rows of weights"]
     if np.isnan(sums).any():
         forgiven += ["hidden keys carry weight"]
     if any(c.rounds and c.tap == "attn_probs" for c in reference.changes):
@@ -181,6 +185,36 @@ def _comparison_at(
         enough=first.limit * first.noise,
     )
     return RecordingComparison(rows, first, stage, flagged, evidence)
+
+
+def evidence_elsewhere(
+    evidence: Evidence, recording: Recording, inputs: Inputs
+) -> Iterator[Evidence]:
+    """Yield what another recording of the subject shows of the same tap, call by call.
+
+    Args:
+        evidence: of the tap.
+        recording: the other.
+        inputs: its scenario, as it is understood so far.
+    """
+    layers, stop = recording.layers, 0
+    place = stage_of(evidence.tap, layers)
+    for call, size in enumerate(recording.chunks or (inputs.tokens.shape[1],)):
+        start, stop = stop, stop + size
+        stage = call * (layers + 2) + place
+        yield replace(
+            evidence,
+            subject=_select_shown(recording, stage, evidence.tap),
+            truth={},
+            setup=_short(recording.stages[call * (layers + 2)]),
+            columns=slice(start, stop),
+            chunks=recording.chunks,
+            inputs=inputs,
+            observed_mask=None,
+            observed_positions=None,
+            written={},
+            ask=None,
+        )
 
 
 def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ class Step:
         tap: where they parted.
         before, after: its error.
         left: its error on the subject's own inputs; 0 where only a whole run shows it.
+        fails_in: another scenario in which what was found so far does not explain the subject.
     """
 
     hypothesis: Hypothesis
@@ -29,6 +30,7 @@ class Step:
     before: float
     after: float
     left: float
+    fails_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,39 @@ class Search:
     inputs: Inputs
     untried: int
 
+    def inputs_like(self, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs | None:
+        """Return another scenario, wrong in all these ways; see `inputs_like`."""
+        return inputs_like([step.hypothesis for step in self.steps], inputs, chunks)
+
+    @property
+    def fails_in(self) -> str:
+        """A scenario in which the steps do not explain the subject; empty if none is known."""
+        return self.steps[-1].fails_in if self.steps else ""
+
     def then(self, later: Search) -> Search:
         """Return this search and one that went on from its end."""
         start = later.start if self.start.first is None else self.start
         return replace(later, start=start, steps=(*self.steps, *later.steps))
+
+
+def inputs_like(
+    hypotheses: Sequence[Hypothesis], inputs: Inputs, chunks: Sequence[int] | None
+) -> Inputs | None:
+    """Return a scenario, wrong in the ways of all hypotheses; None where no rule says how.
+
+    Args:
+        hypotheses: in the order in which they were found.
+        inputs: the scenario.
+        chunks: sizes of the calls; None without a cache.
+    """
+    found: Inputs | None = inputs
+    for hypothesis in hypotheses:
+        if hypothesis.mask is None and hypothesis.positions is None:
+            continue
+        if hypothesis.rule is None or found is None:
+            return None
+        found = hypothesis.rule(found, chunks)
+    return found
 
 
 def describe_search(search: Search) -> CauseReport | None:
@@ -62,10 +93,15 @@ def describe_search(search: Search) -> CauseReport | None:
     start, end, steps = search.start, search.end, _merged(search.steps)
     if start.first is None:
         return None
-    agrees = end.first is None
+    agrees = end.first is None and not search.fails_in
     evidence = [_line(step) for step in steps]
     if agrees:
         evidence.append("so changed, the reference agrees with the subject in every tap")
+    elif end.first is None:
+        evidence.append(
+            "so changed, the reference agrees with the subject in every tap, but not in "
+            f"{search.fails_in}: the cause is another, or more than this"
+        )
     else:
         assert end.first is not None
         evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
@@ -88,6 +124,8 @@ def describe_search(search: Search) -> CauseReport | None:
         experiments=[Experiment(s.hypothesis.said, s.tap, s.before, s.after) for s in steps],
         suspects=listed,
         others=named[1:],
+        wrong_reference=search.reference,
+        wrong_inputs=search.inputs_like,
     )
 
 

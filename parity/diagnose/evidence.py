@@ -47,6 +47,8 @@ class Evidence:
         ask: runs the subject on other inputs and returns its head's taps, and its mask if it shows
             that; None where it cannot.
         enough: what the tap's error may be and be called noise, relative.
+        elsewhere: the same tap in other scenarios and calls, whether it is wrong there or not; of
+            some of them the subject need not know (see `parity.diagnose.probe_inputs`).
     """
 
     tap: str
@@ -65,6 +67,7 @@ class Evidence:
     written: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     ask: Callable[[Inputs], ReadArrays] | None = None
     enough: float = 0.0
+    elsewhere: tuple[Evidence, ...] = ()
 
     @cached_property
     def short(self) -> str:

@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.edits.edit import EVERYWHERE, Edit
-from parity.diagnose.edits.kinds import apply_edits
+from parity.diagnose.edits.kinds import apply_edits, edited_within
 from parity.diagnose.mutations import CacheWrites, Mutation, MutationSite, change_gradient
 from parity.inputs import Inputs
 from parity.subjects.base import CheckpointLike, Run
 from parity.subjects.torch.arrays import Recorder
 from parity.subjects.torch_reference.model import LayerContext, Variant
-from parity.subjects.torch_reference.operands import Operands, program_of
-from parity.subjects.torch_reference.program import Program, run_program
+from parity.subjects.torch_reference.operands import (
+    SETUP,
+    Operands,
+    cache_operands,
+    call_operands,
+    program_of,
+    whole_program,
+)
+from parity.subjects.torch_reference.program import Program, operand_names, run_program
 from parity.subjects.torch_reference.run import TorchRun
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -49,6 +56,8 @@ class MutatedReference(TorchReference):
         self.changes = tuple(changes)
         self.checkpoint = checkpoint
         self.nudge = nudge
+        # Of the call under way.
+        self.given: dict[str, Tensor] = {}
 
     def as_variant(self, dtype: str, variant: Variant, nudge: int = 0) -> MutatedReference:
         """Return the same in another dtype or another order of summing."""
@@ -70,23 +79,37 @@ class MutatedReference(TorchReference):
             found += [self.as_variant(lane, "reordered")] if isolated else []
         return found
 
+    def start_grad(self, inputs: Inputs) -> Run:
+        self.given = call_operands(inputs, 0, inputs.tokens.shape[1])
+        return super().start_grad(inputs)
+
     def with_changes(self, changes: Sequence[Mutation]) -> MutatedReference:
         """Return the same with more changes."""
         return MutatedReference(self.checkpoint, (*self.changes, *changes), dtype=self.dtype)
 
-    def program(self, tap: str, layer: int | None) -> Program | None:
-        """Return what computes a tap, edits included; None where it is no program's any more.
+    def program(self, tap: str, layer: int | None, *, cached: bool = False) -> Program | None:
+        """Return what computes a tap of what a call is given, edits included.
+
+        None where it is no program's any more. A mask or a table of frequencies that is none is
+        read, not computed.
 
         Args:
             tap: short name.
             layer: its number; None outside of layers.
+            cached: whether the call goes through a cache.
         """
-        program = program_of(tap, self.config)
+        own = program_of(tap, self.config, cached=cached)
         changes = self.changes_of(tap, layer)
-        if program is None or any(change.value is not None for change in changes):
+        if own is None or any(change.value is not None for change in changes):
             return None
-        edits = [e for change in changes if change.scope == EVERYWHERE for e in change.edits]
-        return apply_edits(program, edits)
+        setups: Program = ()
+        for name in SETUP:
+            wrong = self.changes_of(name, None)
+            if name in operand_names(own) and all(change.value is None for change in wrong):
+                program = program_of(name, self.config, cached=cached)
+                assert program is not None
+                setups += apply_edits(program, edits_of(wrong))
+        return apply_edits((*setups, *own), edits_of(changes))
 
     def changes_of(self, tap: str, layer: int | None) -> list[Mutation]:
         """Return the changes of a tap, by its short name."""
@@ -119,19 +142,19 @@ class MutatedReference(TorchReference):
         cache: dict[int, tuple[Tensor, Tensor]] | None,
         tap: Recorder,
     ) -> tuple[Tensor, LayerContext]:
-        edited = EditedTap(self, None, tap, None)
-        edited.given = {"tokens": tokens, "positions": positions, "mask": mask}
-        return super().setup(tokens, positions, mask, cache, edited)
+        edited = EditedTap(self, None, tap, None, self.given)
+        x, around = super().setup(tokens, positions, mask, cache, edited)
+        given = self.given | {n: edited.seen[n] for n in ("positions", *SETUP)}
+        return x, EditedContext(**vars(around), given=given)
 
     def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
         changed = [change.loss for change in self.changes if change.loss is not None]
         return (changed[-1] if changed else super().loss)(logits, inputs)
 
     def layer(self, i: int, x: Tensor, around: LayerContext, tap: Recorder) -> Tensor:
-        edited = EditedTap(self, i, tap, around)
-        if isinstance(around, EditedCache):
-            around = replace(around, tap=edited)
-        return super().layer(i, x, around, edited)
+        assert isinstance(around, EditedContext)
+        edited = EditedTap(self, i, tap, around, around.given)
+        return super().layer(i, x, replace(around, tap=edited), edited)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Recorder) -> Tensor:
         assert isinstance(tap, EditedTap)
@@ -139,7 +162,7 @@ class MutatedReference(TorchReference):
         return super().attend(q, k, v, mask, tap)
 
     def head(self, x: Tensor, tap: Recorder) -> Tensor:
-        edited = EditedTap(self, None, tap, None)
+        edited = EditedTap(self, None, tap, None, {})
         edited.seen["output"] = x
         return super().head(x, edited)
 
@@ -150,32 +173,51 @@ class MutatedRun(TorchRun):
     _written: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def _embed(self, start: int, stop: int, tap: Recorder) -> None:
+        reference = self._reference
+        assert isinstance(reference, MutatedReference)
+        reference.given = call_operands(self._inputs, start, stop)
+        sizes = tuple(b - a for a, b in self._ranges if b <= stop)
+        if self._cache is not None:
+            reference.given |= cache_operands(self._inputs, sizes)
         super()._embed(start, stop, tap)
         if self._cache is None:
             return
         self._written = {} if self._written is None else self._written
-        sizes = tuple(b - a for a, b in self._ranges if b <= stop)
         held = CacheWrites(sizes, self._batch(self._inputs.valid), self._written)
-        a = self._around
-        self._around = EditedCache(**vars(a), held=held)
+        assert isinstance(self._around, EditedContext)
+        self._around = replace(self._around, held=held)
 
 
 @dataclass
-class EditedCache(LayerContext):
-    """A layer's context whose cache holds what changes make of it."""
+class EditedContext(LayerContext):
+    """A layer's context with what its call is given, and whose cache holds what changes make of it.
 
-    held: CacheWrites
+    Attributes:
+        given: what the call is given, see `call_operands`.
+        held: of the cache; None without one.
+        tap: of the layer at hand.
+    """
+
+    given: dict[str, Tensor]
+    held: CacheWrites | None = None
     tap: EditedTap | None = None
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values to the layer's cache, change it, and return all that it holds."""
+        if self.held is None:
+            return super().remember(layer, k, v)
         assert self.cache is not None and self.tap is not None
         written = self.held.written
         past = written.get(layer, (k[:, :0], v[:, :0]))
         written[layer] = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
         k, v = super().remember(layer, k, v)
         self.tap.seen |= {"keys": k, "values": v}
-        k, v = self.tap.edit("keys", k), self.tap.edit("values", v)
+        self.tap.given = dict(self.given)
+        made = []
+        for name, value, wrote in zip(("keys", "values"), (k, v), written[layer], strict=True):
+            self.tap.given["made"] = wrote
+            made.append(self.tap.edit(name, value))
+        k, v = made
         self.cache[layer] = k, v
         return k, v
 
@@ -188,13 +230,12 @@ class EditedTap(Recorder):
         reference: TorchReference,
         layer: int | None,
         tap: Recorder,
-        around: LayerContext | None,
+        around: EditedContext | None,
+        given: dict[str, Tensor],
     ) -> None:
         self._reference, self._layer, self._tap, self._around = reference, layer, tap, around
         self.seen: dict[str, Tensor] = {}
-        self.given: dict[str, Tensor] = {}
-        if around is not None:
-            self.given = {"positions": around.positions, "rope.inv_freq": around.freq}
+        self.given = given
         self.values = tap.values
 
     def __call__(self, name: str, value: Tensor, *views: Any, **named: Any) -> Tensor:
@@ -221,15 +262,16 @@ class EditedTap(Recorder):
 
     def _edited(self, name: str, edits: Sequence[Edit]) -> Tensor:
         """Return what an edited program makes of the taps seen so far."""
-        program = program_of(name, self._reference.config)
+        config, cached = self._reference.config, "before" in self.given
+        program = program_of(name, config, cached=cached)
         assert program is not None
-        seen = dict(self.given)
-        if self._around is not None:
-            a = self._around
-            seen |= {"cos": a.cos, "sin": a.sin, "mask": a.mask}
-        seen |= self.seen
-        operands = Operands(self._reference, name, self._layer, seen)
-        return run_program(apply_edits(program, edits), operands, self._reference)
+        edited = edited_within(program, edits)
+        if edited is None:
+            program = whole_program(name, config, cached=cached)
+            assert program is not None
+            edited = apply_edits(program, edits)
+        operands = Operands(self._reference, name, self._layer, self.given | self.seen)
+        return run_program(edited, operands, self._reference)
 
     def _changes(self, name: str) -> list[Mutation]:
         assert isinstance(self._reference, MutatedReference)
@@ -239,10 +281,15 @@ class EditedTap(Recorder):
         none = torch.empty(0)
         a = self._around
         cos, sin, mask = (none, none, none) if a is None else (a.cos, a.sin, a.mask)
-        held = a.held if isinstance(a, EditedCache) else None
+        held = None if a is None else a.held
         return MutationSite(
             self._reference, self._layer, name, value, self.seen, cos, sin, mask, held
         )
+
+
+def edits_of(changes: Sequence[Mutation]) -> list[Edit]:
+    """Return the edits of changes that hold everywhere, in order."""
+    return [edit for c in changes if c.scope == EVERYWHERE for edit in c.edits]
 
 
 Read = Callable[[str], Tensor]

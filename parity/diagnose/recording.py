@@ -140,7 +140,12 @@ def truncated_to_fit(inputs: Inputs, config: LlamaConfig, lane: str, layers: int
     columns = T
     while columns > 8 and needed(columns) > MOST_BYTES:
         columns = columns * 3 // 4
-    if columns == T:
+    return first_columns(inputs, columns)
+
+
+def first_columns(inputs: Inputs, columns: int) -> Inputs:
+    """Return a scenario's first columns."""
+    if columns == inputs.tokens.shape[1]:
         return inputs
     segments = None if inputs.segments is None else inputs.segments[:, :columns]
     return replace(

@@ -10,16 +10,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from parity.diagnose.cause import LAST, Hypothesis, catalogue
-from parity.diagnose.compare_recording import RecordingComparison, compare_recording
-from parity.diagnose.describe import Search, Step, describe_precision, describe_search
+from parity.diagnose.compare_recording import (
+    RecordingComparison,
+    compare_recording,
+    evidence_elsewhere,
+)
+from parity.diagnose.describe import Search, Step, describe_precision, describe_search, inputs_like
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.operator_trial import remaining_error
-from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
+from parity.diagnose.probe_inputs import probe_inputs
+from parity.diagnose.recording import (
+    Recording,
+    first_columns,
+    record,
+    record_backward,
+    truncated_to_fit,
+)
 from parity.inputs import Inputs
 from parity.result import CauseReport, Divergence, TapResult
 from parity.subjects.base import CheckpointLike, Subject
@@ -27,9 +39,11 @@ from parity.subjects.torch_reference.subject import TorchReference
 
 # Causes looked for one after the other, and hypotheses tried in full for each of them.
 MOST_CAUSES = 12
-MOST_TRIALS = 6
+MOST_TRIALS = 12
+# Of scenarios on which an explanation is tried once more.
+COLUMNS_ELSEWHERE = 64
 # What a cause raises that needs a tap which this subject does not show, or of another shape.
-UNFIT = (KeyError, IndexError, ValueError, RuntimeError)
+UNFIT = (LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 # An operator's hypothesis must take this much of the difference away to be tried in full.
 WORTH_TRYING = 0.1
 
@@ -43,6 +57,8 @@ class Trial:
         left: the tap's error on the subject's own inputs; 0 where only a whole run shows it.
         reference, inputs: wrong in that way, too.
         after: how far the subject agrees with them.
+        fails_in: another scenario in which it does not explain the subject; empty if none is known.
+        doubtful: whether it does not on what is made to tell explanations apart.
     """
 
     hypothesis: Hypothesis
@@ -50,6 +66,60 @@ class Trial:
     reference: MutatedReference
     inputs: Inputs
     after: RecordingComparison
+    fails_in: str = ""
+    doubtful: bool = False
+
+    @property
+    def worth(self) -> tuple[Any, bool, bool]:
+        """How much it explains: more is better."""
+        return self.after.progress, not self.fails_in, not self.doubtful
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same subject on other scenarios.
+
+    Attributes:
+        recordings: of them: what explains the subject does so in all.
+        probes: of what is made to tell explanations apart: a subject need not take such inputs, so
+            that they only decide between explanations.
+        before: what has been found to be wrong already.
+    """
+
+    recordings: Sequence[Recording] = ()
+    probes: Sequence[Recording] = ()
+    before: tuple[Hypothesis, ...] = ()
+
+    def fails(self, hypothesis: Hypothesis, reference: MutatedReference) -> str:
+        """Return the scenario in which a wrong reference is none of the subject, or empty.
+
+        Where the cause is a mask or positions of one scenario, nothing can be said of another.
+        """
+        return self._fails(self.recordings, hypothesis, reference)
+
+    def doubts(self, hypothesis: Hypothesis, reference: MutatedReference) -> bool:
+        """Return whether a wrong reference is none of the subject on what tells apart."""
+        return bool(self._fails(self.probes, hypothesis, reference))
+
+    def beside(self, evidence: Evidence) -> Evidence:
+        """Return evidence with what the other scenarios show of its tap."""
+        found: list[Evidence] = []
+        for recording in (*self.recordings, *self.probes):
+            inputs = inputs_like(self.before, recording.inputs, recording.chunks)
+            if inputs is not None:
+                found += evidence_elsewhere(evidence, recording, inputs)
+        return replace(evidence, elsewhere=tuple(found))
+
+    def _fails(
+        self, recordings: Sequence[Recording], hypothesis: Hypothesis, reference: MutatedReference
+    ) -> str:
+        for recording in recordings:
+            inputs = inputs_like((*self.before, hypothesis), recording.inputs, recording.chunks)
+            if inputs is None:
+                return recording.inputs.name
+            if compare_recording(recording, reference, inputs).first is not None:
+                return recording.inputs.name
+        return ""
 
 
 def diagnose(
@@ -59,6 +129,7 @@ def diagnose(
     backward: Recording | None = None,
     rounding: bool = False,
     seconds: float = 30.0,
+    elsewhere: Elsewhere | None = None,
 ) -> CauseReport | None:
     """Say why a recorded run differs from the reference.
 
@@ -70,16 +141,22 @@ def diagnose(
         rounding: whether float64 is equal and the difference one of rounding: a cause of another
             meaning is then none.
         seconds: for each recording; no new hypothesis is tried in full after this time.
+        elsewhere: the same subject on other scenarios, where what explains the first holds too.
 
     Returns:
         What was found, or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
         found = _search(
-            recording, MutatedReference(checkpoint), recording.inputs, rounding, seconds
+            recording,
+            MutatedReference(checkpoint),
+            recording.inputs,
+            rounding,
+            seconds,
+            elsewhere or Elsewhere(),
         )
         if backward is not None and found.end.first is None:
-            later = _search(backward, found.reference, found.inputs, rounding, seconds)
+            later = _search(backward, found.reference, found.inputs, rounding, seconds, Elsewhere())
             found = found.then(later)
         return describe_search(found)
 
@@ -90,6 +167,7 @@ def _search(
     inputs: Inputs,
     rounding: bool,
     seconds: float,
+    elsewhere: Elsewhere,
 ) -> Search:
     start = found = compare_recording(recording, reference, inputs)
     deadline = time.monotonic() + seconds
@@ -99,20 +177,22 @@ def _search(
     while found.first is not None and len(steps) < MOST_CAUSES:
         assert found.evidence is not None
         ranked = ranked_hypotheses(found.evidence, rounding=rounding)
-        best, untried, refuted = _best_trial(recording, found, ranked, deadline)
-        if best is None or best.after.first is not None:
-            edits = ranked_hypotheses(found.evidence, rounding=rounding, last=True)
-            other, more, wrong = _best_trial(recording, found, edits, deadline)
+        others = replace(elsewhere, before=tuple(step.hypothesis for step in steps))
+        best, untried, refuted = _best_trial(recording, found, ranked, deadline, others)
+        if best is None or best.after.first is not None or best.fails_in or best.doubtful:
+            evidence = others.beside(found.evidence)
+            edits = ranked_hypotheses(evidence, rounding=rounding, last=True)
+            other, more, wrong = _best_trial(recording, found, edits, deadline, others)
             untried, refuted = untried + more, refuted + wrong
             ranked = sorted(ranked + edits, key=lambda one: one[1])
-            if other and (best is None or other.after.progress > best.after.progress):
+            if other and (best is None or other.worth > best.worth):
                 best = other
         suspects = [one for one in ranked if not any(one[0] is tried for tried in refuted)]
         if best is None:
             break
         tap, step = found.first.tap, found.first.step
         before, after = found.error(tap, step), best.after.error(tap, step)
-        steps.append(Step(best.hypothesis, tap, before, after, best.left))
+        steps.append(Step(best.hypothesis, tap, before, after, best.left, best.fails_in))
         reference, inputs, found = best.reference, best.inputs, best.after
     return Search(start, found, tuple(steps), tuple(suspects), reference, inputs, untried)
 
@@ -149,7 +229,10 @@ def find_cause(
         for r in rows
         if (r.lane, r.mode, r.tap) == (row.lane, row.mode, row.tap) and not r.passed
     }
-    chosen = min((i for i in inputs if i.name in alike), key=lambda i: i.tokens.size)
+    # A single row hides what goes wrong between rows.
+    chosen = min(
+        (i for i in inputs if i.name in alike), key=lambda i: (len(i.tokens) == 1, i.tokens.size)
+    )
     subject = make_subject(row.lane)
     layers = checkpoint.config.num_hidden_layers
     if row.mode == "grad":
@@ -167,16 +250,39 @@ def find_cause(
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
     f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
     recording = record(subject, chosen, chunks, layers, f64_reference)
-    found = diagnose(recording, checkpoint, rounding=rounding)
+    elsewhere = _elsewhere(recording, inputs, decode_chunks)
+    found = diagnose(recording, checkpoint, rounding=rounding, elsewhere=elsewhere)
     if rounding and not (found and found.confirmed):
         # A path of this dtype's own may do anything, and not be far off: then a cause of another
         # meaning is one if the experiment confirms it, and no suspect if it does not.
-        other = diagnose(recording, checkpoint)
+        other = diagnose(recording, checkpoint, elsewhere=elsewhere)
         found = other if other and other.confirmed else found
     narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
     if narrow and row.lane == "f32" and not (found and found.confirmed):
         return describe_precision(narrow[0])
     return found
+
+
+def _elsewhere(
+    recording: Recording, inputs: Sequence[Inputs], decode_chunks: Callable[[Inputs], list[int]]
+) -> Elsewhere:
+    """Record the subject on the run's other scenarios, and on what tells explanations apart."""
+    if recording.mode == "isolated":
+        return Elsewhere()
+
+    def recorded(one: Inputs) -> Recording:
+        cut = first_columns(one, min(one.tokens.shape[1], COLUMNS_ELSEWHERE))
+        chunks = decode_chunks(cut) if recording.mode == "decode" else None
+        return record(recording.subject, cut, chunks, recording.layers)
+
+    others = [recorded(one) for one in inputs if one.name != recording.inputs.name]
+    probes = []
+    for probe in probe_inputs(recording.inputs):
+        try:
+            probes.append(recorded(probe))
+        except Exception:  # a subject need not take what the run did not ask of it
+            continue
+    return Elsewhere(others, probes)
 
 
 def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergence:
@@ -232,6 +338,7 @@ def _best_trial(
     found: RecordingComparison,
     ranked: Sequence[tuple[Hypothesis, float]],
     deadline: float,
+    elsewhere: Elsewhere,
 ) -> tuple[Trial | None, int, list[Hypothesis]]:
     """Try the best hypotheses on the whole reference.
 
@@ -252,13 +359,19 @@ def _best_trial(
         for scoped in _scopes(hypothesis, evidence):
             reference = evidence.reference.with_changes(scoped.changes)
             inputs = _inputs(evidence.inputs, scoped)
-            after = compare_recording(recording, reference, inputs)
+            try:
+                after = compare_recording(recording, reference, inputs)
+            except UNFIT:  # what fits one operator need not fit all that it is tried on
+                continue
             trial = Trial(scoped, left, reference, inputs, after)
             if after.first is None:
-                return trial, 0, refuted
+                fails_in = elsewhere.fails(scoped, reference)
+                doubtful = not fails_in and elsewhere.doubts(scoped, reference)
+                trial = replace(trial, fails_in=fails_in, doubtful=doubtful)
+                if not (fails_in or doubtful):
+                    return trial, 0, refuted
             better |= after.progress > found.progress
-            farthest = found if best is None else best.after
-            if after.progress > farthest.progress:
+            if after.progress > found.progress and (best is None or trial.worth > best.worth):
                 best = trial
         if not better:
             refuted.append(hypothesis)

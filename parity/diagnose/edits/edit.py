@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.diagnose.evidence import HELD_TAPS
 from parity.subjects.torch_reference.operations import Arithmetic, Operation, Unary
-from parity.subjects.torch_reference.program import Program, Step
+from parity.subjects.torch_reference.program import Program, Step, redirect
 from parity.taps import AXES
 
 # The axes of a tap along which a fault may hold in part, as sentences have them.
@@ -21,6 +22,8 @@ AXIS_WORDS = {"B": "row", "T": "column", "N": "head", "K": "kv head"}
 
 # In the place of a number that is to be solved for.
 SOLVED = "solved"
+# In the place of a step's name: all that split features in halves or join them.
+ALL_HALVES = "halves"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Edit:
     template: str = ""
     starts: tuple[float, ...] = ()
     cost: float = 1.0
+
+    def within(self, program: Program) -> bool:
+        """Return whether a program has the step or operand that the edit is at."""
+        names = {name.rstrip("'") for step in program for name in (step.name, *step.inputs)}
+        return self.step.rstrip("'") in names or self.step == ALL_HALVES
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ EVERYWHERE = Scope()
 
 def axes_of(tap: str) -> str:
     """Return the letters of a tap's axes, by its short name."""
-    return AXES.get(tap) or AXES[f"layers.{tap}"]
+    return AXES.get(HELD_TAPS.get(tap, tap)) or AXES[f"layers.{tap}"]
 
 
 def in_words(numbers: Iterable[int]) -> str:
@@ -168,11 +176,7 @@ def without_step(program: Program, name: str, kept: str) -> Program:
     """
     if program[-1].name == name:
         return with_step(program, name, inputs=(kept,), fn=Unary("identity"))
-    return tuple(
-        replace(step, inputs=tuple(kept if n == name else n for n in step.inputs))
-        for step in program
-        if step.name != name
-    )
+    return tuple(redirect(step, {name: kept}) for step in program if step.name != name)
 
 
 def with_step_after(program: Program, name: str, fn: Operation, *inputs: str) -> Program:
@@ -189,8 +193,5 @@ def with_step_after(program: Program, name: str, fn: Operation, *inputs: str) ->
         made += "'"
     new = Step(made, (name, *inputs), fn)
     at = next((i + 1 for i, step in enumerate(program) if step.name == name), 0)
-    readers = tuple(
-        replace(step, inputs=tuple(made if n == name else n for n in step.inputs))
-        for step in program[at:]
-    )
+    readers = tuple(redirect(step, {name: made}) for step in program[at:])
     return (*program[:at], new, *readers)

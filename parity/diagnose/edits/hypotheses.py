@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from parity.diagnose.cause import Hypothesis
-from parity.diagnose.edits.edit import Edit, Explanation
+from parity.diagnose.edits.edit import EVERYWHERE, Edit, Explanation
+from parity.diagnose.edits.kinds import edited_within
 from parity.diagnose.edits.operations import Rounded
 from parity.diagnose.edits.search import explanations
 from parity.diagnose.edits.trial import operator_trial
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.evidence import HELD_TAPS, Evidence
 from parity.diagnose.mutations import Mutation
-from parity.subjects.torch_reference.operands import program_of
+from parity.subjects.torch_reference.operands import SETUP, program_of
 from parity.subjects.torch_reference.program import operand_names
 
 # Explanations that are tried on the whole reference, with each of their taps.
-MOST = 3
+MOST = 6
 # What is left of an operator's inputs in float64 is its last places.
 EXACT = 1e-11
 # Taps that one function computes: what is wrong there may be wrong in all of them.
@@ -25,6 +26,7 @@ TWINS = (
     ("q_rope", "k_rope"),
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ("post_attention", "output"),
+    ("keys", "values"),
 )
 
 
@@ -39,18 +41,34 @@ def edited_operators(evidence: Evidence, cause: str, kinds: Sequence[str]) -> It
     trial = operator_trial(evidence)
     if trial is None:
         return
-    for found in explanations(trial, kinds, max(EXACT, evidence.enough))[:MOST]:
+    others = [one for one in map(operator_trial, evidence.elsewhere) if one is not None]
+    for found in explanations(trial, kinds, max(EXACT, evidence.enough), others)[:MOST]:
+        once = _at_setup(found, evidence)
+        if once is not None and trial.tap not in HELD_TAPS:
+            yield _hypothesis(cause, found, (once,))
         alone = (_mutation(found),)
         twins = [alone[0], *_at_twins(found, evidence)]
+        if trial.tap in HELD_TAPS and (also := _at_setup(found, evidence)):
+            # What the cache says of its keys stands where they do.
+            yield _hypothesis(cause, found, (*twins, also))
         if len(twins) > 1:
             yield _hypothesis(cause, found, tuple(twins))
         yield _hypothesis(cause, found, alone)
 
 
+def _at_setup(found: Explanation, evidence: Evidence) -> Mutation | None:
+    """Return the edits where a call is set up, if all of them are there."""
+    for setup in SETUP:
+        program = program_of(setup, evidence.config, cached=evidence.chunks is not None)
+        assert program is not None
+        if found.scope == EVERYWHERE and edited_within(program, found.edits):
+            edits = tuple(replace(edit, tap=setup) for edit in found.edits)
+            return replace(_mutation(found), tap=setup, edits=edits)
+    return None
+
+
 def _hypothesis(cause: str, found: Explanation, changes: tuple[Mutation, ...]) -> Hypothesis:
-    tap = found.edits[0].tap
-    others = [change.tap for change in changes[1:]]
-    taps = ", ".join((tap, *others))
+    taps = ", ".join(change.tap for change in changes)
     return Hypothesis(cause, f"{taps}: {found.said}", changes, left=found.left)
 
 

@@ -52,6 +52,26 @@ class MaskedWithout:
 
 
 @dataclass(frozen=True)
+class ShowHidden:
+    """Values where a mask hides, zeros where it shows."""
+
+    said: str = "visible weights are zero"
+
+    def __call__(self, arithmetic: Arithmetic, probs: Tensor, visible: Tensor) -> Tensor:
+        return probs.masked_fill(visible, 0)
+
+
+@dataclass(frozen=True)
+class WhereNot:
+    """The third input where the first holds, else the second."""
+
+    said: str = "the other of two"
+
+    def __call__(self, arithmetic: Arithmetic, chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(chosen, b, a)
+
+
+@dataclass(frozen=True)
 class OneBased:
     """Number of each rotated pair [R], counted from one."""
 
@@ -147,11 +167,29 @@ class Reversed:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of numbers in a value's place."""
+class Regrouped:
+    """Indices along an axis, laid out in groups, taken group by group the other way."""
 
-    numbers: tuple[float, ...]
-    said: str = "a table"
+    axis: int
+    groups: int
+    said: str = "regrouped"
 
     def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
-        return torch.tensor(self.numbers, dtype=torch.float64).to(x.dtype)
+        size = x.shape[self.axis]
+        order = torch.arange(size).view(self.groups, -1).T.flatten()
+        return x.index_select(self.axis, order)
+
+
+@dataclass(frozen=True)
+class Relaid:
+    """Heads apart in kv heads and groups, axes in another order, and the numbers read as before."""
+
+    axis: int
+    kv_heads: int
+    order: tuple[int, ...]
+    said: str = "laid out otherwise"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        shape = list(x.shape)
+        shape[self.axis : self.axis + 1] = self.kv_heads, shape[self.axis] // self.kv_heads
+        return x.reshape(shape).permute(self.order).reshape(x.shape)

@@ -25,15 +25,17 @@ from parity.diagnose.edits.edit import (
 )
 from parity.diagnose.edits.kinds import apply_edits, proposals
 from parity.diagnose.edits.numbers import solve_numbers
-from parity.diagnose.edits.trial import UNFIT, OperatorTrial
-from parity.subjects.torch_reference.operations import Value
-from parity.subjects.torch_reference.program import Program
+from parity.diagnose.edits.trial import UNFIT, Known, OperatorTrial
 
 # Sets that are given one more edit, and edits in a set.
 BEAM = 12
 MOST_EDITS = 3
 # Sets that are handed on when several leave nothing.
 MOST_EXPLANATIONS = 8
+# Sets of one size that are held against other scenarios.
+MOST_RIVALS = 64
+# Dearer edits are far-fetched.
+FAR_FETCHED = 1.25
 # A cell differs if it is this share of the largest off.
 DIFFERS = 1e-9
 
@@ -53,46 +55,72 @@ class Candidate:
 
 
 def explanations(
-    trial: OperatorTrial, kinds: Sequence[str], enough: float, seconds: float = 20.0
+    trial: OperatorTrial,
+    kinds: Sequence[str],
+    enough: float,
+    others: Sequence[OperatorTrial] = (),
+    seconds: float = 20.0,
 ) -> list[Explanation]:
     """Return the sets of edits that leave at most `enough` of a tap, the simplest first.
+
+    Those that leave as little in other scenarios go before those that do not.
 
     Args:
         trial: the operator.
         kinds: ids of the kinds of edits that may be made.
         enough: relative, in the root of squares.
+        others: the same operator in other scenarios and calls.
         seconds: no larger sets are tried after this time.
     """
     deadline = time.monotonic() + seconds
+    found: list[Explanation] = []
     for scope in _scopes(trial):
-        found = _search(trial, kinds, scope, enough, deadline)
-        if found:
-            return found
-    return []
+        for good in _search(trial, kinds, scope, enough, deadline):
+            # A scope is read off one scenario.
+            rivals = others if scope == EVERYWHERE else ()
+            judged = [(_failures(one, rivals, enough), one) for one in good]
+            judged.sort(key=lambda item: (item[0], item[1].cost))
+            found += [one for _, one in judged]
+            if not judged[0][0]:
+                return [one for _, one in judged[:MOST_EXPLANATIONS]]
+    return found[:MOST_EXPLANATIONS]
+
+
+def _failures(found: Explanation, others: Sequence[OperatorTrial], enough: float) -> int:
+    """Return in how many other trials an explanation leaves more than the noise."""
+    return sum(one.left(found.edits, found.scope) > enough for one in others)
 
 
 def _search(
     trial: OperatorTrial, kinds: Sequence[str], scope: Scope, enough: float, deadline: float
-) -> list[Explanation]:
+) -> Iterator[list[Explanation]]:
+    """Yield what single edits explain, if any do, then what pairs do, then triples."""
     few = trial.few
     start = Candidate((), few.left((), scope), 0.0)
-    beam, seen = [start], {round(start.left, 15)}
+    beam, seen = [start], {round(start.left, 12)}
+    pool: list[Edit] = []
     for _ in range(MOST_EDITS):
         tried = []
         for candidate in beam:
-            for edit in _proposed(few, kinds, candidate.edits):
+            bases = _Bases.of(few, candidate.edits)
+            if bases is None:
+                continue
+            edits = pool or proposals(kinds, few, bases.few.program, bases.few.values)
+            for edit in edits:
                 if time.monotonic() > deadline:
                     break
-                one = _tried(few, scope, (*candidate.edits, edit), enough)
+                one = _tried(few, scope, candidate.edits, edit, bases, enough)
                 if one is not None:
                     tried.append(one)
         tried.sort(key=lambda one: one.rank)
         good = [one for one in tried if one.left <= enough]
         if good:
-            kept = [_on_all_rows(trial, scope, one) for one in good[:MOST_EXPLANATIONS]]
-            return [one for one in kept if one.left <= enough]
+            kept = [_on_all_rows(trial, scope, one) for one in good[:MOST_RIVALS]]
+            if explained := [one for one in kept if one.left <= enough]:
+                yield explained
         if time.monotonic() > deadline:
             break
+        pool = pool or _pool(tried, start.left)
         beam = []
         for one in tried:
             # Sets that make the same are one.
@@ -101,46 +129,63 @@ def _search(
                 beam.append(one)
             if len(beam) == BEAM:
                 break
-    return []
 
 
-def _proposed(trial: OperatorTrial, kinds: Sequence[str], edits: Sequence[Edit]) -> Iterator[Edit]:
-    try:
-        program = apply_edits(trial.program, edits)
-        values = _values(trial, program)
-    except UNFIT:
-        return
-    yield from proposals(kinds, trial, program, values)
+def _pool(tried: Sequence[Candidate], start: float) -> list[Edit]:
+    """Return the single edits that are worth a place beside others: each that does its own thing.
+
+    Far-fetched ones only if they bring the operator nearer by themselves.
+    """
+    distinct: dict[float, Edit] = {}
+    for one in tried:
+        (edit,) = one.edits
+        if edit.cost > FAR_FETCHED and one.left >= start:
+            continue
+        edit = replace(edit, value=SOLVED) if edit.template else edit
+        distinct.setdefault(round(one.left, 13), edit)
+    return list(distinct.values())
 
 
-def _values(trial: OperatorTrial, program: Program) -> dict[str, Value]:
-    """Return the values of a program's steps, and of the operands that they read."""
-    values: dict[str, Value] = {}
-    with torch.no_grad():
-        for step in program:
-            for name in step.inputs:
-                if name not in values:
-                    values[name] = trial.operands[name]
-            made = step.fn(trial.reference, *(values[name] for name in step.inputs))
-            values[step.name] = made
-    return values
+@dataclass(frozen=True)
+class _Bases:
+    """What a set's program makes of few rows, and of half of them."""
+
+    few: Known
+    half: Known
+
+    @classmethod
+    def of(cls, trial: OperatorTrial, edits: Sequence[Edit]) -> _Bases | None:
+        half = trial.halves[0]
+        try:
+            program = apply_edits(trial.program, edits)
+            return cls(*(Known(program, rows.values(program)) for rows in (trial, half)))
+        except UNFIT:
+            return None
 
 
 def _tried(
-    trial: OperatorTrial, scope: Scope, edits: tuple[Edit, ...], enough: float
+    trial: OperatorTrial,
+    scope: Scope,
+    edits: tuple[Edit, ...],
+    edit: Edit,
+    bases: _Bases,
+    enough: float,
 ) -> Candidate | None:
-    if edits[-1].value == SOLVED:
-        return _solved(trial, scope, edits, enough)
-    left = trial.left(edits, scope)
-    return None if left >= 1e300 else Candidate(edits, left, sum(e.cost for e in edits))
+    done = (*edits, edit)
+    if edit.value == SOLVED:
+        return _solved(trial, scope, done, bases, enough)
+    left = trial.left((edit,), scope, bases.few)
+    return None if left >= 1e300 else Candidate(done, left, sum(e.cost for e in done))
 
 
 def _solved(
-    trial: OperatorTrial, scope: Scope, edits: tuple[Edit, ...], enough: float
+    trial: OperatorTrial, scope: Scope, edits: tuple[Edit, ...], bases: _Bases, enough: float
 ) -> Candidate | None:
     """Solve for the numbers of all edits that have one."""
     half = trial.halves[0]
     free = [i for i, edit in enumerate(edits) if edit.template]
+    # Numbers of edits before the last are solved for once more, in the program without any.
+    known = bases.half if free == [len(edits) - 1] else None
 
     def filled(numbers: Sequence[float]) -> tuple[Edit, ...]:
         values = dict(zip(free, numbers, strict=True))
@@ -149,8 +194,9 @@ def _solved(
         )
 
     def residual(numbers: Sequence[float]) -> Tensor | None:
+        made = filled(numbers)
         try:
-            return half.residual(half.value(filled(numbers), scope))
+            return half.residual(half.value(made if known is None else made[-1:], scope, known))
         except UNFIT:
             return None
 

@@ -18,8 +18,14 @@ from parity.diagnose.edits.kinds import apply_edits
 from parity.diagnose.evidence import HELD_TAPS, Evidence
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.subjects.torch.arrays import to_torch
-from parity.subjects.torch_reference.operands import Operands, program_of
-from parity.subjects.torch_reference.program import Program, operand_names, run_program
+from parity.subjects.torch_reference.operands import (
+    Operands,
+    cache_operands,
+    call_operands,
+    program_of,
+)
+from parity.subjects.torch_reference.operations import Value
+from parity.subjects.torch_reference.program import Program, Step, operand_names, run_program
 from parity.taps import AXES
 
 # Rows of the failing stage that the cheapest trial looks at.
@@ -34,6 +40,19 @@ UNFIT = (
     OverflowError,
     ZeroDivisionError,
 )
+
+
+@dataclass(frozen=True)
+class Known:
+    """A program and what its steps make of a trial's inputs."""
+
+    program: Program
+    values: Mapping[str, Value]
+
+    @cached_property
+    def steps(self) -> dict[str, Step]:
+        """The steps by name."""
+        return {step.name: step for step in self.program}
 
 
 @dataclass(frozen=True)
@@ -75,19 +94,59 @@ class OperatorTrial:
         with torch.no_grad():
             return run_program(program, self.operands, self.reference)
 
-    def value(self, edits: Sequence[Edit], scope: Scope = EVERYWHERE) -> Tensor:
-        """Return what the edited program makes, within a scope."""
-        made = self.run(apply_edits(self.program, edits))
+    def values(self, program: Program, known: Known | None = None) -> dict[str, Value]:
+        """Return the values of a program's steps, and of the operands that they read.
+
+        Args:
+            program: any.
+            known: of a program that is much the same: what it has in common is not made again.
+        """
+        values: dict[str, Value] = {}
+        before = {} if known is None else known.steps
+        changed: set[str] = set()
+        with torch.no_grad():
+            for step in program:
+                for name in step.inputs:
+                    if name not in values:
+                        values[name] = self.operands[name]
+                if before.get(step.name) == step and changed.isdisjoint(step.inputs):
+                    assert known is not None
+                    values[step.name] = known.values[step.name]
+                    continue
+                changed.add(step.name)
+                inputs = (values[name] for name in step.inputs)
+                values[step.name] = step.fn(self.reference, *inputs)
+        return values
+
+    def value(
+        self, edits: Sequence[Edit], scope: Scope = EVERYWHERE, known: Known | None = None
+    ) -> Tensor:
+        """Return what the edited program makes, within a scope.
+
+        Args:
+            edits: made one after the other; with `known`, on top of its program.
+            scope: where they hold.
+            known: what a program that they are made in makes.
+        """
+        if known is None:
+            made = self.run(apply_edits(self.program, edits))
+        else:
+            program = apply_edits(known.program, edits)
+            found = self.values(program, known)[program[-1].name]
+            assert isinstance(found, Tensor)
+            made = found
         cells = scope.cells(self.tap, self.target)
         return made if cells is None else torch.where(cells, made, self.base)
 
-    def left(self, edits: Sequence[Edit], scope: Scope = EVERYWHERE) -> float:
+    def left(
+        self, edits: Sequence[Edit], scope: Scope = EVERYWHERE, known: Known | None = None
+    ) -> float:
         """Return the share of the target that edits leave, in the root of squares.
 
         1e300 where the edits cannot be made, or leave what is not finite.
         """
         try:
-            made = self.value(edits, scope)
+            made = self.value(edits, scope, known)
         except UNFIT:
             return 1e300
         return self.distance(made)
@@ -117,7 +176,7 @@ class OperatorTrial:
         """Return the same operator at some of the call's columns."""
 
         def chosen(name: str, value: Tensor) -> Tensor:
-            letters = AXES.get(name) or AXES.get(f"layers.{name}") or {"tokens": "BT"}.get(name, "")
+            letters = AXES.get(name) or AXES.get(f"layers.{name}") or _axes_of_call(name)
             if "T" not in letters or value.ndim != len(letters):
                 return value
             return value.index_select(letters.index("T"), columns)
@@ -162,32 +221,33 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
     What the subject shows of its inputs is what it is tried on.
     """
     tap, reference = evidence.short, evidence.reference
-    program = reference.program(tap, evidence.layer)
-    if program is None or program_of(tap, reference.config) is None or evidence.backward:
+    cached = evidence.chunks is not None
+    program = reference.program(tap, evidence.layer, cached=cached)
+    if program is None or evidence.backward or (tap in HELD_TAPS and not cached):
         return None
-    seen = {name: _wide(array) for name, array in evidence.subject.items() if array.dtype != bool}
-    setup = evidence.setup.get("rope.inv_freq", evidence.true_setup["rope.inv_freq"])
-    seen |= {
-        "rope.inv_freq": _wide(setup),
-        "positions": to_torch(np.array(evidence.positions)),
-        "mask": to_torch(np.array(evidence.mask)),
-        "tokens": to_torch(evidence.inputs.tokens[:, evidence.columns].astype(np.int64)),
-    }
-    target = seen.pop(tap)
+    start, stop = evidence.columns.start, evidence.columns.stop
+    seen = call_operands(evidence.inputs, start, stop)
+    seen |= {n: _wide(array) for n, array in evidence.subject.items() if array.dtype != bool}
+    seen["rope.inv_freq"] = _wide(evidence.true_setup["rope.inv_freq"])
+    seen["mask"] = to_torch(np.array(evidence.mask))
+    if cached:
+        seen |= cache_operands(evidence.inputs, evidence.sizes)
     if tap in HELD_TAPS:
-        return None
+        if evidence.layer is None or evidence.layer not in evidence.written:
+            return None
+        seen["made"] = _wide(evidence.written[evidence.layer][list(HELD_TAPS).index(tap)])
+    target = seen.pop(tap)
+    compared = _compared(evidence, target)
     found = OperatorTrial(
-        tap,
-        evidence.layer,
-        program,
-        seen,
-        target,
-        _compared(evidence, target),
-        reference,
-        evidence.lane,
+        tap, evidence.layer, program, seen, target, compared, reference, evidence.lane
     )
+    own = program_of(tap, evidence.config)
+    assert own is not None
     try:
-        assert operand_names(program)
+        if "mask" in operand_names(own) and "mask" in {step.name for step in program}:
+            made = found.run(program[: [s.name for s in program].index("mask") + 1])
+            if not torch.equal(made, seen["mask"]):  # it is no rule's
+                found = replace(found, program=own)
         return found if found.base.shape == target.shape else None
     except UNFIT:
         return None
@@ -198,6 +258,9 @@ def _compared(evidence: Evidence, target: Tensor) -> Tensor:
     valid, letters = torch.from_numpy(np.array(evidence.valid)), axes_of(evidence.short)
     if "B" not in letters:
         return torch.ones((1,) * target.ndim, dtype=torch.bool)
+    if evidence.short in HELD_TAPS:
+        held = torch.from_numpy(np.array(evidence.held))
+        return held[:, :, None, None]
     if "S" in letters:
         cells = torch.from_numpy(np.array(evidence.mask & evidence.valid[:, :, None]))[:, None]
         # Weights of hidden keys count too: they ought to be nothing.
@@ -207,6 +270,11 @@ def _compared(evidence: Evidence, target: Tensor) -> Tensor:
     shape = [1] * target.ndim
     shape[letters.index("B")], shape[letters.index("T")] = valid.shape
     return valid.view(shape)
+
+
+def _axes_of_call(name: str) -> str:
+    """Return the letters of the axes of what a call is given; see `call_operands`."""
+    return "BT1" if name.startswith("q_") else {"tokens": "BT"}.get(name, "")
 
 
 def _wide(array: np.ndarray) -> Tensor:

@@ -60,16 +60,12 @@ class LayerContext:
         cos, sin: of every position's angles [B T H/2].
         mask: what each query sees [B T S].
         cache: keys and values of earlier columns by layer [B S K H]; None runs without one.
-        positions: of the tokens [B T].
-        freq: radians per token of each feature pair [H/2].
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     cache: dict[int, tuple[Tensor, Tensor]] | None
-    positions: Tensor
-    freq: Tensor
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values to the layer's cache; return all that it holds."""
@@ -217,7 +213,7 @@ class TorchModel:
         freq = tap("rope.inv_freq", self.inv_freq().to(self.wide))
         positions, mask = tap("positions", positions), tap("mask", mask)
         x = tap("embed", self.embed(tokens))
-        return x, LayerContext(*self.angles(freq, positions), mask, cache, positions, freq)
+        return x, LayerContext(*self.angles(freq, positions), mask, cache)
 
     def layer(self, i: int, x: Tensor, around: LayerContext, tap: Recorder) -> Tensor:
         """Apply decoder layer `i` to the residual stream [B T D]."""

@@ -88,9 +88,16 @@ BINARY: dict[str, Callable[..., Tensor]] = {
     ">=": lambda a, b: a >= b,
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "and not": lambda a, b: a & ~b,
+    "exclusive or": lambda a, b: a ^ b,
 }
 REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "mean": lambda x, axis: x.mean(axis, keepdim=True),
+    "mean of all": lambda x, axis: x.mean().view((1,) * x.ndim),
     "sum": lambda x, axis: x.sum(axis, keepdim=True),
     "max": lambda x, axis: x.amax(axis, keepdim=True),
     "min": lambda x, axis: x.amin(axis, keepdim=True),
@@ -364,14 +371,43 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class EmptyRows:
-    """Zero the weights of a query that sees nothing."""
+class Show:
+    """Values where a mask shows, exact zeros elsewhere: also in a row of NaN that sees nothing."""
 
-    said: str = "rows that see nothing are zero"
+    said: str = "hidden weights are zero"
 
     def __call__(self, arithmetic: Arithmetic, probs: Tensor, visible: Tensor) -> Tensor:
-        empty = ~visible.any(-1, keepdim=True)
-        return probs.masked_fill(empty, 0) if empty.any() else probs
+        return probs.masked_fill(~visible, 0)
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """What columns find in a cache [B C K H], all calls having written to it.
+
+    The inputs are what each column wrote [B C K H], the slot that it wrote to [B C], the slot that
+    it reads [B C], the number of its call [C] and the slots of a row. Past the end nothing is
+    written; slots below 0 count from the end.
+    """
+
+    said: str = "what is in each token's slot"
+
+    def __call__(
+        self,
+        arithmetic: Arithmetic,
+        made: Tensor,
+        written: Tensor,
+        read: Tensor,
+        call: Tensor,
+        capacity: Tensor,
+    ) -> Tensor:
+        rows, slots = torch.arange(len(made))[:, None], int(capacity)
+        written = torch.where(written < 0, written + slots, written).expand(made.shape[:2])
+        written = torch.where((written < 0) | (written >= slots), slots, written).long()
+        buffer = made.new_zeros(len(made), slots + 1, *made.shape[2:])
+        for number in call.unique().tolist():
+            of_call = call == number
+            buffer[rows, written[:, of_call]] = made[:, of_call]
+        return buffer[rows, read.clamp(0, slots).long()]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from parity.subjects.torch_reference.operations import (
     Binary,
     Cast,
     CastLike,
-    EmptyRows,
     ForHeads,
     Frequency,
     Half,
@@ -34,9 +33,11 @@ from parity.subjects.torch_reference.operations import (
     Pairs,
     PerHead,
     Permute,
+    ReadBack,
     Reduce,
     Rows,
     Select,
+    Show,
     Softmax,
     SplitHeads,
     Unary,
@@ -96,10 +97,14 @@ def operand_names(program: Program) -> tuple[str, ...]:
 
 def bind(program: Program, **names: str) -> Program:
     """Return a program that reads operands under other names."""
-    return tuple(
-        replace(step, inputs=tuple(names.get(name, name) for name in step.inputs))
-        for step in program
-    )
+    return tuple(redirect(step, names) for step in program)
+
+
+def redirect(step: Step, names: Mapping[str, str]) -> Step:
+    """Return a step that reads some values under other names; itself if it reads none of them."""
+    if not any(name in names for name in step.inputs):
+        return step
+    return replace(step, inputs=tuple(names.get(name, name) for name in step.inputs))
 
 
 # Operators. The last step's name is the operator's.
@@ -150,7 +155,7 @@ PROBS: Program = (
     Step("visible", ("mask",), ForHeads()),
     Step("hidden", ("scores", "visible"), Hide()),
     Step("softmax", ("hidden",), Softmax()),
-    Step("probs", ("softmax", "visible"), EmptyRows()),
+    Step("probs", ("softmax", "visible"), Show()),
 )
 CONTEXT: Program = (
     Step("weights", ("probs", "v"), CastLike()),
@@ -161,6 +166,38 @@ CONTEXT: Program = (
 ACTIVATION: Program = (
     Step("activated", ("gate",), Unary("silu")),
     Step("activation", ("activated", "up"), Binary("*")),
+)
+# Which keys a query sees: none later, no pads, of its own document, within the window. Of queries
+# the operands are [B T 1], of keys [B 1 S]. Within a document positions count real tokens.
+MASK: Program = (
+    Step("distance", ("q_position", "k_position"), Binary("-")),
+    Step("causal", ("distance", "zero"), Binary(">=")),
+    Step("near", ("distance", "window"), Binary("<")),
+    Step("alike", ("q_segment", "k_segment"), Binary("==")),
+    Step("real", ("q_valid", "k_valid"), Binary("and")),
+    Step("past", ("causal", "near"), Binary("and")),
+    Step("own", ("past", "alike"), Binary("and")),
+    Step("mask", ("own", "real"), Binary("and")),
+)
+# What columns find in a cache. Operands are of all columns so far: `before` and `count` are the
+# real tokens of a row before a column's call, and in it up to the column.
+CACHE: Program = (
+    Step("filled", ("before", "count"), Binary("+")),
+    Step("slot", ("filled", "one"), Binary("-")),
+    Step("fits", ("slot", "capacity"), Binary("<")),
+    Step("kept", ("c_valid", "fits"), Binary("and")),
+    Step("at", ("kept", "slot", "capacity"), Where()),
+    Step("held", ("made", "at", "own", "call", "capacity"), ReadBack()),
+)
+_SLOTS = CACHE[:-1]
+# Through a cache a query goes by what the cache says of each key.
+CACHED_MASK: Program = (
+    *_SLOTS,
+    Step("held_position", ("c_position", "at", "own", "call", "capacity"), ReadBack()),
+    Step("held_segment", ("c_segment", "at", "own", "call", "capacity"), ReadBack()),
+    Step("k_position", ("held_position",), ForHeads()),
+    Step("k_segment", ("held_segment",), ForHeads()),
+    *MASK,
 )
 RESIDUAL: Program = (Step("stream", ("x", "added"), Binary("+")),)
 
@@ -243,6 +280,8 @@ PROGRAM: dict[str, Program] = {
     "v_proj": bind(_HEADS, x="input_layernorm"),
     "q_rope": bind(_ROTATED, x="q_proj"),
     "k_rope": bind(_ROTATED, x="k_proj"),
+    "keys": CACHE,
+    "values": CACHE,
     "attn_scores": (Step("k", ("keys", "kv_heads"), Select()), *bind(SCORES, q="q_rope")),
     "attn_probs": bind(PROBS, scores="attn_scores"),
     "attn_context": (

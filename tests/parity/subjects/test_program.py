@@ -15,7 +15,7 @@ from witnesses import LINEAR, LLAMA3, small
 from parity.inputs import Inputs
 from parity.scenarios import scenario
 from parity.subjects.torch.arrays import to_torch
-from parity.subjects.torch_reference.operands import Operands, program_of
+from parity.subjects.torch_reference.operands import SETUP, Operands, call_operands, program_of
 from parity.subjects.torch_reference.program import (
     NORM,
     PROGRAM,
@@ -137,11 +137,7 @@ def test_each_tap_is_its_program_of_the_taps_before(dtype: str) -> None:
     inputs = inputs_of()
     reference = TorchReference(CHECKPOINT, dtype=dtype)
     run = reference.start(inputs)
-    call = {
-        "tokens": to_torch(inputs.tokens.astype(np.int64)),
-        "positions": to_torch(inputs.positions),
-        "mask": to_torch(inputs.mask),
-    }
+    call = call_operands(inputs, 0, inputs.tokens.shape[1])
     compared, before = 0, dict[str, Tensor]()
     for _ in range(LAYERS + 2):
         stage = run.step()
@@ -149,19 +145,19 @@ def test_each_tap_is_its_program_of_the_taps_before(dtype: str) -> None:
         for name, value in stage.items():
             kind, layer = split_name(name)
             tap = kind.removeprefix("layers.")
-            if tap == "rope.inv_freq":
+            if tap in SETUP:
                 call[tap] = to_torch(np.array(value))
             seen[tap] = to_torch(np.array(value))
             seen |= {new: seen[old] for new, old in _HELD.items() if old in seen}
             program = program_of(tap, CHECKPOINT.config)
             if program is None:
-                assert tap in ("positions", "mask", "input")
+                assert tap in ("positions", "input")
                 continue
             made = run_program(program, Operands(reference, tap, layer, seen), reference)
             assert torch.equal(made.to(seen[tap].dtype), seen[tap]), name
             compared += 1
         before = {"output": seen["output"]} if "output" in seen else {}
-    assert compared == 2 + LAYERS * (len(LAYER_TAPS) - 1) + 2
+    assert compared == 3 + LAYERS * (len(LAYER_TAPS) - 1) + 2
 
 
 _HELD = {"keys": "k_rope", "values": "v_proj"}

@@ -5,10 +5,15 @@ Shapes: B batch, T tokens of the whole scenario; queries before keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
 from parity.diagnose.cause import Hypothesis
 from parity.diagnose.evidence import Evidence
+from parity.inputs import Inputs
 
 Named = tuple[str, np.ndarray]
 
@@ -37,17 +42,42 @@ def matches(e: Evidence, mask: np.ndarray) -> bool:
     return bool(np.array_equal(seen[rows], proposed[rows]))
 
 
-def seeing(e: Evidence, cause: str, said: str, mask: np.ndarray) -> Hypothesis:
-    """Return a hypothesis whose reference has that mask."""
-    rows = e.inputs.valid
-    if e.observed_mask is not None:  # pads that are seen count by what they see
-        mask = np.where(rows[:, :, None], mask, e.observed_mask)
-    more = int((mask & ~e.inputs.mask)[rows].sum())
-    less = int((~mask & e.inputs.mask)[rows].sum())
-    return Hypothesis(
-        cause,
-        said,
-        mask=np.array(mask),
-        effective=f"{said}: {more} cells more, {less} fewer",
-        configured="the scenario's mask",
-    )
+def seeing(
+    e: Evidence, cause: str, wrong_masks: Callable[[Evidence], Iterator[Named]]
+) -> Iterator[Hypothesis]:
+    """Yield hypotheses whose reference has the masks of some rules, where the subject may.
+
+    Args:
+        e: the evidence.
+        cause: whose they are.
+        wrong_masks: gives masks [B T T] and their words, of a scenario and its calls alone.
+    """
+    for said, mask in wrong_masks(e):
+        if not matches(e, mask):
+            continue
+        rows = e.inputs.valid
+        if e.observed_mask is not None:  # pads that are seen count by what they see
+            mask = np.where(rows[:, :, None], mask, e.observed_mask)
+        more = int((mask & ~e.inputs.mask)[rows].sum())
+        less = int((~mask & e.inputs.mask)[rows].sum())
+        yield Hypothesis(
+            cause,
+            said,
+            mask=np.array(mask),
+            rule=partial(_elsewhere, e, wrong_masks, said),
+            effective=f"{said}: {more} cells more, {less} fewer",
+            configured="the scenario's mask",
+        )
+
+
+def _elsewhere(
+    e: Evidence,
+    wrong_masks: Callable[[Evidence], Iterator[Named]],
+    said: str,
+    inputs: Inputs,
+    chunks: Sequence[int] | None,
+) -> Inputs | None:
+    """Return another scenario with the mask of a rule; None if it gives none of these words."""
+    there = replace(e, inputs=inputs, chunks=chunks, observed_mask=None, observed_positions=None)
+    mask = dict(wrong_masks(there)).get(said)
+    return None if mask is None else replace(inputs, mask=np.array(mask))

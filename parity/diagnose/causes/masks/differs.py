@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, matches, seeing
+from parity.diagnose.cause import LAST, Cause, Hypothesis
+from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
 
 CAUSE = Cause(
@@ -18,15 +18,13 @@ CAUSE = Cause(
     sources=(),
     taps=("attn_probs",),
     remedy="Draw the mask (`parity lint`) and compare it with what was meant.",
-    rank=9,
+    rank=LAST + 2,
 )
 
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    for said, mask in wrong_masks(e):
-        if matches(e, mask):
-            yield seeing(e, "mask-differs", said, mask)
+    yield from seeing(e, CAUSE.id, wrong_masks)
 
 
 def wrong_masks(e: Evidence) -> Iterator[Named]:

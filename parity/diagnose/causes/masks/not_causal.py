@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, matches, seeing
+from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
 
 CAUSE = Cause(
@@ -24,9 +24,7 @@ CAUSE = Cause(
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    for said, mask in wrong_masks(e):
-        if matches(e, mask):
-            yield seeing(e, "mask-not-causal", said, mask)
+    yield from seeing(e, CAUSE.id, wrong_masks)
 
 
 def wrong_masks(e: Evidence) -> Iterator[Named]:

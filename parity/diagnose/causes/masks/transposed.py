@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, matches, seeing
+from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
 
 CAUSE = Cause(
@@ -22,9 +22,7 @@ CAUSE = Cause(
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    for said, mask in wrong_masks(e):
-        if matches(e, mask):
-            yield seeing(e, "mask-transposed", said, mask)
+    yield from seeing(e, CAUSE.id, wrong_masks)
 
 
 def wrong_masks(e: Evidence) -> Iterator[Named]:

@@ -31,4 +31,9 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         return
     running = np.cumsum(e.inputs.valid, axis=1) - 1
     if np.array_equal(seen[e.inputs.valid], running[e.inputs.valid]):
-        yield moved(e, "position-segments", "positions run on through a row")
+        yield moved(
+            e,
+            "position-segments",
+            "positions run on through a row",
+            lambda i, _: np.maximum(np.cumsum(i.valid, axis=1) - 1, 0),
+        )

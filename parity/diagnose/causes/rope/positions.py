@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
 from parity.diagnose.cause import Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.solve import offset_and_stride
+from parity.inputs import Inputs
 
 
 def observed(e: Evidence) -> np.ndarray | None:
@@ -17,8 +22,18 @@ def observed(e: Evidence) -> np.ndarray | None:
     return np.where(e.inputs.valid, seen, e.inputs.positions)
 
 
-def moved(e: Evidence, cause: str, said: str) -> Hypothesis:
-    """Return a hypothesis whose reference has the subject's positions."""
+PositionsRule = Callable[[Inputs, Sequence[int] | None], np.ndarray]
+
+
+def moved(e: Evidence, cause: str, said: str, rule: PositionsRule | None = None) -> Hypothesis:
+    """Return a hypothesis whose reference has the subject's positions.
+
+    Args:
+        e: the evidence.
+        cause: whose it is.
+        said: how they differ.
+        rule: gives the positions [B T] of any scenario, if one does.
+    """
     seen = observed(e)
     assert seen is not None
     first = tuple(np.argwhere((seen != e.inputs.positions) & e.inputs.valid)[0])
@@ -26,31 +41,64 @@ def moved(e: Evidence, cause: str, said: str) -> Hypothesis:
         cause,
         said,
         positions=seen,
+        rule=partial(_elsewhere, rule) if rule else None,
         effective=f"position {seen[first]} at row {first[0]}, token {first[1]}",
         configured=f"{e.inputs.positions[first]}",
     )
 
 
-def in_words(e: Evidence, seen: np.ndarray) -> str:
-    """Say how positions differ: by an offset, a stride, a restart, or otherwise."""
+def _elsewhere(rule: PositionsRule, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs:
+    made = rule(inputs, chunks)
+    positions = np.where(inputs.valid, made, inputs.positions).astype(inputs.positions.dtype)
+    return replace(inputs, positions=positions)
+
+
+def in_words(e: Evidence, seen: np.ndarray) -> tuple[str, PositionsRule | None]:
+    """Say how positions differ, and by which rule: an offset, a stride, a restart, or no rule."""
     valid = e.inputs.valid
     got, right = seen[valid], e.inputs.positions[valid]
     wrong = got != right
+    for said, rule in _rules(got, right, wrong):
+        if np.array_equal(rule(e.inputs, e.chunks)[valid], got):
+            return said, rule
     if not got[wrong].any():
-        return "positions 0"
+        return "positions 0", None
     offset = np.unique(got[wrong] - right[wrong])
     if len(offset) == 1:
-        return f"positions shifted by {offset[0]:+d}"
+        return f"positions shifted by {offset[0]:+d}", None
     if len(np.unique(got[wrong])) == 1:
-        return f"positions held at {got[wrong][0]}"
-    if np.array_equal(got, right // 2):
-        return "positions halved"
+        return f"positions held at {got[wrong][0]}", None
+    by_call = _from_each_call(e.inputs, e.chunks)
+    if e.chunks is not None and np.array_equal(seen[:, e.columns], by_call[:, e.columns]):
+        return "positions start anew with each call", _from_each_call
+    return "other positions", None
+
+
+def _rules(
+    got: np.ndarray, right: np.ndarray, wrong: np.ndarray
+) -> Iterator[tuple[str, PositionsRule]]:
+    """Yield rules that positions may follow, the simplest first, with the words for them."""
+    at, off = int(got[wrong][0]), int((got - right)[wrong][0])
+    yield "positions 0", lambda i, _: np.zeros_like(i.positions)
+    yield f"positions shifted by {off:+d}", lambda i, _: i.positions + off
+    yield f"positions held at {at}", lambda i, _: np.minimum(i.positions, at)
+    yield "positions halved", lambda i, _: i.positions // 2
     line = offset_and_stride(got, right)
     if line is not None:
-        return f"positions {line[0]} + {line[1]:g} times the right ones"
-    columns = np.broadcast_to(np.arange(seen.shape[1]), seen.shape)
-    if np.array_equal(got, columns[valid]):
-        return "positions counted in columns, pads included"
-    if e.chunks is not None and np.array_equal(seen[:, e.columns], columns[:, : e.valid.shape[1]]):
-        return "positions start anew with each call"
-    return "other positions"
+        a, b = line
+        yield (
+            f"positions {a} + {b:g} times the right ones",
+            lambda i, _: a + np.rint(b * i.positions),
+        )
+    yield "positions counted in columns, pads included", lambda i, _: _columns(i)
+    yield "positions start anew with each call", _from_each_call
+
+
+def _columns(inputs: Inputs) -> np.ndarray:
+    return np.broadcast_to(np.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
+
+
+def _from_each_call(inputs: Inputs, chunks: Sequence[int] | None) -> np.ndarray:
+    sizes = [inputs.tokens.shape[1]] if chunks is None else chunks
+    columns = np.concatenate([np.arange(size) for size in sizes])
+    return np.broadcast_to(columns, inputs.tokens.shape)

@@ -63,6 +63,16 @@ def apply_edits(program: Program, edits: Sequence[Edit]) -> Program:
     return program
 
 
+def edited_within(program: Program, edits: Sequence[Edit]) -> Program | None:
+    """Return an edited program; None if it lacks what an edit is of."""
+    if not all(edit.within(program) for edit in edits):
+        return None
+    try:
+        return apply_edits(program, edits)
+    except KeyError:
+        return None
+
+
 def proposals(
     ids: Sequence[str], trial: OperatorTrial, program: Program, values: Mapping[str, Value]
 ) -> Iterator[Edit]:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "factor"
+# Whole numbers that a fault may shift.
+COUNTED = (
+    *("positions", "q_position", "k_position", "distance", "window"),
+    *("before", "count", "filled", "slot", "own", "capacity", "at"),
+)
 # Each with its words and where the search for its number begins.
 OPERATIONS = {
     "*": ("{} is multiplied by {{}}", (1.0, 10.0, 0.1, -1.0)),
@@ -25,7 +30,7 @@ OPERATIONS = {
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
     """Propose a factor on, and a number added to, every value; both to be solved for."""
     for name, value in values.items():
-        if isinstance(value, Tensor) and (value.is_floating_point() or name == "positions"):
+        if isinstance(value, Tensor) and (value.is_floating_point() or name in COUNTED):
             for sign, (said, starts) in OPERATIONS.items():
                 template = said.format(name)
                 yield Edit(

@@ -26,7 +26,7 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     fn = Clipped(limit)
     yield Edit(trial.tap, ID, last, (), fn, f"{last} is cut off at {limit:.6g}", cost=1.4)
     for name, value in values.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and value.dtype != torch.bool and value.ndim:
             said = f"{name} is zero"
             yield Edit(trial.tap, ID, name, (), Unary("zero"), said, cost=1.0)
 

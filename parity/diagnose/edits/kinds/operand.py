@@ -36,7 +36,7 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
                 continue
             for other, its in (elsewhere | earlier).items():
                 value = values.get(other, trial.seen.get(other))
-                if other != read and its == shape and _floating(value) == floating:
+                if other != read and _fits(its, shape) and _floating(value) == floating:
                     yield _edit(trial, step.name, place, read, other)
 
 
@@ -55,6 +55,13 @@ def other_weights(trial: OperatorTrial) -> Iterator[str]:
             other = trial.operands[name]
             if isinstance(other, Tensor) and other.shape == own.shape:
                 yield name
+
+
+def _fits(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
+    """Return whether a value of one shape can be read where one of the other is."""
+    if one is None or other is None:
+        return one == other
+    return len(one) == len(other) and all(a in (b, 1) for a, b in zip(one, other, strict=True))
 
 
 def _edit(trial: OperatorTrial, step: str, place: int, read: str, other: str) -> Edit:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from parity.diagnose.edits.edit import Edit, step_of, with_step
+from parity.diagnose.edits.edit import ALL_HALVES, Edit, step_of, with_step
 from parity.diagnose.edits.operations import (
     LinearTransposed,
     MaskedWithout,
     MultipliedTransposed,
     OneBased,
+    ShowHidden,
+    WhereNot,
 )
 from parity.subjects.torch_reference.operations import (
     BINARY,
@@ -32,10 +34,12 @@ from parity.subjects.torch_reference.operations import (
     Pairs,
     Permute,
     Reduce,
+    Show,
     Softmax,
     SplitHeads,
     Unary,
     Value,
+    Where,
 )
 from parity.subjects.torch_reference.program import Program, Step
 
@@ -43,9 +47,8 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "operation"
-# In the place of a step's name: all that split features in halves or join them.
-ALL_HALVES = "halves"
-COMPARISONS = (">", ">=", "<", "<=")
+# Operations that may stand for each other: of numbers, comparing them, of truth values.
+SORTS = ((">", ">=", "<", "<=", "==", "!="), ("and", "or", "and not", "exclusive or"))
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
@@ -65,10 +68,9 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
     if isinstance(fn, Unary):
         yield from (Unary(name) for name in UNARY if name != fn.name)
     elif isinstance(fn, Binary):
-        compares = fn.name in COMPARISONS
-        yield from (
-            Binary(name) for name in BINARY if name != fn.name and (name in COMPARISONS) == compares
-        )
+        numeric = tuple(name for name in BINARY if not any(name in sort for sort in SORTS))
+        (sort,) = (sort for sort in (*SORTS, numeric) if fn.name in sort)
+        yield from (Binary(name) for name in sort if name != fn.name)
     elif isinstance(fn, Reduce):
         read = values[step.inputs[0]]
         assert isinstance(read, Tensor)
@@ -95,6 +97,10 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
     elif isinstance(fn, Hide):
         yield from (Hide(fill) for fill in (0.0, -1.0, -1e4, -1e9))
         yield MaskedWithout()
+    elif isinstance(fn, Show):
+        yield ShowHidden()
+    elif isinstance(fn, Where):
+        yield WhereNot()
     elif isinstance(fn, Pairs):
         yield OneBased()
     elif isinstance(fn, Frequency):

@@ -23,9 +23,9 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     for number, step in enumerate(program):
         made = values[step.name]
         for read in step.inputs:
-            if _alike(values[read], made):
+            if _replaces(values[read], made):
                 said = f"{step.name} is left out"
-                if sum(_alike(values[name], made) for name in step.inputs) > 1:
+                if sum(_replaces(values[name], made) for name in step.inputs) > 1:
                     said += f", {read} handed on"
                 yield Edit(trial.tap, ID, step.name, ("left out", read), None, said, cost=0.9)
         if not step.inputs or not _alike(values[step.inputs[0]], made):
@@ -47,6 +47,17 @@ def _alike(one: Value, other: Value) -> bool:
         and isinstance(other, Tensor)
         and one.shape == other.shape
         and one.is_floating_point() == other.is_floating_point()
+    )
+
+
+def _replaces(one: Value, other: Value) -> bool:
+    """Return whether a value can stand where another does, with more cells than that or fewer."""
+    return (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.ndim == other.ndim
+        and one.is_floating_point() == other.is_floating_point()
+        and all(a == b or 1 in (a, b) for a, b in zip(one.shape, other.shape, strict=True))
     )
 
 

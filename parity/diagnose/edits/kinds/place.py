@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from parity.diagnose.edits.edit import Edit, with_step_after
-from parity.diagnose.edits.operations import Moved, Reversed
+from parity.diagnose.edits.operations import Moved, Regrouped, Reversed
 from parity.subjects.torch_reference.operations import Value
 from parity.subjects.torch_reference.program import Program
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "place"
+# Heads and their features; longer axes are not laid out in groups.
+MOST_REGROUPED = 256
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
@@ -37,9 +39,14 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
                     yield Edit(trial.tap, ID, name, (), fn, said, cost=1.3)
             said = f"{name} is reversed along axis {axis}"
             yield Edit(trial.tap, ID, name, (), Reversed(axis), said, cost=1.3)
+            size = value.shape[axis]
+            for groups in range(2, size // 2 + 1) if axis >= 2 and size <= MOST_REGROUPED else ():
+                if size % groups == 0:
+                    said = f"{name} is {groups} by {size // groups} transposed along axis {axis}"
+                    yield Edit(trial.tap, ID, name, (), Regrouped(axis, groups), said, cost=1.3)
 
 
 def rewrite(program: Program, edit: Edit) -> Program:
     """Move after the step."""
-    assert isinstance(edit.value, Moved | Reversed)
+    assert isinstance(edit.value, Moved | Regrouped | Reversed)
     return with_step_after(program, edit.step, edit.value)

@@ -1,0 +1,248 @@
+"""One mutant, judged by `parity.run` and graded by what it does in truth."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import torch
+
+from jaxllama import compilation_cache
+from jaxllama.errors import JaxLlamaError
+from parity.result import CauseReport, Divergence, Result
+from parity.runner.run import run
+from parity.selftest.mutants import oracles
+from parity.selftest.mutants.cells import real_cells
+from parity.selftest.mutants.oracles import Shown
+from parity.selftest.mutants.patch import install
+from parity.selftest.mutants.reach import Line, lines_run
+from parity.selftest.mutants.rules import Mutant
+
+# What became of a mutant. `crash` and `refused`: the model raised, the latter in its own words.
+Outcome = Literal["judged", "crash", "refused", "timeout"]
+# Of a judged mutant that is not equivalent. `full`: the reference with the stated edits does what
+# the mutant does, on fresh inputs too; `part`: at the first tap; `wrong`: it was said to be
+# confirmed and does not; `none`: nothing was said, or only suspected.
+Explained = Literal["", "full", "part", "wrong", "none"]
+
+
+@dataclass(frozen=True)
+class MutantResult:
+    """What was seen of one mutant.
+
+    Attributes:
+        mutant: which.
+        outcome: see `Outcome`.
+        equivalent: whether the mutant does the same as the original on everything that was tried.
+        detected: whether the verdict was `divergent`.
+        found: the first tap, step, scenario, mode and dtype that the checker gave.
+        expected: the first tap and step that differ from the original's in that run.
+        explained: see `Explained`.
+        said: the cause's summary, or the exception's text.
+        left: where the reference with the stated edits parts from the mutant on fresh inputs.
+        seconds: of the whole examination, and of the judgement alone.
+    """
+
+    mutant: Mutant
+    outcome: Outcome
+    equivalent: bool = False
+    detected: bool = False
+    found: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+    explained: Explained = ""
+    said: str = ""
+    left: str = ""
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the first tap that differs is the one that was reported."""
+        return self.detected and self.found[:2] == self.expected[:2]
+
+
+@dataclass(frozen=True)
+class Originals:
+    """What the unchanged code shows.
+
+    Attributes:
+        default: of the default run's inputs.
+        forms: of models of all forms on fresh inputs.
+        lines: that ran meanwhile.
+    """
+
+    default: Mapping[tuple[str, str, str], Shown]
+    forms: Mapping[str, Mapping[tuple[str, str, str], Shown]]
+    lines: frozenset[Line]
+
+
+def originals() -> Originals:
+    """Run the unchanged code. JAX is started by it, and a process must not be forked after that."""
+    _begin()
+    checkpoint = oracles.default_checkpoint()
+    with lines_run() as lines:
+        default = oracles.shown_by(checkpoint, oracles.default_inputs(checkpoint))
+        forms = dict(oracles.each_form())
+        default_run()
+    return Originals(default, forms, frozenset(lines))
+
+
+def examine(mutant: Mutant, original: Originals) -> MutantResult:
+    """Put a mutant in this process's code, judge it and grade the judgement.
+
+    Args:
+        mutant: which; this process is of no other use after.
+        original: what the unchanged code shows.
+    """
+    _begin()
+    began = time.perf_counter()
+    install(mutant)
+    result: Result | None = None
+    try:
+        result = default_run()
+        judged = time.perf_counter() - began
+        found = _graded(mutant, result, original)
+    except JaxLlamaError as error:
+        found = MutantResult(mutant, "refused", said=_said(error))
+    except Exception as error:
+        found = MutantResult(mutant, "crash", said=_said(error), left=_where(error))
+    if result is None:
+        judged = time.perf_counter() - began
+    return replace(found, seconds=(time.perf_counter() - began, judged))
+
+
+def default_run() -> Result:
+    """Run the checker as a user would who also decodes."""
+    return run(
+        oracles.default_checkpoint(),
+        dtypes=oracles.LANES,
+        modes=("free", "isolated", "decode"),
+        length=oracles.LENGTH,
+    )
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    compilation_cache.turn_on()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _where(error: Exception) -> str:
+    """Return where an exception was raised: in `parity` it is the checker's."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/parity/" in frame.filename
+        or "/jaxllama/" in frame.filename
+        or "<mutant>" in frame.filename
+    ]
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
+
+
+def _graded(mutant: Mutant, result: Result, original: Originals) -> MutantResult:
+    if result.verdict == "equal":
+        same = all_the_same(original)
+        return MutantResult(mutant, "judged", equivalent=same, explained="" if same else "none")
+    first, cause = result.first_divergence, result.cause
+    if first is None:
+        return MutantResult(mutant, "judged", said=result.verdict, explained="none")
+    row = first.row
+    found = MutantResult(
+        mutant,
+        "judged",
+        detected=result.verdict == "divergent",
+        found=(row.tap, str(row.step), row.scenario, row.mode, row.lane),
+        said=cause.summary if cause else "",
+    )
+    found = replace(found, expected=_expected(first, original))
+    explained, left = _explained(first, cause)
+    if not found.expected:  # the checker alone sees a difference
+        found = replace(found, equivalent=all_the_same(original))
+    return replace(found, explained=explained, left=left)
+
+
+def all_the_same(original: Originals) -> bool:
+    """Return whether the code of this process does as the unchanged code, whatever the form."""
+    for form, mine in oracles.each_form():
+        for key, shown in original.forms[form].items():
+            if oracles.first_difference(shown, mine[key], oracles.SAME[key[2]]):
+                return False
+    return True
+
+
+def _expected(first: Divergence, original: Originals) -> tuple[str, ...]:
+    """Return the first tap and step that differ from the original's in the run that was blamed."""
+    row, checkpoint = first.row, oracles.default_checkpoint()
+    mode = row.mode if row.mode in ("decode", "production") else "free"
+    batches = oracles.default_inputs(checkpoint)
+    (batch,) = (one for one in batches if row.scenario in one.name.split("+"))
+    mine = oracles.shown_by(checkpoint, [batch], [row.lane])
+    key = batch.name, mode, row.lane
+    at = oracles.first_difference(original.default[key], mine[key], oracles.SAME[row.lane])
+    return () if at is None else (at[0], str(at[1]))
+
+
+def _explained(first: Divergence, cause: CauseReport | None) -> tuple[Explained, str]:
+    if cause is None or cause.wrong_reference is None:
+        return "none", ""
+    left = difference_from_stated(first, cause)
+    if not left:
+        return "full", ""
+    if cause.confirmed:
+        return "wrong", left
+    return ("part" if cause.id and not left.startswith(f"{first.row.tap} ") else "none"), left
+
+
+def difference_from_stated(first: Divergence, cause: CauseReport) -> str:
+    """Return where the stated edits and the mutant part on fresh inputs; empty if nowhere.
+
+    Masks and positions that were read off one run are no statement about another.
+    """
+    checkpoint, lane = oracles.default_checkpoint(), first.row.lane
+    layers = checkpoint.config.num_hidden_layers
+    mode = "decode" if first.row.mode == "decode" else "free"
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        for inputs in oracles.fresh_inputs(checkpoint):
+            mine = oracles.show(oracles.subject_of(checkpoint, lane), inputs, mode, layers)
+            wrong = cause.wrong_inputs(inputs, oracles.chunks_of(inputs, mode))
+            if wrong is None:
+                return "masks or positions of one run alone"
+            made = oracles.show(cause.wrong_reference, wrong, mode, layers)
+            made, mine = (real_cells(shown, inputs) for shown in (made, mine))
+            at = oracles.first_difference(made, mine, 100 * oracles.SAME[lane])
+            if at is not None:
+                return f"{at[0]} ({inputs.name}, call {at[1]})"
+    return ""
+
+
+def summary_of(results: Sequence[MutantResult]) -> dict[str, Any]:
+    """Return the figures of a population."""
+    judged = [r for r in results if r.outcome == "judged"]
+    live = [r for r in judged if not r.equivalent]
+    found = [r for r in live if r.detected]
+
+    def share(kind: Explained) -> int:
+        return sum(r.explained == kind for r in found)
+
+    seconds = sorted(r.seconds[0] for r in results)
+    return {
+        "mutants": len(results),
+        **{
+            kind: sum(r.outcome == kind for r in results)
+            for kind in ("crash", "refused", "timeout")
+        },
+        "equivalent": sum(r.equivalent for r in judged),
+        "alarms": sum(r.equivalent and r.detected for r in judged),
+        "not_equivalent": len(live),
+        "detected": len(found),
+        "placed": sum(r.placed for r in found),
+        **{kind: share(kind) for kind in ("full", "part", "wrong", "none")},
+        "median_s": seconds[len(seconds) // 2] if seconds else 0.0,
+    }

@@ -1,0 +1,166 @@
+"""What a mutant does, found without the checker: the same code with and without it, side by side.
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllama.checkpoint import Checkpoint, tiny
+from jaxllama.config import RopeScaling
+from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
+from parity.scenarios import DEFAULT_SCENARIOS, scenario
+from parity.subjects import select
+from parity.subjects.base import Subject, require_decoding
+from parity.subjects.jaxllama.subject import JaxLlama
+from parity.taps import SETUP_TAPS, in_flow_order
+
+# The length of the default run's inputs, and of fresh ones.
+LENGTH, FRESH_LENGTH = 61, 23
+FRESH_SCENARIOS = ("left_padded", "packed", "mixed_lengths", "windowed")
+LANES = ("f64", "f32")
+MODES = ("free", "decode")
+# Two computations of one thing differ by less, of two by more.
+SAME = {"f64": 1e-9, "f32": 2e-4}
+
+# Taps by scenario, mode, lane; names carry the call's number: `2.layers.0.q_proj`.
+Shown = dict[str, np.ndarray]
+
+
+def micro(**changes: Any) -> Checkpoint:
+    """Return a model of two layers, all of whose dimensions are distinct."""
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 36,
+        "intermediate_size": 50,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 10,
+    }
+    return tiny(seed=11, **(sizes | changes))
+
+
+@cache
+def default_checkpoint() -> Checkpoint:
+    """Return the model of the default run."""
+    return micro()
+
+
+def other_checkpoints() -> dict[str, Checkpoint]:
+    """Return models of other forms than the default run's, by name."""
+    return {
+        "linear": micro(rope_scaling=RopeScaling(kind="linear", factor=2.5), rms_norm_eps=1e-6),
+        "plain": micro(rope_scaling=None, rope_theta=1e4),
+        "tied": micro(tie_word_embeddings=True),
+        "mqa": micro(num_key_value_heads=1),
+        "mha": micro(num_key_value_heads=6, num_hidden_layers=3),
+    }
+
+
+def default_inputs(checkpoint: Checkpoint) -> list[Inputs]:
+    """Return what the default run is given, joined into batches as it joins them."""
+    encode = checkpoint.tokenizer().encode
+    made = [scenario(n, encode, checkpoint.config, length=LENGTH) for n in DEFAULT_SCENARIOS]
+    return [join_inputs(group) for group in batch_alike(made)]
+
+
+def fresh_inputs(checkpoint: Checkpoint) -> list[Inputs]:
+    """Return inputs that the default run is not given: other tokens, lengths, masks, positions."""
+    encode = checkpoint.tokenizer().encode
+    found = []
+    for name in FRESH_SCENARIOS:
+        made = scenario(name, encode, checkpoint.config, length=FRESH_LENGTH)
+        tokens = np.where(made.valid, (made.tokens * 7 + 13) % 251, made.tokens)
+        found.append(replace(made, tokens=tokens.astype(made.tokens.dtype)))
+    return found
+
+
+def subject_of(checkpoint: Checkpoint, lane: str) -> JaxLlama:
+    """Return the model under judgement, as `parity run` makes it."""
+    resolved = select.resolve_subject("jaxllama")
+    made = select.subject_factory(resolved, checkpoint, checkpoint.config)(lane)
+    assert isinstance(made, JaxLlama)
+    return made
+
+
+def chunks_of(inputs: Inputs, mode: str) -> list[int] | None:
+    """Return the sizes of a run's calls; None without a cache."""
+    return decode_chunks(inputs) if mode == "decode" else None
+
+
+def show(subject: Subject, inputs: Inputs, mode: str, layers: int) -> Shown:
+    """Return all that a subject shows of one pass."""
+    chunks = chunks_of(inputs, mode)
+    if chunks is None:
+        run = subject.start(inputs)
+    else:
+        run = require_decoding(subject).start_decode(inputs, chunks)
+    found = {}
+    for call in range(len(chunks or [0])):
+        for _ in range(layers + 2):
+            for name, value in run.step().items():
+                found[f"{call}.{name}"] = np.array(value, np.float64)
+    return found
+
+
+def first_difference(
+    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], same: float
+) -> tuple[str, int] | None:
+    """Return the first tap, and its call, in which two passes differ; None if in none.
+
+    What a call sets up counts only where nothing that is computed of it differs.
+    """
+    setup = None
+    for call in sorted({int(name.split(".", 1)[0]) for name in {*one, *other}}):
+        names = {name.split(".", 1)[1] for name in {*one, *other} if name.startswith(f"{call}.")}
+        for name in in_flow_order(names):
+            if differs(one.get(f"{call}.{name}"), other.get(f"{call}.{name}"), same):
+                if name not in SETUP_TAPS:
+                    return name, call
+                setup = setup or (name, call)
+    return setup
+
+
+def differs(one: np.ndarray | None, other: np.ndarray | None, same: float) -> bool:
+    """Return whether two arrays are not the same computation's."""
+    if one is None or other is None:  # what is shown is no part of what is computed
+        return False
+    if one.shape != other.shape:
+        return True
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return True
+    size = np.abs(np.where(finite, one, 0)).max(initial=0)
+    gap = np.abs(np.where(finite, one, 0) - np.where(finite, other, 0)).max(initial=0)
+    return bool(gap > same * max(size, 1e-30))
+
+
+def shown_by(
+    checkpoint: Checkpoint, inputs: Sequence[Inputs], lanes: Sequence[str] = LANES
+) -> dict[tuple[str, str, str], Shown]:
+    """Return what the model shows of some inputs, in every mode and dtype."""
+    layers = checkpoint.config.num_hidden_layers
+    found = {}
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        for lane in lanes:
+            subject = subject_of(checkpoint, lane)
+            for one in inputs:
+                for mode in MODES:
+                    found[one.name, mode, lane] = show(subject, one, mode, layers)
+                whole = show(subject.production(), one, "free", layers)
+                found[one.name, "production", lane] = whole
+    return found
+
+
+def each_form() -> Iterator[tuple[str, dict[tuple[str, str, str], Shown]]]:
+    """Yield what the model shows of fresh inputs, form by form."""
+    checkpoints = {"default": default_checkpoint()} | other_checkpoints()
+    for name, checkpoint in checkpoints.items():
+        yield name, shown_by(checkpoint, fresh_inputs(checkpoint))
