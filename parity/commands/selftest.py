@@ -42,6 +42,13 @@ def selftest_command(
     seeds: Annotated[
         str | None, typer.Option(help="Of --calibrate's fresh models; 101,102 if not given.")
     ] = None,
+    mutants: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Edit jaxllama's source in this many ways, one at a time, instead."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of --mutants: which of all edits.")] = 0,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
@@ -63,13 +70,18 @@ def selftest_command(
         raise InputError(f"--seeds {seeds}: only --calibrate makes models; add it, or leave it out")
     if calibrate and (quick or families):
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
+    if mutants is not None and (quick or families or calibrate):
+        raise InputError("--mutants: injects no listed fault; leave out the other choices")
     if json_path is not None:
         output_files.check_writable(json_path)
+    processes = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+    if mutants is not None:
+        raise typer.Exit(_mutants(mutants, seed, processes, json_path))
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
             SelftestPlan(quick=quick, families=tuple(families), seeds=fresh if calibrate else ()),
-            jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
+            jobs=processes,
             progress=progress,
         )
     show(matrix, Console())
@@ -77,3 +89,14 @@ def selftest_command(
         with after_verdict():
             output_files.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     raise typer.Exit(0 if matrix.passed else 1)
+
+
+def _mutants(count: int, seed: int, jobs: int, path: Path | None) -> int:
+    """Examine mutants, print what was found, and return the exit code."""
+    from parity.selftest.mutants.population import examine_population
+    from parity.selftest.mutants.report import show
+
+    with progress_bar() as progress:
+        found = examine_population(count, seed, jobs=jobs, path=path, progress=progress)
+    show(found, Console())
+    return 0 if found.passed else 1
