@@ -13,7 +13,7 @@ from parity.diagnose.edits.search import explanations
 from parity.diagnose.edits.trial import operator_trial
 from parity.diagnose.evidence import HELD_TAPS, Evidence
 from parity.diagnose.mutations import Mutation
-from parity.subjects.torch_reference.operands import SETUP, program_of
+from parity.subjects.torch_reference.operands import SETUP, program_of, whole_program
 from parity.subjects.torch_reference.program import operand_names
 
 # Explanations that are tried on the whole reference, with each of their taps.
@@ -90,7 +90,8 @@ def _renamed(
     edits: Sequence[Edit], tap: str, twin: str, evidence: Evidence
 ) -> tuple[Edit, ...] | None:
     """Return edits of one tap as those of another; None where they name what it has not."""
-    ours, theirs = (program_of(name, evidence.config) for name in (tap, twin))
+    cached = evidence.chunks is not None
+    ours, theirs = (whole_program(n, evidence.config, cached=cached) for n in (tap, twin))
     if ours is None or theirs is None:
         return None
     read = operand_names(ours), operand_names(theirs)
@@ -112,4 +113,4 @@ def _renamed(
 
 def _is_word(name: str) -> bool:
     """Return whether a name is an edit's own word or number, not that of a value."""
-    return name in ("*", "+", "left out", "twice", "after", "halves") or name.isdigit()
+    return name in ("*", "+", "left out", "twice", "after", "halves", "exchanged") or name.isdigit()

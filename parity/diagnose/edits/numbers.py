@@ -15,6 +15,9 @@ NUDGE = 1e-6
 # A rounder number is taken if it leaves no more than this many times as much.
 ROUNDER = 2.0
 
+# The norm of what cannot be tried, or is not finite.
+NONE = 1e300
+
 Residual = Callable[[Sequence[float]], Tensor | None]
 
 
@@ -31,7 +34,7 @@ def solve_numbers(
         enough: a norm at which the search ends.
     """
     ranked = sorted(product(*starts), key=lambda numbers: _norm(residual(numbers)))[:2]
-    best, at = float("inf"), None
+    best, at = NONE, None
     for numbers in ranked:
         found, there = _descend(residual, list(numbers), enough)
         if found < best:
@@ -42,8 +45,8 @@ def solve_numbers(
 
 
 def _norm(vector: Tensor | None) -> float:
-    found = 1e300 if vector is None else float(vector.norm())
-    return found if found < 1e300 else 1e300
+    found = NONE if vector is None else float(vector.norm())
+    return found if found < NONE else NONE
 
 
 def _descend(residual: Residual, at: list[float], enough: float) -> tuple[float, list[float]]:
@@ -51,7 +54,7 @@ def _descend(residual: Residual, at: list[float], enough: float) -> tuple[float,
     here = residual(at)
     best = _norm(here)
     for _ in range(STEPS):
-        if here is None or best >= 1e300 or best <= 1e-3 * enough:
+        if here is None or best >= NONE or best <= 1e-3 * enough:
             break
         columns = []
         for i, number in enumerate(at):

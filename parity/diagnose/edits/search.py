@@ -99,6 +99,7 @@ def _search(
     start = Candidate((), few.left((), scope), 0.0)
     beam, seen = [start], {round(start.left, 12)}
     pool: list[Edit] = []
+    sets: set[frozenset[Edit]] = set()
     for _ in range(MOST_EDITS):
         tried = []
         for candidate in beam:
@@ -109,6 +110,10 @@ def _search(
             for edit in edits:
                 if time.monotonic() > deadline:
                     break
+                made = frozenset((*candidate.edits, edit))
+                if made in sets:  # in another order
+                    continue
+                sets.add(made)
                 one = _tried(few, scope, candidate.edits, edit, bases, enough)
                 if one is not None:
                     tried.append(one)
@@ -122,7 +127,7 @@ def _search(
             break
         pool = pool or _pool(tried, start.left)
         beam = []
-        for one in tried:
+        for one in sorted(tried, key=lambda one: one.left):
             # Sets that make the same are one.
             if one.left < 0.999 * start.left and round(one.left, 12) not in seen:
                 seen.add(round(one.left, 12))

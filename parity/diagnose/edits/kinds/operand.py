@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from parity.diagnose.edits.edit import Edit, step_of
 from parity.subjects.torch_reference.operations import Value
-from parity.subjects.torch_reference.program import Program
+from parity.subjects.torch_reference.program import Program, bind, operand_names
 from parity.taps import LAYER_MODULES
 
 if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "operand"
+EXCHANGED = "exchanged"
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
@@ -27,6 +29,7 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
         if name not in values and isinstance(value, Tensor)
     }
     weights = list(other_weights(trial)) if "weight" in values else []
+    yield from _exchanged(trial, program, values)
     for number, step in enumerate(program):
         earlier = {name: _shape(values[name]) for name in _made_before(program, number, values)}
         for place, read in enumerate(step.inputs):
@@ -38,6 +41,17 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
                 value = values.get(other, trial.seen.get(other))
                 if other != read and _fits(its, shape) and _floating(value) == floating:
                     yield _edit(trial, step.name, place, read, other)
+
+
+def _exchanged(
+    trial: OperatorTrial, program: Program, values: Mapping[str, Value]
+) -> Iterator[Edit]:
+    """Yield exchanges of two operands of one shape, wherever they are read."""
+    for one, other in combinations(operand_names(program), 2):
+        shape = _shape(values[one])
+        if shape is not None and len(shape) and shape == _shape(values[other]):
+            said = f"{one} and {other} are exchanged"
+            yield Edit(trial.tap, ID, one, (EXCHANGED, other), None, said)
 
 
 def other_weights(trial: OperatorTrial) -> Iterator[str]:
@@ -83,7 +97,10 @@ def _floating(value: Value | None) -> bool:
 
 
 def rewrite(program: Program, edit: Edit) -> Program:
-    """Let the step read the other value."""
+    """Let the step read the other value; or all steps each of two for the other."""
+    if edit.operands[0] == EXCHANGED:
+        other = edit.operands[1]
+        return bind(program, **{edit.step: other, other: edit.step})
     if step_of(program, edit.step) is None:
         raise KeyError(edit.step)
     place, other = int(edit.operands[0]), edit.operands[1]
