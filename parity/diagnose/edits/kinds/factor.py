@@ -22,8 +22,8 @@ COUNTED = (
 )
 # Each with its words and where the search for its number begins.
 OPERATIONS = {
-    "*": ("{} is multiplied by {{}}", (1.0, 10.0, 0.1, -1.0)),
-    "+": ("{{}} is added to {}", (0.0, 1.0, -1.0)),
+    "*": ("{} is multiplied by {{}}", (1.0, 2.0, 0.5, 10.0, 0.1, -1.0)),
+    "+": ("{{}} is added to {}", (0.0, 1.0, -1.0, 2.0, -2.0)),
 }
 
 
