@@ -95,6 +95,7 @@ class Hypothesis:
         left: what of the error the hypothesis leaves, where it has been tried already: of
             gradients, and of edits. None for a guess, which only an experiment can judge, and which
             comes after.
+        layer: where alone its changes hold; None for everywhere that they are made.
     """
 
     cause: str
@@ -107,6 +108,12 @@ class Hypothesis:
     rule: InputsRule | None = None
     noise: float = 0.0
     left: float | None = None
+    layer: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What is wrong, and where if that is one layer alone."""
+        return self.said if self.layer is None else f"{self.said} in layer {self.layer}"
 
 
 Propose = Callable[[Evidence], Iterator[Hypothesis]]

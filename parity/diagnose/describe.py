@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import RecordingComparison
+from parity.diagnose.edits.edit import in_words
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.inputs import Inputs
 from parity.result import CauseReport, Experiment, NamedCause, Suspect, TapResult
@@ -90,7 +91,7 @@ def inputs_like(
 
 def describe_search(search: Search) -> CauseReport | None:
     """Return what a search found; None where nothing differed."""
-    start, end, steps = search.start, search.end, _merged(search.steps)
+    start, end, steps = search.start, search.end, search.steps
     if start.first is None:
         return None
     agrees = end.first is None and not search.fails_in
@@ -116,12 +117,12 @@ def describe_search(search: Search) -> CauseReport | None:
             evidence=evidence,
             suspects=listed,
         )
-    named = [_named(step) for step in steps]
+    named = [_named(of_cause) for of_cause in _merged(steps)]
     return CauseReport(
         **vars(named[0]),
         confirmed=agrees,
         evidence=evidence,
-        experiments=[Experiment(s.hypothesis.said, s.tap, s.before, s.after) for s in steps],
+        experiments=[Experiment(s.hypothesis.words, s.tap, s.before, s.after) for s in steps],
         suspects=listed,
         others=named[1:],
         wrong_reference=search.reference,
@@ -157,32 +158,42 @@ def describe_precision(row: TapResult) -> CauseReport:
     )
 
 
-def _merged(steps: Sequence[Step]) -> list[Step]:
-    """Say once what several layers have in common."""
-    first: dict[str, Step] = {}
+def _merged(steps: Sequence[Step]) -> list[list[Step]]:
+    """Bring together what is of one cause, in the order in which it was found."""
+    found: dict[str, list[Step]] = {}
     for step in steps:
-        first.setdefault(step.hypothesis.cause, step)
-    return list(first.values())
+        found.setdefault(step.hypothesis.cause, []).append(step)
+    return list(found.values())
 
 
-def _named(step: Step) -> NamedCause:
-    hypothesis = step.hypothesis
-    cause = catalogue()[hypothesis.cause].cause
-    said = f"{cause.title} ({hypothesis.said})"
-    if hypothesis.effective:
-        said += f"; effective {hypothesis.effective}, configured {hypothesis.configured}"
+def _named(steps: Sequence[Step]) -> NamedCause:
+    """Name a cause with all that was changed for it; places of one change are said together."""
+    first = steps[0].hypothesis
+    cause = catalogue()[first.cause].cause
+    layers: dict[str, list[int]] = {}
+    for step in steps:
+        places = layers.setdefault(step.hypothesis.said, [])
+        if step.hypothesis.layer is not None:
+            places.append(step.hypothesis.layer)
+    changes = [
+        said + (f" in layer{'s' * (len(at) > 1)} {in_words(at)}" if at else "")
+        for said, at in layers.items()
+    ]
+    said = f"{cause.title} ({'; '.join(changes)})"
+    if first.effective:
+        said += f"; effective {first.effective}, configured {first.configured}"
     return NamedCause(
         id=cause.id,
         title=cause.title,
         summary=said,
-        effective=hypothesis.effective,
-        configured=hypothesis.configured,
+        effective=first.effective,
+        configured=first.configured,
         remedy=cause.remedy,
     )
 
 
 def _line(step: Step) -> str:
-    said = f"{step.hypothesis.said} on the reference: error at {step.tap} {step.before:.1e} -> "
+    said = f"{step.hypothesis.words} on the reference: error at {step.tap} {step.before:.1e} -> "
     if step.after < step.before or step.left >= step.before:
         line = f"{said}{step.after:.0e}"
     else:  # its values stand at ties, which a run's own rounding decides
@@ -193,7 +204,7 @@ def _line(step: Step) -> str:
 
 def _suspects(ranked: Sequence[tuple[Hypothesis, float]]) -> list[Suspect]:
     return [
-        Suspect(hypothesis.cause, hypothesis.said, left)
+        Suspect(hypothesis.cause, hypothesis.words, left)
         for hypothesis, left in ranked[:5]
         if left > 0
     ]

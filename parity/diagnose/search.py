@@ -176,7 +176,10 @@ def _search(
     untried = 0
     while found.first is not None and len(steps) < MOST_CAUSES:
         assert found.evidence is not None
-        ranked = ranked_hypotheses(found.evidence, rounding=rounding)
+        ranked = [
+            *_same_elsewhere(steps, found.evidence),
+            *ranked_hypotheses(found.evidence, rounding=rounding),
+        ]
         others = replace(elsewhere, before=tuple(step.hypothesis for step in steps))
         best, untried, refuted = _best_trial(recording, found, ranked, deadline, others)
         if best is None or best.after.first is not None or best.fails_in or best.doubtful:
@@ -378,13 +381,25 @@ def _best_trial(
     return best, 0, refuted
 
 
+def _same_elsewhere(
+    steps: Sequence[Step], evidence: Evidence
+) -> Iterator[tuple[Hypothesis, float]]:
+    """Yield what was wrong in a layer before, in the layer at hand: it need not be alone."""
+    if not steps or steps[-1].hypothesis.layer is None or evidence.layer is None:
+        return
+    last, layer = steps[-1].hypothesis, evidence.layer
+    if last.changes[0].tap == evidence.short:
+        changes = tuple(change.within(layer) for change in last.changes)
+        yield replace(last, changes=changes, layer=layer), 0.0
+
+
 def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:
     """Yield the hypothesis for all layers, then for the one in question alone."""
     yield hypothesis
     layer, changes = evidence.layer, hypothesis.changes
     if layer is not None and any(c.tap and c.layers is None for c in changes):
         only = tuple(c.within(layer) if c.tap and c.layers is None else c for c in changes)
-        yield replace(hypothesis, changes=only, said=f"{hypothesis.said} in layer {layer}")
+        yield replace(hypothesis, changes=only, layer=layer)
 
 
 def _inputs(inputs: Inputs, hypothesis: Hypothesis) -> Inputs:

@@ -105,7 +105,7 @@ def examine_population(
     sample = random.Random(seed).sample(reached, min(count, len(reached)))
     digest = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()
     found = Population(seed, digest, len(every), len(reached))
-    known = _known(path, found)
+    known = known_results(path, found)
     done = {mutant: known[mutant] for mutant in sample if mutant in known}
 
     def keep() -> None:
@@ -134,7 +134,7 @@ def _import_all() -> None:
         importlib.import_module(module)
 
 
-def _known(path: Path | None, sample: Population) -> Mapping[Mutant, MutantResult]:
+def known_results(path: Path | None, sample: Population) -> Mapping[Mutant, MutantResult]:
     """Return the results that a file holds of the same source."""
     if path is None or not path.exists():
         return {}

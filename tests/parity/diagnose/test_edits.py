@@ -244,6 +244,19 @@ def test_a_rounding_in_one_layer_is_said_to_be_there() -> None:
     assert "(o_proj: product is rounded through bfloat16 in layer 1)" in found.summary
 
 
+def test_all_layers_are_said_where_an_edit_holds() -> None:
+    class TwoLayers(TorchReference):
+        def linear(self, x: Tensor, name: str) -> Tensor:
+            y = super().linear(x, name)
+            return y if "layers.0." in name or "o_proj" not in name else y.bfloat16().to(y.dtype)
+
+    found = diagnose(recorded(TwoLayers(CHECKPOINT)), CHECKPOINT)
+    assert found is not None
+    assert (found.id, found.confirmed) == ("value-rounded", True)
+    assert "(o_proj: product is rounded through bfloat16 in layers 1 to 2)" in found.summary
+    assert [e.changed[-7:] for e in found.experiments] == ["layer 1", "layer 2"]
+
+
 class Unexplained(TorchReference):
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         return super().activation(gate, up) + 0.01 * gate.sin()
