@@ -1,6 +1,6 @@
 """What an operator did, solved from its inputs and outputs; any implementation's taps will do.
 
-NumPy alone. Shapes: B batch, T queries, S keys, N heads, H head dim, R = H / 2, D model dim.
+Shapes: B batch, T queries, S keys, N heads, H head dim, R = H / 2, D model dim.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxllama.config import LlamaConfig, RopeScaling
-from jaxllama.rope import inv_freq
+from parity.subjects.torch_reference.frequency_table import frequency_table
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def solve_frequencies(table: np.ndarray, config: LlamaConfig, noise: float = 0.0
     def fits(theta: float, scaling: RopeScaling | None) -> bool:
         if not (np.isfinite(theta) and theta > 1):
             return False
-        made = inv_freq(config.replace(rope_theta=theta, rope_scaling=scaling))
+        made = frequency_table(config.replace(rope_theta=theta, rope_scaling=scaling))
         return bool(np.allclose(table, made, rtol=close, atol=noise))
 
     exact = _theta(table, config.head_dim)
@@ -200,7 +200,7 @@ def _scalings(
     base = config.rope_theta if theta is None else theta
     if not (np.isfinite(base) and base > 1):
         return []
-    plain = inv_freq(config.replace(rope_theta=base, rope_scaling=None))
+    plain = frequency_table(config.replace(rope_theta=base, rope_scaling=None))
     with np.errstate(all="ignore"):
         factor = _tidy(float(np.max(plain / table)))
     if not np.isfinite(factor) or factor < 1:

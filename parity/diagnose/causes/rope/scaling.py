@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxllama.rope import inv_freq
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import (
     configured,
@@ -19,6 +18,7 @@ from parity.diagnose.causes.rope.frequency_tables import (
 )
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.solve import solve_frequencies
+from parity.subjects.torch_reference.frequency_table import frequency_table
 
 CAUSE = Cause(
     id="rope-scaling",
@@ -51,7 +51,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if found.exact and found.theta == e.config.rope_theta:
         said = f"scaling {in_words(found.scaling)}"
         yield configured(e, "rope-scaling", said, found, effective=said, configured=asked)
-    plain = inv_freq(e.config.replace(rope_scaling=None))
+    plain = frequency_table(e.config.replace(rope_scaling=None))
     kept = np.isclose(table, plain, rtol=1e-6, atol=table_noise(e))
     if not found.exact and kept[0] and not kept.all() and rounding(e, table) is None:
         pairs = int((~kept).sum())
