@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup browser machines parity test lint types clean
+.PHONY: help setup browser machines mutants parity test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
 	@echo 'make machines the comparison under some settings of other machines, on a small model'
+	@echo 'make mutants  edits of the source of jaxllama, which the comparison has to find and explain'
 	@echo 'make browser  install Chromium, which tests of the report need, where none is'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
@@ -24,6 +25,10 @@ parity: $(READY)
 # A part; scripts/machine_matrix.py without --quick runs the rest.
 machines: $(READY)
 	$(BIN)/python scripts/machine_matrix.py --quick
+
+# 40 of them, in some four minutes; parity selftest --mutants N --seed S takes others.
+mutants: $(READY)
+	$(BIN)/parity selftest --mutants 40 --seed 0
 
 # Without a browser the report's tests fail and say so; all others run. Most of the time is compiling,
 # one core a process.

@@ -49,6 +49,7 @@ class Evidence:
         enough: what the tap's error may be and be called noise, relative.
         elsewhere: the same tap in other scenarios and calls, whether it is wrong there or not; of
             some of them the subject need not know (see `parity.diagnose.probe_inputs`).
+        seconds: after which no larger sets of edits are tried.
     """
 
     tap: str
@@ -68,6 +69,7 @@ class Evidence:
     ask: Callable[[Inputs], ReadArrays] | None = None
     enough: float = 0.0
     elsewhere: tuple[Evidence, ...] = ()
+    seconds: float = 20.0
 
     @cached_property
     def short(self) -> str:

@@ -42,6 +42,8 @@ MOST_CAUSES = 12
 MOST_TRIALS = 12
 # Of scenarios on which an explanation is tried once more.
 COLUMNS_ELSEWHERE = 64
+# Edits are looked for no longer than this where something explains the run's own scenarios.
+SECONDS_FOR_BETTER = 6.0
 # What a cause raises that needs a tap which this subject does not show, or of another shape.
 UNFIT = (LookupError, ValueError, RuntimeError, TypeError, AttributeError)
 # An operator's hypothesis must take this much of the difference away to be tried in full.
@@ -184,6 +186,8 @@ def _search(
         best, untried, refuted = _best_trial(recording, found, ranked, deadline, others)
         if best is None or best.after.first is not None or best.fails_in or best.doubtful:
             evidence = others.beside(found.evidence)
+            if best is not None and best.after.first is None:
+                evidence = replace(evidence, seconds=SECONDS_FOR_BETTER)
             edits = ranked_hypotheses(evidence, rounding=rounding, last=True)
             other, more, wrong = _best_trial(recording, found, edits, deadline, others)
             untried, refuted = untried + more, refuted + wrong

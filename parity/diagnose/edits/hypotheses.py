@@ -42,7 +42,8 @@ def edited_operators(evidence: Evidence, cause: str, kinds: Sequence[str]) -> It
     if trial is None:
         return
     others = [one for one in map(operator_trial, evidence.elsewhere) if one is not None]
-    for found in explanations(trial, kinds, max(EXACT, evidence.enough), others)[:MOST]:
+    enough = max(EXACT, evidence.enough)
+    for found in explanations(trial, kinds, enough, others, evidence.seconds)[:MOST]:
         once = _at_setup(found, evidence)
         if once is not None and trial.tap not in HELD_TAPS:
             yield _hypothesis(cause, found, (once,))

@@ -59,7 +59,7 @@ def explanations(
     kinds: Sequence[str],
     enough: float,
     others: Sequence[OperatorTrial] = (),
-    seconds: float = 20.0,
+    seconds: float = 60.0,
 ) -> list[Explanation]:
     """Return the sets of edits that leave at most `enough` of a tap, the simplest first.
 
