@@ -38,7 +38,7 @@ class Edit:
         value: what the kind puts there: a number, `SOLVED` until it is known, or an operation.
         said: the edit in a sentence's words.
         template: the same with `{}` for its number; empty if it has none to solve for.
-        starts: where the search for its number may begin.
+        starts: where the search for its number may begin; first of all, where nothing is changed.
         cost: the larger, the less simple.
     """
 
@@ -51,6 +51,10 @@ class Edit:
     template: str = ""
     starts: tuple[float, ...] = ()
     cost: float = 1.0
+
+    def changes_nothing(self, number: float) -> bool:
+        """Return whether a number, put in for what is solved for, leaves all as it was."""
+        return bool(self.starts) and number == self.starts[0]
 
     def within(self, program: Program) -> bool:
         """Return whether a program has the step or operand that the edit is at."""

@@ -210,7 +210,7 @@ def _solved(
         for edit in (edits[i] for i in free)
     ]
     numbers = solve_numbers(residual, starts, enough)
-    if numbers is None:
+    if numbers is None or edits[-1].changes_nothing(numbers[-1]):
         return None
     done = tuple(
         replace(e, said=e.template.format(f"{e.value:.6g}")) if e.template else e

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
+from parity.inputs import visible_keys
 
 CAUSE = Cause(
     id="mask-transposed",
@@ -30,3 +33,6 @@ def wrong_masks(e: Evidence) -> Iterator[Named]:
     yield "mask transposed", e.inputs.mask.swapaxes(1, 2)
     real = e.inputs.valid[:, None, :]
     yield "mask transposed, pads hidden", e.inputs.mask.swapaxes(1, 2) & real
+    # A mask that hides pads' keys alone has rows of pads, which become columns.
+    unpadded = visible_keys(np.ones_like(e.inputs.valid), e.inputs.segments, e.inputs.window)
+    yield "mask transposed, rows of pads too", (unpadded & real).swapaxes(1, 2)

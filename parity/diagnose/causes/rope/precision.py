@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from parity.diagnose.causes.rope.frequency_tables import effective_table, of_tab
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
 from parity.diagnose.operators import rotations, unrotate
+from parity.inputs import Inputs
 from parity.subjects.torch.arrays import to_torch
 
 CAUSE = Cause(
@@ -48,11 +51,16 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if e.flagged:
         return
     for name, dtype in DTYPES.items():
-        near = to_torch(np.array(e.inputs.positions)).to(dtype).long().numpy()
+        near = _rounded_positions(dtype, e.inputs, None).positions
         if not np.array_equal(near, e.inputs.positions):
             said = f"positions in {name}"
             yield Hypothesis(
-                "rope-precision", said, effective=name, configured="exact", positions=near
+                "rope-precision",
+                said,
+                effective=name,
+                configured="exact",
+                positions=near,
+                rule=partial(_rounded_positions, dtype),
             )
     for name, dtype in DTYPES.items():
 
@@ -62,6 +70,11 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
         said = f"cos and sin in {name}"
         yield from rotations(e, "rope-precision", said, narrow, effective=name, configured=e.lane)
+
+
+def _rounded_positions(dtype: torch.dtype, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs:
+    near = to_torch(np.array(inputs.positions)).to(dtype).long().numpy()
+    return replace(inputs, positions=near.astype(inputs.positions.dtype))
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
