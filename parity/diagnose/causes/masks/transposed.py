@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
-from parity.inputs import visible_keys
 
 CAUSE = Cause(
     id="mask-transposed",
@@ -33,6 +30,11 @@ def wrong_masks(e: Evidence) -> Iterator[Named]:
     yield "mask transposed", e.inputs.mask.swapaxes(1, 2)
     real = e.inputs.valid[:, None, :]
     yield "mask transposed, pads hidden", e.inputs.mask.swapaxes(1, 2) & real
-    # A mask that hides pads' keys alone has rows of pads, which become columns.
-    unpadded = visible_keys(np.ones_like(e.inputs.valid), e.inputs.segments, e.inputs.window)
-    yield "mask transposed, rows of pads too", (unpadded & real).swapaxes(1, 2)
+    # A mask that hides pads' keys alone has rows of pads, which become columns; by positions, in
+    # which pads stand where the first token does.
+    at = e.inputs.positions
+    away = at[:, :, None] - at[:, None, :]
+    by_position = (away >= 0) & (away < (e.inputs.window or away.max(initial=0) + 1)) & real
+    if e.inputs.segments is not None:
+        by_position &= e.inputs.segments[:, :, None] == e.inputs.segments[:, None, :]
+    yield "mask transposed, rows of pads too", by_position.swapaxes(1, 2)
