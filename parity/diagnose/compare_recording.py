@@ -212,7 +212,7 @@ def evidence_elsewhere(
             inputs=inputs,
             observed_mask=None,
             observed_positions=None,
-            written={},
+            written=keys_values_until(recording, stage),
             ask=None,
         )
 

@@ -283,7 +283,7 @@ class EditedTap(Recorder):
         cos, sin, mask = (none, none, none) if a is None else (a.cos, a.sin, a.mask)
         held = None if a is None else a.held
         return MutationSite(
-            self._reference, self._layer, name, value, self.seen, cos, sin, mask, held
+            self._reference, self._layer, name, value, self.seen, cos, sin, mask, held, self.given
         )
 
 

@@ -55,7 +55,7 @@ class MutationSite:
         cos, sin: of the call's positions [B T H/2]; empty outside of layers.
         mask: what the call's queries see [B T S].
         held: of the cache; None without one.
-        given: what the call is given, by name: `tokens`, `positions`, `rope.inv_freq`.
+        given: what the call is given, by name; see `call_operands`.
     """
 
     reference: TorchReference

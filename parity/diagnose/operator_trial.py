@@ -14,6 +14,7 @@ from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.mutations import CacheWrites, MutationSite
 from parity.diagnose.operators import LINEAR_INPUTS, NORM_INPUTS, weight_name
 from parity.subjects.torch.arrays import to_torch
+from parity.subjects.torch_reference.operands import call_operands
 
 
 def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
@@ -44,11 +45,14 @@ def remaining_error(evidence: Evidence, hypothesis: Hypothesis) -> float:
         to_torch(np.array(evidence.inputs.valid)),
         {i: (_wide(k), _wide(v)) for i, (k, v) in evidence.written.items()},
     )
+    given = call_operands(evidence.inputs, evidence.columns.start, evidence.columns.stop)
     with torch.no_grad():
         for change in changes:
             assert change.value is not None
             value = change.value(
-                MutationSite(reference, evidence.layer, tap, value, seen, cos, sin, mask, held)
+                MutationSite(
+                    reference, evidence.layer, tap, value, seen, cos, sin, mask, held, given
+                )
             )
     wrong = value.numpy()
     cells = evidence.mask | ((wrong > 0).any(1) if tap == "attn_probs" else False)

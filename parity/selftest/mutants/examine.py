@@ -121,6 +121,7 @@ def default_run() -> Result:
         oracles.default_checkpoint(),
         dtypes=oracles.LANES,
         modes=("free", "isolated", "decode"),
+        scenarios="all",
         length=oracles.LENGTH,
     )
 

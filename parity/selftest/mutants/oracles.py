@@ -16,7 +16,7 @@ import numpy as np
 from jaxllama.checkpoint import Checkpoint, tiny
 from jaxllama.config import RopeScaling
 from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
-from parity.scenarios import DEFAULT_SCENARIOS, scenario
+from parity.scenarios import SCENARIOS, scenario
 from parity.subjects import select
 from parity.subjects.base import Subject, require_decoding
 from parity.subjects.jaxllama.subject import JaxLlama
@@ -67,7 +67,7 @@ def other_checkpoints() -> dict[str, Checkpoint]:
 def default_inputs(checkpoint: Checkpoint) -> list[Inputs]:
     """Return what the default run is given, joined into batches as it joins them."""
     encode = checkpoint.tokenizer().encode
-    made = [scenario(n, encode, checkpoint.config, length=LENGTH) for n in DEFAULT_SCENARIOS]
+    made = [scenario(n, encode, checkpoint.config, length=LENGTH) for n in SCENARIOS]
     return [join_inputs(group) for group in batch_alike(made)]
 
 

@@ -79,7 +79,11 @@ def call_operands(inputs: Inputs, start: int, stop: int) -> dict[str, Tensor]:
     made |= {f"q_{name}": array[:, start:, None] for name, array in of_rows.items()}
     made |= {"tokens": inputs.tokens[:, start:stop].astype(np.int64)}
     made |= {"positions": inputs.positions[:, start:stop]}
-    numbers = {"window": torch.tensor(window), "zero": torch.tensor(0)}
+    numbers = {
+        "window": torch.tensor(window),
+        "unlimited": torch.tensor(inputs.window is None),
+        "zero": torch.tensor(0),
+    }
     return {n: to_torch(np.array(a)) for n, a in made.items()} | numbers
 
 

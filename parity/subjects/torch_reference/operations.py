@@ -82,6 +82,7 @@ BINARY: dict[str, Callable[..., Tensor]] = {
     "min": lambda a, b: torch.minimum(*_tensors(a, b)),
     "the first alone": lambda a, b: _tensors(a, b)[0],
     "the second alone": lambda a, b: _tensors(a, b)[1],
+    "one over the second": lambda a, b: 1 / _tensors(a, b)[1],
     "exchanged -": lambda a, b: b - a,
     "exchanged /": lambda a, b: b / a,
     ">": lambda a, b: a > b,

@@ -175,7 +175,8 @@ MASK: Program = (
     Step("near", ("distance", "window"), Binary("<")),
     Step("alike", ("q_segment", "k_segment"), Binary("==")),
     Step("real", ("q_valid", "k_valid"), Binary("and")),
-    Step("past", ("causal", "near"), Binary("and")),
+    Step("limited", ("near", "unlimited"), Binary("or")),
+    Step("past", ("causal", "limited"), Binary("and")),
     Step("own", ("past", "alike"), Binary("and")),
     Step("mask", ("own", "real"), Binary("and")),
 )

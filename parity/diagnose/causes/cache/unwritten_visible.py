@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite
+from parity.diagnose.mutations import CacheWrites, Mutation, MutationSite
 
 CAUSE = Cause(
     id="cache-unwritten-visible",
@@ -28,17 +28,21 @@ CAUSE = Cause(
 
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the capacity that the missing weight tells, for every call or single tokens."""
-    slots = capacity(e)
-    if slots is None:
+    """Propose the capacity that the missing weight tells, for every call or single tokens.
+
+    Or the few slots behind the last written one, if there are as many in every row.
+    """
+    more = unwritten_seen(e)
+    if more is None:
         return
-    for when in ("every call", "single tokens"):
+    slots, behind = _common(more + e.held.sum(1)[:, None, None], e), _common(more, e)
+    for when in ("every call", "single tokens") if slots is not None else ():
 
         def weights(site: MutationSite, when: str = when) -> Tensor:
-            assert site.held is not None
+            assert site.held is not None and slots is not None
             if when == "single tokens" and site.held.sizes[-1] > 1:
                 return site.value
-            return diluted(site, slots - site.held.valid[:, : site.held.stop].sum(1))
+            return diluted(site, slots - _written(site.held))
 
         yield Hypothesis(
             "cache-unwritten-visible",
@@ -47,10 +51,30 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
             effective=f"all {slots} slots visible",
             configured="those written",
         )
+    if behind is not None:
+
+        def few(site: MutationSite) -> Tensor:
+            assert site.held is not None and behind is not None
+            left = site.held.valid.shape[1] - _written(site.held)
+            return diluted(site, left.clamp(max=behind))
+
+        said = f"{behind} unwritten slot{'s' * (behind > 1)} behind the last seen"
+        yield Hypothesis(
+            "cache-unwritten-visible",
+            said,
+            (Mutation("attn_probs", few),),
+            effective=said,
+            configured="those written",
+        )
 
 
-def capacity(e: Evidence) -> int | None:
-    """Return how many slots a row must have for the weight that is missing; None if rows differ.
+def _written(held: CacheWrites) -> Tensor:
+    """Return how many slots each row has written [B]."""
+    return held.valid[:, : held.stop].sum(1)
+
+
+def unwritten_seen(e: Evidence) -> np.ndarray | None:
+    """Return how many scores of 0 the missing weight of each row explains [B N T].
 
     A row of weights p over scores s misses a share that m further scores of 0 explain:
     m = exp(s) / p - sum exp(s).
@@ -64,17 +88,28 @@ def capacity(e: Evidence) -> int | None:
     best = terms.argmax(-1)[..., None]
     largest, weight = (np.take_along_axis(a, best, -1)[..., 0] for a in (terms, weights))
     more = largest / weight - terms.sum(-1)
-    found = more + e.held.sum(1)[:, None, None]
-    rows = np.broadcast_to((e.valid & e.mask.any(-1))[:, None], found.shape)
-    slots = np.median(found[rows])
-    if not np.isfinite(slots) or np.abs(found[rows] - slots).max() > 0.01 * max(slots, 1):
+    rows = np.broadcast_to((e.valid & e.mask.any(-1))[:, None], more.shape)
+    return more if (more[rows] > 0.5).any() else None
+
+
+def _common(count: np.ndarray, e: Evidence) -> int | None:
+    """Return the whole number that a count [B N T] is in every row; None if rows differ."""
+    rows = np.broadcast_to((e.valid & e.mask.any(-1))[:, None], count.shape)
+    found = np.median(count[rows])
+    if not np.isfinite(found) or np.abs(count[rows] - found).max() > 0.01 * max(found, 1):
         return None
-    return round(float(slots)) if (more[rows] > 0.5).any() else None
+    return round(float(found))
 
 
 def diluted(site: MutationSite, more: Tensor) -> Tensor:
-    """Return weights over what is visible and `more` [B] further scores of 0."""
+    """Return weights over what is visible and `more` [B] further scores of 0.
+
+    What nobody has written is of the first document and stands at position 0, and the mask's other
+    rules hide it as any key.
+    """
     scores = site.seen["attn_scores"].masked_fill(~site.mask[:, None], -torch.inf)
     high = scores.amax(-1, keepdim=True).clamp(min=0)
     terms = (scores - high).exp()
-    return terms / (terms.sum(-1, keepdim=True) + more[:, None, None, None] * (-high).exp())
+    shown = (site.given["q_segment"] == 0) & (site.given["q_position"] < site.given["window"])
+    unwritten = (more[:, None, None] * shown)[:, None]
+    return terms / (terms.sum(-1, keepdim=True) + unwritten * (-high).exp())

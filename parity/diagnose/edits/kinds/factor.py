@@ -18,6 +18,7 @@ ID = "factor"
 # Whole numbers that a fault may shift.
 COUNTED = (
     *("positions", "q_position", "k_position", "distance", "window"),
+    *("q_segment", "k_segment"),
     *("before", "count", "filled", "slot", "own", "capacity", "at"),
 )
 # Each with its words and where the search for its number begins.
