@@ -115,10 +115,10 @@ def examine(mutant: Mutant, original: Originals) -> MutantResult:
     return replace(found, seconds=(time.perf_counter() - began, judged))
 
 
-def default_run() -> Result:
-    """Run the checker as a user would who also decodes."""
+def default_run(form: str = oracles.DEFAULT) -> Result:
+    """Run the checker as a user would who also decodes, on a model of a form."""
     return run(
-        oracles.default_checkpoint(),
+        oracles.checkpoints()[form],
         dtypes=oracles.LANES,
         modes=("free", "isolated", "decode"),
         scenarios="all",
@@ -148,9 +148,14 @@ def _where(error: Exception) -> str:
 
 
 def _graded(mutant: Mutant, result: Result, original: Originals) -> MutantResult:
-    if result.verdict == "equal":
-        same = all_the_same(original)
-        return MutantResult(mutant, "judged", equivalent=same, explained="" if same else "none")
+    form, expected = oracles.DEFAULT, tuple[str, ...]()
+    if result.verdict != "divergent":
+        there = first_form_that_differs(original)
+        if there is None:
+            return MutantResult(mutant, "judged", equivalent=True)
+        form, expected = there
+        if form != oracles.DEFAULT:  # whoever has such a model runs that
+            result = default_run(form)
     first, cause = result.first_divergence, result.cause
     if first is None:
         return MutantResult(mutant, "judged", said=result.verdict, explained="none")
@@ -160,22 +165,26 @@ def _graded(mutant: Mutant, result: Result, original: Originals) -> MutantResult
         "judged",
         detected=result.verdict == "divergent",
         found=(row.tap, str(row.step), row.scenario, row.mode, row.lane),
+        expected=expected or _expected(first, original),
         said=cause.summary if cause else "",
     )
-    found = replace(found, expected=_expected(first, original))
-    explained, left = _explained(first, cause)
     if not found.expected:  # the checker alone sees a difference
-        found = replace(found, equivalent=all_the_same(original))
+        return replace(found, equivalent=first_form_that_differs(original) is None)
+    explained, left = _explained(first, cause, form)
     return replace(found, explained=explained, left=left)
 
 
-def all_the_same(original: Originals) -> bool:
-    """Return whether the code of this process does as the unchanged code, whatever the form."""
+def first_form_that_differs(original: Originals) -> tuple[str, tuple[str, ...]] | None:
+    """Return the form of model on which this process's code does otherwise than the unchanged.
+
+    With it come the first tap and call that differ; None if nothing does, whatever the form.
+    """
     for form, mine in oracles.each_form():
         for key, shown in original.forms[form].items():
-            if oracles.first_difference(shown, mine[key], oracles.SAME[key[2]]):
-                return False
-    return True
+            at = oracles.first_difference(shown, mine[key], oracles.SAME[key[2]])
+            if at is not None:
+                return form, (at[0], str(at[1]))
+    return None
 
 
 def _expected(first: Divergence, original: Originals) -> tuple[str, ...]:
@@ -190,10 +199,10 @@ def _expected(first: Divergence, original: Originals) -> tuple[str, ...]:
     return () if at is None else (at[0], str(at[1]))
 
 
-def _explained(first: Divergence, cause: CauseReport | None) -> tuple[Explained, str]:
+def _explained(first: Divergence, cause: CauseReport | None, form: str) -> tuple[Explained, str]:
     if cause is None or cause.wrong_reference is None:
         return "none", ""
-    left = difference_from_stated(first, cause)
+    left = difference_from_stated(first, cause, form)
     if not left:
         return "full", ""
     if cause.confirmed:
@@ -201,12 +210,12 @@ def _explained(first: Divergence, cause: CauseReport | None) -> tuple[Explained,
     return ("part" if cause.id and not left.startswith(f"{first.row.tap} ") else "none"), left
 
 
-def difference_from_stated(first: Divergence, cause: CauseReport) -> str:
+def difference_from_stated(first: Divergence, cause: CauseReport, form: str) -> str:
     """Return where the stated edits and the mutant part on fresh inputs; empty if nowhere.
 
     Masks and positions that were read off one run are no statement about another.
     """
-    checkpoint, lane = oracles.default_checkpoint(), first.row.lane
+    checkpoint, lane = oracles.checkpoints()[form], first.row.lane
     layers = checkpoint.config.num_hidden_layers
     mode = "decode" if first.row.mode == "decode" else "free"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):

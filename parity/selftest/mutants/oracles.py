@@ -47,21 +47,27 @@ def micro(**changes: Any) -> Checkpoint:
     return tiny(seed=11, **(sizes | changes))
 
 
+# The form of the default run's model.
+DEFAULT = "llama3"
+
+
 @cache
-def default_checkpoint() -> Checkpoint:
-    """Return the model of the default run."""
-    return micro()
-
-
-def other_checkpoints() -> dict[str, Checkpoint]:
-    """Return models of other forms than the default run's, by name."""
+def checkpoints() -> dict[str, Checkpoint]:
+    """Return models of all forms, by name."""
+    linear = RopeScaling(kind="linear", factor=2.5)
     return {
-        "linear": micro(rope_scaling=RopeScaling(kind="linear", factor=2.5), rms_norm_eps=1e-6),
+        DEFAULT: micro(),
+        "linear": micro(rope_scaling=linear, rms_norm_eps=1e-6),
         "plain": micro(rope_scaling=None, rope_theta=1e4),
         "tied": micro(tie_word_embeddings=True),
         "mqa": micro(num_key_value_heads=1),
         "mha": micro(num_key_value_heads=6, num_hidden_layers=3),
     }
+
+
+def default_checkpoint() -> Checkpoint:
+    """Return the model of the default run."""
+    return checkpoints()[DEFAULT]
 
 
 def default_inputs(checkpoint: Checkpoint) -> list[Inputs]:
@@ -161,6 +167,5 @@ def shown_by(
 
 def each_form() -> Iterator[tuple[str, dict[tuple[str, str, str], Shown]]]:
     """Yield what the model shows of fresh inputs, form by form."""
-    checkpoints = {"default": default_checkpoint()} | other_checkpoints()
-    for name, checkpoint in checkpoints.items():
+    for name, checkpoint in checkpoints().items():
         yield name, shown_by(checkpoint, fresh_inputs(checkpoint))

@@ -26,8 +26,8 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     fn = Clipped(limit)
     yield Edit(trial.tap, ID, last, (), fn, f"{last} is cut off at {limit:.6g}", cost=1.4)
     for name, value in values.items():
-        if isinstance(value, Tensor) and value.dtype != torch.bool and value.ndim:
-            said = f"{name} is zero"
+        if isinstance(value, Tensor) and value.ndim:
+            said = f"{name} is {'false' if value.dtype == torch.bool else 'zero'}"
             yield Edit(trial.tap, ID, name, (), Unary("zero"), said, cost=1.0)
 
 
