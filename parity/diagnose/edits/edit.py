@@ -20,6 +20,8 @@ from parity.taps import AXES
 # The axes of a tap along which a fault may hold in part, as sentences have them.
 AXIS_WORDS = {"B": "row", "T": "column", "N": "head", "K": "kv head"}
 
+# Operands that are counts, which no fault makes a broken number of.
+WHOLE = ("head_dim",)
 # In the place of a number that is to be solved for.
 SOLVED = "solved"
 # In the place of a step's name: all that split features in halves or join them.

@@ -30,6 +30,8 @@ from parity.taps import AXES
 
 # Rows of the failing stage that the cheapest trial looks at.
 ROWS = 256
+# How many times as large as the largest operand an edited program's values may become.
+GROWTH = 8
 # What an edit cannot be tried on: shapes that do not fit, operands that are not shown.
 UNFIT = (
     KeyError,
@@ -85,6 +87,13 @@ class OperatorTrial:
         return Operands(self.reference, self.tap, self.layer, self.seen)
 
     @cached_property
+    def largest(self) -> int:
+        """Elements that a step's value may have: an edit is not to take the memory of a model."""
+        operands = (self.operands[name] for name in operand_names(self.program))
+        sizes = [value.numel() for value in operands if isinstance(value, Tensor)]
+        return GROWTH * max(self.target.numel(), *sizes, 1)
+
+    @cached_property
     def base(self) -> Tensor:
         """What the reference makes of the same."""
         return self.run(self.program)
@@ -114,8 +123,10 @@ class OperatorTrial:
                     values[step.name] = known.values[step.name]
                     continue
                 changed.add(step.name)
-                inputs = (values[name] for name in step.inputs)
-                values[step.name] = step.fn(self.reference, *inputs)
+                inputs = [values[name] for name in step.inputs]
+                values[step.name] = made = step.fn(self.reference, *inputs)
+                if isinstance(made, Tensor) and made.numel() > self.largest:
+                    raise ValueError(f"{step.name}: {tuple(made.shape)}, larger than any operand")
         return values
 
     def value(

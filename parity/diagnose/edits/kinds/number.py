@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from parity.diagnose.edits.edit import SOLVED, Edit, Number
+from parity.diagnose.edits.edit import SOLVED, WHOLE, Edit, Number
 from parity.subjects.torch_reference.operations import Value
 from parity.subjects.torch_reference.program import Program, Step, bind, operand_names
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "number"
-# Counts, which no fault makes a broken number of.
-WHOLE = ("head_dim",)
 # Where the search begins, as multiples of the right number.
 TIMES = (1.0, 0.5, 2.0, 0.1, 10.0, 1e-2, 1e2, -1.0)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from parity.diagnose.edits.edit import Edit, step_of
+from parity.diagnose.edits.edit import WHOLE, Edit, step_of
 from parity.subjects.torch_reference.operations import Value
 from parity.subjects.torch_reference.program import Program, bind, operand_names
 from parity.taps import LAYER_MODULES
@@ -34,6 +34,8 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
         earlier = {name: _shape(values[name]) for name in _made_before(program, number, values)}
         for place, read in enumerate(step.inputs):
             shape, floating = _shape(values[read]), _floating(values[read])
+            if read in WHOLE:  # a count is no value, and memory follows it
+                continue
             if read == "weight":
                 yield from (_edit(trial, step.name, place, read, other) for other in weights)
                 continue
