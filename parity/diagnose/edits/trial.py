@@ -30,6 +30,8 @@ from parity.taps import AXES
 
 # Rows of the failing stage that the cheapest trial looks at.
 ROWS = 256
+# And elements: of logits a row is a vocabulary.
+ELEMENTS = 1 << 21
 # How many times as large as the largest operand an edited program's values may become.
 GROWTH = 8
 # What an edit cannot be tried on: shapes that do not fit, operands that are not shown.
@@ -208,7 +210,8 @@ class OperatorTrial:
         if "T" not in letters:
             return self
         axis, rows = letters.index("T"), self.target.shape[letters.index("B")]
-        count, most = self.target.shape[axis], max(8, ROWS // rows)
+        count, size = self.target.shape[axis], self.target.numel() // self.target.shape[axis]
+        most = max(8, min(ROWS // rows, ELEMENTS // size))
         if count <= most:
             return self
         gap = torch.where(self.compared, self.base - self.target, 0.0).nan_to_num(0, 0, 0).abs()
