@@ -402,13 +402,14 @@ class ReadBack:
         capacity: Tensor,
     ) -> Tensor:
         rows, slots = torch.arange(len(made))[:, None], int(capacity)
+        kept = min(slots, int(read.max()) + 1)  # what nobody reads need not be there
         written = torch.where(written < 0, written + slots, written).expand(made.shape[:2])
-        written = torch.where((written < 0) | (written >= slots), slots, written).long()
-        buffer = made.new_zeros(len(made), slots + 1, *made.shape[2:])
+        written = torch.where((written < 0) | (written >= kept), kept, written).long()
+        buffer = made.new_zeros(len(made), kept + 1, *made.shape[2:])
         for number in call.unique().tolist():
             of_call = call == number
             buffer[rows, written[:, of_call]] = made[:, of_call]
-        return buffer[rows, read.clamp(0, slots).long()]
+        return buffer[rows, read.clamp(0, kept).long()]
 
 
 @dataclass(frozen=True)
