@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import MutationSite
 from parity.diagnose.operators import at_tap
+from parity.subjects.torch_reference.operations import UNARY
 
 CAUSE = Cause(
     id="activation",
@@ -27,22 +26,13 @@ CAUSE = Cause(
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the usual functions."""
-    for name, function in FUNCTIONS.items():
+    for name in NAMES:
 
-        def activated(site: MutationSite, function: Function = function) -> Tensor:
-            return function(site.seen["gate_proj"]) * site.seen["up_proj"]
+        def activated(site: MutationSite, name: str = name) -> Tensor:
+            return UNARY[name](site.seen["gate_proj"]) * site.seen["up_proj"]
 
         yield at_tap(e, "activation", name, activated, effective=name, configured="silu")
 
 
-Function = Callable[[Tensor], Tensor]
-FUNCTIONS: dict[str, Function] = {
-    "gelu": F.gelu,
-    "gelu (tanh)": lambda x: F.gelu(x, approximate="tanh"),
-    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "squared relu": lambda x: F.relu(x).square(),
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "identity": lambda x: x,
-}
+# Of `UNARY`: those that a model may have for its activation.
+NAMES = "gelu", "gelu (tanh)", "quick gelu", "relu", "squared relu", "sigmoid", "tanh", "identity"
