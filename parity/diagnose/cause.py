@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from parity.diagnose.mutations import Mutation
     from parity.inputs import Inputs
 
-
+# The rank from which on causes are tried only where no other explains a tap.
 LAST = 20
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import RecordingComparison
 from parity.diagnose.edits.edit import in_words
+from parity.diagnose.elsewhere import inputs_like
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.inputs import Inputs
 from parity.result import CauseReport, Experiment, NamedCause, Suspect, TapResult
@@ -23,7 +24,7 @@ class Step:
         tap: where they parted.
         before, after: its error.
         left: its error on the subject's own inputs; 0 where only a whole run shows it.
-        fails_in: another scenario in which what was found so far does not explain the subject.
+        fails_in: where else what was found so far does not explain the subject, in words.
     """
 
     hypothesis: Hypothesis
@@ -60,33 +61,13 @@ class Search:
 
     @property
     def fails_in(self) -> str:
-        """A scenario in which the steps do not explain the subject; empty if none is known."""
+        """Where else the steps do not explain the subject, in words; empty if nowhere known."""
         return self.steps[-1].fails_in if self.steps else ""
 
     def then(self, later: Search) -> Search:
         """Return this search and one that went on from its end."""
         start = later.start if self.start.first is None else self.start
         return replace(later, start=start, steps=(*self.steps, *later.steps))
-
-
-def inputs_like(
-    hypotheses: Sequence[Hypothesis], inputs: Inputs, chunks: Sequence[int] | None
-) -> Inputs | None:
-    """Return a scenario, wrong in the ways of all hypotheses; None where no rule says how.
-
-    Args:
-        hypotheses: in the order in which they were found.
-        inputs: the scenario.
-        chunks: sizes of the calls; None without a cache.
-    """
-    found: Inputs | None = inputs
-    for hypothesis in hypotheses:
-        if hypothesis.mask is None and hypothesis.positions is None:
-            continue
-        if hypothesis.rule is None or found is None:
-            return None
-        found = hypothesis.rule(found, chunks)
-    return found
 
 
 def describe_search(search: Search) -> CauseReport | None:
@@ -100,7 +81,7 @@ def describe_search(search: Search) -> CauseReport | None:
         evidence.append("so changed, the reference agrees with the subject in every tap")
     elif end.first is None:
         evidence.append(
-            "so changed, the reference agrees with the subject in every tap, but not in "
+            "so changed, the reference agrees with the subject in every tap; "
             f"{search.fails_in}: the cause is another, or more than this"
         )
     else:

@@ -15,23 +15,13 @@ from typing import Any
 import numpy as np
 
 from parity.diagnose.cause import LAST, Hypothesis, catalogue
-from parity.diagnose.compare_recording import (
-    RecordingComparison,
-    compare_recording,
-    evidence_elsewhere,
-)
-from parity.diagnose.describe import Search, Step, describe_precision, describe_search, inputs_like
+from parity.diagnose.compare_recording import RecordingComparison, compare_recording
+from parity.diagnose.describe import Search, Step, describe_precision, describe_search
+from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.operator_trial import remaining_error
-from parity.diagnose.probe_inputs import probe_inputs
-from parity.diagnose.recording import (
-    Recording,
-    first_columns,
-    record,
-    record_backward,
-    truncated_to_fit,
-)
+from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
 from parity.inputs import Inputs
 from parity.result import CauseReport, Divergence, TapResult
 from parity.subjects.base import CheckpointLike, Subject
@@ -40,8 +30,6 @@ from parity.subjects.torch_reference.subject import TorchReference
 # Causes looked for one after the other, and hypotheses tried in full for each of them.
 MOST_CAUSES = 12
 MOST_TRIALS = 12
-# Of scenarios on which an explanation is tried once more.
-COLUMNS_ELSEWHERE = 64
 # Edits are looked for no longer than this where something explains the run's own scenarios.
 SECONDS_FOR_BETTER = 6.0
 # What a cause raises that needs a tap which this subject does not show, or of another shape.
@@ -59,7 +47,7 @@ class Trial:
         left: the tap's error on the subject's own inputs; 0 where only a whole run shows it.
         reference, inputs: wrong in that way, too.
         after: how far the subject agrees with them.
-        fails_in: another scenario in which it does not explain the subject; empty if none is known.
+        fails_in: where else it does not explain the subject, in words; empty if nowhere known.
         doubtful: whether it does not on what is made to tell explanations apart.
     """
 
@@ -75,53 +63,6 @@ class Trial:
     def worth(self) -> tuple[Any, bool, bool]:
         """How much it explains: more is better."""
         return self.after.progress, not self.fails_in, not self.doubtful
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """The same subject on other scenarios.
-
-    Attributes:
-        recordings: of them: what explains the subject does so in all.
-        probes: of what is made to tell explanations apart: a subject need not take such inputs, so
-            that they only decide between explanations.
-        before: what has been found to be wrong already.
-    """
-
-    recordings: Sequence[Recording] = ()
-    probes: Sequence[Recording] = ()
-    before: tuple[Hypothesis, ...] = ()
-
-    def fails(self, hypothesis: Hypothesis, reference: MutatedReference) -> str:
-        """Return the scenario in which a wrong reference is none of the subject, or empty.
-
-        Where the cause is a mask or positions of one scenario, nothing can be said of another.
-        """
-        return self._fails(self.recordings, hypothesis, reference)
-
-    def doubts(self, hypothesis: Hypothesis, reference: MutatedReference) -> bool:
-        """Return whether a wrong reference is none of the subject on what tells apart."""
-        return bool(self._fails(self.probes, hypothesis, reference))
-
-    def beside(self, evidence: Evidence) -> Evidence:
-        """Return evidence with what the other scenarios show of its tap."""
-        found: list[Evidence] = []
-        for recording in (*self.recordings, *self.probes):
-            inputs = inputs_like(self.before, recording.inputs, recording.chunks)
-            if inputs is not None:
-                found += evidence_elsewhere(evidence, recording, inputs)
-        return replace(evidence, elsewhere=tuple(found))
-
-    def _fails(
-        self, recordings: Sequence[Recording], hypothesis: Hypothesis, reference: MutatedReference
-    ) -> str:
-        for recording in recordings:
-            inputs = inputs_like((*self.before, hypothesis), recording.inputs, recording.chunks)
-            if inputs is None:
-                return recording.inputs.name
-            if compare_recording(recording, reference, inputs).first is not None:
-                return recording.inputs.name
-        return ""
 
 
 def diagnose(
@@ -257,7 +198,7 @@ def find_cause(
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
     f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
     recording = record(subject, chosen, chunks, layers, f64_reference)
-    elsewhere = _elsewhere(recording, inputs, decode_chunks)
+    elsewhere = record_elsewhere(recording, inputs, decode_chunks)
     found = diagnose(recording, checkpoint, rounding=rounding, elsewhere=elsewhere)
     if rounding and not (found and found.confirmed):
         # A path of this dtype's own may do anything, and not be far off: then a cause of another
@@ -268,28 +209,6 @@ def find_cause(
     if narrow and row.lane == "f32" and not (found and found.confirmed):
         return describe_precision(narrow[0])
     return found
-
-
-def _elsewhere(
-    recording: Recording, inputs: Sequence[Inputs], decode_chunks: Callable[[Inputs], list[int]]
-) -> Elsewhere:
-    """Record the subject on the run's other scenarios, and on what tells explanations apart."""
-    if recording.mode == "isolated":
-        return Elsewhere()
-
-    def recorded(one: Inputs) -> Recording:
-        cut = first_columns(one, min(one.tokens.shape[1], COLUMNS_ELSEWHERE))
-        chunks = decode_chunks(cut) if recording.mode == "decode" else None
-        return record(recording.subject, cut, chunks, recording.layers)
-
-    others = [recorded(one) for one in inputs if one.name != recording.inputs.name]
-    probes = []
-    for probe in probe_inputs(recording.inputs):
-        try:
-            probes.append(recorded(probe))
-        except Exception:  # a subject need not take what the run did not ask of it
-            continue
-    return Elsewhere(others, probes)
 
 
 def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergence:

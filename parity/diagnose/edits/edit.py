@@ -80,22 +80,18 @@ class Number:
 
 @dataclass(frozen=True)
 class Scope:
-    """Where edits hold: in which layers, and at which indices of a tap's axes; None is all.
+    """Where in a tap edits hold; in which layers, `Mutation` says.
 
     Attributes:
-        layers: numbers.
-        axes: (letter of an axis, indices along it), see `AXIS_WORDS`.
+        axes: (letter of an axis, indices along it), see `AXIS_WORDS`; none is everywhere.
     """
 
-    layers: frozenset[int] | None = None
     axes: tuple[tuple[str, frozenset[int]], ...] = ()
 
     @property
     def said(self) -> str:
         """The scope in a sentence's words; empty for everywhere."""
         parts = [f"{AXIS_WORDS[letter]} {in_words(at)}" for letter, at in self.axes]
-        if self.layers is not None:
-            parts.append(f"layer {in_words(self.layers)}")
         return f"in {', '.join(parts)} alone" if parts else ""
 
     def cells(self, tap: str, value: Tensor) -> Tensor | None:

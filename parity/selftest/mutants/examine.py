@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,8 +23,9 @@ from parity.selftest.mutants.patch import install
 from parity.selftest.mutants.reach import Line, lines_run
 from parity.selftest.mutants.rules import Mutant
 
-# What became of a mutant. `crash` and `refused`: the model raised, the latter in its own words.
-Outcome = Literal["judged", "crash", "refused", "timeout"]
+# What became of a mutant. `crash` and `refused`: the model raised, the latter in its own words;
+# `broken`: the checker did.
+Outcome = Literal["judged", "crash", "refused", "broken", "timeout"]
 # Of a judged mutant that is not equivalent. `full`: the reference with the stated edits does what
 # the mutant does, on fresh inputs too; `part`: at the first tap; `wrong`: it was said to be
 # confirmed and does not; `none`: nothing was said, or only suspected.
@@ -109,14 +110,16 @@ def examine(mutant: Mutant, original: Originals) -> MutantResult:
     except JaxLlamaError as error:
         found = MutantResult(mutant, "refused", said=_said(error))
     except Exception as error:
-        found = MutantResult(mutant, "crash", said=_said(error), left=_where(error))
+        where = _where(error)
+        outcome: Outcome = "broken" if is_the_checkers(where) else "crash"
+        found = MutantResult(mutant, outcome, said=_said(error), left=" < ".join(where))
     if result is None:
         judged = time.perf_counter() - began
     return replace(found, seconds=(time.perf_counter() - began, judged))
 
 
 def default_run(form: str = oracles.DEFAULT) -> Result:
-    """Run the checker as a user would who also decodes, on a model of a form."""
+    """Run the checker as a user would who also decodes, in all scenarios, on a model of a form."""
     return run(
         oracles.checkpoints()[form],
         dtypes=oracles.LANES,
@@ -135,16 +138,21 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _where(error: Exception) -> str:
-    """Return where an exception was raised: in `parity` it is the checker's."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/parity/" in frame.filename
-        or "/jaxllama/" in frame.filename
-        or "<mutant>" in frame.filename
+def _where(error: Exception) -> list[str]:
+    """Return the files and lines of ours that an exception came through, the innermost first."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    named = (f"{frame.filename}:{frame.lineno}" for frame in frames)
+    ours = [
+        name for name in named if "/parity/" in name or "/jaxllama/" in name or "<mutant>" in name
     ]
-    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
+    return [re.sub(r".*/(parity|jaxllama)/", r"\1/", name) for name in ours[:4]]
+
+
+def is_the_checkers(where: Sequence[str]) -> bool:
+    """Return whether an exception is one of the checker's own code, not of the model it runs."""
+    innermost = where[0] if where else ""
+    runs_the_model = ("parity/subjects/jaxllama/", "parity/subjects/select.py")
+    return innermost.startswith("parity/") and not innermost.startswith(runs_the_model)
 
 
 def _graded(mutant: Mutant, result: Result, original: Originals) -> MutantResult:
@@ -246,7 +254,7 @@ def summary_of(results: Sequence[MutantResult]) -> dict[str, Any]:
         "mutants": len(results),
         **{
             kind: sum(r.outcome == kind for r in results)
-            for kind in ("crash", "refused", "timeout")
+            for kind in ("crash", "refused", "broken", "timeout")
         },
         "equivalent": sum(r.equivalent for r in judged),
         "alarms": sum(r.equivalent and r.detected for r in judged),

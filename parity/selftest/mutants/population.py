@@ -63,10 +63,13 @@ class Population:
 
     @property
     def passed(self) -> bool:
-        """Whether all that is no equivalent was detected, and nothing was explained wrongly."""
+        """Whether all that is no equivalent was detected, nothing explained wrongly or broken."""
         sums = self.summary
         return (
-            sums["detected"] == sums["not_equivalent"] and not sums["wrong"] and not sums["alarms"]
+            sums["detected"] == sums["not_equivalent"]
+            and not sums["wrong"]
+            and not sums["alarms"]
+            and not sums["broken"]
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def _failures(row: MutantResult) -> list[str]:
         found.append("NOT DETECTED")
     if row.detected and not row.equivalent and not row.placed:
         found.append("not placed")
+    if row.outcome == "broken":
+        found.append(f"THE CHECKER RAISED {row.said} at {row.left}")
     if row.explained == "wrong":
         found.append("WRONGLY EXPLAINED")
     return found

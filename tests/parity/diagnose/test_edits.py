@@ -22,15 +22,17 @@ from parity.diagnose.edits.edit import EVERYWHERE, Edit, Explanation, Scope, in_
 from parity.diagnose.edits.kinds import apply_edits, kinds, proposals
 from parity.diagnose.edits.numbers import solve_numbers
 from parity.diagnose.edits.search import explanations
-from parity.diagnose.edits.trial import OperatorTrial, operator_trial
+from parity.diagnose.edits.trial import Known, OperatorTrial, operator_trial
+from parity.diagnose.elsewhere import Elsewhere
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.mutations import Mutation
 from parity.diagnose.probe_inputs import probe_inputs
 from parity.diagnose.recording import Recording, first_columns, record
-from parity.diagnose.search import Elsewhere, diagnose
+from parity.diagnose.search import diagnose
 from parity.inputs import Inputs, decode_chunks, visible_keys
 from parity.scenarios import scenario
 from parity.subjects.base import Subject
+from parity.subjects.torch_reference.operations import ReadBack
 from parity.subjects.torch_reference.program import PROGRAM, operand_names
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -160,8 +162,8 @@ def test_one_edit_explains_an_operator(subject: Callable[..., Subject], said: st
 
 def test_a_number_in_a_scope_keeps_its_words() -> None:
     assert in_words([7, 1, 2, 3]) == "1 to 3, 7"
-    scope = Scope(axes=(("N", frozenset({2, 3})),), layers=frozenset({1}))
-    assert scope.said == "in head 2 to 3, layer 1 alone"
+    scope = Scope((("N", frozenset({2, 3})),))
+    assert scope.said == "in head 2 to 3 alone"
     cells = scope.cells("attn_scores", torch.zeros(2, 6, 4, 4))
     assert cells is not None and cells[0, :, 0, 0].tolist() == [0, 0, 1, 1, 0, 0]
     assert EVERYWHERE.said == "" and EVERYWHERE.cells("attn_scores", torch.zeros(1)) is None
@@ -345,6 +347,39 @@ def test_every_proposal_is_an_edit_that_can_be_made_or_refused() -> None:
 
 
 _APART = ("embed", "norm", "logits", "keys", "values")
+
+
+def test_an_edit_that_would_take_much_memory_is_refused() -> None:
+    """A head dim of theta makes half a million pairs; a cache of a billion slots is not made."""
+    trial = trial_of(Paired(CHECKPOINT))
+    known = Known(trial.program, trial.values(trial.program))
+    huge = Edit("q_rope", "operand", "pair", ("0", "theta"))
+    assert trial.left((huge,), known=known) == 1e300
+    assert "pair" in {step.name for step in apply_edits(trial.program, [huge])}
+    made, slots = torch.ones(1, 3, 1, 2), torch.arange(3)[None]
+    call, capacity = torch.zeros(3, dtype=torch.long), torch.tensor(10**12)
+    found = ReadBack()(MutatedReference(CHECKPOINT), made, slots, slots, call, capacity)
+    assert torch.equal(found, made)
+
+
+def test_what_was_read_off_one_scenario_is_not_confirmed_of_others() -> None:
+    inputs = inputs_of("left_padded")
+    odd = np.array(inputs.mask)
+    odd[:, 9, 4] ^= True  # in no rule
+
+    class Odd(TorchReference):
+        def start(self, given: Any) -> Any:
+            return super().start(
+                replace(given, mask=odd if given.name == inputs.name else given.mask)
+            )
+
+    subject = Odd(CHECKPOINT)
+    recording, other = recorded(subject), recorded(subject, "causal")
+    alone = diagnose(recording, CHECKPOINT)
+    assert alone is not None and alone.confirmed
+    found = diagnose(recording, CHECKPOINT, elsewhere=Elsewhere([other]))
+    assert found is not None and not found.confirmed
+    assert "causal" in found.evidence[-1] and "in every tap; " in found.evidence[-1]
 
 
 def test_operands_that_programs_read_are_given() -> None:

@@ -20,9 +20,10 @@ import parity
 from jaxllama.checkpoint import Checkpoint
 from parity.diagnose.cause import catalogue
 from parity.diagnose.compare_recording import compare_recording
+from parity.diagnose.elsewhere import Elsewhere
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import record, truncated_to_fit
-from parity.diagnose.search import Elsewhere, _best_trial, diagnose, ranked_hypotheses
+from parity.diagnose.search import _best_trial, diagnose, ranked_hypotheses
 from parity.runner import run
 from parity.scenarios import scenario
 from parity.subjects.base import Subject

@@ -20,7 +20,7 @@ import pytest
 from jaxllama import rope
 from parity.selftest.mutants import oracles
 from parity.selftest.mutants.cells import real_cells
-from parity.selftest.mutants.examine import MutantResult, summary_of
+from parity.selftest.mutants.examine import MutantResult, is_the_checkers, summary_of
 from parity.selftest.mutants.patch import NotLive, install
 from parity.selftest.mutants.population import Population, known_results
 from parity.selftest.mutants.reach import is_reached, lines_run
@@ -187,9 +187,21 @@ def test_figures_count_what_is_not_equivalent() -> None:
         _result(explained="none"),  # not detected
         _result(**found, explained="wrong"),
         _result(**found, equivalent=True),  # an alarm
+        _result(outcome="broken"),
     ):
         assert not replace(population, results=[*rows, bad]).passed
     assert not _result(**(found | {"expected": ("mask", "0")})).placed
+
+
+def test_an_exception_of_the_checker_is_none_of_the_mutant() -> None:
+    assert is_the_checkers(["parity/diagnose/edits/trial.py:9", "parity/runner/run.py:1"])
+    for where in (
+        ["<mutant>:9", "parity/subjects/jaxllama/run.py:66"],
+        ["jaxllama/rope.py:77", "<mutant>:3"],
+        ["parity/subjects/jaxllama/run.py:172"],
+        [],
+    ):
+        assert not is_the_checkers(where)
 
 
 def test_a_population_is_examined_and_kept(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from parity.subjects.torch_reference.operations import (
     REDUCTIONS,
     UNARY,
     Binary,
-    Frequency,
     Half,
     Hide,
     JoinHalves,
@@ -103,8 +102,6 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
         yield WhereNot()
     elif isinstance(fn, Pairs):
         yield OneBased()
-    elif isinstance(fn, Frequency):
-        return
 
 
 def rewrite(program: Program, edit: Edit) -> Program:

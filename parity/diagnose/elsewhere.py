@@ -1,0 +1,110 @@
+"""An explanation held against the subject's other scenarios, and what tells explanations apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from parity.diagnose.cause import Hypothesis
+from parity.diagnose.compare_recording import compare_recording, evidence_elsewhere
+from parity.diagnose.evidence import Evidence
+from parity.diagnose.mutated_reference import MutatedReference
+from parity.diagnose.probe_inputs import probe_inputs
+from parity.diagnose.recording import Recording, first_columns, record
+from parity.inputs import Inputs
+
+# Of each other scenario.
+MOST_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same subject on other scenarios.
+
+    Attributes:
+        recordings: of them: what explains the subject does so in all.
+        probes: of what is made to tell explanations apart: a subject need not take such inputs, so
+            that they only decide between explanations.
+        before: what has been found to be wrong already.
+    """
+
+    recordings: Sequence[Recording] = ()
+    probes: Sequence[Recording] = ()
+    before: tuple[Hypothesis, ...] = ()
+
+    def fails(self, hypothesis: Hypothesis, reference: MutatedReference) -> str:
+        """Say where a wrong reference is none of the subject; empty if nowhere."""
+        return self._fails(self.recordings, hypothesis, reference)
+
+    def doubts(self, hypothesis: Hypothesis, reference: MutatedReference) -> bool:
+        """Return whether a wrong reference is none of the subject on what tells apart."""
+        return bool(self._fails(self.probes, hypothesis, reference))
+
+    def beside(self, evidence: Evidence) -> Evidence:
+        """Return evidence with what the other scenarios show of its tap."""
+        found: list[Evidence] = []
+        for recording in (*self.recordings, *self.probes):
+            inputs = inputs_like(self.before, recording.inputs, recording.chunks)
+            if inputs is not None:
+                found += evidence_elsewhere(evidence, recording, inputs)
+        return replace(evidence, elsewhere=tuple(found))
+
+    def _fails(
+        self, recordings: Sequence[Recording], hypothesis: Hypothesis, reference: MutatedReference
+    ) -> str:
+        for recording in recordings:
+            name = recording.inputs.name
+            inputs = inputs_like((*self.before, hypothesis), recording.inputs, recording.chunks)
+            if inputs is None:
+                return f"what was read off one scenario says nothing of {name}"
+            if compare_recording(recording, reference, inputs).first is not None:
+                return f"in {name} it does not"
+        return ""
+
+
+def inputs_like(
+    hypotheses: Sequence[Hypothesis], inputs: Inputs, chunks: Sequence[int] | None
+) -> Inputs | None:
+    """Return a scenario, wrong in the ways of all hypotheses; None where no rule says how.
+
+    Args:
+        hypotheses: in the order in which they were found.
+        inputs: the scenario.
+        chunks: sizes of the calls; None without a cache.
+    """
+    found: Inputs | None = inputs
+    for hypothesis in hypotheses:
+        if hypothesis.mask is None and hypothesis.positions is None:
+            continue
+        if hypothesis.rule is None or found is None:
+            return None
+        found = hypothesis.rule(found, chunks)
+    return found
+
+
+def record_elsewhere(
+    recording: Recording, inputs: Sequence[Inputs], decode_chunks: Callable[[Inputs], list[int]]
+) -> Elsewhere:
+    """Record a subject on a run's other scenarios, and on what tells explanations apart.
+
+    Args:
+        recording: of the scenario that is diagnosed.
+        inputs: all of the run's.
+        decode_chunks: how a scenario is fed through a cache.
+    """
+    if recording.mode == "isolated":
+        return Elsewhere()
+
+    def recorded(one: Inputs) -> Recording:
+        cut = first_columns(one, min(one.tokens.shape[1], MOST_COLUMNS))
+        chunks = decode_chunks(cut) if recording.mode == "decode" else None
+        return record(recording.subject, cut, chunks, recording.layers)
+
+    others = [recorded(one) for one in inputs if one.name != recording.inputs.name]
+    probes = []
+    for probe in probe_inputs(recording.inputs):
+        try:
+            probes.append(recorded(probe))
+        except Exception:  # a subject need not take what the run did not ask of it
+            continue
+    return Elsewhere(others, probes)
