@@ -48,7 +48,9 @@ def selftest_command(
             min=1, help="Edit jaxllama's source in this many ways, one at a time, instead."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of --mutants: which of all edits.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of --mutants: which of all edits; 0 if not given.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
@@ -72,11 +74,13 @@ def selftest_command(
         raise InputError("--calibrate: runs no injections; leave out --quick and --family")
     if mutants is not None and (quick or families or calibrate):
         raise InputError("--mutants: injects no listed fault; leave out the other choices")
+    if seed is not None and mutants is None:
+        raise InputError(f"--seed {seed}: only --mutants takes one; add it, or leave it out")
     if json_path is not None:
         output_files.check_writable(json_path)
     processes = jobs or min(os.cpu_count() or 1, MOST_JOBS)
     if mutants is not None:
-        raise typer.Exit(_mutants(mutants, seed, processes, json_path))
+        raise typer.Exit(_mutants(mutants, seed or 0, processes, json_path))
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(

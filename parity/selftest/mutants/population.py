@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxllama.errors import InputError
 from parity.diagnose import cause
 from parity.diagnose.edits import kinds
 from parity.output_files import write_text
@@ -98,8 +99,12 @@ def examine_population(
         jobs: processes at a time.
         path: where the result is kept as JSON; what it holds of the same sample is not done again.
         progress: called with what is under way, how much is done and how much there is.
+
+    Raises:
+        InputError: the file holds something else.
     """
     began = time.monotonic()
+    document = read_document(path)
     _import_all()
     every = [mutant for module in MODULES for mutant in mutants_of(module)]
     progress("the unchanged code", 0, count)
@@ -108,7 +113,7 @@ def examine_population(
     sample = random.Random(seed).sample(reached, min(count, len(reached)))
     digest = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()
     found = Population(seed, digest, len(every), len(reached))
-    known = known_results(path, found)
+    known = known_results(document, found)
     done = {mutant: known[mutant] for mutant in sample if mutant in known}
 
     def keep() -> None:
@@ -137,21 +142,38 @@ def _import_all() -> None:
         importlib.import_module(module)
 
 
-def known_results(path: Path | None, sample: Population) -> Mapping[Mutant, MutantResult]:
-    """Return the results that a file holds of the same source."""
-    if path is None or not path.exists():
+def read_document(path: Path | None) -> dict[str, Any]:
+    """Return what a file of results holds; empty where there is none yet.
+
+    Raises:
+        InputError: the file holds something else, which would be lost.
+    """
+    if path is None or not path.exists() or not path.stat().st_size:
         return {}
-    document = json.loads(path.read_text())
-    if document.get("source_sha256") != sample.digest or document.get("seed") != sample.seed:
+    try:
+        document = json.loads(path.read_text())
+        rows = [_row_of(row) for row in document["mutants"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: holds no results of mutants ({type(error).__name__}: {error}); give another "
+            "file, or remove this one"
+        ) from error
+    return {**document, "mutants": rows}
+
+
+def _row_of(row: Mapping[str, Any]) -> MutantResult:
+    mutant = Mutant(**{**row["mutant"], "lines": tuple(row["mutant"]["lines"])})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    del fields["placed"]
+    fields["mutant"] = mutant
+    return MutantResult(**fields)
+
+
+def known_results(document: Mapping[str, Any], sample: Population) -> dict[Mutant, MutantResult]:
+    """Return the results of a document that are of the same source and seed."""
+    if (document.get("source_sha256"), document.get("seed")) != (sample.digest, sample.seed):
         return {}
-    found = {}
-    for row in document["mutants"]:
-        mutant = Mutant(**{**row["mutant"], "lines": tuple(row["mutant"]["lines"])})
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        del fields["placed"]
-        fields["mutant"] = mutant
-        found[mutant] = MutantResult(**fields)
-    return found
+    return {row.mutant: row for row in document["mutants"]}
 
 
 def _examined(mutants: Sequence[Mutant], original: Originals, jobs: int) -> Iterator[MutantResult]:

@@ -18,11 +18,17 @@ import numpy as np
 import pytest
 
 from jaxllama import rope
+from jaxllama.errors import InputError
 from parity.selftest.mutants import oracles
 from parity.selftest.mutants.cells import real_cells
 from parity.selftest.mutants.examine import MutantResult, is_the_checkers, summary_of
 from parity.selftest.mutants.patch import NotLive, install
-from parity.selftest.mutants.population import Population, known_results
+from parity.selftest.mutants.population import (
+    Population,
+    examine_population,
+    known_results,
+    read_document,
+)
 from parity.selftest.mutants.reach import is_reached, lines_run
 from parity.selftest.mutants.rules import MODULES, Mutant, mutants_of, mutated_tree, source_of
 
@@ -215,26 +221,35 @@ def test_a_population_is_examined_and_kept(tmp_path: Path) -> None:
     assert document["summary"]["mutants"] == 2 and document["seed"] == 5
     # Begun again, what the file holds of the same source and seed is not done again.
     sample = Population(5, document["source_sha256"], 0, 0)
-    kept = known_results(path, sample)
-    assert [row.mutant.name for row in kept.values()] == [
-        Mutant(**{**row["mutant"], "lines": tuple(row["mutant"]["lines"])}).name
-        for row in document["mutants"]
-    ]
-    assert replace(sample, results=list(kept.values())).to_dict()["mutants"] == [
-        {**row, "found": tuple(row["found"]), "expected": tuple(row["expected"])}
-        | {
-            "seconds": tuple(row["seconds"]),
-            "mutant": row["mutant"] | {"lines": tuple(row["mutant"]["lines"])},
-        }
-        for row in document["mutants"]
-    ]
-    assert known_results(path, replace(sample, seed=6)) == {}
-    assert known_results(path, replace(sample, digest="another")) == {}
-    assert known_results(tmp_path / "none.json", sample) == {}
+    kept = list(known_results(read_document(path), sample).values())
+    written = json.loads(json.dumps(replace(sample, results=kept).to_dict()))
+    assert written["mutants"] == document["mutants"]
+    assert known_results(read_document(path), replace(sample, seed=6)) == {}
+    assert known_results(read_document(path), replace(sample, digest="another")) == {}
+    assert read_document(tmp_path / "none.json") == {}
 
 
-def test_mutants_exclude_the_other_choices() -> None:
-    command = [sys.executable, "-m", "parity", "selftest", "--mutants", "2", "--quick"]
+@pytest.mark.parametrize("text", ["garbage", "[]", '{"injections": []}', '{"mutants": [{"a": 1}]}'])
+def test_a_file_of_something_else_is_refused_before_anything_runs(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"other\.json: holds no results of mutants"):
+        examine_population(1, 0, path=path, progress=lambda *_: None)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mutants", "2", "--quick"], "--mutants: injects no listed fault"),
+        (["--seed", "3"], "--seed 3: only --mutants takes one"),
+        (["--mutants", "0"], "Invalid value for '--mutants'"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "parity", "selftest", *words]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert "--mutants: injects no listed fault" in found.stderr
+    assert said in found.stderr
