@@ -17,6 +17,7 @@ import numpy as np
 from parity.diagnose.evidence import HELD_TAPS, Evidence
 
 if TYPE_CHECKING:
+    from parity.diagnose.edits.named import NamedEdits
     from parity.diagnose.mutations import Mutation
     from parity.inputs import Inputs
 
@@ -96,6 +97,8 @@ class Hypothesis:
             gradients, and of edits. None for a guess, which only an experiment can judge, and which
             comes after.
         layer: where alone its changes hold; None for everywhere that they are made.
+        alike: what would explain the tap as well, on all inputs that were tried.
+        parts: what it is made of, where that has names of its own: hypotheses without changes.
     """
 
     cause: str
@@ -109,6 +112,8 @@ class Hypothesis:
     noise: float = 0.0
     left: float | None = None
     layer: int | None = None
+    alike: tuple[str, ...] = ()
+    parts: tuple[Hypothesis, ...] = ()
 
     @property
     def words(self) -> str:
@@ -121,10 +126,27 @@ Propose = Callable[[Evidence], Iterator[Hypothesis]]
 
 @dataclass(frozen=True)
 class CauseFile:
-    """A cause with the function of its file that looks for it."""
+    """What a cause's file has.
 
+    Attributes:
+        name: its module's.
+        cause: the cause.
+        edits: of an operator's program, that it is the name of.
+        look: looks for what is no edit of one operator.
+    """
+
+    name: str
     cause: Cause
-    propose: Propose
+    edits: tuple[NamedEdits, ...] = ()
+    look: Propose | None = None
+
+    def propose(self, evidence: Evidence) -> Iterator[Hypothesis]:
+        """Yield what the cause may be here."""
+        from parity.diagnose.edits.hypotheses import named_edits
+
+        yield from named_edits(evidence, self.cause.id, self.edits)
+        if self.look is not None:
+            yield from self.look(evidence)
 
 
 @cache
@@ -136,5 +158,6 @@ def catalogue() -> dict[str, CauseFile]:
     for file in pkgutil.walk_packages(causes.__path__, f"{causes.__name__}."):
         module = importlib.import_module(file.name)
         if hasattr(module, "CAUSE"):
-            found[module.CAUSE.id] = CauseFile(module.CAUSE, module.propose)
+            edits, look = getattr(module, "EDITS", ()), getattr(module, "propose", None)
+            found[module.CAUSE.id] = CauseFile(file.name, module.CAUSE, edits, look)
     return dict(sorted(found.items(), key=lambda item: (item[1].cause.rank, item[0])))

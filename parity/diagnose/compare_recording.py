@@ -184,6 +184,10 @@ def _comparison_at(
         ask=partial(head_taps, recording),
         enough=first.limit * first.noise,
     )
+    if call:  # what is wrong in a later call need not be in those before
+        evidence = replace(
+            evidence, elsewhere=tuple(evidence_elsewhere(evidence, recording, inputs))
+        )
     return RecordingComparison(rows, first, stage, flagged, evidence)
 
 

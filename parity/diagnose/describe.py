@@ -13,6 +13,7 @@ from parity.diagnose.elsewhere import inputs_like
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.inputs import Inputs
 from parity.result import CauseReport, Experiment, NamedCause, Suspect, TapResult
+from parity.taps import split_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def describe_search(search: Search) -> CauseReport | None:
     agrees = end.first is None and not search.fails_in
     evidence = [_line(step) for step in steps]
     if agrees:
+        evidence += _alike(steps)
         evidence.append("so changed, the reference agrees with the subject in every tap")
     elif end.first is None:
         evidence.append(
@@ -109,6 +111,20 @@ def describe_search(search: Search) -> CauseReport | None:
         wrong_reference=search.reference,
         wrong_inputs=search.inputs_like,
     )
+
+
+# Explanations as good as the one that is named, in a report.
+MOST_ALIKE = 3
+
+
+def _alike(steps: Sequence[Step]) -> list[str]:
+    """Say what cannot be told from what was found, and what would tell it."""
+    return [
+        f"as good on all that was tried: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])} "
+        f"(the values between the steps of {split_name(step.tap)[0].split('.')[-1]} would tell)"
+        for step in steps
+        if step.hypothesis.alike
+    ]
 
 
 def describe_precision(row: TapResult) -> CauseReport:
@@ -143,7 +159,10 @@ def _merged(steps: Sequence[Step]) -> list[list[Step]]:
     """Bring together what is of one cause, in the order in which it was found."""
     found: dict[str, list[Step]] = {}
     for step in steps:
-        found.setdefault(step.hypothesis.cause, []).append(step)
+        layer = step.hypothesis.layer
+        for part in step.hypothesis.parts or (step.hypothesis,):
+            one = replace(step, hypothesis=replace(part, layer=layer))
+            found.setdefault(part.cause, []).append(one)
     return list(found.values())
 
 

@@ -42,7 +42,7 @@ class Elsewhere:
 
     def beside(self, evidence: Evidence) -> Evidence:
         """Return evidence with what the other scenarios show of its tap."""
-        found: list[Evidence] = []
+        found = [*evidence.elsewhere]
         for recording in (*self.recordings, *self.probes):
             inputs = inputs_like(self.before, recording.inputs, recording.chunks)
             if inputs is not None:

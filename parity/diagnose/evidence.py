@@ -19,6 +19,7 @@ from parity.subjects.base import ReadArrays
 from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
 
 if TYPE_CHECKING:
+    from parity.diagnose.edits.trial import OperatorTrial
     from parity.diagnose.mutated_reference import MutatedReference
 
 
@@ -123,6 +124,13 @@ class Evidence:
     def positions(self) -> np.ndarray:
         """Positions of the call's tokens [B T]."""
         return self.inputs.positions[:, self.columns]
+
+    @cached_property
+    def trial(self) -> OperatorTrial | None:
+        """The tap's operator, on which edits are tried; None if it has no program."""
+        from parity.diagnose.edits.trial import operator_trial
+
+        return operator_trial(self)
 
     def real(self, name: str) -> np.ndarray:
         """Return the subject's rows of one tap at real tokens, in float64 [tokens ...]."""

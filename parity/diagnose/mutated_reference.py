@@ -250,15 +250,24 @@ class EditedTap(Recorder):
         """Return what the changes of this tap make of its value."""
         edits: list[Edit] = []
         for change in self._changes(name):
+            if not change.scope.in_call(*self._call()):
+                continue
             if change.value is not None:
                 value = change.value(self._site(name, value)).to(value.dtype)
             elif change.edits:
-                edits = [*edits, *change.edits] if change.scope == EVERYWHERE else edits
-                here = edits if change.scope == EVERYWHERE else [*edits, *change.edits]
+                here = [*edits, *change.edits]
+                edits = edits if change.scope.axes else here
                 made = self._edited(name, here).to(value.dtype)
                 cells = change.scope.cells(name, value)
                 value = made if cells is None else torch.where(cells, made, value)
         return value
+
+    def _call(self) -> tuple[int, int]:
+        """Return the number of the call under way, and its columns."""
+        assert isinstance(self._reference, MutatedReference)
+        given = self._reference.given
+        number = int(given["call"][-1]) if "call" in given else 0
+        return number, given["tokens"].shape[1] if given else 0
 
     def _edited(self, name: str, edits: Sequence[Edit]) -> Tensor:
         """Return what an edited program makes of the taps seen so far."""

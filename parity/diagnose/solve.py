@@ -238,33 +238,6 @@ def _scalings(
     ]
 
 
-def norm_statistics(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Return the eps that a norm used and how steady it is over its tokens.
-
-    Args:
-        x: input [tokens D].
-        y: output, same shape.
-        weight: the norm's [D].
-
-    Returns:
-        eps of the token with the smallest input, which tells it best, and the relative spread of
-        the root mean squares around it.
-    """
-    with np.errstate(all="ignore"):
-        gain = (y * x * weight).sum(1) / ((x * weight) ** 2).sum(1)
-        square = 1 / gain**2
-    mean = (x * x).mean(1)
-    eps = float(np.median((square - mean)[np.argsort(mean)[:5]]))
-    spread = float(np.abs(square / (mean + eps) - 1).max())
-    return eps, spread
-
-
-def score_scale(scores: np.ndarray, products: np.ndarray) -> tuple[float, float]:
-    """Return the factor on the products of queries and keys, and what it leaves, relative."""
-    scale = float((scores * products).sum() / (products * products).sum())
-    return scale, _share(scores - scale * products, scores)
-
-
 def head_map(outputs: np.ndarray, by_kv_head: np.ndarray) -> tuple[list[int], float]:
     """Return the kv head that each query head reads, and what that leaves, relative.
 
@@ -292,21 +265,3 @@ def rounded_through(values: np.ndarray, wanted: np.ndarray) -> str | None:
         if np.allclose(made, wanted, rtol=1e-9, atol=0) and not np.array_equal(values, wanted):
             return name
     return None
-
-
-def solve_cap(capped: np.ndarray, values: np.ndarray) -> float | None:
-    """Return c where `capped` is c tanh(values / c), None if it is not.
-
-    Bisection on the value with the largest magnitude: the cap grows with what it leaves.
-    """
-    at = int(np.abs(values).argmax())
-    target, value = abs(float(capped[at])), abs(float(values[at]))
-    if not 0 < target < value * (1 - 1e-9):
-        return None
-    low, high = target, 1e6 * value
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle * np.tanh(value / middle) < target else (low, middle)
-    rounded = float(f"{high:.6g}")
-    cap = rounded if abs(rounded / high - 1) < 1e-6 else high
-    return cap if np.allclose(cap * np.tanh(values / cap), capped, rtol=1e-6, atol=0) else None

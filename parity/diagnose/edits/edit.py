@@ -13,12 +13,22 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.evidence import HELD_TAPS
-from parity.subjects.torch_reference.operations import Arithmetic, Operation, Unary
+from parity.subjects.torch_reference.operations import (
+    Arithmetic,
+    Half,
+    JoinHalves,
+    Operation,
+    Unary,
+)
 from parity.subjects.torch_reference.program import Program, Step, redirect
 from parity.taps import AXES
 
 # The axes of a tap along which a fault may hold in part, as sentences have them.
 AXIS_WORDS = {"B": "row", "T": "column", "N": "head", "K": "kv head"}
+
+# Calls through a cache in which alone a fault may hold, as sentences have them.
+LATER, SINGLE = "later", "single"
+CALL_WORDS = {LATER: "in calls after the first alone", SINGLE: "in calls of one column alone"}
 
 # Operands that are counts, which no fault makes a broken number of.
 WHOLE = ("head_dim",)
@@ -60,8 +70,10 @@ class Edit:
 
     def within(self, program: Program) -> bool:
         """Return whether a program has the step or operand that the edit is at."""
+        if self.step == ALL_HALVES:
+            return any(isinstance(step.fn, Half | JoinHalves) for step in program)
         names = {name.rstrip("'") for step in program for name in (step.name, *step.inputs)}
-        return self.step.rstrip("'") in names or self.step == ALL_HALVES
+        return self.step.rstrip("'") in names
 
 
 @dataclass(frozen=True)
@@ -84,15 +96,22 @@ class Scope:
 
     Attributes:
         axes: (letter of an axis, indices along it), see `AXIS_WORDS`; none is everywhere.
+        calls: in which calls through a cache, one of `CALL_WORDS`; empty for all.
     """
 
     axes: tuple[tuple[str, frozenset[int]], ...] = ()
+    calls: str = ""
 
     @property
     def said(self) -> str:
         """The scope in a sentence's words; empty for everywhere."""
         parts = [f"{AXIS_WORDS[letter]} {in_words(at)}" for letter, at in self.axes]
-        return f"in {', '.join(parts)} alone" if parts else ""
+        where = f"in {', '.join(parts)} alone" if parts else ""
+        return f"{where} {CALL_WORDS.get(self.calls, '')}".strip()
+
+    def in_call(self, number: int, columns: int) -> bool:
+        """Return whether it reaches into a call of a number, of so many columns."""
+        return {LATER: number > 0, SINGLE: columns == 1}.get(self.calls, True)
 
     def cells(self, tap: str, value: Tensor) -> Tensor | None:
         """Return which cells of a tap's value it holds for, broadcastable to it; None for all."""
@@ -146,7 +165,9 @@ class Explanation:
     @property
     def cost(self) -> float:
         """How far from simple they are."""
-        return sum(edit.cost for edit in self.edits) + 0.5 * len(self.scope.axes)
+        return sum(edit.cost for edit in self.edits) + 0.5 * (
+            len(self.scope.axes) + bool(self.scope.calls)
+        )
 
     @property
     def said(self) -> str:

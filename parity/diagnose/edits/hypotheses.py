@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from parity.diagnose.cause import Hypothesis
-from parity.diagnose.edits.edit import EVERYWHERE, Edit, Explanation
+from parity.diagnose.cause import Hypothesis, catalogue
+from parity.diagnose.edits.edit import Edit, Explanation
 from parity.diagnose.edits.kinds import edited_within
+from parity.diagnose.edits.named import NamedEdits, read_by
 from parity.diagnose.edits.operations import Rounded
 from parity.diagnose.edits.search import explanations
-from parity.diagnose.edits.trial import operator_trial
 from parity.diagnose.evidence import HELD_TAPS, Evidence
 from parity.diagnose.mutations import Mutation
 from parity.subjects.torch_reference.operands import SETUP, program_of, whole_program
 from parity.subjects.torch_reference.program import operand_names
+
+if TYPE_CHECKING:
+    from parity.diagnose.edits.trial import OperatorTrial
 
 # Explanations that are tried on the whole reference, with each of their taps.
 MOST = 6
@@ -38,23 +42,88 @@ def edited_operators(evidence: Evidence, cause: str, kinds: Sequence[str]) -> It
         cause: whose hypotheses they are.
         kinds: ids of the kinds of edits that may explain it.
     """
-    trial = operator_trial(evidence)
+    trial = evidence.trial
     if trial is None:
         return
-    others = [one for one in map(operator_trial, evidence.elsewhere) if one is not None]
+    others = [one.trial for one in evidence.elsewhere if one.trial is not None]
     enough = max(EXACT, evidence.enough)
-    for found in explanations(trial, kinds, enough, others, evidence.seconds)[:MOST]:
-        once = _at_setup(found, evidence)
-        if once is not None and trial.tap not in HELD_TAPS:
-            yield _hypothesis(cause, found, (once,))
-        alone = (_mutation(found),)
-        twins = [alone[0], *_at_twins(found, evidence)]
-        if trial.tap in HELD_TAPS and (also := _at_setup(found, evidence)):
-            # What the cache says of its keys stands where they do.
-            yield _hypothesis(cause, found, (*twins, also))
-        if len(twins) > 1:
-            yield _hypothesis(cause, found, tuple(twins))
-        yield _hypothesis(cause, found, alone)
+    read = read_by(trial)
+    patterns = [pattern for _, one in _names_at(trial.tap) for pattern in one.edits]
+
+    def is_named(edit: Edit) -> bool:
+        return any(pattern.fits(edit, read) for pattern in patterns)
+
+    best = explanations(trial, kinds, enough, others, evidence.seconds, is_named)
+    for found in best[:MOST]:
+        parts = tuple(_parts(trial, cause, found))
+        alike = tuple(one.said for one in best if one is not found)
+        called = Hypothesis(cause, found.said, parts=parts, alike=alike)
+        yield from _hypotheses(evidence, called, found)
+
+
+def _names_at(tap: str) -> Iterator[tuple[str, NamedEdits]]:
+    """Yield what edits of a tap's program are called, with the cause whose name it is."""
+    for file in catalogue().values():
+        if tap in file.cause.taps:
+            yield from ((file.cause.id, one) for one in file.edits)
+
+
+def _parts(trial: OperatorTrial, cause: str, found: Explanation) -> Iterator[Hypothesis]:
+    """Yield the names of edits that were found together; what has none is of the cause itself."""
+    rest, read = list(found.edits), read_by(trial)
+    for name, one in _names_at(trial.tap):
+        if part := one.among(rest, read):
+            rest = [edit for edit in rest if edit not in part]
+            yield _called(name, one, trial, replace(found, edits=part))
+    if rest and len(rest) < len(found.edits):
+        yield Hypothesis(cause, replace(found, edits=tuple(rest)).said)
+
+
+def _called(cause: str, one: NamedEdits, trial: OperatorTrial, found: Explanation) -> Hypothesis:
+    """Return the words of a name, without changes."""
+    said, where = one.words(one.said, trial, found), found.scope.said
+    return Hypothesis(
+        cause,
+        said if where in said else f"{said} {where}",
+        effective=one.words(one.effective, trial, found),
+        configured=one.words(one.configured, trial, found),
+    )
+
+
+def named_edits(
+    evidence: Evidence, cause: str, named: Sequence[NamedEdits]
+) -> Iterator[Hypothesis]:
+    """Yield edits that a cause is the name of; see `edited_operators`."""
+    trial = evidence.trial
+    if trial is None:
+        return
+    enough, before = max(EXACT, evidence.enough), trial.left(())
+    for one in named:
+        for found in one.explanations(trial, enough):
+            if found.left < before:
+                yield from _hypotheses(evidence, _called(cause, one, trial, found), found)
+
+
+def _hypotheses(evidence: Evidence, called: Hypothesis, found: Explanation) -> Iterator[Hypothesis]:
+    """Yield an explanation where it may hold: where a call is set up, in like taps, in this tap."""
+
+    def holding(*changes: Mutation) -> Hypothesis:
+        taps = ", ".join(change.tap for change in changes)
+        parts = tuple(replace(part, said=f"{taps}: {part.said}") for part in called.parts)
+        said = f"{taps}: {called.said}"
+        return replace(called, said=said, changes=changes, left=found.left, parts=parts)
+
+    tap, alone = evidence.short, _mutation(found)
+    once = _at_setup(found, evidence)
+    if once is not None and tap not in HELD_TAPS:
+        yield holding(once)
+    twins = [alone, *_at_twins(found, evidence)]
+    if once is not None and tap in HELD_TAPS:
+        # What the cache says of its keys stands where they do.
+        yield holding(*twins, once)
+    if len(twins) > 1:
+        yield holding(*twins)
+    yield holding(alone)
 
 
 def _at_setup(found: Explanation, evidence: Evidence) -> Mutation | None:
@@ -62,15 +131,10 @@ def _at_setup(found: Explanation, evidence: Evidence) -> Mutation | None:
     for setup in SETUP:
         program = program_of(setup, evidence.config, cached=evidence.chunks is not None)
         assert program is not None
-        if found.scope == EVERYWHERE and edited_within(program, found.edits):
+        if not found.scope.axes and edited_within(program, found.edits):
             edits = tuple(replace(edit, tap=setup) for edit in found.edits)
             return replace(_mutation(found), tap=setup, edits=edits)
     return None
-
-
-def _hypothesis(cause: str, found: Explanation, changes: tuple[Mutation, ...]) -> Hypothesis:
-    taps = ", ".join(change.tap for change in changes)
-    return Hypothesis(cause, f"{taps}: {found.said}", changes, left=found.left)
 
 
 def _mutation(found: Explanation) -> Mutation:

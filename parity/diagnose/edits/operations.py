@@ -134,6 +134,26 @@ class Clipped:
 
 
 @dataclass(frozen=True)
+class SoftCapped:
+    """Values flattened towards a limit of either sign, the second input: c tanh(x / c)."""
+
+    said: str = "flattened towards a limit"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor, limit: float) -> Tensor:
+        return limit * (x / limit).tanh()
+
+
+@dataclass(frozen=True)
+class SoftmaxWithSink:
+    """Exponentials over one more than their sum: a score of 0 that carries no value."""
+
+    said: str = "exponentials over 1 + their sum"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, 1)).softmax(-1)[..., :-1]
+
+
+@dataclass(frozen=True)
 class Moved:
     """Values of another index along an axis: `by` places before; from beyond the end, nothing.
 

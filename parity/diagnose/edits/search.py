@@ -7,7 +7,7 @@ made. Numbers are solved for on half of the tokens and judged on all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from parity.diagnose.edits.edit import (
     AXIS_WORDS,
     EVERYWHERE,
+    LATER,
+    SINGLE,
     SOLVED,
     Edit,
     Explanation,
@@ -36,6 +38,8 @@ MOST_EXPLANATIONS = 8
 MOST_RIVALS = 64
 # Dearer edits are far-fetched.
 FAR_FETCHED = 1.25
+# How much simpler an edit counts that has a name.
+NAMED = 0.05
 # A cell differs if it is this share of the largest off.
 DIFFERS = 1e-9
 
@@ -60,6 +64,7 @@ def explanations(
     enough: float,
     others: Sequence[OperatorTrial] = (),
     seconds: float = 60.0,
+    is_named: Callable[[Edit], bool] = lambda edit: False,
 ) -> list[Explanation]:
     """Return the sets of edits that leave at most `enough` of a tap, the simplest first.
 
@@ -70,19 +75,21 @@ def explanations(
         kinds: ids of the kinds of edits that may be made.
         enough: relative, in the root of squares.
         others: the same operator in other scenarios and calls.
-        seconds: no larger sets are tried after this time.
+        seconds: of this thread's processor; no larger sets are tried after this time.
+        is_named: whether an edit is one that people have a name for: of edits that come to the same
+            it goes first.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.thread_time() + seconds
     found: list[Explanation] = []
-    for scope in _scopes(trial):
-        for good in _search(trial, kinds, scope, enough, deadline):
-            # A scope is read off one scenario.
-            rivals = others if scope == EVERYWHERE else ()
+    for scope in scopes(trial):
+        for good in _search(trial, kinds, scope, enough, deadline, is_named):
+            # Rows and columns are read off one scenario.
+            rivals = () if scope.axes else others
             judged = [(_failures(one, rivals, enough), one) for one in good]
             judged.sort(key=lambda item: (item[0], item[1].cost))
             found += [one for _, one in judged]
             if not judged[0][0]:
-                return [one for _, one in judged[:MOST_EXPLANATIONS]]
+                return [one for failures, one in judged[:MOST_EXPLANATIONS] if not failures]
     return found[:MOST_EXPLANATIONS]
 
 
@@ -92,7 +99,12 @@ def _failures(found: Explanation, others: Sequence[OperatorTrial], enough: float
 
 
 def _search(
-    trial: OperatorTrial, kinds: Sequence[str], scope: Scope, enough: float, deadline: float
+    trial: OperatorTrial,
+    kinds: Sequence[str],
+    scope: Scope,
+    enough: float,
+    deadline: float,
+    is_named: Callable[[Edit], bool],
 ) -> Iterator[list[Explanation]]:
     """Yield what single edits explain, if any do, then what pairs do, then triples."""
     few = trial.few
@@ -103,13 +115,15 @@ def _search(
     for _ in range(MOST_EDITS):
         tried = []
         for candidate in beam:
-            bases = _Bases.of(few, candidate.edits)
+            bases = Bases.of(few, candidate.edits)
             if bases is None:
                 continue
             edits = pool or proposals(kinds, few, bases.few.program, bases.few.values)
             for edit in edits:
-                if time.monotonic() > deadline:
+                if time.thread_time() > deadline:
                     break
+                if not pool and is_named(edit):
+                    edit = replace(edit, cost=edit.cost - NAMED)
                 made = frozenset((*candidate.edits, edit))
                 if made in sets:  # in another order
                     continue
@@ -123,7 +137,7 @@ def _search(
             kept = [_on_all_rows(trial, scope, one) for one in good[:MOST_RIVALS]]
             if explained := [one for one in kept if one.left <= enough]:
                 yield explained
-        if time.monotonic() > deadline:
+        if time.thread_time() > deadline:
             break
         pool = pool or _pool(tried, start.left)
         beam = []
@@ -152,14 +166,15 @@ def _pool(tried: Sequence[Candidate], start: float) -> list[Edit]:
 
 
 @dataclass(frozen=True)
-class _Bases:
+class Bases:
     """What a set's program makes of few rows, and of half of them."""
 
     few: Known
     half: Known
 
     @classmethod
-    def of(cls, trial: OperatorTrial, edits: Sequence[Edit]) -> _Bases | None:
+    def of(cls, trial: OperatorTrial, edits: Sequence[Edit]) -> Bases | None:
+        """Return those of a set of edits; None where they cannot be made."""
         half = trial.halves[0]
         try:
             program = apply_edits(trial.program, edits)
@@ -173,24 +188,39 @@ def _tried(
     scope: Scope,
     edits: tuple[Edit, ...],
     edit: Edit,
-    bases: _Bases,
+    bases: Bases,
     enough: float,
 ) -> Candidate | None:
     done = (*edits, edit)
     if edit.value == SOLVED:
-        return _solved(trial, scope, done, bases, enough)
+        return solve_edits(trial, scope, done, enough, bases)
     left = trial.left((edit,), scope, bases.few)
     return None if left >= 1e300 else Candidate(done, left, sum(e.cost for e in done))
 
 
-def _solved(
-    trial: OperatorTrial, scope: Scope, edits: tuple[Edit, ...], bases: _Bases, enough: float
+def solve_edits(
+    trial: OperatorTrial,
+    scope: Scope,
+    edits: tuple[Edit, ...],
+    enough: float,
+    bases: Bases | None = None,
 ) -> Candidate | None:
-    """Solve for the numbers of all edits that have one."""
+    """Solve for the numbers of all edits that have one; None where they change nothing.
+
+    Args:
+        trial: the operator; numbers are solved for on half of its tokens.
+        scope: where the edits hold.
+        edits: in the order in which they are made.
+        enough: relative; numbers are not solved for more closely.
+        bases: what all edits but the last make; None if that is not known.
+    """
     half = trial.halves[0]
     free = [i for i, edit in enumerate(edits) if edit.template]
+    if not free:
+        left = trial.left(edits, scope)
+        return None if left >= 1e300 else Candidate(edits, left, sum(e.cost for e in edits))
     # Numbers of edits before the last are solved for once more, in the program without any.
-    known = bases.half if free == [len(edits) - 1] else None
+    known = bases.half if bases and free == [len(edits) - 1] else None
 
     def filled(numbers: Sequence[float]) -> tuple[Edit, ...]:
         values = dict(zip(free, numbers, strict=True))
@@ -210,7 +240,7 @@ def _solved(
         for edit in (edits[i] for i in free)
     ]
     numbers = solve_numbers(residual, starts, enough)
-    if numbers is None or edits[-1].changes_nothing(numbers[-1]):
+    if numbers is None or edits[free[-1]].changes_nothing(numbers[-1]):
         return None
     done = tuple(
         replace(e, said=e.template.format(f"{e.value:.6g}")) if e.template else e
@@ -224,9 +254,12 @@ def _on_all_rows(trial: OperatorTrial, scope: Scope, one: Candidate) -> Explanat
     return Explanation(one.edits, scope, trial.left(one.edits, scope))
 
 
-def _scopes(trial: OperatorTrial) -> Iterator[Scope]:
-    """Yield everywhere, then where alone the tap differs, if it is right elsewhere."""
+def scopes(trial: OperatorTrial) -> Iterator[Scope]:
+    """Yield everywhere, then later calls alone, then where alone the tap differs."""
     yield EVERYWHERE
+    number, columns = trial.call
+    if number:
+        yield from (Scope(calls=calls) for calls in ((SINGLE, LATER) if columns == 1 else (LATER,)))
     gap = trial.base - trial.target
     gap = torch.where(trial.compared & (trial.base != trial.target), gap, 0.0)
     gap = gap.nan_to_num(1e300, 1e300, 1e300).abs()

@@ -72,6 +72,7 @@ class OperatorTrial:
         compared: which cells count, broadcastable to the target.
         reference: whose weights and arithmetic are used.
         lane: dtype of the subject's run.
+        call: the number of the call, and its columns.
     """
 
     tap: str
@@ -82,6 +83,7 @@ class OperatorTrial:
     compared: Tensor
     reference: MutatedReference
     lane: str
+    call: tuple[int, int] = (0, 0)
 
     @cached_property
     def operands(self) -> Operands:
@@ -141,6 +143,8 @@ class OperatorTrial:
             scope: where they hold.
             known: what a program that they are made in makes.
         """
+        if not scope.in_call(*self.call):
+            return self.base
         if known is None:
             made = self.run(apply_edits(self.program, edits))
         else:
@@ -252,8 +256,9 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
         seen["made"] = _wide(evidence.written[evidence.layer][list(HELD_TAPS).index(tap)])
     target = seen.pop(tap)
     compared = _compared(evidence, target)
+    call = len(evidence.sizes) - 1, stop - start
     found = OperatorTrial(
-        tap, evidence.layer, program, seen, target, compared, reference, evidence.lane
+        tap, evidence.layer, program, seen, target, compared, reference, evidence.lane, call
     )
     own = program_of(tap, evidence.config)
     assert own is not None

@@ -137,7 +137,7 @@ class Operands(Mapping[str, Value]):
     ) -> None:
         self._reference, self._tap, self._layer, self._seen = reference, tap, layer, seen
         config = reference.config
-        self._constants: dict[str, Value] = rope_constants(config) | {
+        self.constants: dict[str, Value] = rope_constants(config) | {
             "eps": config.rms_norm_eps,
             "scale": reference.scale(),
             "kv_heads": reference.kv_head_of_query(),
@@ -151,13 +151,13 @@ class Operands(Mapping[str, Value]):
         if other := _ANOTHER_WEIGHT.fullmatch(name):
             layer = self._layer if other[2] is None else int(other[2])
             return self._weight(other[1], layer)
-        return self._constants[name]
+        return self.constants[name]
 
     def _weight(self, tap: str, layer: int | None) -> Tensor:
         return self._reference.weight(weight_name(tap, layer, self._reference.config))
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._seen, *self._constants))
+        return iter((*self._seen, *self.constants))
 
     def __len__(self) -> int:
-        return len(self._seen) + len(self._constants)
+        return len(self._seen) + len(self.constants)

@@ -39,7 +39,7 @@ def test_every_cause_has_a_page_and_known_taps() -> None:
         assert set(cause.taps) <= SHOWN and cause.taps, cause_id
         assert cause.page().startswith(f"# {cause_id}: {cause.title}")
         assert cause.what and cause.remedy, cause_id
-        leaf = file.propose.__module__.rpartition(".")[2]
+        leaf = file.name.rpartition(".")[2]
         assert cause_id.replace("-", "_").endswith(leaf)
 
 

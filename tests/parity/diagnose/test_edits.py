@@ -221,22 +221,11 @@ def test_two_edits_of_one_operator_are_both_named(subject: Callable[..., Any]) -
 
 def test_pairs_are_confirmed_in_the_whole_model() -> None:
     found = diagnose(recorded(OtherEpsAndDoubled(CHECKPOINT)), CHECKPOINT)
-    assert found is not None
-    assert (found.id, found.confirmed) == ("operator-edited", True)
-    assert found.summary.startswith("an operator computes something else (input_layernorm, ")
-    assert " and eps is " in found.summary
-
-
-def test_theta_with_rounded_angles_are_both_named() -> None:
-    class Both(TorchReference):
-        def angles(self, freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            cos, sin = super().angles(freq, positions)
-            return cos.bfloat16().to(cos.dtype), sin.bfloat16().to(sin.dtype)
-
-    config = CHECKPOINT.config.replace(rope_theta=1e6)
-    found = diagnose(recorded(Both(CHECKPOINT, config=config)), CHECKPOINT)
     assert found is not None and found.confirmed
-    assert "q_rope, k_rope: theta is 1e+06 in place of 500000 and cos and sin" in found.summary
+    # What has a name goes by it, what has none is said exactly.
+    assert [found.id, *(other.id for other in found.others)] == ["norm-eps", "operator-edited"]
+    assert (found.effective, found.configured) == ("eps 0.0001", "1e-05")
+    assert "is multiplied by" in found.others[0].summary
 
 
 def test_a_rounding_in_one_layer_is_said_to_be_there() -> None:
@@ -282,6 +271,46 @@ def test_slots_of_a_cache_are_explained() -> None:
     assert found is not None
     assert found.confirmed
     assert "slot is left out" in found.summary
+
+
+class SharpInLaterCalls(TorchReference):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = super().scores(q, k)
+        return 3 * scores if k.shape[1] > q.shape[1] else scores
+
+
+class SharpInSingleColumns(TorchReference):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = super().scores(q, k)
+        return 3 * scores if q.shape[1] == 1 else scores
+
+
+@pytest.mark.parametrize(
+    ("subject", "said"),
+    [
+        (SharpInLaterCalls, "in calls after the first alone"),
+        (SharpInSingleColumns, "in calls of one column alone"),
+    ],
+)
+def test_an_edit_may_hold_in_some_calls_alone(subject: Callable[..., Subject], said: str) -> None:
+    found = diagnose(recorded(subject(CHECKPOINT), cached=True), CHECKPOINT)
+    assert found is not None and found.confirmed
+    assert found.summary.count("alone") == 1 and said in found.summary
+
+
+def test_scopes_of_calls_are_those_that_they_say() -> None:
+    assert Scope().in_call(0, 9) and Scope().in_call(2, 1)
+    assert [Scope(calls="later").in_call(n, 1) for n in range(3)] == [False, True, True]
+    assert [Scope(calls="single").in_call(1, n) for n in (2, 1)] == [False, True]
+    rows = Scope((("B", frozenset({1})),), calls="later")
+    assert rows.said == "in row 1 alone in calls after the first alone"
+
+
+def test_what_cannot_be_told_apart_is_said() -> None:
+    found = diagnose(recorded(OtherEpsAndDoubled(CHECKPOINT)), CHECKPOINT)
+    assert found is not None and found.confirmed
+    (line,) = (line for line in found.evidence if line.startswith("as good on all"))
+    assert line.endswith("(the values between the steps of input_layernorm would tell)")
 
 
 def test_an_explanation_that_fails_in_another_scenario_is_not_confirmed() -> None:

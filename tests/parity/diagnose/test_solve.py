@@ -98,22 +98,6 @@ def test_a_table_of_no_theta_is_not_called_exact() -> None:
     assert not solve.solve_frequencies(inv_freq(TINY)[::-1], TINY).exact
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-3])
-def test_a_norm_tells_its_eps(eps: float) -> None:
-    x, weight = RNG.standard_normal((7, 24)), RNG.uniform(0.5, 1.5, 24)
-    y = x / np.sqrt((x * x).mean(1, keepdims=True) + eps) * weight
-    found, spread = solve.norm_statistics(x, y, weight)
-    assert found == pytest.approx(eps, rel=1e-6)
-    assert spread < 1e-9
-    assert solve.norm_statistics(x, y[::-1], weight)[1] > 1e-3
-
-
-def test_scores_tell_their_scale() -> None:
-    products = RNG.standard_normal((4, 9))
-    assert solve.score_scale(0.125 * products, products) == (pytest.approx(0.125), 0.0)
-    assert solve.score_scale(products + 1, products)[1] > 0.1
-
-
 def test_scores_tell_the_head_map() -> None:
     made = RNG.standard_normal((6, 2, 5, 5))
     heads = [0, 1, 0, 1, 0, 1]
@@ -129,10 +113,3 @@ def test_values_tell_what_rounded_them(dtype: str) -> None:
     assert solve.rounded_through(values, rounded) == dtype
     assert solve.rounded_through(values, values) is None
     assert solve.rounded_through(values, values + 1) is None
-
-
-def test_capped_values_tell_the_cap() -> None:
-    values = 9 * RNG.standard_normal(50)
-    assert solve.solve_cap(5 * np.tanh(values / 5), values) == 5.0
-    assert solve.solve_cap(values, values) is None
-    assert solve.solve_cap(0.5 * values, values) is None

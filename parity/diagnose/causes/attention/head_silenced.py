@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.subjects.torch_reference.operations import Unary
 
 CAUSE = Cause(
     id="head-silenced",
@@ -24,16 +17,12 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose zeros for the heads that are zero."""
-    dead = np.flatnonzero((e.real("attn_context") == 0).all(axis=(0, 2)))
-    if not len(dead):
-        return
-    heads = torch.from_numpy(dead)
-    said = f"heads {', '.join(map(str, dead))} zero"
-
-    def silent(site: MutationSite) -> Tensor:
-        return site.value.index_fill(2, heads, 0)
-
-    yield at_tap(e, "head-silenced", said, silent, effective=said, configured="all heads")
+EDITS = (
+    NamedEdits(
+        "zero {scope}",
+        (Pattern("limit", "context", value=Unary("zero")),),
+        "zero {scope}",
+        "all heads",
+        scoped=True,
+    ),
+)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import at_tap
-from parity.diagnose.solve import solve_cap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="score-cap",
@@ -22,14 +16,4 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the cap that the largest score tells."""
-    scores, right = (np.asarray(t["attn_scores"], np.float64) for t in (e.subject, e.truth))
-    cells = np.broadcast_to(e.mask[:, None], scores.shape)
-    cap = solve_cap(scores[cells], right[cells])
-    if cap is not None:
-        facts: Facts = {"effective": f"cap {cap:g}", "configured": "none"}
-        yield at_tap(
-            e, "score-cap", f"cap {cap:g}", lambda s: cap * (s.value / cap).tanh(), **facts
-        )
+EDITS = (NamedEdits("cap {0:g}", (Pattern("limit", "scores", ("soft",)),), "cap {0:g}", "none"),)

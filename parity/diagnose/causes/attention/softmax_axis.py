@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap, softmax_over
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.subjects.torch_reference.operations import Softmax
 
 CAUSE = Cause(
     id="softmax-axis",
@@ -22,16 +17,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    if "mask" in e.flagged:
-        return
-    facts: Facts = {"effective": "over queries", "configured": "over keys"}
-    yield at_tap(e, "softmax-axis", "softmax over queries", over_queries, **facts)
-
-
-def over_queries(site: MutationSite) -> Tensor:
-    """Normalise over queries."""
-    scores, visible = site.seen["attn_scores"].mT, site.mask[:, None].mT
-    return softmax_over(scores, visible).mT
+EDITS = (
+    NamedEdits(
+        "softmax over queries",
+        (Pattern("operation", "softmax", value=Softmax(-2)),),
+        "over queries",
+        "over keys",
+    ),
+)

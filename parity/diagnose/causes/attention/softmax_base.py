@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap, softmax_over
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="softmax-base",
@@ -23,15 +18,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    if "mask" in e.flagged:
-        return
-    facts: Facts = {"effective": "base 2", "configured": "base e"}
-    yield at_tap(e, "softmax-base", "base 2", base_two, **facts)
-
-
-def base_two(site: MutationSite) -> Tensor:
-    """Return powers of 2."""
-    return softmax_over(site.seen["attn_scores"] * math.log(2), site.mask[:, None])
+EDITS = (
+    NamedEdits(
+        "base 2",
+        (Pattern("factor", "attn_scores", ("*",), number=math.log(2)),),
+        "base 2",
+        "base e",
+    ),
+)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="softmax-renormalised",
@@ -22,15 +16,11 @@ CAUSE = Cause(
     rank=2,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    if "mask" in e.flagged:
-        return
-    facts: Facts = {"effective": "softmax, then mask", "configured": "mask, then softmax"}
-    yield at_tap(e, "softmax-renormalised", "masked after softmax", late, **facts)
-
-
-def late(site: MutationSite) -> Tensor:
-    """Hide weights, not scores."""
-    return site.seen["attn_scores"].softmax(-1).masked_fill(~site.mask[:, None], 0)
+EDITS = (
+    NamedEdits(
+        "masked after softmax",
+        (Pattern("order", "hidden", ("left out", "attn_scores")),),
+        "softmax, then mask",
+        "mask, then softmax",
+    ),
+)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.edits.operations import SoftmaxWithSink
 
 CAUSE = Cause(
     id="softmax-sink",
@@ -23,17 +17,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    if "mask" in e.flagged:
-        return
-    facts: Facts = {"effective": "exp / (1 + sum)", "configured": "exp / sum"}
-    yield at_tap(e, "softmax-sink", "1 added to the sum", sink, **facts)
-
-
-def sink(site: MutationSite) -> Tensor:
-    """Add a score of 0 that carries no value."""
-    scores = site.seen["attn_scores"].masked_fill(~site.mask[:, None], -torch.inf)
-    padded = torch.nn.functional.pad(scores, (0, 1)).softmax(-1)[..., :-1]
-    return padded.masked_fill(~site.mask[:, None], 0)
+EDITS = (
+    NamedEdits(
+        "1 added to the sum",
+        (Pattern("operation", "softmax", value=SoftmaxWithSink),),
+        "exp / (1 + sum)",
+        "exp / sum",
+    ),
+)

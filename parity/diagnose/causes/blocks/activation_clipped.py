@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.edits.operations import Clipped
 
 CAUSE = Cause(
     id="activation-clipped",
@@ -23,13 +17,8 @@ CAUSE = Cause(
     rank=5,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the largest value seen as the limit."""
-    limit = float(np.abs(e.real("mlp_act")).max())
-    facts: Facts = {"effective": f"limit {limit:g}", "configured": "none"}
-
-    def clipped(site: MutationSite) -> Tensor:
-        return site.value.clamp(-limit, limit)
-
-    yield at_tap(e, "activation-clipped", f"limit {limit:g}", clipped, **facts)
+EDITS = (
+    NamedEdits(
+        "{value.said}", (Pattern("limit", "activation", value=Clipped),), "{value.said}", "no limit"
+    ),
+)

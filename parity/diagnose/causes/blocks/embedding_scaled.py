@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.operators import at_tap, true_output
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="embedding-scaled",
@@ -19,13 +16,6 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the factor between the subject's embeddings and the reference's."""
-    right, seen = true_output(e), e.real("embed")
-    factor = float((right * seen).sum() / (right * right).sum())
-    facts: Facts = {"effective": f"factor {factor:.6g}", "configured": "1"}
-    if factor != 1:
-        yield at_tap(
-            e, "embedding-scaled", f"factor {factor:.6g}", lambda s: s.value * factor, **facts
-        )
+EDITS = (
+    NamedEdits("factor {0:.6g}", (Pattern("factor", "embed", ("*",)),), "factor {0:.6g}", "1"),
+)

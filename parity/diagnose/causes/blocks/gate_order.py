@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="gate-order",
@@ -22,13 +16,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the other order."""
-    facts: Facts = {"effective": "silu(up) * gate", "configured": "silu(gate) * up"}
-    yield at_tap(e, "gate-order", "silu(up) * gate", exchanged, **facts)
-
-
-def exchanged(site: MutationSite) -> Tensor:
-    """Activate up."""
-    return site.reference.activation(site.seen["up_proj"], site.seen["gate_proj"])
+EDITS = (
+    NamedEdits(
+        "silu(up) * gate",
+        (Pattern("operand", "gate_proj", ("exchanged", "up_proj")),),
+        "silu(up) * gate",
+        "silu(gate) * up",
+    ),
+)

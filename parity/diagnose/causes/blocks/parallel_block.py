@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="parallel-block",
@@ -22,14 +16,11 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the block's input."""
-    facts: Facts = {"effective": "norm(input)", "configured": "norm(post_attention)"}
-    yield at_tap(e, "parallel-block", "MLP of the block's input", beside, **facts)
-
-
-def beside(site: MutationSite) -> Tensor:
-    """Normalise the block's input."""
-    name = f"model.layers.{site.layer}.post_attention_layernorm"
-    return site.reference.rms_norm(site.seen["input"], name)
+EDITS = (
+    NamedEdits(
+        "MLP of the block's input",
+        (Pattern("operand", "wide", ("0", "input")),),
+        "norm(input)",
+        "norm(post_attention)",
+    ),
+)

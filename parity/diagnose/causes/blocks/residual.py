@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import at_tap
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import INPUT, NamedEdits, Pattern
 
 CAUSE = Cause(
     id="residual",
@@ -24,26 +16,16 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose sums of what there is, with the factors that least squares give."""
-    before, normed, added = PARTS[e.short]
-    parts = {name: e.real(name).ravel() for name in (before, normed, added)}
-    seen = e.real(e.short).ravel()
-    for names in ((added,), (normed, added), (before, added), (before,)):
-        basis = np.stack([parts[name] for name in names], axis=1)
-        solved = np.linalg.lstsq(basis, seen, rcond=None)[0]
-        factors = {n: float(f"{f:.6g}") for n, f in zip(names, solved, strict=True)}
-
-        def joined(site: MutationSite, factors: dict[str, float] = factors) -> Tensor:
-            return torch.stack([f * site.seen[n] for n, f in factors.items()]).sum(0)
-
-        said = " + ".join(f"{f:g} {n}" for n, f in factors.items())
-        facts: Facts = {"effective": said, "configured": f"{before} + {added}"}
-        yield at_tap(e, "residual", said, joined, **facts)
-
-
-PARTS = {
-    "post_attention": ("input", "input_layernorm", "o_proj"),
-    "output": ("post_attention", "post_attention_layernorm", "down_proj"),
-}
+EDITS = tuple(
+    NamedEdits(said, (pattern,), said, "x + f(norm(x))")
+    for said, pattern in (
+        ("f(norm(x))", Pattern("order", "stream", ("left out", "o_proj"))),
+        ("f(norm(x))", Pattern("order", "stream", ("left out", "down_proj"))),
+        ("x", Pattern("order", "stream", ("left out", INPUT))),
+        ("norm(x) + f(norm(x))", Pattern("operand", "stream", ("0", "input_layernorm"))),
+        ("norm(x) + f(norm(x))", Pattern("operand", "stream", ("0", "post_attention_layernorm"))),
+        ("{0:g} x + f(norm(x))", Pattern("factor", INPUT, ("*",))),
+        ("x + {0:g} f(norm(x))", Pattern("factor", ("o_proj", "down_proj"), ("*",))),
+        ("{0:g} (x + f(norm(x)))", Pattern("factor", "stream", ("*",))),
+    )
+)

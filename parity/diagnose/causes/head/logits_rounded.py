@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation, MutationSite
-from parity.diagnose.rounding import narrow
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="logits-rounded",
@@ -24,15 +17,11 @@ CAUSE = Cause(
     rounding=True,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose each dtype."""
-    for dtype in ("bfloat16", "float16"):
-        change = Mutation("logits", partial(rounded, dtype), rounds=True)
-        facts: Facts = {"effective": dtype, "configured": e.lane}
-        yield Hypothesis("logits-rounded", f"logits in {dtype}", (change,), **facts)
-
-
-def rounded(dtype: str, site: MutationSite) -> Tensor:
-    """Round logits to a dtype."""
-    return narrow(site, site.value, dtype)
+EDITS = (
+    NamedEdits(
+        "logits {value.said}",
+        (Pattern("rounding", "product", ()),),
+        "{value.dtype}",
+        "the run's dtype",
+    ),
+)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import NORMS, norm_input, norm_weight, norms
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.edits.operations import OverFeatures
+from parity.diagnose.operators import NORMS
 
 CAUSE = Cause(
     id="norm-centred",
@@ -22,16 +18,11 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    facts: Facts = {"effective": "x - mean(x)", "configured": "x"}
-    yield from norms(e, "norm-centred", "mean subtracted", centred, **facts)
-
-
-def centred(site: MutationSite) -> Tensor:
-    """Return the norm's output, so computed."""
-    wide = norm_input(site)
-    wide = wide - wide.mean(-1, keepdim=True)
-    rms = (wide.square().mean(-1, keepdim=True) + site.reference.config.rms_norm_eps).sqrt()
-    return (wide / rms).to(site.value.dtype) * norm_weight(site)
+EDITS = (
+    NamedEdits(
+        "mean subtracted",
+        (Pattern("insertion", "wide", value=OverFeatures("less its mean")),),
+        "x - mean(x)",
+        "x",
+    ),
+)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import NORMS, norm_input, norms
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.operators import NORMS
 
 CAUSE = Cause(
     id="norm-missing",
@@ -22,13 +17,14 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    facts: Facts = {"effective": "identity", "configured": "RMSNorm"}
-    yield from norms(e, "norm-missing", "no norm", identity, **facts)
-
-
-def identity(site: MutationSite) -> Tensor:
-    """Return the norm's output, so computed."""
-    return norm_input(site).to(site.value.dtype)
+EDITS = (
+    NamedEdits(
+        "no norm",
+        (
+            Pattern("order", "normed", ("left out", "wide")),
+            Pattern("order", "norm", ("left out", "rounded")),
+        ),
+        "identity",
+        "RMSNorm",
+    ),
+)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import NORMS, norm_input, norm_weight, norms
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.operators import NORMS
+from parity.subjects.torch_reference.operations import Reduce
 
 CAUSE = Cause(
     id="norm-sum",
@@ -22,15 +18,11 @@ CAUSE = Cause(
     rank=4,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose it."""
-    facts: Facts = {"effective": "sum of squares", "configured": "mean of squares"}
-    yield from norms(e, "norm-sum", "sum of squares", summed, **facts)
-
-
-def summed(site: MutationSite) -> Tensor:
-    """Return the norm's output, so computed."""
-    wide = norm_input(site)
-    root = (wide.square().sum(-1, keepdim=True) + site.reference.config.rms_norm_eps).sqrt()
-    return (wide / root).to(site.value.dtype) * norm_weight(site)
+EDITS = (
+    NamedEdits(
+        "sum of squares",
+        (Pattern("operation", "mean", value=Reduce("sum")),),
+        "sum of squares",
+        "mean of squares",
+    ),
+)

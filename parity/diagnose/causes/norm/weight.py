@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import torch
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import Mutation
-from parity.diagnose.operators import NORMS, map_weight, weight_name
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.diagnose.operators import NORMS
 
 CAUSE = Cause(
     id="norm-weight",
@@ -26,25 +20,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose no weight, then the weight plus one."""
-    name = weight_name(e.short, e.layer, e.config)
-    for said, wrong in (("weight 1", torch.ones_like), ("weight w + 1", plus_one)):
-        facts: Facts = {"effective": said, "configured": "weight w"}
-        yield Hypothesis("norm-weight", f"{said} in {name}", (map_weight(name, wrong),), **facts)
-        yield Hypothesis("norm-weight", f"{said} in every norm", (every(wrong),), **facts)
-
-
-def plus_one(weight: Tensor) -> Tensor:
-    """Return Gemma's factor."""
-    return weight.double() + 1
-
-
-def every(wrong: Callable[[Tensor], Tensor]) -> Mutation:
-    """Return a change of all norms' weights."""
-
-    def weight(name: str, read: Callable[[str], Tensor]) -> Tensor | None:
-        return wrong(read(name)) if "norm" in name else None
-
-    return Mutation(weight=weight)
+EDITS = (
+    NamedEdits(
+        "weight 1", (Pattern("order", "norm", ("left out", "rounded")),), "weight 1", "weight w"
+    ),
+    NamedEdits(
+        "weight w + {0:g}", (Pattern("factor", "gain", ("+",)),), "weight w + {0:g}", "weight w"
+    ),
+)

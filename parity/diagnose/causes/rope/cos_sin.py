@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotate
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="rope-cos-sin",
@@ -22,13 +16,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the exchange."""
-    facts: Facts = {"effective": "(sin, cos)", "configured": "(cos, sin)"}
-    yield from rotations(e, "rope-cos-sin", "cos and sin exchanged", exchanged, **facts)
-
-
-def exchanged(site: MutationSite) -> Tensor:
-    """Rotate with sines for cosines."""
-    return site.reference.rotate(unrotate(site), site.sin, site.cos)
+EDITS = (
+    NamedEdits(
+        "cos and sin exchanged",
+        (Pattern("operand", "cosines", ("0", "sin")), Pattern("operand", "sines", ("0", "cos"))),
+        "(sin, cos)",
+        "(cos, sin)",
+    ),
+)

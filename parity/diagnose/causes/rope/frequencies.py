@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import effective_table, numbers, of_table
 from parity.diagnose.evidence import Evidence
 
@@ -36,6 +36,5 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         said = "the table in reversed order"
     elif np.allclose(np.sort(table), np.sort(right), rtol=1e-6, atol=0):
         said = "the table in another order"
-    yield of_table(
-        "rope-frequencies", said, table, effective=numbers(table), configured=numbers(right)
-    )
+    facts: Facts = {"effective": numbers(table), "configured": numbers(right)}
+    yield of_table(Hypothesis(CAUSE.id, said, **facts), table)

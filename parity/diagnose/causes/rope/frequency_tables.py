@@ -5,13 +5,13 @@ Shapes: B batch, T tokens, N heads, H head dim, R = H / 2.
 
 from __future__ import annotations
 
-from typing import Unpack
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from jaxllama.config import RopeScaling
-from parity.diagnose.cause import Facts, Hypothesis
+from parity.diagnose.cause import Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation
 from parity.diagnose.operators import ROTATED
@@ -49,20 +49,17 @@ def table_noise(e: Evidence) -> float:
     return 2.0**-24 * (MEASURED_UNITS + float(e.positions.max(initial=0)))
 
 
-def of_table(cause: str, said: str, table: np.ndarray, **facts: Unpack[Facts]) -> Hypothesis:
+def of_table(called: Hypothesis, table: np.ndarray) -> Hypothesis:
     """Return a hypothesis whose reference goes by a table of numbers."""
     held = torch.from_numpy(np.array(table, np.float64))
-    change = Mutation("rope.inv_freq", lambda site: held)
-    return Hypothesis(cause, said, (change,), **facts)
+    return replace(called, changes=(Mutation("rope.inv_freq", lambda site: held),))
 
 
-def configured(
-    e: Evidence, cause: str, said: str, found: Frequencies, **facts: Unpack[Facts]
-) -> Hypothesis:
+def configured(e: Evidence, called: Hypothesis, found: Frequencies) -> Hypothesis:
     """Return a hypothesis whose reference computes its table from theta and scaling."""
     config = e.config.replace(rope_theta=found.theta, rope_scaling=found.scaling)
     table = TorchReference(e.reference.checkpoint, config=config).inv_freq()
-    return of_table(cause, said, table.numpy(), **facts)
+    return of_table(called, table.numpy())
 
 
 def rounding(e: Evidence, table: np.ndarray) -> str | None:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotate
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.edit import ALL_HALVES
+from parity.diagnose.edits.named import NamedEdits, Pattern
 
 CAUSE = Cause(
     id="rope-pairing",
@@ -32,16 +26,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose neighbours, where the subject's tensors fit them."""
-    facts: Facts = {"effective": "pairs (2i, 2i + 1)", "configured": "pairs (i, i + H/2)"}
-    yield from rotations(e, "rope-pairing", "neighbours rotated", interleaved, **facts)
-
-
-def interleaved(site: MutationSite) -> Tensor:
-    """Rotate features 2i and 2i + 1 against each other."""
-    x = unrotate(site)
-    halves = torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
-    a, b = site.reference.rotate(halves, site.cos, site.sin).chunk(2, dim=-1)
-    return torch.stack([a, b], dim=-1).flatten(-2)
+EDITS = (
+    NamedEdits(
+        "neighbours rotated",
+        (Pattern("operation", ALL_HALVES),),
+        "pairs (2i, 2i + 1)",
+        "pairs (i, i + H/2)",
+    ),
+)

@@ -8,13 +8,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import effective_table, of_table, rounding
+from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotate
 from parity.inputs import Inputs
 from parity.subjects.torch.arrays import to_torch
 
@@ -37,9 +35,18 @@ CAUSE = Cause(
     rounding=True,
 )
 
+EDITS = (
+    NamedEdits(
+        "cos and sin {value.said}",
+        (Pattern("rounding", "cos", ("sin",)),),
+        "{value.dtype}",
+        "the run's dtype",
+    ),
+)
+
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose a 16 bit table, 16 bit positions, then 16 bit cosines and sines."""
+    """Propose a 16 bit table, then 16 bit positions."""
     table = effective_table(e)
     if table is None and not e.flagged and "rope.inv_freq" in e.setup:
         # To a 16 bit run a table of 16 bits is within rounding; its angles far along are not.
@@ -47,7 +54,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     name = None if table is None else rounding(e, table)
     if table is not None and name is not None:
         said = f"inv_freq in {name}"
-        yield of_table("rope-precision", said, table, effective=name, configured=e.lane)
+        yield of_table(Hypothesis(CAUSE.id, said, effective=name, configured=e.lane), table)
     if e.flagged:
         return
     for name, dtype in DTYPES.items():
@@ -62,14 +69,6 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
                 positions=near,
                 rule=partial(_rounded_positions, dtype),
             )
-    for name, dtype in DTYPES.items():
-
-        def narrow(site: MutationSite, dtype: torch.dtype = dtype) -> Tensor:
-            cos, sin = (angle.to(dtype).to(angle.dtype) for angle in (site.cos, site.sin))
-            return site.reference.rotate(unrotate(site), cos, sin)
-
-        said = f"cos and sin in {name}"
-        yield from rotations(e, "rope-precision", said, narrow, effective=name, configured=e.lane)
 
 
 def _rounded_positions(dtype: torch.dtype, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs:

@@ -16,6 +16,7 @@ from parity.diagnose.causes.rope.frequency_tables import (
     rounding,
     table_noise,
 )
+from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.solve import solve_frequencies
 from parity.subjects.torch_reference.frequency_table import frequency_table
@@ -40,6 +41,14 @@ CAUSE = Cause(
     rank=2,
 )
 
+EDITS = tuple(
+    NamedEdits("{edit}", (pattern,), "{edit}", "the config's scaling", searched=True)
+    for pattern in (
+        Pattern("number", ("factor", "context", "low", "span", "longest", "shortest")),
+        *(Pattern("order", name) for name in ("scaled", "stretched", "slow", "blended")),
+    )
+)
+
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose a scaling of the configured theta, or the table itself where its slow pairs err."""
@@ -50,10 +59,10 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     asked = in_words(e.config.rope_scaling)
     if found.exact and found.theta == e.config.rope_theta:
         said = f"scaling {in_words(found.scaling)}"
-        yield configured(e, "rope-scaling", said, found, effective=said, configured=asked)
+        yield configured(e, Hypothesis(CAUSE.id, said, effective=said, configured=asked), found)
     plain = frequency_table(e.config.replace(rope_scaling=None))
     kept = np.isclose(table, plain, rtol=1e-6, atol=table_noise(e))
     if not found.exact and kept[0] and not kept.all() and rounding(e, table) is None:
         pairs = int((~kept).sum())
         said = f"{pairs} slow frequencies scaled by {ratio(table, plain)}"
-        yield of_table("rope-scaling", said, table, effective=said, configured=asked)
+        yield of_table(Hypothesis(CAUSE.id, said, effective=said, configured=asked), table)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from parity.diagnose.cause import Cause, Facts, Hypothesis
-from parity.diagnose.evidence import Evidence
-from parity.diagnose.mutations import MutationSite
-from parity.diagnose.operators import rotations, unrotate
+from parity.diagnose.cause import Cause
+from parity.diagnose.edits.named import NamedEdits, Pattern
+from parity.subjects.torch_reference.operations import Unary
 
 CAUSE = Cause(
     id="rope-sign",
@@ -26,13 +21,11 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the opposite sign."""
-    facts: Facts = {"effective": "angle -f p", "configured": "angle f p"}
-    yield from rotations(e, "rope-sign", "sign -1", backwards, **facts)
-
-
-def backwards(site: MutationSite) -> Tensor:
-    """Rotate by minus the angle."""
-    return site.reference.rotate(unrotate(site), site.cos, -site.sin)
+EDITS = (
+    NamedEdits(
+        "sign -1",
+        (Pattern("insertion", "sin", value=Unary("negative")),),
+        "angle -f p",
+        "angle f p",
+    ),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import (
@@ -11,6 +12,7 @@ from parity.diagnose.causes.rope.frequency_tables import (
     in_words,
     table_noise,
 )
+from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.solve import solve_frequencies
 
@@ -32,6 +34,12 @@ CAUSE = Cause(
     rank=1,
 )
 
+EDITS = (
+    NamedEdits(
+        "theta={0:g}", (Pattern("number", "theta"),), "theta {0:.6g}", "{theta:.6g}", searched=True
+    ),
+)
+
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose theta, and the scaling that goes with it, from the angle table."""
@@ -39,15 +47,17 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if table is None:
         return
     found = solve_frequencies(table, e.config, table_noise(e))
-    if found.exact and found.theta != e.config.rope_theta:
-        said = f"theta={found.theta:g}"
-        if found.scaling != e.config.rope_scaling:
-            said += f", scaling {in_words(found.scaling)}"
-        yield configured(
-            e,
-            "rope-theta",
-            said,
-            found,
-            effective=f"theta {found.theta:.6g}",
-            configured=f"{e.config.rope_theta:.6g}",
-        )
+    if not found.exact or found.theta == e.config.rope_theta:
+        return
+    theta = Hypothesis(
+        CAUSE.id,
+        f"theta={found.theta:g}",
+        effective=f"theta {found.theta:.6g}",
+        configured=f"{e.config.rope_theta:.6g}",
+    )
+    if found.scaling != e.config.rope_scaling:
+        said, asked = in_words(found.scaling), in_words(e.config.rope_scaling)
+        scaling = Hypothesis("rope-scaling", f"scaling {said}", effective=said, configured=asked)
+        both = f"{theta.said}, {scaling.said}"
+        theta = replace(theta, said=both, parts=(theta, scaling))
+    yield configured(e, theta, found)

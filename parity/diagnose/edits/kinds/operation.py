@@ -16,6 +16,7 @@ from parity.diagnose.edits.operations import (
     MultipliedTransposed,
     OneBased,
     ShowHidden,
+    SoftmaxWithSink,
     WhereNot,
 )
 from parity.subjects.torch_reference.operations import (
@@ -81,6 +82,7 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
         )
     elif isinstance(fn, Softmax):
         yield from (Softmax(axis) for axis in (-2, -3, -4) if axis != fn.axis)
+        yield SoftmaxWithSink()
     elif isinstance(fn, Half):
         yield from (replace(fn, which=1 - fn.which), replace(fn, paired=not fn.paired))
     elif isinstance(fn, JoinHalves):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ID = "place"
 # Heads and their features; longer axes are not laid out in groups.
 MOST_REGROUPED = 256
+# The axis that has the heads of [B T N H], which may be moved by any number, if they are so few.
+HEADS = 2
+MOST_MOVED = 32
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
@@ -28,15 +31,13 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
         for axis in range(value.ndim):
             if value.shape[axis] < 2:
                 continue
-            for by in (1, -1):
-                for wrapped in (False, True):
-                    if not wrapped and not value.is_floating_point():
-                        continue
-                    side = "before" if by > 0 else "after"
-                    end = ", around the end" if wrapped else ""
-                    said = f"{name} is that of the index {side} along axis {axis}{end}"
-                    fn = Moved(axis, by, wrapped)
-                    yield Edit(trial.tap, ID, name, (), fn, said, cost=1.3)
+            for by, wrapped in _moves(value, axis):
+                far = f"{abs(by)} " if abs(by) > 1 else ""
+                side = "before" if by > 0 else "after"
+                end = ", around the end" if wrapped else ""
+                said = f"{name} is that of the index {far}{side} along axis {axis}{end}"
+                fn = Moved(axis, by, wrapped)
+                yield Edit(trial.tap, ID, name, (), fn, said, cost=1.3)
             said = f"{name} is reversed along axis {axis}"
             yield Edit(trial.tap, ID, name, (), Reversed(axis), said, cost=1.3)
             size = value.shape[axis]
@@ -44,6 +45,15 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
                 if size % groups == 0:
                     said = f"{name} is {groups} by {size // groups} transposed along axis {axis}"
                     yield Edit(trial.tap, ID, name, (), Regrouped(axis, groups), said, cost=1.3)
+
+
+def _moves(value: Tensor, axis: int) -> Iterator[tuple[int, bool]]:
+    """Yield how far values may be moved, and whether around the end: heads by any number."""
+    yield from ((by, True) for by in (1, -1))
+    if value.is_floating_point():
+        yield from ((by, False) for by in (1, -1))
+    if axis == HEADS and value.ndim == 4 and value.shape[axis] <= MOST_MOVED:
+        yield from ((by, True) for by in range(2, value.shape[axis] - 1))
 
 
 def rewrite(program: Program, edit: Edit) -> Program:
