@@ -35,7 +35,8 @@ class Cause:
         what: what the faulty code does.
         why: how code comes to do it, and what it costs.
         sources: public reports of it.
-        taps: short names of the taps it can show at first.
+        taps: short names of the taps it can show at first; a setup tap is evidence by itself,
+            whatever else is shown.
         remedy: what to change.
         reshapes: whether it gives taps another shape.
         rounding: whether it can be of one dtype's arithmetic alone, float64 being equal.
@@ -144,7 +145,8 @@ class CauseFile:
         """Yield what the cause may be here."""
         from parity.diagnose.edits.hypotheses import named_edits
 
-        yield from named_edits(evidence, self.cause.id, self.edits)
+        if evidence.short in self.cause.taps:
+            yield from named_edits(evidence, self.cause.id, self.edits)
         if self.look is not None:
             yield from self.look(evidence)
 

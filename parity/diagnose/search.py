@@ -30,6 +30,8 @@ from parity.subjects.torch_reference.subject import TorchReference
 # Causes looked for one after the other, and hypotheses tried in full for each of them.
 MOST_CAUSES = 12
 MOST_TRIALS = 12
+# From here on float32 rounds an angle by a thousandth of a radian.
+FAR_POSITION = 1 << 13
 # Edits are looked for no longer than this where something explains the run's own scenarios.
 SECONDS_FOR_BETTER = 6.0
 # What a cause raises that needs a tap which this subject does not show, or of another shape.
@@ -121,14 +123,14 @@ def _search(
     # The same in one layer after the other counts once.
     while found.first is not None and len({s.hypothesis.said for s in steps}) < MOST_CAUSES:
         assert found.evidence is not None
-        ranked = [
-            *_same_elsewhere(steps, found.evidence),
-            *ranked_hypotheses(found.evidence, rounding=rounding),
-        ]
         others = replace(elsewhere, before=tuple(step.hypothesis for step in steps))
+        evidence = others.beside(found.evidence)
+        ranked = [
+            *_same_elsewhere(steps, evidence),
+            *ranked_hypotheses(evidence, rounding=rounding),
+        ]
         best, untried, refuted = _best_trial(recording, found, ranked, deadline, others)
         if best is None or best.after.first is not None or best.fails_in or best.doubtful:
-            evidence = others.beside(found.evidence)
             if best is not None and best.after.first is None:
                 evidence = replace(evidence, seconds=SECONDS_FOR_BETTER)
             edits = ranked_hypotheses(evidence, rounding=rounding, last=True)
@@ -179,10 +181,7 @@ def find_cause(
         for r in rows
         if (r.lane, r.mode, r.tap) == (row.lane, row.mode, row.tap) and not r.passed
     }
-    # A single row hides what goes wrong between rows.
-    chosen = min(
-        (i for i in inputs if i.name in alike), key=lambda i: (len(i.tokens) == 1, i.tokens.size)
-    )
+    chosen = min((i for i in inputs if i.name in alike), key=_poorness)
     subject = make_subject(row.lane)
     layers = checkpoint.config.num_hidden_layers
     if row.mode == "grad":
@@ -211,6 +210,15 @@ def find_cause(
     if narrow and row.lane == "f32" and not (found and found.confirmed):
         return describe_precision(narrow[0])
     return found
+
+
+def _poorness(inputs: Inputs) -> tuple[bool, bool, int]:
+    """Return how poorly a scenario tells causes: small is good.
+
+    A single row hides what goes wrong between rows, and narrow dtypes round far positions' angles.
+    """
+    far = int(inputs.positions.max(initial=0)) >= FAR_POSITION
+    return len(inputs.tokens) == 1, far, inputs.tokens.size
 
 
 def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergence:
@@ -250,8 +258,9 @@ def ranked_hypotheses(
 
 def _propose(evidence: Evidence, rounding: bool, last: bool) -> Iterator[Hypothesis]:
     misshapen = evidence.subject[evidence.short].shape != evidence.truth[evidence.short].shape
+    taps = {evidence.short, *evidence.flagged}
     for file in catalogue().values():
-        if evidence.short not in file.cause.taps or file.cause.reshapes != misshapen:
+        if taps.isdisjoint(file.cause.taps) or file.cause.reshapes != misshapen:
             continue
         if (rounding and not file.cause.rounding) or (file.cause.rank >= LAST) != last:
             continue

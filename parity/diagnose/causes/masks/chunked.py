@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Tokens see their own block alone.",
     why="Chunked attention, or a window rounded to blocks, is used.",
     sources=(),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Use a causal mask over all keys.",
     rank=5,
 )

@@ -16,7 +16,7 @@ CAUSE = Cause(
     ),
     why="",
     sources=(),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Draw the mask (`parity lint`) and compare it with what was meant.",
     rank=LAST + 2,
 )

@@ -17,7 +17,7 @@ CAUSE = Cause(
         "taken as booleans is exactly inverted."
     ),
     sources=("x-transformers#160", "LLMs-from-scratch#1061", "transformers#38094"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="State the meaning of True where the mask is made, and convert once.",
     rank=1,
 )

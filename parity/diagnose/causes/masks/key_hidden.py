@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="One column of the mask is empty below its diagonal.",
     why=("A mask made from token ids hides a real token that equals the pad or the start token."),
     sources=("transformers#23530",),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Make padding masks from lengths, never from ids.",
     rank=5,
 )

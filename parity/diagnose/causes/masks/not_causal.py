@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Tokens see what comes after them.",
     why="The causal flag is off, or the mask holds padding alone.",
     sources=("torch-to-nnef#217",),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Combine causality with every other mask.",
     rank=1,
 )

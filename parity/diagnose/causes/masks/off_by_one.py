@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Tokens see the next token, too.",
     why="A triangle of the wrong diagonal (k=1 hides the diagonal above, not the one meant).",
     sources=("torch-to-nnef#217", "mobius#365"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Let token i see keys j <= i.",
     rank=1,
 )

@@ -17,7 +17,7 @@ CAUSE = Cause(
     what="Real tokens see pads.",
     why="The padding mask is not passed on, or masks queries where it ought to mask keys.",
     sources=("maxtext#913", "maxtext#4016", "mlx-lm#1906", "hyunwoongko/transformer#40"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Hide pad keys from every query, as the last step.",
     rank=1,
 )

@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Pads at one end are hidden where they stand at the other.",
     why="The mask was made before a step that moved the padding.",
     sources=("transformers#35855",),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Make the mask after all padding and shifting.",
     rank=2,
 )

@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="The first tokens see each other, later ones too.",
     why="A prefix-LM mask is used for a causal model.",
     sources=(),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Use a causal mask from the first token.",
     rank=5,
 )

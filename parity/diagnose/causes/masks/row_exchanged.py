@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Rows of a batch are masked by each other's lengths.",
     why="A batch is sorted or sharded, its mask is not.",
     sources=(),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Move tokens and masks together.",
     rank=3,
 )

@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Tokens see the documents before theirs in a packed row.",
     why="Packing concatenates documents and the mask is merely causal.",
     sources=("axolotl#3796", "nanoVLM#204", "maxtext#4476"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="AND the mask with equality of document numbers.",
     rank=1,
 )

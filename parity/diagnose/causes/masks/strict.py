@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="Tokens do not see themselves.",
     why="A strict comparison (j < i), or a triangle of the wrong diagonal.",
     sources=("mobius#365",),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Let token i see keys j <= i.",
     rank=1,
 )

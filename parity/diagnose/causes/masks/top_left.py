@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="With a cache, the first query of a call sees the first key alone.",
     why="A triangle over [T S] counts queries from 0, though S keys precede them.",
     sources=("pytorch#103082", "pytorch#108108", "flax#5591"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Align to the last key, or compare positions.",
     rank=2,
 )

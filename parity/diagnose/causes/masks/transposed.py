@@ -14,7 +14,7 @@ CAUSE = Cause(
     what="Query i sees the keys that ought to see it.",
     why="An axis of the mask is mistaken: [B S T] for [B T S].",
     sources=("hyunwoongko/transformer#40",),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="Keep the layout [B T S], queries before keys.",
     rank=2,
 )

@@ -19,7 +19,7 @@ CAUSE = Cause(
         "the window is ignored."
     ),
     sources=("transformers#39408", "transformers#26792", "Megatron-Bridge#2656"),
-    taps=("attn_probs",),
+    taps=("attn_probs", "mask"),
     remedy="State whether the window includes the token itself: here it does.",
     rank=3,
 )

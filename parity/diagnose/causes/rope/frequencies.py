@@ -19,7 +19,7 @@ CAUSE = Cause(
     ),
     why="A table is built by hand, or its axis is flipped or interleaved on the way.",
     sources=(),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "rope.inv_freq"),
     remedy="Build the table as theta ** (-2 i / head_dim), fastest pair first, then scale it.",
     rank=8,
 )
@@ -27,9 +27,10 @@ CAUSE = Cause(
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the very table that the subject shows."""
-    table = effective_table(e)
-    if table is None:
+    found = effective_table(e)
+    if found is None:
         return
+    table = found.values
     right = np.asarray(e.true_setup["rope.inv_freq"], np.float64)
     said = "a table of other frequencies"
     if np.allclose(table, right[::-1], rtol=1e-6, atol=0):

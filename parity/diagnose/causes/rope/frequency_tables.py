@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, N heads, H head dim, R = H / 2.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,25 +25,43 @@ ROTATION_RESIDUAL = 1e-6
 MEASURED_UNITS = 8
 
 
-def effective_table(e: Evidence) -> np.ndarray | None:
-    """Return the frequencies [R] that the subject goes by, None if they are right or unknown."""
+@dataclass(frozen=True)
+class Table:
+    """Frequencies that a subject goes by.
+
+    Attributes:
+        values: radians per token [R].
+        noise: how far off each may be.
+    """
+
+    values: np.ndarray
+    noise: float
+
+
+def effective_table(e: Evidence) -> Table | None:
+    """Return the frequencies that the subject goes by, None if they are right or unknown.
+
+    Where it shows none, they are those of the scenario in which its rotations tell them best.
+    """
     right = np.asarray(e.true_setup["rope.inv_freq"], np.float64)
     if "rope.inv_freq" in e.setup:
         shown = np.asarray(e.setup["rope.inv_freq"], np.float64)
-        return shown if "rope.inv_freq" in e.flagged and shown.shape == right.shape else None
-    turned = rotation(e.subject[ROTATED[e.short]], e.subject[e.short])
-    if turned.residual > ROTATION_RESIDUAL or turned.pairing != "half-split":
-        return None
-    table = frequencies(turned.turn, e.positions, e.valid)
-    close = max(1e-12, table_noise(e))
-    if not np.isfinite(table).all() or np.allclose(table, right, rtol=1e-6, atol=close):
-        return None
-    return table
+        flagged = "rope.inv_freq" in e.flagged and shown.shape == right.shape
+        return Table(shown, 0.0) if flagged else None
+    for one in sorted((e, *e.elsewhere), key=_table_noise):
+        turned = rotation(one.subject[ROTATED[e.short]], one.subject[e.short])
+        if turned.residual > ROTATION_RESIDUAL or turned.pairing != "half-split":
+            continue
+        table, noise = frequencies(turned.turn, one.positions, one.valid), _table_noise(one)
+        if np.isfinite(table).all():
+            same = np.allclose(table, right, rtol=1e-6, atol=max(1e-12, noise))
+            return None if same else Table(table, noise)
+    return None
 
 
-def table_noise(e: Evidence) -> float:
+def _table_noise(e: Evidence) -> float:
     """Return how far off a frequency may be that was measured on rotations: radians per token."""
-    if "rope.inv_freq" in e.setup or e.lane == "f64":
+    if e.lane == "f64":
         return 0.0
     # An angle is a position times at most one radian, rounded before neighbours are subtracted.
     return 2.0**-24 * (MEASURED_UNITS + float(e.positions.max(initial=0)))

@@ -20,7 +20,7 @@ CAUSE = Cause(
         "of cosines end."
     ),
     sources=("mlx-vlm#1983", "tiny-llm#46", "transformers#33095"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "positions"),
     remedy=(
         "Pass positions explicitly: cumsum(valid) - 1 in a prompt, the row's own length in "
         "decoding."

@@ -18,7 +18,7 @@ CAUSE = Cause(
     ),
     why="Packing joins documents before positions are made.",
     sources=("axolotl#3796", "nanoVLM#204", "maxtext#4476"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "positions"),
     remedy="Restart positions at every document.",
     rank=4,
 )

@@ -16,7 +16,7 @@ CAUSE = Cause(
     what="In batched decoding every row is given the longest row's position.",
     why="One scalar counter serves the whole batch; padding made rows look equally long.",
     sources=("unsloth#3699", "unsloth#4078", "nnsight#673"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "positions"),
     remedy="Keep one position per row, counted over its real tokens.",
     rank=5,
 )

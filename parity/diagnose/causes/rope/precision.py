@@ -27,7 +27,7 @@ CAUSE = Cause(
         "past 256, so distant tokens share angles."
     ),
     sources=("sglang-jax#1473", "gpt-neox#1003", "transformers#29285"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "rope.inv_freq"),
     remedy=(
         "Keep frequencies, positions and angles in float32 or wider, whatever the model's dtype."
     ),
@@ -47,7 +47,8 @@ EDITS = (
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose a 16 bit table, then 16 bit positions."""
-    table = effective_table(e)
+    found = effective_table(e)
+    table = None if found is None else found.values
     if table is None and not e.flagged and "rope.inv_freq" in e.setup:
         # To a 16 bit run a table of 16 bits is within rounding; its angles far along are not.
         table = np.asarray(e.setup["rope.inv_freq"], np.float64)

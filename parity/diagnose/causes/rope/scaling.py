@@ -14,7 +14,6 @@ from parity.diagnose.causes.rope.frequency_tables import (
     of_table,
     ratio,
     rounding,
-    table_noise,
 )
 from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
@@ -34,7 +33,7 @@ CAUSE = Cause(
         "context suffers visibly."
     ),
     sources=("llama.cpp#8676", "mlx-vlm#1710", "levanter#740", "TransformerLens#910"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "rope.inv_freq"),
     remedy=(
         "Implement the rope_type of the config with all of its factors, and refuse an unknown one."
     ),
@@ -55,14 +54,14 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     table = effective_table(e)
     if table is None:
         return
-    found = solve_frequencies(table, e.config, table_noise(e))
+    found = solve_frequencies(table.values, e.config, table.noise)
     asked = in_words(e.config.rope_scaling)
     if found.exact and found.theta == e.config.rope_theta:
         said = f"scaling {in_words(found.scaling)}"
         yield configured(e, Hypothesis(CAUSE.id, said, effective=said, configured=asked), found)
     plain = frequency_table(e.config.replace(rope_scaling=None))
-    kept = np.isclose(table, plain, rtol=1e-6, atol=table_noise(e))
-    if not found.exact and kept[0] and not kept.all() and rounding(e, table) is None:
-        pairs = int((~kept).sum())
-        said = f"{pairs} slow frequencies scaled by {ratio(table, plain)}"
-        yield of_table(Hypothesis(CAUSE.id, said, effective=said, configured=asked), table)
+    kept = np.isclose(table.values, plain, rtol=1e-6, atol=table.noise)
+    if not found.exact and kept[0] and not kept.all() and rounding(e, table.values) is None:
+        said = f"{int((~kept).sum())} slow frequencies scaled by {ratio(table.values, plain)}"
+        called = Hypothesis(CAUSE.id, said, effective=said, configured=asked)
+        yield of_table(called, table.values)

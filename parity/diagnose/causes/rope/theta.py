@@ -6,12 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.rope.frequency_tables import (
-    configured,
-    effective_table,
-    in_words,
-    table_noise,
-)
+from parity.diagnose.causes.rope.frequency_tables import configured, effective_table, in_words
 from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.solve import solve_frequencies
@@ -26,7 +21,7 @@ CAUSE = Cause(
         "by thousandths at the first tokens."
     ),
     sources=("airllm#368", "llama2.c#356", "levanter#649", "tpu-inference#2838"),
-    taps=("q_rope", "k_rope"),
+    taps=("q_rope", "k_rope", "rope.inv_freq"),
     remedy=(
         "Read rope_theta from the checkpoint's config, in both spellings, and refuse a config "
         "without it."
@@ -46,7 +41,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     table = effective_table(e)
     if table is None:
         return
-    found = solve_frequencies(table, e.config, table_noise(e))
+    found = solve_frequencies(table.values, e.config, table.noise)
     if not found.exact or found.theta == e.config.rope_theta:
         return
     theta = Hypothesis(
