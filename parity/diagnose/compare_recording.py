@@ -170,9 +170,9 @@ def _comparison_at(
         tap=first.tap,
         flagged=flagged,
         subject=_select_shown(recording, stage, first.tap),
-        truth=_short(truth),
-        setup=_short(recording.stages[call * (recording.layers + 2)]),
-        true_setup=_short(true_setup),
+        truth=name_short(truth),
+        setup=name_short(recording.stages[call * (recording.layers + 2)]),
+        true_setup=name_short(true_setup),
         columns=slice(stop - sizes[call], stop),
         chunks=recording.chunks,
         inputs=inputs,
@@ -210,7 +210,7 @@ def evidence_elsewhere(
             evidence,
             subject=_select_shown(recording, stage, evidence.tap),
             truth={},
-            setup=_short(recording.stages[call * (layers + 2)]),
+            setup=name_short(recording.stages[call * (layers + 2)]),
             columns=slice(start, stop),
             chunks=recording.chunks,
             inputs=inputs,
@@ -231,10 +231,10 @@ def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.nd
     if recording.given is not None:  # each operator worked on these, rounded to its dtype
         given = recording.given[stage] | (recording.given[stage - 1] if head else {})
         taps |= {n: given[n].astype(taps[n].dtype) for n in taps if n in given and n != tap}
-    return _short(taps)
+    return name_short(taps)
 
 
-def _short(stage: Arrays) -> dict[str, np.ndarray]:
+def name_short(stage: Arrays) -> dict[str, np.ndarray]:
     """Name a stage's taps without their layer; a cache's are `keys` and `values`."""
     found = {}
     for name, value in stage.items():

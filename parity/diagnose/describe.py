@@ -46,6 +46,7 @@ class Search:
         suspects: what was proposed at the end, with the error that each leaves.
         reference, inputs: wrong in all these ways.
         untried: proposals that there was no time for.
+        hidden: taps that the subject does not show, between the last that agrees and that one.
     """
 
     start: RecordingComparison
@@ -55,6 +56,7 @@ class Search:
     reference: MutatedReference
     inputs: Inputs
     untried: int
+    hidden: tuple[str, ...] = ()
 
     def inputs_like(self, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs | None:
         """Return another scenario, wrong in all these ways; see `inputs_like`."""
@@ -89,6 +91,8 @@ def describe_search(search: Search) -> CauseReport | None:
     else:
         assert end.first is not None
         evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
+    if search.hidden:
+        evidence.append(_unnamed(search.hidden, agrees))
     if search.untried and not agrees:
         evidence.append(f"time ran out: {search.untried} hypotheses were not tried")
     listed = [] if agrees else _suspects(search.suspects)
@@ -111,6 +115,19 @@ def describe_search(search: Search) -> CauseReport | None:
         wrong_reference=search.reference,
         wrong_inputs=search.inputs_like,
     )
+
+
+# Taps that are asked for, in a report.
+MOST_ASKED = 6
+
+
+def _unnamed(hidden: Sequence[str], agrees: bool) -> str:
+    """Ask for the taps that would tell a cause, or tell it from others."""
+    names = [split_name(name)[0] for name in hidden]
+    kinds = list(dict.fromkeys(n.replace("layers.", "layers.{i}.") for n in names))
+    asked = ", ".join(kinds[:MOST_ASKED]) + (", ..." if len(kinds) > MOST_ASKED else "")
+    other = "another cause among them may come to the same; " if agrees else ""
+    return f"{len(hidden)} taps before it are not shown: {other}name {asked} to have it told"
 
 
 # Explanations as good as the one that is named, in a report.

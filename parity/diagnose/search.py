@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from parity.diagnose.cause import LAST, Hypothesis, catalogue
+from parity.diagnose.chains import chain_hypotheses, chain_of
 from parity.diagnose.compare_recording import RecordingComparison, compare_recording
 from parity.diagnose.describe import Search, Step, describe_precision, describe_search
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
@@ -30,6 +31,10 @@ from parity.subjects.torch_reference.subject import TorchReference
 # Causes looked for one after the other, and hypotheses tried in full for each of them.
 MOST_CAUSES = 12
 MOST_TRIALS = 12
+# Explanations of a chain that are held against all that the best was.
+MOST_ALIKE = 4
+# For what explains a chain, to be tried in full.
+SECONDS_FOR_CHAINS = 10.0
 # From here on float32 rounds an angle by a thousandth of a radian.
 FAR_POSITION = 1 << 13
 # Edits are looked for no longer than this where something explains the run's own scenarios.
@@ -119,6 +124,7 @@ def _search(
     deadline = time.thread_time() + seconds
     steps: list[Step] = []
     suspects: list[tuple[Hypothesis, float]] = []
+    hidden: tuple[str, ...] = ()
     untried = 0
     # The same in one layer after the other counts once.
     while found.first is not None and len({s.hypothesis.said for s in steps}) < MOST_CAUSES:
@@ -139,6 +145,17 @@ def _search(
             ranked = sorted(ranked + edits, key=lambda one: one[1])
             if other and (best is None or other.worth > best.worth):
                 best = other
+        if best is None or best.after.first is not None:
+            chain = chain_of(recording, evidence)
+            if chain is not None:
+                hidden = chain.hidden
+                tried = chain_hypotheses(chain, seconds, rounding=rounding)
+                later = max(deadline, time.thread_time() + SECONDS_FOR_CHAINS)
+                other, more, wrong = _best_trial(recording, found, tried, later, others)
+                untried, refuted = untried + more, refuted + wrong
+                ranked = sorted(ranked + tried, key=lambda one: one[1])
+                if other and (best is None or other.worth > best.worth):
+                    best = _with_alike(recording, other, tried, evidence, others)
         suspects = [one for one in ranked if not any(one[0] is tried for tried in refuted)]
         if best is None:
             break
@@ -146,7 +163,7 @@ def _search(
         before, after = found.error(tap, step), best.after.error(tap, step)
         steps.append(Step(best.hypothesis, tap, before, after, best.left, best.fails_in))
         reference, inputs, found = best.reference, best.inputs, best.after
-    return Search(start, found, tuple(steps), tuple(suspects), reference, inputs, untried)
+    return Search(start, found, tuple(steps), tuple(suspects), reference, inputs, untried, hidden)
 
 
 def find_cause(
@@ -313,6 +330,27 @@ def _best_trial(
         if not better:
             refuted.append(hypothesis)
     return best, 0, refuted
+
+
+def _with_alike(
+    recording: Recording,
+    best: Trial,
+    tried: Sequence[tuple[Hypothesis, float]],
+    evidence: Evidence,
+    elsewhere: Elsewhere,
+) -> Trial:
+    """Return a trial with what explains a whole chain as well: no tap in between tells them."""
+    if best.after.first is not None:
+        return best
+    alike: list[str] = []
+    for other, _ in [one for one in tried if one[1] <= evidence.enough][:MOST_ALIKE]:
+        if other.changes == best.hypothesis.changes or other.said in alike:
+            continue
+        reference = evidence.reference.with_changes(other.changes)
+        after = compare_recording(recording, reference, evidence.inputs)
+        if after.first is None and not elsewhere.fails(other, reference):
+            alike.append(other.said)
+    return replace(best, hypothesis=replace(best.hypothesis, alike=tuple(alike)))
 
 
 def _same_elsewhere(

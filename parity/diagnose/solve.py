@@ -265,3 +265,15 @@ def rounded_through(values: np.ndarray, wanted: np.ndarray) -> str | None:
         if np.allclose(made, wanted, rtol=1e-9, atol=0) and not np.array_equal(values, wanted):
             return name
     return None
+
+
+def scaling_in_words(scaling: RopeScaling | None) -> str:
+    """Name a scaling by its numbers: `llama3 8/1/4/8192`."""
+    if scaling is None:
+        return "none"
+    if scaling.kind == "linear":
+        return f"linear {scaling.factor:g}"
+    return (
+        f"llama3 {scaling.factor:g}/{scaling.low_freq_factor:g}/{scaling.high_freq_factor:g}/"
+        f"{scaling.original_max_position_embeddings}"
+    )

@@ -30,6 +30,7 @@ TWINS = (
     ("q_rope", "k_rope"),
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ("post_attention", "output"),
+    ("attn_scores", "attn_context"),
     ("keys", "values"),
 )
 
@@ -55,10 +56,47 @@ def edited_operators(evidence: Evidence, cause: str, kinds: Sequence[str]) -> It
 
     best = explanations(trial, kinds, enough, others, evidence.seconds, is_named)
     for found in best[:MOST]:
-        parts = tuple(_parts(trial, cause, found))
         alike = tuple(one.said for one in best if one is not found)
-        called = Hypothesis(cause, found.said, parts=parts, alike=alike)
-        yield from _hypotheses(evidence, called, found)
+        for hypothesis in hypotheses_of(evidence, cause, found):
+            yield replace(hypothesis, alike=alike)
+
+
+def hypotheses_of(
+    evidence: Evidence, cause: str, found: Explanation, one: NamedEdits | None = None
+) -> Iterator[Hypothesis]:
+    """Yield an explanation where it may hold: where a call is set up, in like taps, in this tap.
+
+    Args:
+        evidence: of the tap.
+        cause: whose hypotheses they are.
+        found: the explanation.
+        one: what the cause calls it; None where its parts may have names.
+    """
+    trial = evidence.trial
+    assert trial is not None
+    if one is None:
+        parts = tuple(_parts(trial, cause, found))
+        called = Hypothesis(cause, found.said, parts=parts)
+    else:
+        called = _called(cause, one, trial, found)
+
+    def holding(*changes: Mutation) -> Hypothesis:
+        taps = ", ".join(change.tap for change in changes)
+        parts = tuple(replace(part, said=f"{taps}: {part.said}") for part in called.parts)
+        said = f"{taps}: {called.said}"
+        return replace(called, said=said, changes=changes, left=found.left, parts=parts)
+
+    tap, alone = evidence.short, _mutation(found)
+    once = _at_setup(found, evidence)
+    if once is not None and tap not in HELD_TAPS:
+        yield holding(once)
+    twins = [alone, *_at_twins(found, evidence)]
+    if once is not None and tap in HELD_TAPS:
+        # What the cache says of its keys stands where they do.
+        yield holding(*twins, once)
+    if len(twins) > 1:
+        yield holding(*twins)
+    yield holding(alone)
 
 
 def _names_at(tap: str) -> Iterator[tuple[str, NamedEdits]]:
@@ -101,29 +139,7 @@ def named_edits(
     for one in named:
         for found in one.explanations(trial, enough):
             if found.left < before:
-                yield from _hypotheses(evidence, _called(cause, one, trial, found), found)
-
-
-def _hypotheses(evidence: Evidence, called: Hypothesis, found: Explanation) -> Iterator[Hypothesis]:
-    """Yield an explanation where it may hold: where a call is set up, in like taps, in this tap."""
-
-    def holding(*changes: Mutation) -> Hypothesis:
-        taps = ", ".join(change.tap for change in changes)
-        parts = tuple(replace(part, said=f"{taps}: {part.said}") for part in called.parts)
-        said = f"{taps}: {called.said}"
-        return replace(called, said=said, changes=changes, left=found.left, parts=parts)
-
-    tap, alone = evidence.short, _mutation(found)
-    once = _at_setup(found, evidence)
-    if once is not None and tap not in HELD_TAPS:
-        yield holding(once)
-    twins = [alone, *_at_twins(found, evidence)]
-    if once is not None and tap in HELD_TAPS:
-        # What the cache says of its keys stands where they do.
-        yield holding(*twins, once)
-    if len(twins) > 1:
-        yield holding(*twins)
-    yield holding(alone)
+                yield from hypotheses_of(evidence, cause, found, one)
 
 
 def _at_setup(found: Explanation, evidence: Evidence) -> Mutation | None:
@@ -160,9 +176,10 @@ def _renamed(
     if ours is None or theirs is None:
         return None
     read = operand_names(ours), operand_names(theirs)
-    if len(read[0]) != len(read[1]):
-        return None
-    names = dict(zip(*read, strict=True)) | {step.name: step.name for step in ours}
+    if [step.name for step in ours] == [step.name for step in theirs]:
+        names = dict(zip(*read, strict=True)) | {step.name: step.name for step in ours}
+    else:  # what both read
+        names = {name: name for name in read[0] if name in read[1]}
     if any(n not in names and not _is_word(n) for e in edits for n in (e.step, *e.operands)):
         return None
     return tuple(

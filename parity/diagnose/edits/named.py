@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from parity.diagnose.edits.edit import EVERYWHERE, SOLVED, Edit, Explanation
 from parity.diagnose.edits.kinds import proposals
 from parity.diagnose.edits.search import Bases, scopes, solve_edits
+from parity.diagnose.solve import scaling_in_words
 from parity.subjects.torch_reference.operands import program_of
 from parity.subjects.torch_reference.program import operand_names
 
@@ -128,7 +129,8 @@ class NamedEdits:
         """Put what was found into one of the texts."""
         numbers = [edit.value for edit in found.edits if isinstance(edit.value, float)]
         first, scope = found.edits[0], found.scope.said
-        constants = trial.operands.constants
+        scaling = scaling_in_words(trial.reference.config.rope_scaling)
+        constants = trial.operands.constants | {"scaling": scaling}
         said = text.format(*numbers, edit=first.said, value=first.value, scope=scope, **constants)
         return said.rstrip()
 

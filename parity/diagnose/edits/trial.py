@@ -255,7 +255,7 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
             return None
         seen["made"] = _wide(evidence.written[evidence.layer][list(HELD_TAPS).index(tap)])
     target = seen.pop(tap)
-    compared = _compared(evidence, target)
+    compared = compared_cells(evidence, target)
     call = len(evidence.sizes) - 1, stop - start
     found = OperatorTrial(
         tap, evidence.layer, program, seen, target, compared, reference, evidence.lane, call
@@ -272,7 +272,7 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
         return None
 
 
-def _compared(evidence: Evidence, target: Tensor) -> Tensor:
+def compared_cells(evidence: Evidence, target: Tensor) -> Tensor:
     """Return which cells of a tap count: of real tokens, and of visible keys."""
     valid, letters = torch.from_numpy(np.array(evidence.valid)), axes_of(evidence.short)
     if "B" not in letters:

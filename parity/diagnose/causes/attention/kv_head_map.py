@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
+from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
 from parity.diagnose.operators import group_heads, products
@@ -26,6 +27,12 @@ CAUSE = Cause(
     taps=("attn_scores", "attn_context"),
     remedy="Repeat each kv head G times in a row (repeat_interleave), for keys and values alike.",
     rank=1,
+)
+
+EDITS = (
+    NamedEdits(
+        "{edit}", (Pattern("place", "kv_heads"),), "{edit}", "neighbours share one", searched=True
+    ),
 )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from jaxllama.config import RopeScaling
 from parity.diagnose.cause import Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation
@@ -85,18 +84,6 @@ def rounding(e: Evidence, table: np.ndarray) -> str | None:
     right = np.asarray(e.true_setup["rope.inv_freq"], np.float64)
     name = rounded_through(right, table)
     return None if name == "float32" else name
-
-
-def in_words(scaling: RopeScaling | None) -> str:
-    """Name a scaling by its numbers: `llama3 8/1/4/8192`."""
-    if scaling is None:
-        return "none"
-    if scaling.kind == "linear":
-        return f"linear {scaling.factor:g}"
-    return (
-        f"llama3 {scaling.factor:g}/{scaling.low_freq_factor:g}/{scaling.high_freq_factor:g}/"
-        f"{scaling.original_max_position_embeddings}"
-    )
 
 
 def ratio(table: np.ndarray, plain: np.ndarray) -> str:

@@ -10,14 +10,13 @@ from parity.diagnose.cause import Cause, Hypothesis
 from parity.diagnose.causes.rope.frequency_tables import (
     configured,
     effective_table,
-    in_words,
     of_table,
     ratio,
     rounding,
 )
 from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.solve import solve_frequencies
+from parity.diagnose.solve import scaling_in_words, solve_frequencies
 from parity.subjects.torch_reference.frequency_table import frequency_table
 
 CAUSE = Cause(
@@ -40,12 +39,18 @@ CAUSE = Cause(
     rank=2,
 )
 
-EDITS = tuple(
-    NamedEdits("{edit}", (pattern,), "{edit}", "the config's scaling", searched=True)
-    for pattern in (
-        Pattern("number", ("factor", "context", "low", "span", "longest", "shortest")),
-        *(Pattern("order", name) for name in ("scaled", "stretched", "slow", "blended")),
-    )
+EDITS = (
+    *(
+        NamedEdits("scaling none", (Pattern("order", name),), "none", "{scaling}", searched=True)
+        for name in ("scaled", "stretched")
+    ),
+    *(
+        NamedEdits("{edit}", (pattern,), "{edit}", "{scaling}", searched=True)
+        for pattern in (
+            Pattern("number", ("factor", "context", "low", "span", "longest", "shortest")),
+            *(Pattern("order", name) for name in ("slow", "blended")),
+        )
+    ),
 )
 
 
@@ -55,9 +60,9 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if table is None:
         return
     found = solve_frequencies(table.values, e.config, table.noise)
-    asked = in_words(e.config.rope_scaling)
+    asked = scaling_in_words(e.config.rope_scaling)
     if found.exact and found.theta == e.config.rope_theta:
-        said = f"scaling {in_words(found.scaling)}"
+        said = f"scaling {scaling_in_words(found.scaling)}"
         yield configured(e, Hypothesis(CAUSE.id, said, effective=said, configured=asked), found)
     plain = frequency_table(e.config.replace(rope_scaling=None))
     kept = np.isclose(table.values, plain, rtol=1e-6, atol=table.noise)

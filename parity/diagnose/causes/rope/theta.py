@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.rope.frequency_tables import configured, effective_table, in_words
+from parity.diagnose.causes.rope.frequency_tables import configured, effective_table
 from parity.diagnose.edits.named import NamedEdits, Pattern
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.solve import solve_frequencies
+from parity.diagnose.solve import scaling_in_words, solve_frequencies
 
 CAUSE = Cause(
     id="rope-theta",
@@ -51,7 +51,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         configured=f"{e.config.rope_theta:.6g}",
     )
     if found.scaling != e.config.rope_scaling:
-        said, asked = in_words(found.scaling), in_words(e.config.rope_scaling)
+        said, asked = scaling_in_words(found.scaling), scaling_in_words(e.config.rope_scaling)
         scaling = Hypothesis("rope-scaling", f"scaling {said}", effective=said, configured=asked)
         both = f"{theta.said}, {scaling.said}"
         theta = replace(theta, said=both, parts=(theta, scaling))

@@ -41,10 +41,15 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
             said = f"{name} is reversed along axis {axis}"
             yield Edit(trial.tap, ID, name, (), Reversed(axis), said, cost=1.3)
             size = value.shape[axis]
-            for groups in range(2, size // 2 + 1) if axis >= 2 and size <= MOST_REGROUPED else ():
+            for groups in range(2, size // 2 + 1) if _is_of_heads(value, axis) else ():
                 if size % groups == 0:
                     said = f"{name} is {groups} by {size // groups} transposed along axis {axis}"
                     yield Edit(trial.tap, ID, name, (), Regrouped(axis, groups), said, cost=1.3)
+
+
+def _is_of_heads(value: Tensor, axis: int) -> bool:
+    """Return whether an axis has heads or features, so few that they are laid out in groups."""
+    return (axis >= HEADS or value.ndim == 1) and value.shape[axis] <= MOST_REGROUPED
 
 
 def _moves(value: Tensor, axis: int) -> Iterator[tuple[int, bool]]:
