@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -239,18 +239,40 @@ class CauseReport(NamedCause):
 
 
 def verdict_of(
-    first: Divergence | None, witnesses: Sequence[WitnessResult], unmatched: Collection[str]
+    rows: Iterable[TapResult], witnesses: Sequence[WitnessResult], unmatched: Collection[str]
 ) -> Verdict:
-    """Return `inconclusive` first of all: without agreeing witnesses nothing is shown.
+    """Return the gravest that is certain: `divergent`, then what leaves the verdict open.
 
     Args:
-        first: where the subject diverges first, if it does.
+        rows: the subject's taps, judged.
         witnesses: what was seen of each.
         unmatched: taps that only one side has and has not declared.
     """
+    if any(_is_certain(row, witnesses, unmatched) for row in rows if not row.passed):
+        return "divergent"
     if unmatched or any(not row.agrees or row.unmatched for row in witnesses):
         return "inconclusive"
-    return "equal" if first is None else "divergent"
+    return "equal"
+
+
+def _is_certain(
+    row: TapResult, witnesses: Sequence[WitnessResult], unmatched: Collection[str]
+) -> bool:
+    """Return whether a failed row shows a divergence whatever else is open.
+
+    What is not shown takes nothing from what is, except that an operator alone may then be several,
+    whose rounding adds up. Where a witness contradicts the reference, either may be wrong: then the
+    subject must be farther from the reference than twice what the witness is, and so from both
+    than they are from each other.
+    """
+    if unmatched and row.mode == "isolated" and not row.beyond_rounding:
+        return False
+    contradicted = (
+        witness
+        for witness in witnesses
+        if not witness.agrees and (witness.lane, witness.scenario) == (row.lane, row.scenario)
+    )
+    return all(not one.problems and row.error > 2 * one.error for one in contradicted)
 
 
 @dataclass
@@ -284,9 +306,14 @@ class Result:
         return [row for row in self.witnesses if not row.agrees]
 
     @property
+    def is_open(self) -> bool:
+        """Whether something could not be compared or is in dispute, whatever else is certain."""
+        return verdict_of([], self.witnesses, self.unmatched) == "inconclusive"
+
+    @property
     def verdict(self) -> Verdict:
         """See `verdict_of`."""
-        return verdict_of(self.first_divergence, self.witnesses, self.unmatched)
+        return verdict_of(self.rows, self.witnesses, self.unmatched)
 
     @property
     def difference(self) -> DifferenceKind | None:

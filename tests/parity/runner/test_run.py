@@ -19,6 +19,7 @@ from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
 from parity.inputs import DECODE_STEPS, Inputs, decode_chunks
 from parity.lockstep.participants import Participant, Role
+from parity.report.wording import summary
 from parity.result import Result
 from parity.runner import forward, run
 from parity.subjects import select
@@ -127,6 +128,15 @@ def test_an_unmatched_tap_is_inconclusive() -> None:
     result = quick(subject=_Renames, modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
     assert result.unmatched == ("layers.1.up_proj", "layers.1.upper")
+
+
+def test_an_unmatched_tap_hides_no_divergence() -> None:
+    result = quick(subject=_Renames, modes="free", overrides=["rope_theta=1e6"])
+    assert (result.verdict, result.exit_code) == ("divergent", 1)
+    assert result.unmatched == ("layers.1.up_proj", "layers.1.upper")
+    assert result.cause is not None and result.cause.id == "rope-theta"
+    line = summary(result)[0]
+    assert "first divergence layers.0.q_rope (meaning)" in line and "2 taps unmatched" in line
 
 
 def test_a_wrong_shape_is_divergent_not_an_error() -> None:
