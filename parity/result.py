@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 # 1.0: first published.
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
-SCHEMA_VERSION = "1.1"
+# 1.2: `coverage.not_run`.
+SCHEMA_VERSION = "1.2"
+
+# The modes of a run, in the words of what was not run.
+MODE_WORDS = {"free": "free", "isolated": "isolated", "decode": "decode", "grad": "gradients"}
 
 Verdict = Literal["equal", "divergent", "inconclusive"]
 # What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
@@ -275,11 +279,21 @@ def _is_certain(
     return all(not one.problems and row.error > 2 * one.error for one in contradicted)
 
 
+def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[str, ...]:
+    """Return in words the modes that nothing was compared in, and why where that is known."""
+    run = {row.mode for row in rows}
+    return tuple(
+        f"{word} ({why[mode]})" if mode in why else word
+        for mode, word in MODE_WORDS.items()
+        if mode not in run
+    )
+
+
 @dataclass
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
+    `not_run` says in words which modes and scenarios were left out. `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
     stay out of the JSON document.
     """
 
@@ -296,6 +310,7 @@ class Result:
     command: str
     notes: list[str] = field(default_factory=list)
     cause: CauseReport | None = None
+    not_run: tuple[str, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -351,6 +366,7 @@ class Result:
                 "compared": self.compared,
                 "absent": list(self.absent),
                 "unmatched": list(self.unmatched),
+                "not_run": list(self.not_run),
             },
             "tolerance": self.tolerance,
             "environment": self.environment,

@@ -40,6 +40,7 @@ def summary(result: Result) -> list[str]:
     first = result.first_divergence
     return [
         headline(result),
+        *not_run_lines(result),
         *([] if first is None else divergence_lines(first, result)),
         *cause_lines(result),
         *inconclusive_lines(result),
@@ -82,6 +83,12 @@ def _kind(result: Result) -> str | None:
     if result.difference == "not judged" or not result.shows_meaning:
         return "meaning not judged"
     return result.difference
+
+
+def not_run_lines(result: Result) -> Iterable[str]:
+    """Say what the verdict is not about; older results do not know."""
+    if result.not_run:
+        yield f"not run: {'; '.join(result.not_run)}"
 
 
 def machine_lines(result: Result) -> Iterable[str]:

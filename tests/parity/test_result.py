@@ -109,7 +109,13 @@ def test_taps_are_counted_once_however_often_they_are_compared() -> None:
 
 def test_the_document_survives_a_round_trip() -> None:
     rows = [row("embed"), row("layers.0.q_rope", failed=True, problems=("a problem",))]
-    found = result(rows, absent=("layers.attn_probs",), notes=["a note"], timing={"forward_s": 1.5})
+    found = result(
+        rows,
+        absent=("layers.attn_probs",),
+        notes=["a note"],
+        not_run=("gradients",),
+        timing={"forward_s": 1.5},
+    )
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert set(document) == DOCUMENT
     assert document["schema_version"] == SCHEMA_VERSION
@@ -124,6 +130,7 @@ def test_the_document_survives_a_round_trip() -> None:
         "compared": 2,
         "absent": ["layers.attn_probs"],
         "unmatched": [],
+        "not_run": ["gradients"],
     }
     assert document["witnesses"][0]["agrees"] is True
 
