@@ -293,8 +293,8 @@ def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[st
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `not_run` says in words which modes and scenarios were left out. `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
-    stay out of the JSON document.
+    `not_run` says in words which modes and scenarios were left out. `snapshots` (one a pass) and
+    `texts` (of each scenario's tokens, by row) are for drawings, and stay out of the JSON document.
     """
 
     rows: list[TapResult]
