@@ -17,8 +17,9 @@ from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
+from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import find_cause, refine_difference
-from parity.inputs import Inputs, decode_chunks, inputs_facts
+from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
@@ -166,6 +167,7 @@ def run(
         if first is not None:
             cause = find_cause(first, rows, shown, opened, make, decode_chunks)
             first = refine_difference(first, cause)
+        casts = [] if first is not None else _casts(plan, make, inputs, opened)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
@@ -188,6 +190,7 @@ def run(
             *encoding_notes,
             *([streamed.NOTE] if stream else ()),
             *one_hot.notes(rows, plan.dtypes),
+            *casts,
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
         ],
         timing={
@@ -233,6 +236,16 @@ def _expected(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int
     if plan.grad_scenarios:
         names += gradient_names(layers, tied=config.tie_word_embeddings)
     return len(names)
+
+
+def _casts(
+    plan: Plan, make: select.SubjectFactory, inputs: Sequence[Inputs], checkpoint: Checkpoint
+) -> list[str]:
+    """Return what is to be said of the casts of a subject without a divergence."""
+    if "isolated" not in plan.modes or LANE not in plan.dtypes:
+        return []
+    smallest = min(batch_alike(inputs), key=lambda parts: sum(one.tokens.size for one in parts))
+    return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
 
 
 def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
