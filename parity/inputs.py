@@ -49,10 +49,14 @@ class Inputs:
 
 
 def batch_alike(inputs: Sequence[Inputs]) -> list[list[Inputs]]:
-    """Group scenarios that can run as one batch: of one length, and masked by the same rules."""
-    groups: dict[tuple[int, int | None, bool], list[Inputs]] = {}
+    """Group scenarios that can run as one batch: of one length, and masked by the same rules.
+
+    A single row stays by itself: so it is run in use, and code that treats one row apart shows.
+    """
+    groups: dict[tuple[bool, int, int | None, bool], list[Inputs]] = {}
     for one in inputs:
-        rules = one.tokens.shape[1], one.window, one.segments is None
+        batch, columns = one.tokens.shape
+        rules = batch == 1, columns, one.window, one.segments is None
         groups.setdefault(rules, []).append(one)
     return list(groups.values())
 

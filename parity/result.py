@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 # 1.0: first published.
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
-SCHEMA_VERSION = "1.1"
+# 1.2: `coverage.not_run`.
+SCHEMA_VERSION = "1.2"
+
+# The modes of a run, in the words of what was not run.
+MODE_WORDS = {"free": "free", "isolated": "isolated", "decode": "decode", "grad": "gradients"}
 
 Verdict = Literal["equal", "divergent", "inconclusive"]
 # What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
@@ -239,26 +243,58 @@ class CauseReport(NamedCause):
 
 
 def verdict_of(
-    first: Divergence | None, witnesses: Sequence[WitnessResult], unmatched: Collection[str]
+    rows: Iterable[TapResult], witnesses: Sequence[WitnessResult], unmatched: Collection[str]
 ) -> Verdict:
-    """Return `inconclusive` first of all: without agreeing witnesses nothing is shown.
+    """Return the gravest that is certain: `divergent`, then what leaves the verdict open.
 
     Args:
-        first: where the subject diverges first, if it does.
+        rows: the subject's taps, judged.
         witnesses: what was seen of each.
         unmatched: taps that only one side has and has not declared.
     """
+    if any(_is_certain(row, witnesses, unmatched) for row in rows if not row.passed):
+        return "divergent"
     if unmatched or any(not row.agrees or row.unmatched for row in witnesses):
         return "inconclusive"
-    return "equal" if first is None else "divergent"
+    return "equal"
+
+
+def _is_certain(
+    row: TapResult, witnesses: Sequence[WitnessResult], unmatched: Collection[str]
+) -> bool:
+    """Return whether a failed row shows a divergence whatever else is open.
+
+    What is not shown takes nothing from what is, except that an operator alone may then be several,
+    whose rounding adds up. Where a witness contradicts the reference, either may be wrong: then the
+    subject must be farther from the reference than twice what the witness is, and so from both
+    than they are from each other.
+    """
+    if unmatched and row.mode == "isolated" and not row.beyond_rounding:
+        return False
+    contradicted = (
+        witness
+        for witness in witnesses
+        if not witness.agrees and (witness.lane, witness.scenario) == (row.lane, row.scenario)
+    )
+    return all(not one.problems and row.error > 2 * one.error for one in contradicted)
+
+
+def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[str, ...]:
+    """Return in words the modes that nothing was compared in, and why where that is known."""
+    run = {row.mode for row in rows}
+    return tuple(
+        f"{word} ({why[mode]})" if mode in why else word
+        for mode, word in MODE_WORDS.items()
+        if mode not in run
+    )
 
 
 @dataclass
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for drawings, and
-    stay out of the JSON document.
+    `not_run` says in words which modes and scenarios were left out. `snapshots` (one a pass) and
+    `texts` (of each scenario's tokens, by row) are for drawings, and stay out of the JSON document.
     """
 
     rows: list[TapResult]
@@ -274,6 +310,7 @@ class Result:
     command: str
     notes: list[str] = field(default_factory=list)
     cause: CauseReport | None = None
+    not_run: tuple[str, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -284,9 +321,14 @@ class Result:
         return [row for row in self.witnesses if not row.agrees]
 
     @property
+    def is_open(self) -> bool:
+        """Whether something could not be compared or is in dispute, whatever else is certain."""
+        return verdict_of([], self.witnesses, self.unmatched) == "inconclusive"
+
+    @property
     def verdict(self) -> Verdict:
         """See `verdict_of`."""
-        return verdict_of(self.first_divergence, self.witnesses, self.unmatched)
+        return verdict_of(self.rows, self.witnesses, self.unmatched)
 
     @property
     def difference(self) -> DifferenceKind | None:
@@ -324,6 +366,7 @@ class Result:
                 "compared": self.compared,
                 "absent": list(self.absent),
                 "unmatched": list(self.unmatched),
+                "not_run": list(self.not_run),
             },
             "tolerance": self.tolerance,
             "environment": self.environment,

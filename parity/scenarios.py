@@ -31,6 +31,8 @@ SCENARIOS = (
     "mixed_lengths",
 )
 DEFAULT_SCENARIOS = SCENARIOS[:4]
+# Ragged batches, the one that a cache is tried on first: each row's last tokens are real.
+RAGGED = ("left_padded", "mixed_lengths", "right_padded")
 
 # Prime, so that they equal no batch, head or window size, and no block size divides them. The
 # first is long because wrong rotations hide in short prompts: an angle nobody sees at token 4 is
@@ -93,9 +95,10 @@ class Shape:
     length: int
 
     @property
-    def batch(self) -> tuple[str | None, int]:
+    def batch(self) -> tuple[str | None, bool, int]:
         """What scenarios that `batch_alike` puts together have in common."""
-        return self.name if self.name in ("packed", "windowed") else None, self.length
+        alone = self.name if self.name in ("packed", "windowed") else None
+        return alone, self.rows == 1, self.length
 
 
 def shape(

@@ -27,8 +27,12 @@ def run_command(
         typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all, which is usual."),
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="free, isolated, decode, grad, several with commas, or all.")
-    ] = "free,isolated",
+        str | None,
+        typer.Option(
+            help="free, isolated, decode, grad, several with commas, or all; all but grad is "
+            "usual, decode with one ragged scenario."
+        ),
+    ] = None,
     scenario: options.Scenario = None,
     subject: Annotated[
         str,

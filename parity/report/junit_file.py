@@ -35,6 +35,8 @@ def document(result: Result) -> str:
     suite = ET.Element("testsuite", name="parity")
     properties = ET.SubElement(suite, "properties")
     told = [("verdict", result.verdict), ("command", result.command)]
+    if result.not_run:
+        told.append(("not run", "; ".join(result.not_run)))
     if "machine" in result.environment:  # older results name none
         told.append(("machine", result.environment["machine"]["line"]))
     for name, value in told:

@@ -18,6 +18,7 @@ from parity.report.wording import (
     logits_figures,
     machine_lines,
     nearest,
+    not_run_lines,
 )
 from parity.result import Result, TapResult, WitnessResult
 from parity.taps import LAYER_TAPS, split_name
@@ -37,6 +38,7 @@ def show(result: Result, console: Console) -> None:
     verdict = Text(headline(result))
     verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
     console.print(verdict, soft_wrap=True)
+    say(not_run_lines(result))
     say(machine_lines(result))
     if result.first_divergence is not None:
         say(divergence_lines(result.first_divergence, result))

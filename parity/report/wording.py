@@ -40,6 +40,7 @@ def summary(result: Result) -> list[str]:
     first = result.first_divergence
     return [
         headline(result),
+        *not_run_lines(result),
         *([] if first is None else divergence_lines(first, result)),
         *cause_lines(result),
         *inconclusive_lines(result),
@@ -58,7 +59,23 @@ def headline(result: Result) -> str:
     line = f"{result.verdict}: {taps} taps in {', '.join(lanes)}{against}"
     if result.first_divergence is not None:
         line += f"; first divergence {result.first_divergence.row.tap}"
-    return line if (kind := _kind(result)) is None else f"{line} ({kind})"
+    if (kind := _kind(result)) is not None:
+        line += f" ({kind})"
+    # What does not decide the verdict is said beside it.
+    return "; ".join([line, *_open(result)] if result.verdict == "divergent" else [line])
+
+
+def _open(result: Result) -> Iterable[str]:
+    """Yield in a few words what could not be compared or is in dispute."""
+    if result.unmatched:
+        count = len(result.unmatched)
+        yield f"{count} tap{'s' * (count > 1)} unmatched"
+    for said, names in (
+        ("unmatched taps of", [w.witness for w in result.witnesses if w.unmatched]),
+        ("witnesses disagree:", [w.witness for w in result.disagreeing]),
+    ):
+        if names:
+            yield f"{said} {', '.join(dict.fromkeys(names))}"
 
 
 def _kind(result: Result) -> str | None:
@@ -66,6 +83,12 @@ def _kind(result: Result) -> str | None:
     if result.difference == "not judged" or not result.shows_meaning:
         return "meaning not judged"
     return result.difference
+
+
+def not_run_lines(result: Result) -> Iterable[str]:
+    """Say what the verdict is not about; older results do not know."""
+    if result.not_run:
+        yield f"not run: {'; '.join(result.not_run)}"
 
 
 def machine_lines(result: Result) -> Iterable[str]:
@@ -183,7 +206,9 @@ def cause_lines(result: Result) -> Iterable[str]:
 
 
 def inconclusive_lines(result: Result) -> Iterable[str]:
-    """Yield why no verdict could be reached: witnesses that disagree, and what they would take."""
+    """Yield what leaves a verdict open, or would without a certain divergence: witnesses that
+    disagree, and what could not be compared.
+    """
     for row in result.disagreeing:
         yield (
             f"witnesses disagree: {row.witness} ({row.lane}, {row.scenario}) is {row.rho:.3g} "

@@ -16,7 +16,7 @@ from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.participants import Participant, Role
-from parity.result import Result
+from parity.result import Result, modes_not_run
 from parity.subjects.traces import TraceSubject
 from parity.taps import expected_names
 from parity.trace import Trace, read_capture
@@ -79,6 +79,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         checkpoint=dict(first.checkpoint),
         command=join(["parity", "compare", str(subject), str(reference)]),
         notes=notes,
+        not_run=modes_not_run(rows, {"isolated": "captures are of whole runs"}),
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
         snapshots=found.snapshots,
     )

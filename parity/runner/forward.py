@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from jaxllama.checkpoint import Checkpoint
@@ -22,33 +23,52 @@ from parity.noise import one_hot
 from parity.subjects.base import Subject, require_decoding
 from parity.subjects.torch_reference.subject import TorchReference
 
-Chunks = Callable[[Inputs], list[int]]
+
+@dataclass(frozen=True)
+class Pass:
+    """What is run together.
+
+    Attributes:
+        parts: scenarios, as one batch.
+        modes: `free` and `isolated`, or `decode` by itself.
+        chunks: columns per call of a run through caches; None where all are given at once.
+    """
+
+    parts: Sequence[Inputs]
+    modes: tuple[str, ...]
+    chunks: Sequence[int] | None = None
 
 
-def passes_of(modes: Collection[str]) -> list[tuple[tuple[str, ...], Chunks | None]]:
-    """Return the passes one scenario takes: free and isolated together, decode by itself."""
+def passes_of(
+    modes: Collection[str], inputs: Sequence[Inputs], decoded: Collection[str]
+) -> list[Pass]:
+    """Return the passes of a run: free and isolated together, through caches by itself.
+
+    Args:
+        modes: of `free`, `isolated` and others.
+        inputs: the scenarios.
+        decoded: names of those that are run through caches.
+    """
     whole = tuple(mode for mode in modes if mode in ("free", "isolated"))
-    passes: list[tuple[tuple[str, ...], Chunks | None]] = [(whole, None)] if whole else []
-    if "decode" in modes:
-        passes.append((("decode",), decode_chunks))
+    passes = []
+    for group in batch_alike(inputs):
+        if whole:
+            passes.append(Pass(group, whole))
+        if cached := [one for one in group if one.name in decoded]:
+            passes.append(Pass(cached, ("decode",), decode_chunks(cached[0])))
     return passes
 
 
-def count_stages(modes: Collection[str], inputs: Sequence[Inputs], layers: int) -> int:
+def count_stages(passes: Sequence[Pass], layers: int) -> int:
     """Return how many stages `compare_forward` takes, and so how often it tells its progress."""
-    return sum(
-        (layers + 2) * (1 if chunks is None else len(chunks(group[0])))
-        for _, chunks in passes_of(modes)
-        for group in batch_alike(inputs)
-    )
+    return sum((layers + 2) * len(one.chunks or [0]) for one in passes)
 
 
 def compare_forward(
     checkpoint: Checkpoint,
     subjects: Mapping[str, Subject],
     references: Collection[str],
-    modes: Collection[str],
-    inputs: Sequence[Inputs],
+    passes: Sequence[Pass],
     progress: Callable[[str], None],
     timer: Timer,
 ) -> list[PassResult]:
@@ -58,44 +78,44 @@ def compare_forward(
         checkpoint: what all run.
         subjects: what is judged, by dtype.
         references: witnesses asked for.
-        modes: of `free`, `isolated`, `decode`.
-        inputs: the scenarios.
+        passes: what is run, see `passes_of`.
         progress: called with what is under way after every stage.
         timer: counts what it costs.
 
     Returns:
-        One for each pass of each group of scenarios that are run as one batch, and that of the
-        probe.
+        One for each pass, and that of the probe.
 
     Raises:
         InputError: a subject that offers no run through a cache.
     """
+    modes = {mode for one in passes for mode in one.modes}
     if "decode" in modes:
         for subject in subjects.values():
             require_decoding(subject)
     f64_reference = TorchReference(checkpoint, dtype="f64")
     summed = summed_taps(f64_reference)
     participants = participants_for(checkpoint, f64_reference, subjects, references, modes)
-    groups, found = batch_alike(inputs), []
-    for group in groups:
-        names = " ".join(one.name for one in group)
-        for together, chunks in passes_of(modes):
-            release_freed_memory()
-            run = partial(
-                run_lockstep,
-                parts=group,
-                reference=f64_reference,
-                modes=together,
-                layers=checkpoint.config.num_hidden_layers,
-                chunks=None if chunks is None else chunks(group[0]),
-                summed=summed,
-                timer=timer,
-                progress=partial(progress, f"{names} {together[-1]}"),
-            )
-            found.append(run_until_sure(run, participants, partial(further_variants, checkpoint)))
-    misshapen = any(row.misshapen for one in found for row in one.rows)
+    found = []
+    for one in passes:
+        names = " ".join(part.name for part in one.parts)
+        release_freed_memory()
+        run = partial(
+            run_lockstep,
+            parts=one.parts,
+            reference=f64_reference,
+            modes=one.modes,
+            layers=checkpoint.config.num_hidden_layers,
+            chunks=one.chunks,
+            summed=summed,
+            timer=timer,
+            progress=partial(progress, f"{names} {one.modes[-1]}"),
+        )
+        found.append(run_until_sure(run, participants, partial(further_variants, checkpoint)))
+    misshapen = any(row.misshapen for record in found for row in record.rows)
     if one_hot.probes_products(modes, tuple(subjects)) and not misshapen:
-        smallest = join_inputs(min(groups, key=lambda group: sum(i.tokens.size for i in group)))
+        smallest = join_inputs(
+            min((one.parts for one in passes), key=lambda parts: sum(i.tokens.size for i in parts))
+        )
         rows = one_hot.probe_products(subjects["f32"], smallest, summed, checkpoint.config)
         found.append(PassResult(rows))
     # With it go the float64 weights that the reference holds for decoding.

@@ -77,6 +77,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
             checkpoint=document["checkpoint"],
             command=join(["parity", "recheck", str(path), *(f"--limit={text}" for text in limits)]),
             notes=document["notes"],
+            not_run=tuple(coverage.get("not_run", ())),
             timing=document["timing"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -6,7 +6,7 @@ import importlib
 import resource
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,37 @@ from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
+from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import find_cause, refine_difference
-from parity.inputs import Inputs, decode_chunks, inputs_facts
+from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, apply_overrides, choose, choose_dtypes, override_texts
-from parity.result import Result
+from parity.result import MODE_WORDS, Result, TapResult, modes_not_run
 from parity.runner import environment, forward, gradients
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
+from parity.scenarios import (
+    DEFAULT_SCENARIOS,
+    RAGGED,
+    SCENARIOS,
+    Prompt,
+    Shape,
+    Tokenizer,
+    scenario,
+    shape,
+)
 from parity.subjects import select
-from parity.subjects.base import require_gradients
+from parity.subjects.base import Subject, can_decode, require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 
-MODES = ("free", "isolated", "decode", "grad")
+MODES = tuple(MODE_WORDS)
+# What users run, but for training: that is asked for. Each as far as the subject is able.
+DEFAULT_MODES = ("free", "isolated", "decode")
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,18 +57,33 @@ jax.monitoring.register_event_duration_secs_listener(timing.on_event)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, checked."""
+    """What to run, checked.
+
+    Attributes:
+        usual: no modes were asked for: those of `DEFAULT_MODES` that the subject is able to.
+    """
 
     reference: tuple[str, ...]
     dtypes: tuple[str, ...]
     modes: tuple[str, ...]
     scenarios: tuple[str, ...]
     overrides: tuple[str, ...]
+    usual: bool
 
     @property
     def forward_scenarios(self) -> tuple[str, ...]:
         """What is run forwards."""
         return self.scenarios if set(self.modes) - {"grad"} else ()
+
+    @property
+    def decode_scenarios(self) -> tuple[str, ...]:
+        """What is run through caches: all if asked for, else one, for each call's shape is
+        compiled anew.
+        """
+        if "decode" not in self.modes:
+            return ()
+        ragged = [name for name in RAGGED if name in self.scenarios]
+        return tuple(ragged[:1]) if self.usual else self.scenarios
 
     @property
     def grad_scenarios(self) -> tuple[str, ...]:
@@ -73,7 +100,7 @@ def run(
     *,
     reference: str | Sequence[str] = "torch",
     dtypes: Dtypes = None,
-    modes: str | Sequence[str] = ("free", "isolated"),
+    modes: str | Sequence[str] | None = None,
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
     overrides: Overrides = (),
     prompt: Prompt | None = None,
@@ -92,7 +119,8 @@ def run(
             meaning, the others rounding.
         modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
             caches), `grad` (the loss and its gradients; of the scenarios in
-            `parity.runner.gradients.SCENARIOS` unless others are given).
+            `parity.runner.gradients.SCENARIOS` unless others are given). By default the first
+            three, as far as the subject is able to, caches with one ragged scenario alone.
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
             values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
@@ -115,6 +143,7 @@ def run(
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
         dtypes = streamed.DTYPES if dtypes is None else dtypes
+        modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
     plan = _plan(reference, lanes, modes, scenarios, overrides)
     if stream:
@@ -138,12 +167,14 @@ def run(
         if first is not None:
             cause = find_cause(first, rows, shown, opened, make, decode_chunks)
             first = refine_difference(first, cause)
+        casts = [] if first is not None else _casts(plan, make, inputs, opened)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
         witnesses=found.witnesses,
-        expected=_expected(plan, config),
+        expected=_expected(plan, rows, config),
+        not_run=_not_run(plan, rows),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -159,6 +190,7 @@ def run(
             *encoding_notes,
             *([streamed.NOTE] if stream else ()),
             *one_hot.notes(rows, plan.dtypes),
+            *casts,
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
         ],
         timing={
@@ -179,30 +211,54 @@ def run(
 def _plan(
     reference: str | Sequence[str],
     dtypes: str | Sequence[str],
-    modes: str | Sequence[str],
+    modes: str | Sequence[str] | None,
     scenarios: str | Sequence[str],
     overrides: Overrides,
 ) -> Plan:
     plan = Plan(
         reference=choose("--reference", reference, select.WITNESSES),
         dtypes=choose_dtypes(dtypes),
-        modes=choose("--mode", modes, MODES),
+        modes=choose("--mode", DEFAULT_MODES if modes is None else modes, MODES),
         scenarios=choose("--scenario", scenarios, SCENARIOS),
         overrides=override_texts(overrides),
+        usual=modes is None,
     )
     if "grad" in plan.modes:
         gradients.lanes_for(plan.dtypes)
     return plan
 
 
-def _expected(plan: Plan, config: LlamaConfig) -> int:
-    """Return how many different taps the plan's modes are about."""
+def _expected(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int:
+    """Return how many different taps the modes are about that were run."""
     layers, names = config.num_hidden_layers, []
     if plan.forward_scenarios:
-        names += expected_names(layers, cache="decode" in plan.modes)
+        names += expected_names(layers, cache=any(row.mode == "decode" for row in rows))
     if plan.grad_scenarios:
         names += gradient_names(layers, tied=config.tie_word_embeddings)
     return len(names)
+
+
+def _casts(
+    plan: Plan, make: select.SubjectFactory, inputs: Sequence[Inputs], checkpoint: Checkpoint
+) -> list[str]:
+    """Return what is to be said of the casts of a subject without a divergence."""
+    if "isolated" not in plan.modes or LANE not in plan.dtypes:
+        return []
+    smallest = min(batch_alike(inputs), key=lambda parts: sum(one.tokens.size for one in parts))
+    return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
+
+
+def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
+    """Return what of all that could be run was not, in words, and why if it was to be."""
+    why = {}
+    if "isolated" in plan.modes:
+        why["isolated"] = "the subject takes no values"
+    if plan.decode_scenarios:
+        why["decode"] = "the subject shows no cache"
+    run = {row.scenario for row in rows}
+    left = [name for name in SCENARIOS if name not in run]
+    scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
+    return (*modes_not_run(rows, why), *([scenarios] if left else []))
 
 
 def _inputs(
@@ -244,10 +300,8 @@ def _compare(
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
-    modes = [mode for mode in plan.modes if mode != "grad"]
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
-    total = forward.count_stages(modes, inputs, layers) + (layers + 2) * len(differentiated)
-    done = 0
+    done, total = 0, (layers + 2) * len(differentiated)
 
     def report(what: str) -> None:
         nonlocal done
@@ -262,8 +316,10 @@ def _compare(
         subjects = {lane: make(lane) for lane in plan.dtypes}
         for lane in grad_lanes:  # told before hours of other modes
             require_gradients(subjects[lane])
+        passes = forward.passes_of(plan.modes, inputs, _decoded(plan, subjects.values()))
+        total += forward.count_stages(passes, layers)
         found += forward.compare_forward(
-            checkpoint, subjects, plan.reference, modes, inputs, report, timer
+            checkpoint, subjects, plan.reference, passes, report, timer
         )
         del subjects
         seconds["forward_s"] = time.perf_counter() - began
@@ -275,6 +331,16 @@ def _compare(
         )
         seconds["grad_s"] = time.perf_counter() - began
     return found, seconds
+
+
+def _decoded(plan: Plan, subjects: Iterable[Subject]) -> list[str]:
+    """Return what is run through caches: by default nothing where a subject has none."""
+    judged = list(subjects)
+    return [
+        name
+        for name in plan.decode_scenarios
+        if not plan.usual or all(can_decode(subject, name) for subject in judged)
+    ]
 
 
 def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:
@@ -299,7 +365,8 @@ def _command(
     name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
     words = ["parity", "run", name]
     words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
-    words += ["--mode", ",".join(plan.modes)]
+    if not plan.usual:
+        words += ["--mode", ",".join(plan.modes)]
     if plan.scenarios != DEFAULT_SCENARIOS:  # gradients have another default than the rest
         words += ["--scenario", ",".join(plan.scenarios)]
     for assignment in plan.overrides:

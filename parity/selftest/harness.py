@@ -181,7 +181,7 @@ class Harness:
                 c = self.checkpoint.config
                 record.rows += one_hot.probe_products(subject, inputs, self._summed, c)
         first = first_divergence(record.rows)
-        verdict = verdict_of(first, record.witnesses, record.unmatched)
+        verdict = verdict_of(record.rows, record.witnesses, record.unmatched)
         return Outcome(verdict, first, figures=figures(record.rows))
 
     def check_fault(self, fault: Fault) -> Outcome:

@@ -6,7 +6,7 @@ K kv heads, G = N // K, H head dim, D model dim, F mlp dim, V vocabulary, L laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -187,6 +187,14 @@ def chunk_ranges(inputs: Inputs, chunks: Sequence[int]) -> list[tuple[int, int]]
         )
     stops = list(accumulate(chunks))
     return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def can_decode(subject: Subject, scenario: str) -> bool:
+    """Return whether a subject runs a scenario through a cache; traces do what was captured."""
+    captured: Collection[tuple[str, str]] | None = getattr(subject, "captured", None)
+    return hasattr(subject, "start_decode") and (
+        captured is None or (scenario, "decode") in captured
+    )
 
 
 def require_decoding(subject: Subject) -> CachedSubject:

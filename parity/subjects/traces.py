@@ -33,6 +33,9 @@ class TraceSubject:
 
     Args:
         traces: its runs over several scenarios and modes.
+
+    Attributes:
+        captured: scenario and mode of each.
     """
 
     can_force = False
@@ -44,6 +47,7 @@ class TraceSubject:
         self.internal_dtype = info.internal_dtype
         self.absent = frozenset(info.absent)
         self._traces = {(one.info.scenario, one.info.mode): one for one in traces}
+        self.captured = frozenset(self._traces)
 
     def start(self, inputs: Inputs) -> TraceRun:
         return TraceRun(self._find(inputs, "free"))

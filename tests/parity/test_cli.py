@@ -63,7 +63,8 @@ def outline(said: str) -> list[str]:
     """Return the lines below the first without their figures, which hang on the run's length."""
     below = takewhile(str.strip, said.splitlines()[1:])  # tables follow a blank line
     lines = [re.sub(r"-?\d[\d.]*(e[+-]?\d+)?", "#", line) for line in below]
-    left_out = "largest element", "machine: "  # the one may be missing, the other is shortened
+    # One may be missing, of one scenario more is not run, one is shortened.
+    left_out = "largest element", "not run: ", "machine: "
     return [line for line in lines if not any(said in line for said in left_out)]
 
 
@@ -81,11 +82,18 @@ def test_equal(parity, tmp_path: Path) -> None:
 def test_divergent(parity) -> None:
     ran = parity("run", *SMALL, "--override", "rope_theta=1e6")
     assert ran.code == 1
-    first, machine, where = ran.out.splitlines()[:3]
+    first, left, machine, where = ran.out.splitlines()[:4]
+    assert left.startswith("not run: decode; gradients; scenarios long_positions, ")
     assert first.startswith("divergent: ") and first.endswith("layers.0.q_rope (meaning)")
     assert machine.startswith("machine: ") and "layers.0.q_rope" in where
     assert "flagged: rope.inv_freq" in ran.out
     assert outline(shown_in_readme("divergent")) == outline(ran.out)
+
+
+@pytest.mark.parametrize("verdict", ["equal", "divergent"])
+def test_readme_says_what_the_default_run_leaves_out(parity, verdict: str) -> None:
+    ran = parity("run", "tiny", "--dtype", "f64", "--length", "7")
+    assert shown_in_readme(verdict).splitlines()[1] == ran.out.splitlines()[1]
 
 
 def test_an_outline_keeps_words_and_drops_figures() -> None:

@@ -51,10 +51,35 @@ def test_divergent() -> None:
         {"unmatched": ("layers.0.sorcery",)},
     ],
 )
-def test_inconclusive_whether_or_not_anything_diverged(changes: dict[str, object]) -> None:
-    for failed in (False, True):
-        found = result([row("embed", failed=failed)], **changes)
-        assert (found.verdict, found.exit_code) == ("inconclusive", 3)
+def test_what_leaves_a_verdict_open_hides_no_certain_divergence(changes: dict[str, object]) -> None:
+    found = result([row("embed")], **changes)
+    assert (found.verdict, found.exit_code) == ("inconclusive", 3)
+    found = result([row("embed", failed=True, scenario="packed")], **changes)
+    assert (found.verdict, found.exit_code, found.is_open) == ("divergent", 1, True)
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1.9e-3, "inconclusive"), (2.1e-3, "divergent")])
+def test_where_a_witness_contradicts_the_reference_a_divergence_is_from_both(
+    error: float, verdict: str
+) -> None:
+    wrong = witness_row(witness="hf", rho=9e9, error=1e-3)
+    failed = row("embed", failed=True, error=error)
+    assert result([failed], witnesses=[witness_row(), wrong]).verdict == verdict
+    elsewhere = witness_row(witness="hf", rho=9e9, error=1e-3, lane="bf16")
+    assert result([failed], witnesses=[elsewhere]).verdict == "divergent"
+    for unfit in ({"problems": ("embed: shape",)}, {"error": math.nan}, {"error": math.inf}):
+        witness = witness_row(**{"witness": "hf", "rho": 9e9, "error": 0.0} | unfit)
+        assert result([failed], witnesses=[witness]).verdict == "inconclusive"
+
+
+def test_an_operator_that_may_be_several_may_round_as_several() -> None:
+    several = {"lane": "bf16", "mode": "isolated", "limit": 2.0, "rho": 3.0, "peak_rho": 3.0}
+    gap = {"unmatched": ("layers.0.q_proj",)}
+    assert result([row("embed", failed=True, **several)]).verdict == "divergent"
+    assert result([row("embed", failed=True, **several)], **gap).verdict == "inconclusive"
+    for certain in ({"rho": 201.0}, {"mode": "free"}, {"structural": True}):
+        failed = row("embed", failed=True, **several | certain)
+        assert result([failed], **gap).verdict == "divergent"
 
 
 def test_bad_input_has_an_exit_code_of_its_own() -> None:
@@ -84,7 +109,13 @@ def test_taps_are_counted_once_however_often_they_are_compared() -> None:
 
 def test_the_document_survives_a_round_trip() -> None:
     rows = [row("embed"), row("layers.0.q_rope", failed=True, problems=("a problem",))]
-    found = result(rows, absent=("layers.attn_probs",), notes=["a note"], timing={"forward_s": 1.5})
+    found = result(
+        rows,
+        absent=("layers.attn_probs",),
+        notes=["a note"],
+        not_run=("gradients",),
+        timing={"forward_s": 1.5},
+    )
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert set(document) == DOCUMENT
     assert document["schema_version"] == SCHEMA_VERSION
@@ -99,6 +130,7 @@ def test_the_document_survives_a_round_trip() -> None:
         "compared": 2,
         "absent": ["layers.attn_probs"],
         "unmatched": [],
+        "not_run": ["gradients"],
     }
     assert document["witnesses"][0]["agrees"] is True
 

@@ -192,6 +192,8 @@ def test_scenarios_of_one_length_and_rule_share_a_batch() -> None:
     names = [[one.name for one in group] for group in groups]
     ragged = ["long_positions", "right_padded", "left_padded", "mixed_lengths"]
     assert names == [["causal"], ragged, ["packed"], ["windowed"]]
+    same = batch_alike([build(name, length=17) for name in SCENARIOS])
+    assert [[one.name for one in group] for group in same] == names  # one row stays alone
     batch = join_inputs(groups[1])
     start = 0
     for part in groups[1]:

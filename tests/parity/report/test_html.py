@@ -242,3 +242,10 @@ def test_pictures_stay_out_of_the_json_document() -> None:
     found = pictured(rotated)
     assert kept(found).keys() == kept(result(found.rows)).keys()
     assert len(json.dumps(kept(found))) < 200_000
+
+
+def test_what_is_open_has_a_card_beside_a_divergence_too() -> None:
+    failed, gap = row("embed", failed=True), {"unmatched": ("layers.0.up_proj",)}
+    assert "What is open besides" in html_file.page(result([failed], **gap))
+    assert "Why it is open" in html_file.page(result([row("embed")], **gap))
+    assert 'id="open"' not in html_file.page(result([failed]))

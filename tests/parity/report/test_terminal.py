@@ -130,6 +130,24 @@ def test_why_a_run_is_inconclusive() -> None:
     assert "unmatched taps of meta: logits" in text
 
 
+def test_a_divergence_is_said_first_and_in_the_same_line_what_is_open() -> None:
+    found = diverged(
+        unmatched=("layers.1.up_proj",),
+        witnesses=[
+            witness_row(),
+            witness_row(witness="hf", lane="bf16", rho=77.0),
+            witness_row(witness="meta", unmatched=("logits",)),
+        ],
+    )
+    text = shown(found)
+    line = text.splitlines()[0]
+    assert line.startswith("divergent: ") and "; first divergence " in line
+    assert line.endswith("; 1 tap unmatched; unmatched taps of meta; witnesses disagree: hf")
+    assert "unmatched taps of the subject: layers.1.up_proj" in text
+    assert "witnesses disagree: hf (bf16, causal) is 77 times the noise" in text
+    assert "unmatched" not in shown(diverged()).splitlines()[0]
+
+
 def test_a_decoding_step_is_named() -> None:
     text = shown(result([row("layers.0.q_rope", failed=True, mode="decode", step=4)]))
     assert "(f64, scenario causal, decode step 4)" in text

@@ -91,6 +91,14 @@ def test_a_wrong_capture_is_caught_and_placed(made: Path) -> None:
 def test_a_capture_is_judged_by_a_live_reference_with_its_cause(made: Path) -> None:
     options = {**RUN, "dtypes": "f64", "modes": "free"}
     assert parity.run(small(), subject=str(made / "jax"), **options).verdict == "equal"
+    usual = {**RUN, "dtypes": "f64", "modes": None}
+    held = from_traces(made / "jax")
+    result = parity.run(small(), subject=held, **usual)
+    assert {row.mode for row in result.rows} == {"free", "decode"}
+    assert result.not_run[0] == "isolated (the subject takes no values)"
+    held["f64"].captured = frozenset({("right_padded", "free")})
+    result = parity.run(small(), subject=held, **usual)
+    assert result.not_run[1] == "decode (the subject shows no cache)"
     result = parity.run(small(), subject=from_traces(made / "wrong"), **options)
     assert result.first_divergence is not None and result.cause is not None
     assert result.first_divergence.row.tap == "layers.0.q_rope"

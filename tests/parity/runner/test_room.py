@@ -39,7 +39,7 @@ def test_a_shape_is_that_of_what_is_built() -> None:
     [
         (["causal"], 1),
         (["packed"], 3),
-        (["causal", "right_padded"], 4),
+        (["causal", "right_padded"], 3),
         (["causal", "packed"], 3),
         (["windowed", "packed"], 3),
     ],

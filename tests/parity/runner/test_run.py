@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from records import Scripted
+from records import Scripted, row
 from torch import Tensor
 from witnesses import changed, small, swap
 
@@ -19,8 +19,10 @@ from jaxllama.config import RopeScaling
 from jaxllama.errors import InputError, JaxLlamaError
 from parity.inputs import DECODE_STEPS, Inputs, decode_chunks
 from parity.lockstep.participants import Participant, Role
+from parity.report.wording import summary
 from parity.result import Result
 from parity.runner import forward, run
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 from parity.subjects import select
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama.run import JaxRun
@@ -86,6 +88,46 @@ def test_a_clean_run_is_equal_in_every_mode() -> None:
     assert max(row.error for row in result.rows if row.mode != "grad") < 1e-12
 
 
+def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out() -> None:
+    result = run.run(small(), dtypes="f64", length=17)
+    assert result.verdict == "equal" and result.compared == result.expected
+    steps = {(r.mode, r.scenario): r.step for r in result.rows}
+    decoded = [(mode, name) for mode, name in steps if mode == "decode"]
+    assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
+    assert {name for mode, name in steps if mode == "free"} == set(DEFAULT_SCENARIOS)
+    assert summary(result)[1] == "not run: gradients; scenarios packed, windowed, mixed_lengths"
+    assert "--mode" not in result.command  # said again, it does the same
+    (decoded_inputs,) = [i for i in result.inputs if i["scenario"] == "left_padded"]
+    assert (decoded_inputs["batch"], decoded_inputs["real_tokens"]) == (3, 17 + 11 + 5)
+
+
+def test_what_was_asked_for_is_run_and_the_rest_is_said() -> None:
+    one_row = quick()
+    assert {r.mode for r in one_row.rows} == {"free", "isolated", "production"}
+    assert one_row.not_run[:2] == ("decode", "gradients")
+    assert quick(modes="free").not_run[:3] == ("isolated", "decode", "gradients")
+    plan = run._plan("torch", "f64", "all", "all", ())
+    every = [row("embed", mode=m, scenario=s) for m in run.MODES for s in SCENARIOS]
+    assert run._not_run(plan, every) == ()
+    assert run._not_run(plan, every[1:]) == ()
+    assert run._not_run(plan, [r for r in every if r.scenario != "packed"]) == ("scenario packed",)
+
+
+def test_a_fault_that_only_a_cache_shows_is_found_by_the_default_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgetful(self: JaxLlama, inputs: Inputs, chunks: Sequence[int]) -> JaxRun:
+        late = replace(inputs, positions=np.where(inputs.positions > 12, 0, inputs.positions))
+        return JaxRun(self.model, late, chunks)
+
+    monkeypatch.setattr(JaxLlama, "start_decode", forgetful)
+    monkeypatch.setattr(run, "find_cause", lambda *_: None)
+    result = run.run(small(), dtypes="f64", scenarios="left_padded")
+    assert result.first_divergence is not None
+    row = result.first_divergence.row
+    assert (row.mode, row.step, row.tap) == ("decode", 1, "layers.0.q_rope")
+
+
 def test_a_clean_run_is_equal_to_within_rounding() -> None:
     result = quick(dtypes="f32,bf16", modes="free")
     assert result.verdict == "equal"
@@ -127,6 +169,15 @@ def test_an_unmatched_tap_is_inconclusive() -> None:
     result = quick(subject=_Renames, modes="free")
     assert (result.verdict, result.exit_code) == ("inconclusive", 3)
     assert result.unmatched == ("layers.1.up_proj", "layers.1.upper")
+
+
+def test_an_unmatched_tap_hides_no_divergence() -> None:
+    result = quick(subject=_Renames, modes="free", overrides=["rope_theta=1e6"])
+    assert (result.verdict, result.exit_code) == ("divergent", 1)
+    assert result.unmatched == ("layers.1.up_proj", "layers.1.upper")
+    assert result.cause is not None and result.cause.id == "rope-theta"
+    line = summary(result)[0]
+    assert "first divergence layers.0.q_rope (meaning)" in line and "2 taps unmatched" in line
 
 
 def test_a_wrong_shape_is_divergent_not_an_error() -> None:

@@ -70,6 +70,7 @@ def test_transformers_is_equal_in_all_it_shows() -> None:
     assert {row.mode for row in result.rows} == {"free", "isolated", "probe"}
     assert set(result.absent) == SETUP
     assert result.compared == result.expected - 3
+    assert result.not_run[0] == "decode (the subject shows no cache)"
 
 
 def test_transformers_with_a_wrong_theta_is_caught_placed_and_explained() -> None:
