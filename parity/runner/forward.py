@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
@@ -19,7 +18,7 @@ from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.lockstep.timing import Timer
 from parity.noise import one_hot
-from parity.subjects.base import Subject, require_decoding
+from parity.subjects.base import CheckpointLike, Subject, require_decoding
 from parity.subjects.torch_reference.subject import TorchReference
 
 Chunks = Callable[[Inputs], list[int]]
@@ -44,7 +43,7 @@ def count_stages(modes: Collection[str], inputs: Sequence[Inputs], layers: int) 
 
 
 def compare_forward(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     subjects: Mapping[str, Subject],
     references: Collection[str],
     modes: Collection[str],
