@@ -104,10 +104,11 @@ def config_of(content: Mapping[str, Any], file: str) -> SourceConfig:
     key = "rope_parameters" if content.get("rope_parameters") else "rope_scaling"
     rope = content.get(key) or {}
     where["rope_scaling"] = f"{file}: {key}"
-    if rope.get("rope_theta") is not None:
-        theta, where["rope_theta"] = rope["rope_theta"], f"{file}: {key}.rope_theta"
-    else:
-        theta, where["rope_theta"] = content["rope_theta"], f"{file}: rope_theta"
+    spelled: dict[str, Any] = {f"{key}.rope_theta": rope.get("rope_theta")}
+    spelled["rope_theta"] = content.get("rope_theta")
+    spelled["rope_scaling.rope_theta"] = (content.get("rope_scaling") or {}).get("rope_theta")
+    theta_key = next((name for name, value in spelled.items() if value is not None), "rope_theta")
+    theta, where["rope_theta"] = spelled[theta_key], f"{file}: {theta_key}"
     eos = content.get("eos_token_id")
     return SourceConfig(
         **{name: content[name] for name in same},

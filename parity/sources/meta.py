@@ -16,6 +16,7 @@ from parity.sources.names import EMBEDDING, HEAD, in_halves, meta_name, rotated_
 from parity.sources.source import Source
 
 PARAMS, MANIFEST = "params.json", "jaxllama_manifest.json"
+_MAPPED_BYTES = 1 << 28
 # Split by their inputs; all other matrices by their outputs.
 _BY_COLUMNS = ("o_proj.weight", "down_proj.weight")
 
@@ -44,20 +45,24 @@ def open_meta(path: Path) -> Source:
 
 
 class _Rank:
-    """One file, mapped anew for every tensor: mapped pages count as memory until it is let go."""
+    """One file, mapped; let go of now and then, since pages that were read count as memory."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._mapped().items()}
+        self._mapped: dict[str, torch.Tensor] = {}
+        self._touched = 0
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
 
-    def _mapped(self) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = torch.load(
-            self.file, map_location="cpu", weights_only=True, mmap=True
-        )
-        return found
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        if not self._mapped or self._touched > _MAPPED_BYTES:
+            self._mapped, self._touched = {}, 0
+            self._mapped = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+        return self._mapped
 
     def read(self, name: str) -> np.ndarray:
-        tensor = self._mapped()[name]
+        """Return a view of a tensor."""
+        tensor = self._tensors()[name]
+        self._touched += tensor.nbytes
         if tensor.dtype == torch.bfloat16:  # NumPy itself has none
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

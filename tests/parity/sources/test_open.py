@@ -28,6 +28,8 @@ from written_checkpoints import (
 from jaxllama.checkpoint import convert, open_checkpoint
 from jaxllama.config import RopeScaling
 from jaxllama.errors import CheckpointError
+from jaxllama.presets import PRESETS
+from parity.sources.hf import config_of
 from parity.sources.names import in_halves
 from parity.sources.open import open_source
 
@@ -115,6 +117,8 @@ LINEAR = {"type": "linear", "factor": 2.5}
         set_fields(rope_parameters="absent", rope_theta=1e4, rope_scaling=LINEAR),
         set_fields(rope_parameters="absent", rope_theta=10000, rope_scaling=None),
         set_fields(rope_parameters={"rope_theta": 7e5}),
+        set_fields(rope_parameters="absent", rope_scaling={**LINEAR, "rope_theta": 6e5}),
+        set_fields(rope_parameters=LINEAR, rope_scaling={**LINEAR, "rope_theta": 6e5}),
         set_fields(rope_parameters={"rope_type": "linear", "factor": 4}, rope_theta=3e4),
     ],
 )
@@ -122,6 +126,11 @@ def test_spellings_of_config_json(edit: Callable[[Path], None], tmp_path: Path) 
     path = write_hf(model(), tmp_path / "hf")
     edit(path)
     assert open_source(path).config == open_checkpoint(path).config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_configs(name: str) -> None:
+    assert config_of(PRESETS[name].to_hf(), "config.json").to_llama() == PRESETS[name]
 
 
 def test_a_config_as_transformers_saves_it(tmp_path: Path) -> None:
