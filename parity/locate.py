@@ -1,11 +1,12 @@
-"""Where a difference begins: the first failing tap in data-flow order, and of what kind it is."""
+"""Where a difference begins: what was read, or the first failing tap, and of what kind it is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from parity.result import DifferenceKind, Divergence, TapResult
+from parity.result import DifferenceKind, Divergence, Reading, TapResult
 from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
 
 # The gravest first.
@@ -30,6 +31,32 @@ def first_divergence(rows: Sequence[TapResult]) -> Divergence | None:
     first = next(row for row in failed if kinds[id(row)] == gravest)
     here = [r for r in failed if (r.lane, r.scenario) == (first.lane, first.scenario)]
     return replace(_classify(sorted(here, key=_place), first.lane), difference=gravest)
+
+
+def reading_divergence(reading: Reading | None) -> Divergence | None:
+    """Return where the subject read another model than the checkpoint holds, None if nowhere."""
+    if reading is None or not reading.differences:
+        return None
+    first, *others = reading.differences
+    row = TapResult(
+        tap=first.what,
+        lane="",
+        scenario="",
+        mode="reading",
+        step=0,
+        dtype="",
+        error=math.inf,
+        noise=0.0,
+        rho=math.inf,
+        limit=0.0,
+        peak_rho=math.inf,
+        peak_limit=0.0,
+        worst=None,
+        problems=(first.said,),
+        structural=True,
+    )
+    flagged = tuple(one.what for one in others)
+    return Divergence(row, "reading", flagged, difference="reading")
 
 
 def _difference(row: TapResult, in_float64: set[tuple[str, str]]) -> DifferenceKind:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # 1.0: first published.
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
-# 1.2: `coverage.not_run`.
+# 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may be.
 SCHEMA_VERSION = "1.2"
 
 # The modes of a run, in the words of what was not run.
@@ -26,7 +26,8 @@ Verdict = Literal["equal", "divergent", "inconclusive"]
 # What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
 # another computation in a narrower dtype where it is far beyond rounding, else worse rounding than
 # honest implementations have. Without a run in float64 nothing was judged but that it differs.
-DifferenceKind = Literal["meaning", "computation", "rounding", "not judged"]
+# Before all of these the subject may have read another model than the checkpoint holds.
+DifferenceKind = Literal["reading", "meaning", "computation", "rounding", "not judged"]
 # Beyond so many times its limit no difference is one of rounding: the limits themselves stand a few
 # times above what any honest order of summation costs, and a 16-bit float in place of a 32-bit one
 # is 8,000 to 65,000 units of roundoff.
@@ -105,6 +106,44 @@ class TapResult:
 
 
 @dataclass(frozen=True)
+class ReadingDifference:
+    """Something that jaxllama takes from a checkpoint otherwise than parity's own reader.
+
+    Attributes:
+        what: `config.FIELD`, or the canonical name of a tensor.
+        subject: as jaxllama reads it.
+        reference: as parity reads it, for the reference and the witnesses.
+        where: file and key or stored name that parity read it from.
+    """
+
+    what: str
+    subject: str
+    reference: str
+    where: str
+
+    @property
+    def said(self) -> str:
+        """Say both values and the place."""
+        return (
+            f"{self.what} is {self.subject} as jaxllama reads it, {self.reference} in {self.where}"
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A checkpoint as read by jaxllama and by parity, compared.
+
+    Attributes:
+        fields, tensors: how many of the configuration and of the weights were compared.
+        differences: of the configuration first, then of the weights in data-flow order.
+    """
+
+    fields: int
+    tensors: int
+    differences: tuple[ReadingDifference, ...] = ()
+
+
+@dataclass(frozen=True)
 class WitnessResult:
     """How one PyTorch implementation compares, over all taps of one lane and scenario.
 
@@ -152,11 +191,12 @@ class Divergence:
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
     such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
     a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
-    this one is computed from are right).
+    this one is computed from are right). Of a `reading` the row is no tap's: its name is what was
+    read, its mode `reading`.
     """
 
     row: TapResult
-    kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward"]
+    kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward", "reading"]
     flagged: tuple[str, ...]
     difference: DifferenceKind = "not judged"
 
@@ -166,7 +206,7 @@ class NamedCause:
     """A cause as reports name it.
 
     Attributes:
-        id: as `parity explain` takes it; empty where nothing known explains the difference.
+        id: as `parity explain` takes it; empty where none of its pages tells of the difference.
         title: a few words.
         summary: one sentence, with the figures found.
         effective, configured: what the subject does, and what its configuration asks for.
@@ -293,8 +333,9 @@ def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[st
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `not_run` says in words which modes and scenarios were left out. `snapshots` (one a pass) and
-    `texts` (of each scenario's tokens, by row) are for drawings, and stay out of the JSON document.
+    `not_run` says in words which modes and scenarios were left out. `reading` is None of what no
+    file was read for twice: a checkpoint in memory, a capture. `snapshots` (one a pass) and `texts`
+    (of each scenario's tokens, by row) are for drawings, and stay out of the JSON document.
     """
 
     rows: list[TapResult]
@@ -311,6 +352,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     cause: CauseReport | None = None
     not_run: tuple[str, ...] = ()
+    reading: Reading | None = None
     timing: dict[str, float] = field(default_factory=dict)
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -359,6 +401,7 @@ class Result:
             "difference": self.difference,
             "first_divergence": None if first is None else _first(first),
             "cause": None if self.cause is None else self.cause.to_dict(),
+            "reading": None if self.reading is None else dataclasses.asdict(self.reading),
             "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "witnesses": [{**dataclasses.asdict(w), "agrees": w.agrees} for w in self.witnesses],
             "coverage": {

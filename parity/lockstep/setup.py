@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 
-from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.lockstep.participants import Participant, Role
 from parity.noise.chains import runs_chains
 from parity.noise.operators import Numbers, SummedTaps
-from parity.subjects.base import Subject
+from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.jaxllama.subject import JaxLlama
 from parity.subjects.select import witness
 from parity.subjects.torch.arrays import to_numpy
@@ -25,7 +24,7 @@ WITNESS, NOISE, NOISE_F32 = (
 
 
 def participants_for(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     f64_reference: Subject,
     subjects: Mapping[str, Subject],
     references: Collection[str],
@@ -50,7 +49,7 @@ def participants_for(
 Variants = Callable[[str, Variant], TorchReference]
 
 
-def own_variants(checkpoint: Checkpoint) -> Variants:
+def own_variants(checkpoint: CheckpointLike) -> Variants:
     """Return what makes our reference of a dtype and a variant, each once."""
 
     @cache
@@ -70,7 +69,7 @@ def subject_participants(subject: Subject) -> list[Participant]:
 
 
 def other_participants(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     f64_reference: Subject,
     lane: str,
     absent: frozenset[str],
@@ -130,7 +129,7 @@ def other_participants(
 
 
 def further_variants(
-    checkpoint: Checkpoint, lane: str, present: Sequence[Participant]
+    checkpoint: CheckpointLike, lane: str, present: Sequence[Participant]
 ) -> list[Participant]:
     """Return who is asked besides before an alarm, see `parity.lockstep.rerun`.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from parity.output_files import write_text
-from parity.report.wording import summary
+from parity.report.wording import reading_line, summary
 from parity.result import Result, TapResult
 from parity.taps import SETUP_TAPS, split_name
 
@@ -63,6 +63,11 @@ def document(result: Result) -> str:
             _fail(case, "failure", "disagrees with the reference", [said, *witness.problems])
         elif witness.unmatched:
             _fail(case, "error", "taps could not be compared", witness.unmatched)
+    if result.reading is not None:
+        case = ET.SubElement(suite, "testcase", classname="parity", name="reading", time="0")
+        if differences := result.reading.differences:
+            lines = [*(one.said for one in differences), "", *summary(result)]
+            _fail(case, "failure", reading_line(result.reading), lines)
     case = ET.SubElement(suite, "testcase", classname="parity", name="coverage", time="0")
     if result.unmatched:
         _fail(case, "error", "taps could not be compared", result.unmatched)

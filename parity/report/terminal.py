@@ -19,6 +19,7 @@ from parity.report.wording import (
     machine_lines,
     nearest,
     not_run_lines,
+    reading_line,
 )
 from parity.result import Result, TapResult, WitnessResult
 from parity.taps import LAYER_TAPS, split_name
@@ -54,6 +55,8 @@ def show(result: Result, console: Console) -> None:
         console.print(grid)
     say(f"note: {note}" for note in result.notes)
     say([_coverage_line(result)])
+    if result.reading is not None:
+        say([reading_line(result.reading)])
     if cost := _cost_line(result.timing):
         say([cost])
     say([_environment_line(result), f"again: {result.command}"])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from parity.comparison.extent import Extent
 from parity.locate import unseen_before
-from parity.result import DifferenceKind, Divergence, Result, TapResult
+from parity.result import DifferenceKind, Divergence, Reading, Result, TapResult
 
 # What a divergence is one of, in words.
 DIFFERENCES: dict[DifferenceKind, str] = {
+    "reading": "of reading: the subject runs another model than the checkpoint holds",
     "meaning": "of meaning: it is there in float64, where rounding explains nothing",
     "computation": "another computation in this dtype: float64 is equal, and it is far beyond "
     "rounding",
@@ -31,6 +32,7 @@ KINDS = {
     "drift": "accumulated rounding: on the reference's inputs every operator is right",
     "setup": "the setup of the run: no activation has moved yet",
     "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
+    "reading": "the reader: what it handed over was wrong before any model ran",
     "backward": "this step of the backward pass: the gradients it starts from are right",
 }
 
@@ -80,6 +82,8 @@ def _open(result: Result) -> Iterable[str]:
 
 def _kind(result: Result) -> str | None:
     """Return what a verdict is about, where that is not plain."""
+    if result.difference == "reading":
+        return "reading"
     if result.difference == "not judged" or not result.shows_meaning:
         return "meaning not judged"
     return result.difference
@@ -109,6 +113,14 @@ def machine_lines(result: Result) -> Iterable[str]:
 def divergence_lines(first: Divergence, result: Result | None = None) -> Iterable[str]:
     """Yield the first divergence in words: where, how much, and what kind of start it is."""
     row = first.row
+    if first.kind == "reading":
+        yield f"first divergence: {row.tap} (reading the checkpoint)"
+        yield f"  difference: {DIFFERENCES[first.difference]}"
+        yield from (f"  {problem}" for problem in row.problems)
+        yield f"  origin: {KINDS[first.kind]}"
+        if first.flagged:
+            yield f"  also read otherwise: {_few(first.flagged)}"
+        return
     where = f"{row.lane}, scenario {row.scenario}, {row.mode}"
     if row.mode == "decode":
         where += f" step {row.step}"
@@ -221,6 +233,14 @@ def inconclusive_lines(result: Result) -> Iterable[str]:
     for row in result.witnesses:
         if row.unmatched:
             yield f"unmatched taps of {row.witness}: {_few(row.unmatched)}"
+
+
+def reading_line(reading: Reading) -> str:
+    """Say in one line what became of reading the checkpoint twice."""
+    what = f"{reading.fields} fields and {reading.tensors} tensors"
+    if reading.differences:
+        return f"reading: of {what} {len(reading.differences)} are otherwise to parity's own reader"
+    return f"reading: {what} are the same to parity's own reader"
 
 
 def _few(names: tuple[str, ...]) -> str:

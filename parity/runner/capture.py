@@ -19,7 +19,7 @@ from parity.runner.prompt import encoder
 from parity.runner.room import CAPTURED_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import CachedSubject, Subject, require_decoding
+from parity.subjects.base import CachedSubject, CheckpointLike, Subject, require_decoding
 from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
 
 # What a run by itself has; isolated operators need the reference beside them.
@@ -50,7 +50,8 @@ def capture(
 ) -> list[Path]:
     """Run one implementation and save every tap it shows, for `parity.compare`.
 
-    PyTorch is needed for PyTorch's implementations alone. A capture of `torch` also holds the same
+    PyTorch is needed for PyTorch's implementations alone, which read the file by parity's own
+    reader where nothing is overridden. A capture of `torch` also holds the same
     model summed in another order: the noise that the other side's rounding is held to.
 
     Args:
@@ -91,17 +92,23 @@ def capture(
                 scenario(name, encode, opened.config, prompt=prompt, length=length)
                 for name in names
             ]
+            witness = subject in select.WITNESSES and not overrides
+            truth = _second_reading(checkpoint, opened) if witness else opened
+            if witness:
+                resolved = select.FromCheckpoint(
+                    lambda _, lane: select.witness(str(subject), truth, lane)
+                )
             make = select.subject_factory(resolved, opened, config)
             facts = {
                 "label": opened.label,
-                "config": asdict(opened.config),
+                "config": asdict(truth.config),
                 "overrides": list(override_texts(overrides)),
-                "sha256": weights_digest((n, opened.read(n)) for n in sorted(opened.tensors)),
+                "sha256": weights_digest((n, truth.read(n)) for n in sorted(truth.tensors)),
             }
             written = [
-                _write(task, opened, staging.files, facts)
+                _write(task, truth, staging.files, facts)
                 for lane in lanes
-                for task in _tasks(make(lane), subject == "torch", opened, inputs, modes)
+                for task in _tasks(make(lane), subject == "torch", truth, inputs, modes)
             ]
         staging.commit({".": target})
     except OSError as error:
@@ -112,10 +119,17 @@ def capture(
     return [target / name for name in written]
 
 
+def _second_reading(asked: object, opened: Checkpoint) -> CheckpointLike:
+    """Return what parity reads of the file, which takes libraries that jaxllama does without."""
+    from parity.runner.readings import second_reading
+
+    return second_reading(asked, opened) or opened
+
+
 def _tasks(
     subject: Subject,
     with_noise: bool,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     inputs: Sequence[Inputs],
     modes: Sequence[str],
 ) -> Iterator[_Task]:
@@ -133,7 +147,7 @@ def _tasks(
                 yield _Task(implementation, role, one, mode)
 
 
-def _write(task: _Task, checkpoint: Checkpoint, directory: Path, facts: dict[str, Any]) -> str:
+def _write(task: _Task, checkpoint: CheckpointLike, directory: Path, facts: dict[str, Any]) -> str:
     """Run one subject over one scenario into a file; return the file's name."""
     subject, inputs = task.subject, task.inputs
     layers = checkpoint.config.num_hidden_layers
@@ -158,7 +172,7 @@ def _write(task: _Task, checkpoint: Checkpoint, directory: Path, facts: dict[str
 
 def _info(
     task: _Task,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     facts: dict[str, Any],
     chunks: tuple[int, ...] | None,
     seconds: float,

@@ -139,6 +139,12 @@ def _check_comparable(
                     f"{a.checkpoint['label']} and {b.checkpoint['sha256'][:12]} of "
                     f"{b.checkpoint['label']} in {other.path.name}"
                 )
+            problems += [
+                f"{said}: other configurations, {name} {value!r} and "
+                f"{b.checkpoint['config'].get(name)!r} in {other.path.name}"
+                for name, value in a.checkpoint["config"].items()
+                if b.checkpoint["config"].get(name) != value
+            ]
             if (a.layers, a.chunks) != (b.layers, b.chunks):
                 problems.append(f"{said}: {other.path.name} has other layers or decoding steps")
     if problems:

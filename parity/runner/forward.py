@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
@@ -20,7 +19,7 @@ from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.lockstep.timing import Timer
 from parity.noise import one_hot
-from parity.subjects.base import Subject, require_decoding
+from parity.subjects.base import CheckpointLike, Subject, require_decoding
 from parity.subjects.torch_reference.subject import TorchReference
 
 
@@ -65,7 +64,7 @@ def count_stages(passes: Sequence[Pass], layers: int) -> int:
 
 
 def compare_forward(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     subjects: Mapping[str, Subject],
     references: Collection[str],
     passes: Sequence[Pass],

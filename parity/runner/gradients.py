@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.lockstep.comparator import PassResult
@@ -18,7 +17,7 @@ from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for
 from parity.lockstep.timing import Timer
 from parity.scenarios import DEFAULT_SCENARIOS
-from parity.subjects.base import Subject, require_gradients
+from parity.subjects.base import CheckpointLike, Subject, require_gradients
 from parity.subjects.torch_reference.loss import successors
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -80,7 +79,7 @@ def notes_for(dtypes: Sequence[str], references: Sequence[str]) -> list[str]:
 
 
 def compare_gradients(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     subjects: Mapping[str, Subject],
     references: Collection[str],
     inputs: Sequence[Inputs],

@@ -15,9 +15,17 @@ from parity.comparison import tolerance
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
 from parity.comparison.tolerance import LIMITS, Limits
-from parity.locate import first_divergence
+from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
-from parity.result import SCHEMA_VERSION, CauseReport, Result, TapResult, WitnessResult
+from parity.result import (
+    SCHEMA_VERSION,
+    CauseReport,
+    Reading,
+    ReadingDifference,
+    Result,
+    TapResult,
+    WitnessResult,
+)
 
 RESULT_LIMIT = 1 << 30
 
@@ -25,9 +33,9 @@ RESULT_LIMIT = 1 << 30
 def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
     """Judge saved figures again under other limits, or those of this version.
 
-    What no tolerance excuses (a shape, a mask, NaN) stays a failure. Noise is what the run found:
-    the envelope of orders and the probe of products are in the saved figures, and belong to the
-    reference, which is not run here.
+    What no tolerance excuses (a shape, a mask, NaN, a checkpoint read wrong) stays a failure. Noise
+    is what the run found: the envelope of orders and the probe of products are in the saved
+    figures, and belong to the reference, which is not run here.
 
     Args:
         path: of what `parity run --json` wrote.
@@ -46,7 +54,9 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
             replace(_fill(WitnessResult, one), limit=LIMITS[one["lane"]].witness_limit(one["mode"]))
             for one in document["witnesses"]
         ]
-        first, before = first_divergence(rows), document["first_divergence"]
+        reading = _reading(document.get("reading"))
+        first = reading_divergence(reading) or first_divergence(rows)
+        before = document["first_divergence"]
         same = (
             first is not None
             and before is not None
@@ -71,6 +81,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
             unmatched=tuple(coverage["unmatched"]),
             first_divergence=first,
             cause=None if known is None else CauseReport.from_dict(known),
+            reading=reading,
             inputs=document["inputs"],
             tolerance=facts,
             environment=document["environment"],
@@ -106,6 +117,13 @@ def _document(path: Path) -> dict[str, Any]:
             "parity run --json"
         )
     return document
+
+
+def _reading(document: Mapping[str, Any] | None) -> Reading | None:
+    if document is None:
+        return None
+    differences = tuple(ReadingDifference(**one) for one in document["differences"])
+    return Reading(document["fields"], document["tensors"], differences)
 
 
 def _row(document: Mapping[str, Any]) -> TapResult:

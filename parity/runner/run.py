@@ -6,7 +6,7 @@ import importlib
 import resource
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import find_cause, refine_difference
 from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
-from parity.locate import first_divergence
+from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
@@ -28,6 +28,7 @@ from parity.options import Dtypes, Overrides, apply_overrides, choose, choose_dt
 from parity.result import MODE_WORDS, Result, TapResult, modes_not_run
 from parity.runner import environment, forward, gradients
 from parity.runner.prompt import encoder, token_texts
+from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import (
     DEFAULT_SCENARIOS,
@@ -40,7 +41,7 @@ from parity.scenarios import (
     shape,
 )
 from parity.subjects import select
-from parity.subjects.base import Subject, can_decode, require_gradients
+from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
@@ -111,8 +112,12 @@ def run(
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
+    The file is read twice: by jaxllama for the subject, by parity's own reader for the reference
+    and the witnesses. Where the two do not take the same from it, that is the first divergence.
+
     Args:
-        checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
+        checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint,
+            which all run on as it is.
         reference: `torch` (our eager reference), `hf`, `meta`, several of them, or `all`. The
             float64 reference and the noise are our reference's in any case.
         dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. float64 decides
@@ -153,21 +158,31 @@ def run(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint)
         config = apply_overrides(opened.config, plan.overrides)
-        _check_witnesses(plan, opened)
+        source = second_reading(checkpoint, opened)
+        # What is given ready-made has read its weights by means of its own.
+        ready_made = isinstance(resolved, Mapping)
+        reading = None if source is None or ready_made else compare_readings(opened, source)
+        truth: CheckpointLike = opened if source is None else source
+        _check_witnesses(plan, truth)
         encode, encoding_notes = encoder(opened, prompt)
 
-        inputs, differentiated = _inputs(plan, opened.config, encode, prompt, length)
+        inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
-        passes, seconds = _compare(plan, opened, make, inputs, differentiated, progress, timer)
+        passes, seconds = _compare(plan, truth, make, inputs, differentiated, progress, timer)
         found = PassResult.join(passes, plan.dtypes)
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
-        first = first_divergence(rows)
+        first, misread = first_divergence(rows), reading_divergence(reading)
         cause = None
         if first is not None:
-            cause = find_cause(first, rows, shown, opened, make, decode_chunks)
+            judged_by = truth if misread is None else as_read(opened)
+            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks)
+        if reading is not None and misread is not None:
+            cause = explain_reading(reading, None if first is None else first.row, beside=cause)
+            first = misread
+        elif first is not None:
             first = refine_difference(first, cause)
-        casts = [] if first is not None else _casts(plan, make, inputs, opened)
+        casts = [] if first is not None else _casts(plan, make, inputs, truth)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
@@ -179,6 +194,7 @@ def run(
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
         cause=cause,
+        reading=reading,
         inputs=[inputs_facts(i) for i in shown],
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
@@ -239,7 +255,7 @@ def _expected(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int
 
 
 def _casts(
-    plan: Plan, make: select.SubjectFactory, inputs: Sequence[Inputs], checkpoint: Checkpoint
+    plan: Plan, make: select.SubjectFactory, inputs: Sequence[Inputs], checkpoint: CheckpointLike
 ) -> list[str]:
     """Return what is to be said of the casts of a subject without a divergence."""
     if "isolated" not in plan.modes or LANE not in plan.dtypes:
@@ -281,7 +297,7 @@ def _inputs(
     return inputs, differentiated
 
 
-def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
+def _check_witnesses(plan: Plan, checkpoint: CheckpointLike) -> None:
     """Refuse a witness that is not installed or cannot express the model, before any work."""
     if "hf" in plan.reference:
         importlib.import_module("parity.subjects.hf.subject")
@@ -292,7 +308,7 @@ def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
 
 def _compare(
     plan: Plan,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointLike,
     make: select.SubjectFactory,
     inputs: Sequence[Inputs],
     differentiated: Sequence[Inputs],

@@ -17,7 +17,7 @@ from jaxllama.errors import InputError
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
-from parity.subjects.base import Subject
+from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
 
 # From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
@@ -181,7 +181,7 @@ def _named(name: str) -> Any:
     )
 
 
-def witness(name: str, checkpoint: Checkpoint, lane: str) -> Subject:
+def witness(name: str, checkpoint: CheckpointLike, lane: str) -> Subject:
     """Return a PyTorch implementation over a checkpoint."""
     if name == "hf":
         from parity.subjects.hf.subject import HFLlama

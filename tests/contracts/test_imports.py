@@ -48,6 +48,10 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity/comparison/reference.py": "def _planted():\n    from parity import runner\n",
         "parity/nowhere.py": "",
         "parity/diagnose/solve.py": "from jaxllama import rope\n",
+        "parity/diagnose/describe.py": "from jaxllama import checkpoint\n",
+        "parity/sources/names.py": "def _late():\n    from jaxllama.checkpoint import names\n",
+        "parity/sources/hf.py": "from jaxllama.config_formats import hf\n",
+        "parity/subjects/torch_reference/run.py": "import jaxllama.checkpoint.open\n",
     }
     for name, line in planted.items():
         with (tmp_path / name).open("a") as file:
@@ -58,6 +62,10 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
     for said in (
         "jaxllama.rope -> torch",
         "parity.diagnose.solve -> jaxllama.rope",
+        "parity.diagnose.describe -> jaxllama.checkpoint",
+        "parity.sources.names -> jaxllama.checkpoint.names",
+        "parity.sources.hf -> jaxllama.config_formats.hf",
+        "parity.subjects.torch_reference.run -> jaxllama.checkpoint.open",
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
         "unplaced",
@@ -100,6 +108,26 @@ def test_the_core_of_parity_loads_numpy_alone():
     loaded = loaded_by(every_module_of("parity.comparison") + "import parity.taps, parity.locate")
     assert {"parity", "numpy"} <= loaded
     assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
+
+
+READERS = ("jaxllama.checkpoint", "jaxllama.config_formats", "jaxllama.tokenizer")
+
+
+def readers_loaded_by(code: str) -> list[str]:
+    """Return which of jaxllama's reading modules a new interpreter has loaded after `code`."""
+    report = f"import sys; print(*(name for name in sys.modules if name.startswith({READERS})))"
+    return subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+
+def test_parity_reads_without_jaxllamas_readers():
+    assert not readers_loaded_by(every_module_of("parity.sources"))
+    assert readers_loaded_by("import parity.runner.readings")
 
 
 def test_the_command_lines_answer_before_frameworks_are_loaded():

@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/independence.md",
     "jaxllama/README.md",
     "parity/README.md",
     "parity/report/README.md",

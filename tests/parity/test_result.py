@@ -18,6 +18,7 @@ DOCUMENT = {
     "difference",
     "first_divergence",
     "cause",
+    "reading",
     "taps",
     "witnesses",
     "coverage",

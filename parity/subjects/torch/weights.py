@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from jaxllama.errors import CheckpointError
-from jaxllama.files import inside
+from parity.sources.hf import tensor_files
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch.arrays import to_torch
 
@@ -36,12 +35,11 @@ class Weights(Protocol):
 class TorchWeights:
     """Tensors by canonical name, in the dtype the checkpoint stores.
 
-    A Hugging Face directory is read through safetensors' own torch binding, so that a fault in
-    jaxllama's reader shows as a difference instead of being shared. Other formats come through
-    jaxllama.
+    A Hugging Face directory is read through safetensors' own torch binding, whoever opened it.
 
     Args:
-        checkpoint: where the weights come from.
+        checkpoint: where the weights come from: in a run `parity.sources.source.Source` wherever
+            there is a file, so that a fault in jaxllama's reader is not shared.
     """
 
     def __init__(self, checkpoint: CheckpointLike) -> None:
@@ -51,7 +49,7 @@ class TorchWeights:
         path = checkpoint.path
         if checkpoint.format == "hf" and path is not None:
             directory = path if path.is_dir() else path.parent
-            self._files = {name: file for file in _shards(directory) for name in _names(file)}
+            self._files = tensor_files(directory)
 
     def __contains__(self, name: str) -> bool:
         names = self._files or self._checkpoint.tensors
@@ -153,17 +151,3 @@ def weights_for_model(checkpoint: CheckpointLike, dtype: torch.dtype) -> HeldWei
     _shared[id(checkpoint), dtype] = found
     assert isinstance(found, HeldWeights)
     return found
-
-
-def _shards(directory: Path) -> list[Path]:
-    single = directory / "model.safetensors"
-    if single.exists():  # transformers too takes it before an index that lies beside it
-        return [single]
-    index = directory / "model.safetensors.index.json"
-    weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    return sorted({inside(directory, file) for file in weight_map.values()})
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as shard:
-        return list(shard.keys())
