@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from parity.comparison.snapshot import PassSnapshot
 
 # 1.0: first published.
-# 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
+# 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the modes `probe`, `generate`
+# and `tokens`.
 SCHEMA_VERSION = "1.1"
 
 Verdict = Literal["equal", "divergent", "inconclusive"]
@@ -40,8 +41,9 @@ class TapResult:
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
             reference's values), `decode` (through the cache), `grad` (the backward pass),
-            `production` (compiled whole, no taps; forward or backward) or `probe` (products of one
-            term).
+            `production` (compiled whole, no taps; forward or backward), `probe` (products of one
+            term), `generate` (what is written; `tap` and `scenario` say what of which call) or
+            `tokens` (the tokenizer, which has no dtype and counts as float64).
         step: which chunk of a decode run; 0 otherwise.
         dtype: of the array itself.
         error: largest per-token relative error.
@@ -148,11 +150,13 @@ class Divergence:
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
     such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
     a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
-    this one is computed from are right).
+    this one is computed from are right), of what is written `generation`, of a tokenizer `tokens`.
     """
 
     row: TapResult
-    kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward"]
+    kind: Literal[
+        "operator", "upstream", "drift", "setup", "loss", "backward", "generation", "tokens"
+    ]
     flagged: tuple[str, ...]
     difference: DifferenceKind = "not judged"
 

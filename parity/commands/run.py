@@ -27,7 +27,10 @@ def run_command(
         typer.Option(help="Dtypes: f64, f32, bf16, several with commas, or all, which is usual."),
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="free, isolated, decode, grad, several with commas, or all.")
+        str,
+        typer.Option(
+            help="free, isolated, decode, grad, generate, tokens, several with commas, or all."
+        ),
     ] = "free,isolated",
     scenario: options.Scenario = None,
     subject: Annotated[

@@ -31,6 +31,9 @@ KINDS = {
     "drift": "accumulated rounding: on the reference's inputs every operator is right",
     "setup": "the setup of the run: no activation has moved yet",
     "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
+    "generation": "the loop that writes, its sampling or its cache; the model itself where "
+    "--mode free,decode says so",
+    "tokens": "the tokenizer, or the files it was read from: no model was run",
     "backward": "this step of the backward pass: the gradients it starts from are right",
 }
 

@@ -18,6 +18,9 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.search import find_cause, refine_difference
+from parity.generation import compare as generated
+from parity.generation import run as generation
+from parity.generation.exchanges import LEAST_PROMPT, PROMPT, Rows, prompt_rows
 from parity.inputs import Inputs, decode_chunks, inputs_facts
 from parity.locate import first_divergence
 from parity.lockstep import timing
@@ -34,8 +37,10 @@ from parity.subjects.base import require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
+from parity.tokens import compare as tokens
 
-MODES = ("free", "isolated", "decode", "grad")
+FORWARD_MODES = ("free", "isolated", "decode")
+MODES = (*FORWARD_MODES, "grad", generated.MODE, tokens.MODE)
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,12 +61,17 @@ class Plan:
     @property
     def forward_scenarios(self) -> tuple[str, ...]:
         """What is run forwards."""
-        return self.scenarios if set(self.modes) - {"grad"} else ()
+        return self.scenarios if set(self.modes) & set(FORWARD_MODES) else ()
 
     @property
     def grad_scenarios(self) -> tuple[str, ...]:
         """What is differentiated."""
         return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether taps of the model are compared."""
+        return bool({*self.modes} - {generated.MODE, tokens.MODE})
 
     def shows(self, kind: str) -> bool:
         """Return whether its modes are about a kind of tap."""
@@ -92,7 +102,9 @@ def run(
             meaning, the others rounding.
         modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
             caches), `grad` (the loss and its gradients; of the scenarios in
-            `parity.runner.gradients.SCENARIOS` unless others are given).
+            `parity.runner.gradients.SCENARIOS` unless others are given), `generate` (what
+            `jaxllama.generate` writes, token by token), `tokens` (the tokenizer and chat template,
+            against another implementation's).
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
             values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
@@ -125,12 +137,20 @@ def run(
         opened = open_checkpoint(checkpoint)
         config = apply_overrides(opened.config, plan.overrides)
         _check_witnesses(plan, opened)
+        has_tokens = tokens.MODE in plan.modes and tokens.check_tokenizer(
+            opened, alone=plan.modes == (tokens.MODE,)
+        )
         encode, encoding_notes = encoder(opened, prompt)
 
         inputs, differentiated = _inputs(plan, opened.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
-        passes, seconds = _compare(plan, opened, make, inputs, differentiated, progress, timer)
+        prompts = _prompts(plan, opened.config, encode, prompt, length)
+        passes, seconds = _compare(
+            plan, opened, make, inputs, differentiated, prompts, progress, timer
+        )
         found = PassResult.join(passes, plan.dtypes)
+        if has_tokens:  # after the rest: they are sorted by dtype, and these have none
+            found = PassResult.join([found, tokens.compare_tokens(opened)])
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         first = first_divergence(rows)
@@ -143,7 +163,9 @@ def run(
     result = Result(
         rows=rows,
         witnesses=found.witnesses,
-        expected=_expected(plan, config),
+        expected=_expected(plan, config)
+        + len(generated.names_for(rows))
+        + len(tokens.names_for(rows)),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -158,8 +180,10 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([streamed.NOTE] if stream else ()),
-            *one_hot.notes(rows, plan.dtypes),
+            *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
+            *(generation.notes(rows, sample) if generated.MODE in plan.modes else ()),
+            *(tokens.notes(rows, opened) if tokens.MODE in plan.modes else ()),
         ],
         timing={
             **seconds,
@@ -225,6 +249,16 @@ def _inputs(
     return inputs, differentiated
 
 
+def _prompts(
+    plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
+) -> Rows:
+    """Return what `generate` is given, if it is asked for."""
+    if generated.MODE not in plan.modes:
+        return ()
+    longest = PROMPT if length is None else max(length, LEAST_PROMPT)
+    return prompt_rows(scenario("right_padded", encode, config, prompt=prompt, length=longest))
+
+
 def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
     """Refuse a witness that is not installed or cannot express the model, before any work."""
     if "hf" in plan.reference:
@@ -240,13 +274,15 @@ def _compare(
     make: select.SubjectFactory,
     inputs: Sequence[Inputs],
     differentiated: Sequence[Inputs],
+    prompts: Rows,
     progress: Progress | None,
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
-    modes = [mode for mode in plan.modes if mode != "grad"]
+    modes = [mode for mode in plan.modes if mode in FORWARD_MODES]
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
     total = forward.count_stages(modes, inputs, layers) + (layers + 2) * len(differentiated)
+    total += generation.count_steps(plan.dtypes) if prompts else 0
     done = 0
 
     def report(what: str) -> None:
@@ -274,6 +310,12 @@ def _compare(
             checkpoint, subjects, plan.reference, differentiated, report, timer
         )
         seconds["grad_s"] = time.perf_counter() - began
+    if prompts:
+        began = time.perf_counter()
+        subjects = {lane: make(lane) for lane in plan.dtypes}
+        generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
+        found.append(generation.compare_generation(checkpoint, subjects, prompts, report))
+        seconds["generate_s"] = time.perf_counter() - began
     return found, seconds
 
 
