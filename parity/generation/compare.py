@@ -1,6 +1,6 @@
 """Rows of a report from what `generate` wrote and what the reference says to it.
 
-Shapes: B batch, n new tokens of a row, V vocabulary.
+Shapes: B batch, n rows of logits, c new tokens of all rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from parity.comparison.difference import WorstElement
 from parity.comparison.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
@@ -26,7 +26,8 @@ ROWS, TOKENS, LOGPROBS, CACHE = (
 KEPT, DRAWS = "sampling.kept", "sampling.draws"
 NAMES = (ROWS, TOKENS, LOGPROBS, CACHE, KEPT, DRAWS)
 
-Logits = Float[np.ndarray, "n V"]
+# Of one row's tokens; rows have as many as they wrote.
+Logits = Float[np.ndarray, "_ V"]
 
 
 def names_for(rows: Sequence[TapResult]) -> tuple[str, ...]:
@@ -52,8 +53,8 @@ def near_row(
     lane: str,
     scenario: str,
     dtype: str,
-    error: Float[np.ndarray, " n"],
-    noise: Float[np.ndarray, " n"],
+    error: Float[np.ndarray, " c"],
+    noise: Float[np.ndarray, " c"],
     worst: WorstElement | None,
     *,
     problems: Sequence[str] = (),
@@ -114,7 +115,7 @@ def compare_exchange(one: Exchange, said: Said | None, lane: str) -> list[TapRes
     return rows
 
 
-def _logprobs(logits: Sequence[Logits], texts: Sequence[Sequence[int]]) -> Float[np.ndarray, " n"]:
+def _logprobs(logits: Sequence[Logits], texts: Sequence[Sequence[int]]) -> Float[np.ndarray, " c"]:
     """Return the log probability of each token written, row after row."""
     found = []
     for row, text in zip(logits, texts, strict=True):
@@ -132,8 +133,8 @@ def _choices(
     one: Exchange,
     said: Said,
     lane: str,
-    scale: Float[np.ndarray, " n"],
-    noise: Float[np.ndarray, " n"],
+    scale: Float[np.ndarray, " c"],
+    noise: Float[np.ndarray, " c"],
 ) -> TapResult:
     """Hold each token to what parity's own sampler chooses of the reference's logits.
 
@@ -235,11 +236,11 @@ def with_ties(logits: Logits) -> Logits:
 def compare_sampling(
     name: str,
     lane: str,
-    logits: Logits,
+    logits: Float[np.ndarray, "n V"],
     seen: Bool[np.ndarray, "n V"],
-    kept: Logits,
-    drawn: np.ndarray,
-    gumbel: Logits,
+    kept: Float[np.ndarray, "n V"],
+    drawn: Int[np.ndarray, " n"],
+    gumbel: Float[np.ndarray, "n V"],
 ) -> list[TapResult]:
     """Return the rows of one of `SETTINGS`: the set drawn from with its weights, and the draws.
 

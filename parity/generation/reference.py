@@ -32,7 +32,7 @@ def padded_inputs(rows: Sequence[Sequence[int]], side: Literal["left", "right"])
 
 def logits_after(
     reference: TorchReference, rows: Sequence[Sequence[int]], starts: Sequence[int]
-) -> list[Float[np.ndarray, "n V"]]:
+) -> list[Float[np.ndarray, "_ V"]]:
     """Return a row's logits for each of its tokens from `starts` on, given all before it.
 
     Args:

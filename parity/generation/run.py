@@ -55,7 +55,7 @@ def count_steps(lanes: Sequence[str]) -> int:
     return len(lanes) * (len(NAMES) + 1)
 
 
-class _Reference:
+class Reference:
     """What the reference and its honest variants say to texts, each text once."""
 
     def __init__(self, checkpoint: CheckpointLike) -> None:
@@ -98,14 +98,14 @@ def compare_generation(
     Returns:
         The rows, in the order of the dtypes, and the reference as their witness.
     """
-    reference, found = _Reference(checkpoint), PassResult()
+    reference, found = Reference(checkpoint), PassResult()
     for lane, subject in subjects.items():
         if not isinstance(subject, JaxLlama):
             continue
         rows: list[TapResult] = []
         for one in Conversation(Generator(subject.model), prompts).hold():
             if one.name == "sampled":  # one filter by itself tells more than all in a loop
-                rows += _sampling(reference.exact, prompts, lane)
+                rows += compare_sampling_of(reference.exact, prompts, lane)
                 progress(f"sampling {MODE}")
             rows += compare_exchange(one, reference.say(one, lane), lane)
             progress(f"{one.name} {MODE}")
@@ -115,7 +115,7 @@ def compare_generation(
     return found
 
 
-def _sampling(reference: TorchReference, prompts: Rows, lane: str) -> list[TapResult]:
+def compare_sampling_of(reference: TorchReference, prompts: Rows, lane: str) -> list[TapResult]:
     """Compare the subject's sampler with parity's own on the reference's logits."""
     dtype = np.dtype(np.float64 if lane == "f64" else np.float32)
     known = logits_after(reference, prompts, [1] * len(prompts))

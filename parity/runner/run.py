@@ -7,7 +7,7 @@ import resource
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from parity.comparison import tolerance
 from parity.diagnose.search import find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
-from parity.generation.exchanges import LEAST_PROMPT, PROMPT, Rows, prompt_rows
+from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
 from parity.inputs import Inputs, decode_chunks, inputs_facts
 from parity.locate import first_divergence
 from parity.lockstep import timing
@@ -170,7 +170,7 @@ def run(
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
         cause=cause,
-        inputs=[inputs_facts(i) for i in shown],
+        inputs=[inputs_facts(i) for i in (*shown, *([] if prompts is None else [prompts]))],
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
@@ -251,12 +251,13 @@ def _inputs(
 
 def _prompts(
     plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
-) -> Rows:
-    """Return what `generate` is given, if it is asked for."""
+) -> Inputs | None:
+    """Return what `generate` is given, if it is asked for: a ragged batch."""
     if generated.MODE not in plan.modes:
-        return ()
+        return None
     longest = PROMPT if length is None else max(length, LEAST_PROMPT)
-    return prompt_rows(scenario("right_padded", encode, config, prompt=prompt, length=longest))
+    made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
+    return replace(made, name="prompts")
 
 
 def _check_witnesses(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -274,7 +275,7 @@ def _compare(
     make: select.SubjectFactory,
     inputs: Sequence[Inputs],
     differentiated: Sequence[Inputs],
-    prompts: Rows,
+    prompts: Inputs | None,
     progress: Progress | None,
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
@@ -282,7 +283,7 @@ def _compare(
     modes = [mode for mode in plan.modes if mode in FORWARD_MODES]
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
     total = forward.count_stages(modes, inputs, layers) + (layers + 2) * len(differentiated)
-    total += generation.count_steps(plan.dtypes) if prompts else 0
+    total += generation.count_steps(plan.dtypes) if prompts is not None else 0
     done = 0
 
     def report(what: str) -> None:
@@ -310,11 +311,13 @@ def _compare(
             checkpoint, subjects, plan.reference, differentiated, report, timer
         )
         seconds["grad_s"] = time.perf_counter() - began
-    if prompts:
+    if prompts is not None:
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
         generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
-        found.append(generation.compare_generation(checkpoint, subjects, prompts, report))
+        found.append(
+            generation.compare_generation(checkpoint, subjects, prompt_rows(prompts), report)
+        )
         seconds["generate_s"] = time.perf_counter() - began
     return found, seconds
 

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
-from jaxllama.errors import InputError, JaxLlamaError
+from jaxllama.errors import InputError
 from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
@@ -58,7 +58,10 @@ def compare_tokens(checkpoint: Checkpoint) -> PassResult:
     Returns:
         The rows, and the other implementation as their witness.
     """
-    subject, other = checkpoint.tokenizer(), other_tokenizer(checkpoint.companions)
+    subject, other = (
+        checkpoint.tokenizer(),
+        other_tokenizer(checkpoint.companions, checkpoint.hf_config),
+    )
     texts = corpus(other.special_tokens)
     ids = [other.encode(text) for text in texts]
 
@@ -131,11 +134,11 @@ def _streams(subject: Any, other: OtherTokenizer, ids: Sequence[Sequence[int]]) 
 
 
 def _said(what: Callable[[Any], Any], given: Any) -> Any:
-    """Return what a subject says, or how it refuses."""
+    """Return what a subject says, or how it fails: that is a difference like any other."""
     try:
         return what(given)
-    except JaxLlamaError as error:
-        return f"refused: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _apart(found: Any, expected: Any) -> str:
@@ -196,11 +199,13 @@ def _back(other: OtherTokenizer, ids: Sequence[int]) -> str:
 
 
 def _chat(what: Callable[..., Any], messages: Any, prompted: bool) -> Any:
-    """Return what a subject makes of a conversation, None if it refuses."""
+    """Return what a subject makes of a conversation, None if it refuses on purpose."""
     try:
         return what(messages, add_generation_prompt=prompted)
     except InputError:
         return None
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _row(tap: str, scenario: str, problems: Sequence[str]) -> TapResult:

@@ -83,11 +83,14 @@ def require_package(kind: str) -> None:
         ) from error
 
 
-def other_tokenizer(companions: Mapping[str, Callable[[], bytes]]) -> OtherTokenizer:
+def other_tokenizer(
+    companions: Mapping[str, Callable[[], bytes]], config: Mapping[str, Any]
+) -> OtherTokenizer:
     """Return another implementation over a checkpoint's files.
 
     Args:
         companions: readers of the files by name, one of which `kind_of` knows.
+        config: content of the checkpoint's config.json.
     """
     kind = kind_of([*companions])
     assert kind is not None
@@ -96,7 +99,7 @@ def other_tokenizer(companions: Mapping[str, Callable[[], bytes]]) -> OtherToken
         for name, read in companions.items():
             (Path(folder) / name).write_bytes(read())
         if kind == JSON_FILE:
-            return TransformersTokenizer(Path(folder))
+            return TransformersTokenizer(Path(folder), config)
         return MetaTokenizer(Path(folder) / META_FILE)
 
 
@@ -105,19 +108,27 @@ class TransformersTokenizer:
 
     Args:
         folder: with the tokenizer's files.
+        config: of the model, for roles that the tokenizer's own files leave open.
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import PreTrainedTokenizerFast
 
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         known = self._tokenizer.added_tokens_decoder
         self.special_tokens = {one.content: i for i, one in known.items() if one.special}
-        self.bos_id, self.pad_id = self._tokenizer.bos_token_id, self._tokenizer.pad_token_id
+        file = folder / "generation_config.json"
+        settings = {**config, **(json.loads(file.read_bytes()) if file.is_file() else {})}
+        own = self._tokenizer
+        self.bos_id = settings.get("bos_token_id") if own.bos_token is None else own.bos_token_id
+        self.pad_id = settings.get("pad_token_id") if own.pad_token is None else own.pad_token_id
+        # A model may end on more tokens than the tokenizer's one.
+        ends = settings.get("eos_token_id")
+        ends = own.eos_token_id if ends is None else ends
+        self.eos_ids = {*ends} if isinstance(ends, list) else {ends} - {None}
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
-        self.eos_ids = _eos_ids(folder, self._tokenizer.eos_token_id)
         self.has_chat = self._tokenizer.chat_template is not None
 
     def encode(self, text: str) -> list[int]:
@@ -146,16 +157,6 @@ class TransformersTokenizer:
             )
         except TemplateError as error:
             raise ValueError(str(error)) from error
-
-
-def _eos_ids(folder: Path, own: int | None) -> set[int]:
-    """Return what ends a generation: the generation's settings first, then the tokenizer's."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            found = json.loads((folder / name).read_bytes()).get("eos_token_id")
-            if found is not None:
-                return {*found} if isinstance(found, list) else {found}
-    return set() if own is None else {own}
 
 
 class MetaTokenizer:
