@@ -91,6 +91,9 @@ def other_tokenizer(
     Args:
         companions: readers of the files by name, one of which `kind_of` knows.
         config: content of the checkpoint's config.json.
+
+    Raises:
+        InputError: the package is not installed, or does not take the files.
     """
     kind = kind_of([*companions])
     assert kind is not None
@@ -98,9 +101,16 @@ def other_tokenizer(
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         for name, read in companions.items():
             (Path(folder) / name).write_bytes(read())
-        if kind == JSON_FILE:
-            return TransformersTokenizer(Path(folder), config)
-        return MetaTokenizer(Path(folder) / META_FILE)
+        try:
+            if kind == JSON_FILE:
+                return TransformersTokenizer(Path(folder), config)
+            return MetaTokenizer(Path(folder) / META_FILE)
+        except Exception as error:  # neither says what it raises
+            name = TransformersTokenizer.name if kind == JSON_FILE else MetaTokenizer.name
+            raise InputError(
+                f"--mode tokens: {name} does not take the checkpoint's {kind}, with which it was "
+                f"to be compared: {error}"
+            ) from error
 
 
 class TransformersTokenizer:

@@ -48,6 +48,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity/comparison/reference.py": "def _planted():\n    from parity import runner\n",
         "parity/nowhere.py": "",
         "parity/diagnose/solve.py": "from jaxllama import rope\n",
+        "parity/generation/sampler.py": "from jaxllama import sampling\n",
     }
     for name, line in planted.items():
         with (tmp_path / name).open("a") as file:
@@ -58,6 +59,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
     for said in (
         "jaxllama.rope -> torch",
         "parity.diagnose.solve -> jaxllama.rope",
+        "parity.generation.sampler -> jaxllama.sampling",
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
         "unplaced",

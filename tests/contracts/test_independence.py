@@ -73,7 +73,12 @@ FAULTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
         {},
         "layers.0.input_layernorm",
     ),
-    "taps": ("self._values[name] = value\n", "self._values[name] = jnp.roll(value, 1)\n", {}, "embed"),
+    "taps": (
+        "self._values[name] = value\n",
+        "self._values[name] = jnp.roll(value, 1)\n",
+        {},
+        "embed",
+    ),
 }
 
 
@@ -129,7 +134,7 @@ def rows(page: str) -> dict[str, tuple[str, str]]:
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 3 and (names := named(cells[0])):
-            table |= {name: (cells[1], cells[2]) for name in names}
+            table |= dict.fromkeys(names, (cells[1], cells[2]))
     return table
 
 

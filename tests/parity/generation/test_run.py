@@ -245,7 +245,16 @@ def test_a_run_says_it_to_all_readers(
 def test_a_foreign_subject_is_passed_over() -> None:
     with pytest.raises(InputError, match=r"jaxllama\.generate, which does not run .* torch"):
         run(dtypes="f64", subject="torch")
-    assert notes([], TorchReference(checkpoint()))[0].startswith("--mode generate is about")
+    both = parity.run(
+        checkpoint(),
+        modes="free,generate",
+        subject="torch",
+        dtypes="f64",
+        scenarios="right_padded",
+        length=6,
+    )
+    assert both.verdict == "equal" and {row.mode for row in both.rows} == {"free"}
+    assert any(note.startswith("--mode generate is about") for note in both.notes)
 
 
 def test_what_rounding_leaves_open_is_said() -> None:

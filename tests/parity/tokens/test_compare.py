@@ -40,6 +40,23 @@ def meta() -> Checkpoint:
     )
 
 
+_made: dict[tuple[tuple[str, int], ...], Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _others_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep other implementations by the content of their files: Meta's takes a second to read."""
+    make = compare.other_tokenizer
+
+    def once(companions: Mapping[str, Callable[[], bytes]], config: Mapping[str, Any]) -> Any:
+        key = tuple((name, hash(read())) for name, read in sorted(companions.items()))
+        if key not in _made:
+            _made[key] = make(companions, config)
+        return _made[key]
+
+    monkeypatch.setattr(compare, "other_tokenizer", once)
+
+
 def failed(found: PassResult) -> list[str]:
     return [row.tap for row in found.rows if not row.passed]
 
@@ -218,3 +235,10 @@ def test_a_missing_package_is_said(
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=rf"{package} is not installed: .*jaxllama\[{extra}\]"):
         parity.run(checkpoint, modes="tokens")
+
+
+def test_files_that_the_other_does_not_take() -> None:
+    files = {"tokenizer.model": lambda: b"no token"}
+    checkpoint = replace(meta(), companions=files)
+    with pytest.raises(InputError, match=r"llama-models does not take .* tokenizer\.model"):
+        compare_tokens(checkpoint)
