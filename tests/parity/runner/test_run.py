@@ -79,9 +79,18 @@ class _WrongWitness(TorchReference):
 
 
 def test_a_clean_run_is_equal_in_every_mode() -> None:
-    result = quick(modes="all", scenarios="mixed_lengths", prompt=None, length=8)
+    seen: list[tuple[int, int]] = []
+    result = quick(
+        modes="all",
+        scenarios="mixed_lengths",
+        prompt=None,
+        length=8,
+        progress=lambda _, done, total: seen.append((done, total)),
+    )
     assert (result.verdict, result.exit_code) == ("equal", 0)
-    assert {row.mode for row in result.rows} == {"free", "isolated", "production", "decode", "grad"}
+    shown = {"free", "isolated", "production", "decode", "grad", "generate", "tokens"}
+    assert {row.mode for row in result.rows} == shown
+    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
     assert result.compared == result.expected and not result.unmatched
     assert max(row.error for row in result.rows if row.mode != "grad") < 1e-12
 
