@@ -75,6 +75,20 @@ def test_the_text_is_that_of_a_plain_loop() -> None:
     assert [row[-NEW:] for row in rows] == [list(text) for text in greedy.texts()]
 
 
+@pytest.mark.parametrize(("gap", "passed"), [(1e-13, True), (1e-9, False)])
+def test_of_two_equals_to_within_noise_either_is_right(gap: float, passed: bool) -> None:
+    greedy = next(Conversation(generator(), PROMPTS).hold())
+    said = reference().say(greedy, "f64")
+    assert said is not None
+    for logits, *_ in (said.logits, *(logits for logits, _ in said.honest)):
+        # Token 5 before the one that was written.
+        logits[0, 5] = logits[0].max() + gap * np.ptp(logits[0])
+    row = next(r for r in compare_exchange(greedy, said, "f64") if r.tap == "generated.tokens")
+    assert (row.passed, row.facts["near_ties"]) == (passed, float(passed))
+    assert row.worst is not None and row.worst.gold == 5.0
+    assert row.worst.index == {"B": 0, "T": 0}
+
+
 # What is edited in jaxllama.generate or beside it, and where it shows first.
 FAULTS = {
     "eos ignored": (
