@@ -79,6 +79,8 @@ def _place(row: TapResult) -> tuple[bool, int, tuple[int, int, float]]:
 
 
 def _classify(failed: list[TapResult], lane: str) -> Divergence:
+    if failed[0].mode in ("generate", "tokens"):  # their scenarios are theirs alone
+        return Divergence(failed[0], "generation" if failed[0].mode == "generate" else "tokens", ())
     setup = [row for row in failed if row.tap in SETUP_TAPS]
     flagged = tuple(dict.fromkeys(row.tap for row in setup))
     forced = ("isolated", "probe")

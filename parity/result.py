@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 # 1.0: first published.
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
-# 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may be.
+# 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may
+# be; the modes `generate` and `tokens`, and the kinds `generation` and `tokens`.
 SCHEMA_VERSION = "1.2"
 
 # The modes of a run, in the words of what was not run.
-MODE_WORDS = {"free": "free", "isolated": "isolated", "decode": "decode", "grad": "gradients"}
+MODE_WORDS = {
+    "free": "free",
+    "isolated": "isolated",
+    "decode": "decode",
+    "grad": "gradients",
+    "generate": "generation",
+    "tokens": "tokenizer",
+}
 
 Verdict = Literal["equal", "divergent", "inconclusive"]
 # What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
@@ -45,8 +53,9 @@ class TapResult:
         scenario: which inputs.
         mode: `free` (the subject's own values run on), `isolated` (each operator works on the
             reference's values), `decode` (through the cache), `grad` (the backward pass),
-            `production` (compiled whole, no taps; forward or backward) or `probe` (products of one
-            term).
+            `production` (compiled whole, no taps; forward or backward), `probe` (products of one
+            term), `generate` (what is written; `tap` and `scenario` say what of which call) or
+            `tokens` (the tokenizer, which has no dtype and counts as float64).
         step: which chunk of a decode run; 0 otherwise.
         dtype: of the array itself.
         error: largest per-token relative error.
@@ -191,12 +200,22 @@ class Divergence:
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
     such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
     a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
-    this one is computed from are right). Of a `reading` the row is no tap's: its name is what was
-    read, its mode `reading`.
+    this one is computed from are right), of what is written `generation`, of a tokenizer `tokens`.
+    Of a `reading` the row is no tap's: its name is what was read, its mode `reading`.
     """
 
     row: TapResult
-    kind: Literal["operator", "upstream", "drift", "setup", "loss", "backward", "reading"]
+    kind: Literal[
+        "operator",
+        "upstream",
+        "drift",
+        "setup",
+        "loss",
+        "backward",
+        "generation",
+        "tokens",
+        "reading",
+    ]
     flagged: tuple[str, ...]
     difference: DifferenceKind = "not judged"
 

@@ -33,6 +33,9 @@ KINDS = {
     "setup": "the setup of the run: no activation has moved yet",
     "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
     "reading": "the reader: what it handed over was wrong before any model ran",
+    "generation": "the loop that writes, its sampling or its cache; the model itself where "
+    "--mode free,decode says so",
+    "tokens": "the tokenizer, or the files it was read from: no model was run",
     "backward": "this step of the backward pass: the gradients it starts from are right",
 }
 

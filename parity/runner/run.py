@@ -7,7 +7,7 @@ import resource
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import find_cause, refine_difference
+from parity.generation import compare as generated
+from parity.generation import run as generation
+from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
 from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
@@ -45,10 +48,13 @@ from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gr
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
+from parity.tokens import compare as tokens
 
 MODES = tuple(MODE_WORDS)
-# What users run, but for training: that is asked for. Each as far as the subject is able.
-DEFAULT_MODES = ("free", "isolated", "decode")
+FORWARD_MODES = ("free", "isolated", "decode")
+# What users run, but for training and writing: these are asked for. Each as far as the subject is
+# able.
+DEFAULT_MODES = FORWARD_MODES
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,7 +80,7 @@ class Plan:
     @property
     def forward_scenarios(self) -> tuple[str, ...]:
         """What is run forwards."""
-        return self.scenarios if set(self.modes) - {"grad"} else ()
+        return self.scenarios if set(self.modes) & set(FORWARD_MODES) else ()
 
     @property
     def decode_scenarios(self) -> tuple[str, ...]:
@@ -90,6 +96,11 @@ class Plan:
     def grad_scenarios(self) -> tuple[str, ...]:
         """What is differentiated."""
         return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether taps of the model are compared."""
+        return bool({*self.modes} - {generated.MODE, tokens.MODE})
 
     def shows(self, kind: str) -> bool:
         """Return whether its modes are about a kind of tap."""
@@ -124,8 +135,10 @@ def run(
             meaning, the others rounding.
         modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
             caches), `grad` (the loss and its gradients; of the scenarios in
-            `parity.runner.gradients.SCENARIOS` unless others are given). By default the first
-            three, as far as the subject is able to, caches with one ragged scenario alone.
+            `parity.runner.gradients.SCENARIOS` unless others are given), `generate` (what
+            `jaxllama.generate` writes, token by token), `tokens` (the tokenizer and chat template,
+            against another implementation's). By default the first three, as far as the subject is
+            able to, caches with one ragged scenario alone.
         scenarios: names of `parity.scenarios.SCENARIOS`, or `all`.
         overrides: changes to the subject's configuration alone, `FIELD=VALUE`, or the
             values by field: `{"rope_theta": 1e6, "rope_scaling": {"factor": 32}}`.
@@ -164,12 +177,20 @@ def run(
         reading = None if source is None or ready_made else compare_readings(opened, source)
         truth: CheckpointLike = opened if source is None else source
         _check_witnesses(plan, truth)
+        has_tokens = tokens.MODE in plan.modes and tokens.check_tokenizer(
+            opened, alone=plan.modes == (tokens.MODE,)
+        )
         encode, encoding_notes = encoder(opened, prompt)
 
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
-        passes, seconds = _compare(plan, truth, make, inputs, differentiated, progress, timer)
+        prompts = _prompts(plan, truth.config, encode, prompt, length)
+        passes, seconds = _compare(
+            plan, truth, make, inputs, differentiated, prompts, progress, timer
+        )
         found = PassResult.join(passes, plan.dtypes)
+        if has_tokens:  # after the rest: they are sorted by dtype, and these have none
+            found = PassResult.join([found, tokens.compare_tokens(opened)])
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
         first, misread = first_divergence(rows), reading_divergence(reading)
@@ -188,14 +209,16 @@ def run(
     result = Result(
         rows=rows,
         witnesses=found.witnesses,
-        expected=_expected(plan, rows, config),
+        expected=_expected(plan, rows, config)
+        + len(generated.names_for(rows))
+        + len(tokens.names_for(rows)),
         not_run=_not_run(plan, rows),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
         cause=cause,
         reading=reading,
-        inputs=[inputs_facts(i) for i in shown],
+        inputs=[inputs_facts(i) for i in (*shown, *([] if prompts is None else [prompts]))],
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
@@ -205,9 +228,11 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([streamed.NOTE] if stream else ()),
-            *one_hot.notes(rows, plan.dtypes),
+            *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),
             *casts,
             *(gradients.notes_for(plan.dtypes, plan.reference) if differentiated else ()),
+            *(generation.notes(rows, sample) if generated.MODE in plan.modes else ()),
+            *(tokens.notes(rows, opened) if tokens.MODE in plan.modes else ()),
         ],
         timing={
             **seconds,
@@ -297,6 +322,17 @@ def _inputs(
     return inputs, differentiated
 
 
+def _prompts(
+    plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
+) -> Inputs | None:
+    """Return what `generate` is given, if it is asked for: a ragged batch."""
+    if generated.MODE not in plan.modes:
+        return None
+    longest = PROMPT if length is None else max(length, LEAST_PROMPT)
+    made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
+    return replace(made, name="prompts")
+
+
 def _check_witnesses(plan: Plan, checkpoint: CheckpointLike) -> None:
     """Refuse a witness that is not installed or cannot express the model, before any work."""
     if "hf" in plan.reference:
@@ -312,12 +348,15 @@ def _compare(
     make: select.SubjectFactory,
     inputs: Sequence[Inputs],
     differentiated: Sequence[Inputs],
+    prompts: Inputs | None,
     progress: Progress | None,
     timer: timing.Timer,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
-    done, total = 0, (layers + 2) * len(differentiated)
+    total = (layers + 2) * len(differentiated)
+    total += generation.count_steps(plan.dtypes) if prompts is not None else 0
+    done = 0
 
     def report(what: str) -> None:
         nonlocal done
@@ -346,6 +385,14 @@ def _compare(
             checkpoint, subjects, plan.reference, differentiated, report, timer
         )
         seconds["grad_s"] = time.perf_counter() - began
+    if prompts is not None:
+        began = time.perf_counter()
+        subjects = {lane: make(lane) for lane in plan.dtypes}
+        generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
+        found.append(
+            generation.compare_generation(checkpoint, subjects, prompt_rows(prompts), report)
+        )
+        seconds["generate_s"] = time.perf_counter() - began
     return found, seconds
 
 

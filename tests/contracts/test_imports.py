@@ -52,6 +52,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity/sources/names.py": "def _late():\n    from jaxllama.checkpoint import names\n",
         "parity/sources/hf.py": "from jaxllama.config_formats import hf\n",
         "parity/subjects/torch_reference/run.py": "import jaxllama.checkpoint.open\n",
+        "parity/generation/sampler.py": "from jaxllama import sampling\n",
     }
     for name, line in planted.items():
         with (tmp_path / name).open("a") as file:
@@ -66,6 +67,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity.sources.names -> jaxllama.checkpoint.names",
         "parity.sources.hf -> jaxllama.config_formats.hf",
         "parity.subjects.torch_reference.run -> jaxllama.checkpoint.open",
+        "parity.generation.sampler -> jaxllama.sampling",
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
         "unplaced",

@@ -83,7 +83,9 @@ def test_divergent(parity) -> None:
     ran = parity("run", *SMALL, "--override", "rope_theta=1e6")
     assert ran.code == 1
     first, left, machine, where = ran.out.splitlines()[:4]
-    assert left.startswith("not run: decode; gradients; scenarios long_positions, ")
+    assert left.startswith(
+        "not run: decode; gradients; generation; tokenizer; scenarios long_positions, "
+    )
     assert first.startswith("divergent: ") and first.endswith("layers.0.q_rope (meaning)")
     assert machine.startswith("machine: ") and "layers.0.q_rope" in where
     assert "flagged: rope.inv_freq" in ran.out

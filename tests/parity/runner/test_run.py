@@ -81,9 +81,18 @@ class _WrongWitness(TorchReference):
 
 
 def test_a_clean_run_is_equal_in_every_mode() -> None:
-    result = quick(modes="all", scenarios="mixed_lengths", prompt=None, length=8)
+    seen: list[tuple[int, int]] = []
+    result = quick(
+        modes="all",
+        scenarios="mixed_lengths",
+        prompt=None,
+        length=8,
+        progress=lambda _, done, total: seen.append((done, total)),
+    )
     assert (result.verdict, result.exit_code) == ("equal", 0)
-    assert {row.mode for row in result.rows} == {"free", "isolated", "production", "decode", "grad"}
+    shown = {"free", "isolated", "production", "decode", "grad", "generate", "tokens"}
+    assert {row.mode for row in result.rows} == shown
+    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
     assert result.compared == result.expected and not result.unmatched
     assert max(row.error for row in result.rows if row.mode != "grad") < 1e-12
 
@@ -95,7 +104,9 @@ def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out
     decoded = [(mode, name) for mode, name in steps if mode == "decode"]
     assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
     assert {name for mode, name in steps if mode == "free"} == set(DEFAULT_SCENARIOS)
-    assert summary(result)[1] == "not run: gradients; scenarios packed, windowed, mixed_lengths"
+    assert summary(result)[1] == (
+        "not run: gradients; generation; tokenizer; scenarios packed, windowed, mixed_lengths"
+    )
     assert "--mode" not in result.command  # said again, it does the same
     (decoded_inputs,) = [i for i in result.inputs if i["scenario"] == "left_padded"]
     assert (decoded_inputs["batch"], decoded_inputs["real_tokens"]) == (3, 17 + 11 + 5)

@@ -1,0 +1,151 @@
+"""`jaxllama.generate` and `jaxllama.sampling` as what `parity.generation` asks of them.
+
+Shapes: B batch, T tokens, M new tokens, S cache slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxllama import sampling
+from jaxllama.cache import KVCache
+from jaxllama.generate import Generation, Watcher, generate
+from jaxllama.masks import Tokens, causal, padding
+from jaxllama.model import Llama
+from parity.inputs import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What `generate` returned, as NumPy arrays.
+
+    Attributes:
+        tokens, lengths, logprobs, finish_reasons, seeds: as in `jaxllama.generate.Generation`.
+        held: tokens in each row of its cache.
+        positions: of these.
+        cache: to go on with.
+    """
+
+    tokens: Int[np.ndarray, "B M"]
+    lengths: Int[np.ndarray, " B"]
+    logprobs: Float[np.ndarray, "B M"]
+    finish_reasons: tuple[str, ...]
+    seeds: tuple[int, ...]
+    held: Int[np.ndarray, " B"]
+    positions: Int[np.ndarray, "B S"]
+    cache: KVCache
+
+
+class Generator:
+    """A model that writes.
+
+    Args:
+        model: of `jaxllama`.
+    """
+
+    def __init__(self, model: Llama) -> None:
+        self.model = model
+
+    def empty_cache(self, rows: int, capacity: int) -> KVCache:
+        """Return a cache with room for `capacity` tokens in each of `rows` rows."""
+        return KVCache.empty(self.model.config, rows, capacity, self.model.dtype)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        *,
+        setting: Mapping[str, Any],
+        eos: Sequence[int],
+        seeds: int | Sequence[int],
+        cache: KVCache | None = None,
+        watch: Watcher | None = None,
+    ) -> Written:
+        """Run `generate`.
+
+        Args:
+            prompts: token ids, a sequence a row.
+            new_tokens: most to write in a row.
+            setting: of `jaxllama.sampling.Sampling`, by name.
+            eos: tokens that end a row.
+            seeds: one, or one a row.
+            cache: to continue from; it is consumed.
+            watch: looks at the rows after each token.
+        """
+        found: Generation = generate(
+            self.model,
+            prompts,
+            max_new_tokens=new_tokens,
+            sampling=sampling.Sampling(**setting),
+            eos_ids=eos,
+            seed=seeds,
+            cache=cache,
+            watch=watch,
+        )
+        held = np.asarray(found.cache.lengths)
+        return Written(
+            np.asarray(found.tokens),
+            np.asarray(found.lengths),
+            np.asarray(found.logprobs),
+            found.finish_reasons,
+            tuple(map(int, found.seeds)),
+            held,
+            np.asarray(found.cache.positions),
+            found.cache,
+        )
+
+    def read(self, inputs: Inputs, capacity: int) -> KVCache:
+        """Return a cache that holds a padded batch, read by the model in one call."""
+        return _read(
+            self.model,
+            jnp.asarray(inputs.tokens),
+            jnp.asarray(inputs.positions),
+            jnp.asarray(inputs.valid),
+            self.empty_cache(len(inputs.tokens), capacity),
+        )
+
+
+@jax.jit
+def _read(
+    model: Llama,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    cache: KVCache,
+) -> KVCache:
+    cache = cache.extend(positions, valid)
+    queries = Tokens(positions, valid, jnp.zeros_like(positions))
+    mask = (causal() & padding()).bind(queries, cache.tokens())
+    filled = model(tokens, positions=positions, mask=mask, cache=cache)[1]
+    assert filled is not None
+    return filled
+
+
+def kept_logits(
+    logits: Float[np.ndarray, "B V"], setting: Mapping[str, Any], seen: Bool[np.ndarray, "B V"]
+) -> Float[np.ndarray, "B V"]:
+    """Return what `jaxllama.sampling` draws from; its parts in the order that `choose` has."""
+    values, x = sampling.Sampling(**setting).values(), jnp.asarray(logits)
+    if "repetition_penalty" in values:
+        x = sampling.penalise(x, jnp.asarray(seen), values["repetition_penalty"])
+    if "temperature" in values:
+        x = sampling.filter_logits(x / values["temperature"].astype(x.dtype), values)
+    return np.asarray(x)
+
+
+def draw(
+    logits: Float[np.ndarray, "B V"],
+    setting: Mapping[str, Any],
+    seen: Bool[np.ndarray, "B V"],
+    keys: jax.Array,
+) -> Int[np.ndarray, " B"]:
+    """Return the tokens that `jaxllama.sampling` draws with keys, one a row."""
+    values = sampling.Sampling(**setting).values()
+    return np.asarray(sampling.choose(jnp.asarray(logits), keys, values, jnp.asarray(seen)))

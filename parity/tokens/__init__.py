@@ -1,0 +1,1 @@
+"""Token ids, texts and chat templates compared with another implementation's."""

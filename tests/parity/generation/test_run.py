@@ -1,0 +1,279 @@
+"""`--mode generate`: honest models are equal, and what goes wrong in writing is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from planting import planted
+from rich.console import Console
+from torch import no_grad
+
+import parity
+from jaxllama.checkpoint import Checkpoint, tiny
+from jaxllama.errors import InputError
+from jaxllama.model import Llama
+from parity.generation.compare import compare_exchange
+from parity.generation.exchanges import NEW, SEED, WARM, Conversation, Exchange
+from parity.generation.reference import logits_after
+from parity.generation.run import Reference, compare_sampling_of, notes
+from parity.report import terminal
+from parity.result import Result, TapResult
+from parity.subjects.jaxllama.generate import Generator
+from parity.subjects.torch_reference.subject import TorchReference
+
+PROMPTS = ((256, 72, 101, 108, 108, 111, 32, 119, 111), (84, 104, 101, 32, 99, 97), (65, 110, 100))
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    return tiny(num_hidden_layers=1, hidden_size=90)
+
+
+@cache
+def generator(lane: str = "f64") -> Generator:
+    dtype = {"f64": jnp.float64, "f32": jnp.float32}[lane]
+    return Generator(Llama.from_pretrained(checkpoint(), dtype=dtype))
+
+
+@cache
+def reference() -> Reference:
+    return Reference(checkpoint())
+
+
+def failures(last: str = "seeded") -> list[tuple[str, str]]:
+    """Return what fails, as tap and scenario, up to the exchange where something does."""
+    for one in Conversation(generator(), PROMPTS).hold():
+        rows = compare_exchange(one, reference().say(one, "f64"), "f64")
+        if failed := [(row.tap, row.scenario) for row in rows if not row.passed]:
+            return failed
+        if one.name == last:
+            break
+    return []
+
+
+def test_an_honest_model_is_equal() -> None:
+    assert failures() == []
+
+
+@no_grad()
+def test_the_text_is_that_of_a_plain_loop() -> None:
+    """What holds for each token given all before it holds for the loop."""
+    model, rows = TorchReference(checkpoint(), dtype="f64"), [list(row) for row in PROMPTS]
+    for _ in range(NEW):
+        asked = [[*row, 0] for row in rows]
+        for row, logits in zip(rows, logits_after(model, asked, [*map(len, rows)]), strict=True):
+            row.append(int(np.argmax(logits[0])))
+    greedy = next(Conversation(generator(), PROMPTS).hold())
+    assert [row[-NEW:] for row in rows] == [list(text) for text in greedy.texts()]
+
+
+@pytest.mark.parametrize(("gap", "passed"), [(1e-13, True), (1e-9, False)])
+def test_of_two_equals_to_within_noise_either_is_right(gap: float, passed: bool) -> None:
+    greedy = next(Conversation(generator(), PROMPTS).hold())
+    said = reference().say(greedy, "f64")
+    assert said is not None
+    for logits, *_ in (said.logits, *(logits for logits, _ in said.honest)):
+        # Token 5 before the one that was written.
+        logits[0, 5] = logits[0].max() + gap * np.ptp(logits[0])
+    row = next(r for r in compare_exchange(greedy, said, "f64") if r.tap == "generated.tokens")
+    assert (row.passed, row.facts["near_ties"]) == (passed, float(passed))
+    assert row.worst is not None and row.worst.gold == 5.0
+    assert row.worst.index == {"B": 0, "T": 0}
+
+
+# What is edited in jaxllama.generate or beside it, and where it shows first.
+FAULTS = {
+    "eos ignored": (
+        "jaxllama.generate",
+        "done=s.done | (token[:, None] == inputs.eos[None, :]).any(axis=-1)",
+        "done=s.done",
+        ("generated.rows", "eos"),
+    ),
+    "a position too far after prefill": (
+        "jaxllama.generate",
+        "cache.positions[rows, end] + 1, 0)",
+        "cache.positions[rows, end] + 2, 0)",
+        ("generated.tokens", "greedy"),
+    ),
+    "the last prompt token of shorter rows dropped": (
+        "jaxllama.generate",
+        "< inputs.prompt_lengths[:, None]",
+        "< jnp.where(inputs.prompt_lengths < 9, inputs.prompt_lengths - 1, 9)[:, None]",
+        ("generated.tokens", "greedy"),
+    ),
+    "the cache not continued": (
+        "jaxllama.generate",
+        "    if cache is None:\n        capacity = bucket(request.longest) + M",
+        "    if True:\n        capacity = bucket(request.longest) + M",
+        ("generated.tokens", "continued"),
+    ),
+    "finished rows go on": (
+        "jaxllama.generate",
+        "    live = ~s.done\n",
+        "    live = jnp.ones_like(s.done)\n",
+        ("generated.rows", "eos"),
+    ),
+    "finished rows are read on": (
+        "jaxllama.generate",
+        "s.last[:, None], ~s.done[:, None])",
+        "s.last[:, None], jnp.ones_like(s.done)[:, None])",
+        ("generated.cache", "eos"),
+    ),
+    "log probabilities without the normaliser": (
+        "jaxllama.generate",
+        "logprobs = jax.nn.log_softmax(logits, axis=-1)",
+        "logprobs = logits",
+        ("generated.logprobs", "greedy"),
+    ),
+    "seeds of rows not kept": (
+        "jaxllama.request",
+        "return [int(seed), *(int(other",
+        "return [int(seed) + 1, *(int(other",
+        ("generated.rows", "greedy"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_loop_is_named(name: str) -> None:
+    module, before, after, expected = FAULTS[name]
+    with planted(module, before, after):
+        assert failures("watched")[:1] == [expected]
+
+
+def seeded() -> list[TapResult]:
+    values = {"temperature": WARM.temperature}
+    written = generator().write(PROMPTS, NEW, setting=values, eos=(), seeds=SEED)
+    one = Exchange("seeded", PROMPTS, WARM, (), SEED, {}, written)
+    return compare_exchange(one, reference().say(one, "f64"), "f64")
+
+
+def test_one_draw_for_all_steps_is_caught() -> None:
+    with planted(
+        "jaxllama.generate",
+        "in_axes=(0, None))(inputs.keys, s.step)",
+        "in_axes=(0, None))(inputs.keys, s.step * 0)",
+    ):
+        assert [row.tap for row in seeded() if not row.passed] == ["generated.tokens"]
+
+
+# What is edited in jaxllama.sampling, and under which settings it shows, as set and as draws.
+SAMPLING_FAULTS = {
+    "temperature after the filters": (
+        'kept = filter_logits(logits / values["temperature"].astype(logits.dtype), values)',
+        'kept = filter_logits(logits, values) / values["temperature"].astype(logits.dtype)',
+        ("sampling.draws", "top_p"),
+    ),
+    "top-k off by one": (
+        "last = jnp.minimum(k, logits.shape[-1]) - 1",
+        "last = jnp.minimum(k, logits.shape[-1])",
+        ("sampling.kept", "top_k"),
+    ),
+    "top-p without the token that crosses": (
+        "last = (before < p.astype(probs.dtype)).sum(axis=-1) - 1",
+        "last = (jnp.cumsum(probs, axis=-1) < p.astype(probs.dtype)).sum(axis=-1) - 1",
+        ("sampling.kept", "top_p"),
+    ),
+    "of equals the higher id": ("(ids <= edge_id)", "(ids >= edge_id)", ("sampling.kept", "top_k")),
+    "min-p of the sum": (
+        "floor = logits.max(axis=-1, keepdims=True)",
+        "floor = jax.nn.logsumexp(logits, axis=-1, keepdims=True)",
+        ("sampling.kept", "min_p"),
+    ),
+    "a penalty that rewards": (
+        "jnp.where(logits < 0, logits * penalty, logits / penalty)",
+        "logits / penalty",
+        ("sampling.kept", "penalty"),
+    ),
+    "the most likely taken": (
+        "return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)",
+        "return jnp.argmax(kept, axis=-1).astype(jnp.int32)",
+        ("sampling.draws", "temperature"),
+    ),
+}
+
+
+def sampled() -> list[tuple[str, str]]:
+    rows = compare_sampling_of(reference().exact, PROMPTS, "f64")
+    assert all(row.facts["undecided"] == 0 for row in rows)
+    return [(row.tap, row.scenario) for row in rows if not row.passed]
+
+
+def test_an_honest_sampler_is_equal() -> None:
+    assert sampled() == []
+
+
+@pytest.mark.parametrize("name", SAMPLING_FAULTS)
+def test_a_fault_of_the_sampler_is_named(name: str) -> None:
+    before, after, expected = SAMPLING_FAULTS[name]
+    with planted("jaxllama.sampling", before, after, compiled=False):
+        assert expected in sampled()
+    assert sampled() == []
+
+
+def run(**options: object) -> Result:
+    return parity.run(checkpoint(), modes="generate", **options)  # type: ignore[arg-type]
+
+
+def test_a_run_says_it_to_all_readers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = run(dtypes="f64")
+    assert honest.verdict == "equal" and honest.compared == honest.expected == 6
+    assert [row.witness for row in honest.witnesses] == ["torch"]
+    assert [one["scenario"] for one in honest.inputs] == ["prompts"]
+
+    class Short(Conversation):
+        def hold(self) -> Iterator[Exchange]:
+            yield from islice(super().hold(), 2)  # greedy and eos: what follows tells no more
+
+    monkeypatch.setattr("parity.generation.run.Conversation", Short)
+    module, before, after, _ = FAULTS["eos ignored"]
+    with planted(module, before, after):
+        result = run(dtypes="f64")
+    assert result.exit_code == 1 and result.first_divergence is not None
+    assert result.first_divergence.kind == "generation"
+    assert result.difference == "meaning"
+    terminal.show(result, Console(width=120))
+    said = capsys.readouterr().out
+    assert "first divergence: generated.rows (f64, scenario eos, generate)" in said
+    assert "new tokens, expected" in said and "ends a row" in said
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html", "junit")}
+    parity.write_report(result, **files)
+    assert json.loads(files["json"].read_text())["first_divergence"]["kind"] == "generation"
+    assert "generated.rows" in files["html"].read_text()
+    assert 'name="generated.rows"' in files["junit"].read_text()
+    again = parity.recheck(files["json"])
+    assert again.verdict == "divergent" and again.first_divergence is not None
+    assert again.first_divergence.row.tap == "generated.rows"
+
+
+def test_a_foreign_subject_is_passed_over() -> None:
+    with pytest.raises(InputError, match=r"jaxllama\.generate, which does not run .* torch"):
+        run(dtypes="f64", subject="torch")
+    both = parity.run(
+        checkpoint(),
+        modes="free,generate",
+        subject="torch",
+        dtypes="f64",
+        scenarios="right_padded",
+        length=6,
+    )
+    assert both.verdict == "equal" and {row.mode for row in both.rows} == {"free"}
+    assert any(note.startswith("--mode generate is about") for note in both.notes)
+
+
+def test_what_rounding_leaves_open_is_said() -> None:
+    row = seeded()[1]
+    open_row = replace(row, facts={"choices": 27.0, "near_ties": 1.0, "undecided": 2.0})
+    (said,) = notes([open_row], TorchReference(checkpoint()))
+    assert "of 27 choices 1 fell on another token" in said and "2 were left open" in said
+    assert notes([row], TorchReference(checkpoint())) == []
