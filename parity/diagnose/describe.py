@@ -45,7 +45,8 @@ class Search:
         steps: the causes found.
         suspects: what was proposed at the end, with the error that each leaves.
         reference, inputs: wrong in all these ways.
-        untried: proposals that there was no time for.
+        seconds: of a processor, that the search had.
+        out_of_time: what there was no time for, in words.
         hidden: taps that the subject does not show, between the last that agrees and that one.
     """
 
@@ -55,7 +56,8 @@ class Search:
     suspects: tuple[tuple[Hypothesis, float], ...]
     reference: MutatedReference
     inputs: Inputs
-    untried: int
+    seconds: float
+    out_of_time: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
 
     def inputs_like(self, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs | None:
@@ -93,8 +95,11 @@ def describe_search(search: Search) -> CauseReport | None:
         evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
     if search.hidden:
         evidence.append(_unnamed(search.hidden, agrees))
-    if search.untried and not agrees:
-        evidence.append(f"time ran out: {search.untried} hypotheses were not tried")
+    if search.out_of_time and not agrees:
+        evidence.append(
+            f"{search.seconds:g} s of a processor were too few: not tried were "
+            f"{' and '.join(search.out_of_time)}; --seconds {10 * search.seconds:g} goes on"
+        )
     listed = [] if agrees else _suspects(search.suspects)
     if not steps:
         return CauseReport(

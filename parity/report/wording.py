@@ -213,7 +213,7 @@ def cause_lines(result: Result) -> Iterable[str]:
     for line in cause.evidence:
         yield f"  {line}"
     for suspect in cause.suspects:
-        yield f"  suspect: {suspect.id} ({suspect.summary})"
+        yield f"  suspect: {suspect.id} ({suspect.summary}), leaves {suspect.error_left:.1e}"
     if cause.remedy:
         yield f"  remedy: {cause.remedy}"
     if cause.id:

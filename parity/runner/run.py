@@ -18,7 +18,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
-from parity.diagnose.search import find_cause, refine_difference
+from parity.diagnose.search import SECONDS, find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
 from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
@@ -120,6 +120,7 @@ def run(
     progress: Progress | None = None,
     subject: select.SubjectSpec = "jaxllama",
     stream: bool = False,
+    seconds: float = SECONDS,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -150,6 +151,7 @@ def run(
             backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
         stream: hold one layer of each side at a time, for checkpoints larger than memory; in
             `f32` and `bf16` unless `dtypes` says otherwise.
+        seconds: of a processor, for the cause of a divergence.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -157,6 +159,8 @@ def run(
     Raises:
         JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
     """
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"--seconds {seconds:g}: expected a number above 0")
     resolved = select.resolve_subject(subject)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
@@ -185,7 +189,7 @@ def run(
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
         prompts = _prompts(plan, truth.config, encode, prompt, length)
-        passes, seconds = _compare(
+        passes, timed = _compare(
             plan, truth, make, inputs, differentiated, prompts, progress, timer
         )
         found = PassResult.join(passes, plan.dtypes)
@@ -197,7 +201,7 @@ def run(
         cause = None
         if first is not None:
             judged_by = truth if misread is None else as_read(opened)
-            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks)
+            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks, seconds)
         if reading is not None and misread is not None:
             cause = explain_reading(reading, None if first is None else first.row, beside=cause)
             first = misread
@@ -222,7 +226,9 @@ def run(
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan, prompt, length, subject) + " --stream" * stream,
+        command=_command(checkpoint, plan, prompt, length, subject)
+        + " --stream" * stream
+        + f" --seconds {seconds:g}" * (seconds != SECONDS),
         notes=[
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
@@ -235,7 +241,7 @@ def run(
             *(tokens.notes(rows, opened) if tokens.MODE in plan.modes else ()),
         ],
         timing={
-            **seconds,
+            **timed,
             **timer.seconds(),
             "total_s": time.perf_counter() - began,
             # Linux counts kilobytes here.

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
@@ -18,6 +17,9 @@ from parity.result import TapResult
 from parity.subjects.jaxllama.stream import streamed_text
 from parity.tokens.others import OtherTokenizer, kind_of, other_tokenizer, require_package
 from parity.tokens.texts import conversations, corpus
+
+if TYPE_CHECKING:
+    from jaxllama.checkpoint import Checkpoint
 
 MODE, LANE = "tokens", "f64"
 ROLES, IDS, PLAIN, TEXT, STREAM, CHAT_TEXT, CHAT_IDS = (
