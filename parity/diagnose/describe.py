@@ -140,10 +140,9 @@ MOST_ALIKE = 3
 
 
 def _alike(steps: Sequence[Step]) -> list[str]:
-    """Say what cannot be told from what was found, and what would tell it."""
+    """Say what cannot be told from what was found."""
     return [
-        f"as good on all that was tried: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])} "
-        f"(the values between the steps of {split_name(step.tap)[0].split('.')[-1]} would tell)"
+        f"as good in what was tried at {step.tap}: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])}"
         for step in steps
         if step.hypothesis.alike
     ]

@@ -26,6 +26,8 @@ from parity.result import CauseReport, Divergence, TapResult
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.torch_reference.subject import TorchReference
 
+# Modes in which a cause is looked for.
+EXPLAINED = ("free", "decode", "isolated", "grad")
 # Causes looked for one after the other.
 MOST_CAUSES = 12
 # From here on float32 rounds an angle by a thousandth of a radian.
@@ -141,7 +143,7 @@ def find_cause(
     row, rounding = first.row, first.difference == "rounding"
     if row.mode == "probe":
         return describe_precision(row)
-    if row.mode not in ("free", "decode", "isolated", "grad"):
+    if row.mode not in EXPLAINED:
         return None
     alike = {
         r.scenario

@@ -240,14 +240,23 @@ def _with_alike(
     if best.after.first is not None:
         return best
     alike: list[str] = []
-    for other, _ in [one for one in tried if one[1] <= evidence.enough][:MOST_ALIKE]:
-        if other.changes == best.hypothesis.changes or other.said in alike:
+    seen = [_edits_of(best.hypothesis)]
+    for other, _ in [one for one in tried if one[1] <= evidence.enough]:
+        if _edits_of(other) in seen or len(seen) > MOST_ALIKE:
             continue
+        seen.append(_edits_of(other))
         reference = evidence.reference.with_changes(other.changes)
         after = compare_recording(recording, reference, evidence.inputs)
         if after.first is None and not elsewhere.fails(other, reference):
             alike.append(other.said)
     return replace(best, hypothesis=replace(best.hypothesis, alike=tuple(alike)))
+
+
+def _edits_of(hypothesis: Hypothesis) -> set[Any]:
+    """Return what a hypothesis changes, wherever: the same at like taps is the same."""
+    edits = (edit for change in hypothesis.changes for edit in change.edits)
+    found: set[Any] = {(edit.kind, edit.step, edit.operands, edit.value) for edit in edits}
+    return found or {hypothesis.said}
 
 
 def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:

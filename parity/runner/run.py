@@ -18,7 +18,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
-from parity.diagnose.search import SECONDS, find_cause, refine_difference
+from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
 from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
@@ -178,7 +178,10 @@ def run(
         source = second_reading(checkpoint, opened)
         # What is given ready-made has read its weights by means of its own.
         ready_made = isinstance(resolved, Mapping)
-        reading = None if source is None or ready_made else compare_readings(opened, source)
+        reading = None
+        if source is not None and not ready_made:
+            weights = plan.modes != (tokens.MODE,)
+            reading = compare_readings(opened, source, weights=weights)
         truth: CheckpointLike = opened if source is None else source
         _check_witnesses(plan, truth)
         has_tokens = tokens.MODE in plan.modes and tokens.check_tokenizer(
@@ -203,7 +206,9 @@ def run(
             judged_by = truth if misread is None else as_read(opened)
             cause = find_cause(first, rows, shown, judged_by, make, decode_chunks, seconds)
         if reading is not None and misread is not None:
-            cause = explain_reading(reading, None if first is None else first.row, beside=cause)
+            row = None if first is None else first.row
+            tried = row is not None and row.mode in EXPLAINED
+            cause = explain_reading(reading, row, tried=tried, beside=cause)
             first = misread
         elif first is not None:
             first = refine_difference(first, cause)
@@ -292,7 +297,10 @@ def _casts(
     if "isolated" not in plan.modes or LANE not in plan.dtypes:
         return []
     smallest = min(batch_alike(inputs), key=lambda parts: sum(one.tokens.size for one in parts))
-    return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
+    try:
+        return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
+    except Exception as error:  # a subject need not take made-up values, and the verdict stands
+        return [f"how the subject casts was not looked at: {type(error).__name__}: {error}"]
 
 
 def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
@@ -303,9 +311,12 @@ def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
     if plan.decode_scenarios:
         why["decode"] = "the subject shows no cache"
     run = {row.scenario for row in rows}
+    cached = {row.scenario for row in rows if row.mode == "decode"}
+    beside = [name for name in SCENARIOS if name in run - cached] if cached else []
     left = [name for name in SCENARIOS if name not in run]
     scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
-    return (*modes_not_run(rows, why), *([scenarios] if left else []))
+    decodes = [f"decode of {', '.join(beside)}"] if beside else []
+    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []))
 
 
 def _inputs(
