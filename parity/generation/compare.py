@@ -296,10 +296,11 @@ def compare_sampling(
     best = np.zeros(count, int)
     worst_kept: list[WorstElement | None] = [None] * count
     problems: list[str] = []
+    strange: list[str] = []
     facts = {"choices": float(count), "undecided": 0.0}
     for r in range(count):
         if not 0 <= drawn[r] < size:
-            problems.append(f"logits {r}: {drawn[r]} is drawn, expected from 0 to {size - 1}")
+            strange.append(f"logits {r}: {drawn[r]} is drawn, expected from 0 to {size - 1}")
             continue
         own = keep(logits[r], SETTINGS[name], seen[r])
         x = own.logits[np.isfinite(own.logits)]
@@ -328,7 +329,7 @@ def compare_sampling(
     near = partial(near_row, lane=lane, scenario=name, noise=noise, facts=facts)
     return [
         near(KEPT, dtype=dtype, error=kept_error, worst=worst_kept[far], problems=problems),
-        near(DRAWS, dtype="int32", error=draw_error, worst=token),
+        near(DRAWS, dtype="int32", error=draw_error, worst=token, problems=strange),
     ]
 
 

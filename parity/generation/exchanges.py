@@ -108,9 +108,13 @@ class Conversation:
     ) -> Exchange:
         """Write after the prompts, into a cache of our own if `cached`."""
         asked = Exchange(name, self._prompts, setting, eos, seeds, cuts or {})
-        rows = len(self._prompts)
-        cache = self._generator.empty_cache(rows, self._capacity) if cached else None
-        return self._write(asked, lambda: (self._prompts, cache))
+
+        def begin() -> tuple[Rows, Any]:
+            if not cached:
+                return self._prompts, None
+            return self._prompts, self._generator.empty_cache(len(self._prompts), self._capacity)
+
+        return self._write(asked, begin)
 
     def _continued(self, before: Exchange) -> Exchange:
         """Write after what an exchange left in its cache, its last token and some new ones."""

@@ -188,6 +188,14 @@ def test_a_crash_is_a_finding_beside_others(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
+def test_a_draw_beyond_the_vocabulary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{RUN}.draw", lambda logits, *_: np.full(len(logits), logits.shape[-1]))
+    rows = compare_sampling_of(reference().exact, PROMPTS, "f64")
+    draws = [row for row in rows if not row.passed]
+    assert {row.tap for row in draws} == {"sampling.draws"} and len(draws) == 6
+    assert draws[0].problems[0].startswith("logits 0: ")
+
+
 class Edited(Generator):
     """One whose answers are changed."""
 

@@ -232,6 +232,7 @@ def test_a_missing_package_is_said(
         return real(name, globals, locals, fromlist, level)
 
     checkpoint = made()
+    _made.clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=rf"{package} is not installed: .*jaxllama\[{extra}\]"):
         parity.run(checkpoint, modes="tokens")
