@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from jaxllama.errors import JaxLlamaError
@@ -57,14 +58,15 @@ class Exchange:
     refused: str = ""
 
     def texts(self) -> Rows:
-        """Return each row's new tokens, up to the first that is none."""
+        """Return each row's new tokens, up to the first that is no id of the vocabulary."""
         if self.written is None:
             return ()
-        found = []
-        for ids, length in zip(self.written.tokens, self.written.lengths, strict=True):
-            row = [int(i) for i in ids[: int(length)]]
-            found.append(tuple(row[: row.index(-1)] if -1 in row else row))
-        return tuple(found)
+        known = range(self.written.vocabulary)
+        rows = zip(self.written.tokens, self.written.lengths, strict=True)
+        return tuple(
+            tuple(takewhile(known.__contains__, map(int, ids[: int(length)])))
+            for ids, length in rows
+        )
 
 
 class Conversation:
@@ -83,7 +85,9 @@ class Conversation:
         """Yield the exchanges of `NAMES`."""
         greedy = self._fresh("greedy")
         yield greedy
-        ended = self._fresh("eos", eos=_ends(greedy.texts() or self._prompts), cached=True)
+        texts = greedy.texts()
+        known = texts if texts and all(texts) else self._prompts
+        ended = self._fresh("eos", eos=_ends(known), cached=True)
         yield ended
         yield self._continued(ended)
         yield self._padded("left")
@@ -104,9 +108,13 @@ class Conversation:
     ) -> Exchange:
         """Write after the prompts, into a cache of our own if `cached`."""
         asked = Exchange(name, self._prompts, setting, eos, seeds, cuts or {})
-        rows = len(self._prompts)
-        cache = self._generator.empty_cache(rows, self._capacity) if cached else None
-        return self._write(asked, lambda: (self._prompts, cache))
+
+        def begin() -> tuple[Rows, Any]:
+            if not cached:
+                return self._prompts, None
+            return self._prompts, self._generator.empty_cache(len(self._prompts), self._capacity)
+
+        return self._write(asked, begin)
 
     def _continued(self, before: Exchange) -> Exchange:
         """Write after what an exchange left in its cache, its last token and some new ones."""
@@ -151,6 +159,8 @@ class Conversation:
             )
         except JaxLlamaError as error:
             refused = str(error)
+        except Exception as error:  # a crash is a finding, and the other modes have theirs
+            refused = f"{type(error).__name__}: {error}"
         return replace(asked, written=written, refused=refused)
 
 

@@ -345,7 +345,12 @@ def _prompts(
     """Return what `generate` is given, if it is asked for: a ragged batch."""
     if generated.MODE not in plan.modes:
         return None
-    longest = PROMPT if length is None else max(length, LEAST_PROMPT)
+    longest = PROMPT if length is None else length
+    if longest < LEAST_PROMPT:
+        raise InputError(
+            f"--length {length} with --mode generate: expected at least {LEAST_PROMPT}, for the "
+            "shortest of its three prompts has a third of that and needs two tokens"
+        )
     made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
     return replace(made, name="prompts")
 
