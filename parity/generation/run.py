@@ -52,9 +52,9 @@ def _not_applicable(name: str) -> str:
     return f"--mode {MODE} is about jaxllama.generate, which does not run the subject {name}"
 
 
-def count_steps(lanes: Sequence[str]) -> int:
-    """Return how often `compare_generation` tells its progress."""
-    return len(lanes) * (len(NAMES) + 1)
+def count_steps(subjects: Mapping[str, Subject]) -> int:
+    """Return how often `compare_generation` tells its progress, of subjects by dtype."""
+    return sum(isinstance(one, JaxLlama) for one in subjects.values()) * (len(NAMES) + 1)
 
 
 class Reference:

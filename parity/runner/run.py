@@ -377,7 +377,6 @@ def _compare(
     layers = checkpoint.config.num_hidden_layers
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
     total = (layers + 2) * len(differentiated)
-    total += generation.count_steps(plan.dtypes) if prompts is not None else 0
     done = 0
 
     def report(what: str) -> None:
@@ -411,6 +410,7 @@ def _compare(
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
         generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
+        total += generation.count_steps(subjects)
         found.append(
             generation.compare_generation(checkpoint, subjects, prompt_rows(prompts), report)
         )
