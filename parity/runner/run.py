@@ -207,7 +207,7 @@ def run(
             cause = find_cause(first, rows, shown, judged_by, make, decode_chunks, seconds)
         if reading is not None and misread is not None:
             row = None if first is None else first.row
-            tried = row is not None and row.mode in EXPLAINED
+            tried = row is None or row.mode in EXPLAINED
             cause = explain_reading(reading, row, tried=tried, beside=cause)
             first = misread
         elif first is not None:
