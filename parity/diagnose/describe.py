@@ -176,6 +176,18 @@ def describe_precision(row: TapResult) -> CauseReport:
     )
 
 
+def describe_mixture(row: TapResult) -> CauseReport:
+    """Return what is known where no scenario shows a divergence by itself."""
+    return CauseReport(
+        id="",
+        title="unexplained",
+        summary=f"unexplained: {row.tap} differs where scenarios share a batch, in none by itself",
+        evidence=[
+            "rows of a batch take part in one another's: positions, masks or lengths of others"
+        ],
+    )
+
+
 def _merged(steps: Sequence[Step]) -> list[list[Step]]:
     """Bring together what is of one cause, in the order in which it was found."""
     found: dict[str, list[Step]] = {}

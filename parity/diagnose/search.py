@@ -15,7 +15,13 @@ import numpy as np
 
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import compare_recording
-from parity.diagnose.describe import Search, Step, describe_precision, describe_search
+from parity.diagnose.describe import (
+    Search,
+    Step,
+    describe_mixture,
+    describe_precision,
+    describe_search,
+)
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutated_reference import MutatedReference
@@ -28,6 +34,8 @@ from parity.subjects.torch_reference.subject import TorchReference
 
 # Modes in which a cause is looked for.
 EXPLAINED = ("free", "decode", "isolated", "grad")
+# Scenarios that are looked at until one shows the divergence by itself.
+MOST_SCENARIOS = 3
 # Causes looked for one after the other.
 MOST_CAUSES = 12
 # From here on float32 rounds an angle by a thousandth of a radian.
@@ -137,8 +145,8 @@ def find_cause(
         seconds: as for `diagnose`.
 
     Returns:
-        As `diagnose`, of the mode in which it diverges; None where that shows nothing but logits:
-        the compiled run without taps.
+        As `diagnose`, of the mode in which it diverges; None where that is none that can be tried
+        stage by stage: the compiled run without taps, what is written, a tokenizer.
     """
     row, rounding = first.row, first.difference == "rounding"
     if row.mode == "probe":
@@ -150,8 +158,31 @@ def find_cause(
         for r in rows
         if (r.lane, r.mode, r.tap) == (row.lane, row.mode, row.tap) and not r.passed
     }
-    chosen = min((i for i in inputs if i.name in alike), key=_poorness)
+    chosen = sorted((i for i in inputs if i.name in alike), key=_poorness)
     subject = make_subject(row.lane)
+    found = None
+    for one in chosen[:MOST_SCENARIOS]:
+        found = _cause_in(one, row, subject, inputs, checkpoint, decode_chunks, rounding, seconds)
+        if found is not None:
+            break
+    narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
+    if narrow and row.lane == "f32" and not (found and found.confirmed):
+        return describe_precision(narrow[0])
+    # What is near its limit may be within it where fewer tokens are looked at.
+    return describe_mixture(row) if found is None and not rounding else found
+
+
+def _cause_in(
+    chosen: Inputs,
+    row: TapResult,
+    subject: Subject,
+    inputs: Sequence[Inputs],
+    checkpoint: CheckpointLike,
+    decode_chunks: Callable[[Inputs], list[int]],
+    rounding: bool,
+    seconds: float,
+) -> CauseReport | None:
+    """Say why a subject differs in one scenario; None if it does not in that one by itself."""
     layers = checkpoint.config.num_hidden_layers
     if row.mode == "grad":
         # What is wrong forwards spoils every gradient: that is looked for first.
@@ -171,14 +202,11 @@ def find_cause(
     recording = record(subject, chosen, chunks, layers, f64_reference)
     elsewhere = record_elsewhere(recording, inputs, decode_chunks)
     found = diagnose(recording, checkpoint, rounding=rounding, seconds=seconds, elsewhere=elsewhere)
-    if rounding and not (found and found.confirmed):
+    if rounding and found and not found.confirmed:
         # A path of this dtype's own may do anything, and not be far off: then a cause of another
         # meaning is one if the experiment confirms it, and no suspect if it does not.
         other = diagnose(recording, checkpoint, seconds=seconds, elsewhere=elsewhere)
         found = other if other and other.confirmed else found
-    narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
-    if narrow and row.lane == "f32" and not (found and found.confirmed):
-        return describe_precision(narrow[0])
     return found
 
 

@@ -164,7 +164,7 @@ def ranked_hypotheses(
         except UNFIT:
             continue
         guessed = evidence.backward and hypothesis.left is None
-        size = round(max(np.log10(max(left, 1e-300)), -12))
+        size = round(np.log10(max(left, evidence.enough, 1e-12)))
         found.append(((guessed, size, number), hypothesis, left))
     found.sort(key=lambda item: item[0])
     return [(hypothesis, left) for _, hypothesis, left in found]
