@@ -135,7 +135,8 @@ def named_edits(
     trial = evidence.trial
     if trial is None:
         return
-    enough, before = max(EXACT, evidence.enough), trial.left(())
+    # Numbers are rounded as far as noise allows, and no farther.
+    enough, before = evidence.enough or EXACT, trial.left(())
     for one in named:
         for found in one.explanations(trial, enough):
             if found.left < before:
