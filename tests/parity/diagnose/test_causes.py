@@ -15,10 +15,10 @@ from parity.inputs import Inputs
 from parity.scenarios import scenario
 from parity.subjects.base import Arrays, Run
 from parity.subjects.torch_reference.subject import TorchReference
-from parity.taps import GRAD_TAPS, LAYER_TAPS, in_flow_order
+from parity.taps import GRAD_TAPS, LAYER_TAPS, SETUP_TAPS, in_flow_order
 
 CHECKPOINT = small()
-SHOWN = {*LAYER_TAPS, "embed", "norm", "logits", "keys", "values", *GRAD_TAPS}
+SHOWN = {*SETUP_TAPS, *LAYER_TAPS, "embed", "norm", "logits", "keys", "values", *GRAD_TAPS}
 
 
 def inputs() -> Inputs:
