@@ -83,7 +83,8 @@ class Conversation:
         """Yield the exchanges of `NAMES`."""
         greedy = self._fresh("greedy")
         yield greedy
-        ended = self._fresh("eos", eos=_ends(greedy.texts() or self._prompts), cached=True)
+        texts = greedy.texts()
+        ended = self._fresh("eos", eos=_ends(texts if all(texts) else ()), cached=True)
         yield ended
         yield self._continued(ended)
         yield self._padded("left")
@@ -166,7 +167,12 @@ def prompt_rows(inputs: Inputs) -> Rows:
 
 
 def _ends(texts: Rows) -> tuple[int, ...]:
-    """Return what ends row 0 at its fourth token at the latest, and an id that nobody writes."""
+    """Return what ends row 0 at its fourth token at the latest, and an id that nobody writes.
+
+    Where nothing was written there is nothing to end on: one id that any model has.
+    """
+    if not texts:
+        return (0,)
     written = {token for row in texts for token in row}
     return texts[0][min(3, len(texts[0]) - 1)], next(
         i for i in range(len(written) + 1) if i not in written

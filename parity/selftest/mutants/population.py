@@ -33,8 +33,8 @@ from parity.tokens.others import JSON_FILE, META_FILE, require_package
 
 SCHEMA_VERSION = "1.1"
 # A mutant that takes longer, a diagnosis included, is given up: so many seconds, or so many times
-# what the run of the unchanged code takes where that is more.
-SECONDS, TIMES = 30.0, 10.0
+# what the run of the unchanged code takes where that is more, and never more than the third.
+SECONDS, TIMES, MOST_SECONDS = 30.0, 10.0, 90.0
 # What a sample has of each group, as far as there are so many.
 SHARES = {"model": 6, "writing": 1, "tokens": 1, "reading": 1}
 # How often results are written down, in mutants.
@@ -284,7 +284,7 @@ class _Running:
 
     def __init__(self, mutant: Mutant, original: Originals | OriginalForms, folder: Path) -> None:
         self._mutant, self._began = mutant, time.monotonic()
-        self._most = max(SECONDS, TIMES * original.seconds)
+        self._most = min(max(SECONDS, TIMES * original.seconds), MOST_SECONDS)
         self.process, self._pipe = _forked(lambda: examine.examine(mutant, original, folder))
         os.set_blocking(self._pipe, False)
         self._said = b""

@@ -34,7 +34,8 @@ from parity.tokens.compare import (
     STREAMED,
     TEXT,
 )
-from parity.tokens.texts import conversations, corpus
+from parity.tokens.others import META_FILE
+from parity.tokens.texts import LONG_RUN, conversations, corpus
 
 # Meta's tokenizer.model in small: bytes, and pairs of them.
 _PAIRS = (b"th", b"he", b" t", b"in", b"er", b"an", b"on", b" a", b"the", b" the", b"\n\n", b"12")
@@ -51,8 +52,8 @@ _TEXTS = (
     "ÿþ\x80 🦙🦙 \ud7ff ﷽",
     "the the the\n the\tthe   the",
     " ".join(str(n * n) for n in range(40)),
-    "q" * 25_003 + "  " + "🦙",
 )
+_LONG = LONG_RUN + "  🦙"
 _STOPS = (("the the", "\n"), ("🦙",), ("12", "121", " 1"))
 _TALKS: Sequence[Sequence[Mapping[str, Any]]] = (
     ({"role": "user", "content": "<|eot_id|> & <b> the\n"},),
@@ -136,12 +137,14 @@ def _trained_file(*, bos: bool) -> bytes:
 
 def _shown(path: Path) -> Outputs:
     """Return what a tokenizer does, by row of the report, and on texts that the run has not."""
-    tokenizer = open_checkpoint(path).tokenizer()
-    return {**dict(_rows(tokenizer)), **dict(_elsewhere(tokenizer))}
+    opened = open_checkpoint(path)
+    tokenizer, long = opened.tokenizer(), META_FILE in opened.companions
+    rows = _rows(tokenizer, [LONG_RUN] if long else [])
+    return {**dict(rows), **dict(_elsewhere(tokenizer, [_LONG] if long else []))}
 
 
-def _rows(tokenizer: Tokenizer) -> Iterator[tuple[str, Any]]:
-    texts = corpus(tokenizer.special_tokens)
+def _rows(tokenizer: Tokenizer, long: list[str]) -> Iterator[tuple[str, Any]]:
+    texts = corpus(tokenizer.special_tokens) + long
     yield ROLES, _roles(tokenizer)
     ids = [said_by(partial(tokenizer.encode, text)) for text in texts]
     yield IDS, ids
@@ -156,12 +159,13 @@ def _rows(tokenizer: Tokenizer) -> Iterator[tuple[str, Any]]:
     yield CHAT_IDS, _chats(tokenizer.encode_chat, conversations())
 
 
-def _elsewhere(tokenizer: Tokenizer) -> Iterator[tuple[str, Any]]:
+def _elsewhere(tokenizer: Tokenizer, long: list[str]) -> Iterator[tuple[str, Any]]:
     """Return what a tokenizer does with other texts, and how text is shown, token by token."""
-    ids = [said_by(partial(tokenizer.encode, text, bos=False)) for text in _TEXTS]
+    texts = [*_TEXTS, *long]
+    ids = [said_by(partial(tokenizer.encode, text, bos=False)) for text in texts]
     yield "other ids", ids
     for options in ({"bos": True}, {"specials": False}, {}):
-        yield f"ids {options}", [said_by(partial(tokenizer.encode, t, **options)) for t in _TEXTS]
+        yield f"ids {options}", [said_by(partial(tokenizer.encode, t, **options)) for t in texts]
     given = [one if isinstance(one, list) else [] for one in ids]
     given += [[*range(5, 300, 7)], [200, 201, 202], []]
     yield "other texts", _texts(tokenizer, given)
