@@ -149,7 +149,7 @@ def _generation(name: str, found: Generation) -> dict[str, Any]:
     lengths = np.asarray(found.cache.lengths)
     held = np.arange(found.cache.capacity)[None, :] < lengths[:, None]
     shown = {
-        "rows": (found.lengths.tolist(), found.finish_reasons, found.seeds, found.rows()),
+        "rows": (found.lengths.tolist(), found.finish_reasons, found.seeds, found.tokens.tolist()),
         "logprobs": found.logprobs,
         "held": lengths,
         "positions": np.where(held, np.asarray(found.cache.positions), 0),
