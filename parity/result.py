@@ -330,11 +330,13 @@ def _is_certain(
     """
     if unmatched and row.mode == "isolated" and not row.beyond_rounding:
         return False
-    contradicted = (
+    contradicted = [
         witness
         for witness in witnesses
         if not witness.agrees and (witness.lane, witness.scenario) == (row.lane, row.scenario)
-    )
+    ]
+    if row.problems and not any(one.problems for one in contradicted):
+        return True  # no finite error says more than a wrong shape or a NaN
     return all(not one.problems and row.error > 2 * one.error for one in contradicted)
 
 
@@ -388,7 +390,9 @@ class Result:
 
     @property
     def verdict(self) -> Verdict:
-        """See `verdict_of`."""
+        """See `verdict_of`; what was read otherwise than the file has it is a divergence, too."""
+        if self.reading is not None and self.reading.differences:
+            return "divergent"
         return verdict_of(self.rows, self.witnesses, self.unmatched)
 
     @property
@@ -398,8 +402,13 @@ class Result:
 
     @property
     def shows_meaning(self) -> bool:
-        """Whether anything was run in float64."""
-        return any(row.lane == "f64" for row in self.rows)
+        """Whether the model was run in float64: a tokenizer has no dtype."""
+        return "f64" in self.lanes
+
+    @property
+    def lanes(self) -> list[str]:
+        """The dtypes that the model was run in."""
+        return list(dict.fromkeys(row.lane for row in self.rows if row.mode != "tokens"))
 
     @property
     def exit_code(self) -> int:

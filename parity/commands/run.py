@@ -53,8 +53,13 @@ def run_command(
     stream: Annotated[
         bool, typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told.")
     ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
+    ] = None,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
+    from parity.diagnose.search import SECONDS
     from parity.report import outputs
     from parity.runner.run import DEFAULT_SCENARIOS, run
 
@@ -73,6 +78,7 @@ def run_command(
             progress=progress,
             subject=subject,
             stream=stream,
+            seconds=SECONDS if seconds is None else seconds,
         )
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -97,6 +97,7 @@ class Chain:
         tap: where it differs.
         hidden: what that is computed of and is not shown, see `hidden_taps`.
         evidence: of the tap.
+        deadline: of this thread's processor; nothing is tried after it.
     """
 
     recording: Recording
@@ -104,6 +105,7 @@ class Chain:
     tap: str
     hidden: tuple[str, ...]
     evidence: Evidence
+    deadline: float = float("inf")
 
     @property
     def reference(self) -> MutatedReference:
@@ -141,7 +143,11 @@ class Chain:
         return [run.step() for _ in range(self.stage + 1)]
 
     def residual(self, reference: MutatedReference) -> Tensor | None:
-        """Return what a reference leaves of the tap, in units of it; None if that is no number."""
+        """Return what a reference leaves of the tap, in units of it; None if that is no number,
+        or there is no time for it.
+        """
+        if time.thread_time() > self.deadline:
+            return None
         try:
             made = self.value(reference)
         except UNFIT:
@@ -209,7 +215,9 @@ def chain_hypotheses(
         seconds: of this thread's processor; nothing new is tried after this time.
         rounding: whether only causes of one dtype's arithmetic can explain it.
     """
+    before = chain.left(chain.reference)
     deadline = time.thread_time() + seconds
+    chain = replace(chain, deadline=deadline)
     enough = max(EXACT, chain.evidence.enough)
     found: list[tuple[Hypothesis, float]] = []
     files = _files(rounding)
@@ -218,6 +226,8 @@ def chain_hypotheses(
         _named(chain, enough, config, USUAL_ONES),
         _named(chain, enough, files, NO_NUMBERS),
         _weights(chain, files),
+        # A pair is one where neither does alone.
+        _named(chain, enough, config, ANY_NUMBER),
         _pairs(chain, enough, config),
         _named(chain, enough, files, ANY_NUMBER),
         _edits(chain, enough, files),
@@ -225,7 +235,6 @@ def chain_hypotheses(
         found += _tried(chain, enough, deadline, candidates)
         if any(left <= enough for _, left in found):
             break
-    before = chain.left(chain.reference)
     found = [(h, left) for h, left in found if left < before]
     found.sort(key=lambda item: round(max(float(np.log10(max(item[1], 1e-300))), -12.0), 1))
     return found[:MOST]

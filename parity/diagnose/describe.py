@@ -45,7 +45,8 @@ class Search:
         steps: the causes found.
         suspects: what was proposed at the end, with the error that each leaves.
         reference, inputs: wrong in all these ways.
-        untried: proposals that there was no time for.
+        seconds: of a processor, that the search had.
+        out_of_time: what there was no time for, in words.
         hidden: taps that the subject does not show, between the last that agrees and that one.
     """
 
@@ -55,7 +56,8 @@ class Search:
     suspects: tuple[tuple[Hypothesis, float], ...]
     reference: MutatedReference
     inputs: Inputs
-    untried: int
+    seconds: float
+    out_of_time: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
 
     def inputs_like(self, inputs: Inputs, chunks: Sequence[int] | None) -> Inputs | None:
@@ -93,8 +95,11 @@ def describe_search(search: Search) -> CauseReport | None:
         evidence.append(f"unexplained: {end.first.tap}, error {end.first.error:.1e}")
     if search.hidden:
         evidence.append(_unnamed(search.hidden, agrees))
-    if search.untried and not agrees:
-        evidence.append(f"time ran out: {search.untried} hypotheses were not tried")
+    if search.out_of_time and not agrees:
+        evidence.append(
+            f"{search.seconds:g} s of a processor were too few: not tried were "
+            f"{' and '.join(search.out_of_time)}; --seconds {10 * search.seconds:g} goes on"
+        )
     listed = [] if agrees else _suspects(search.suspects)
     if not steps:
         return CauseReport(
@@ -135,10 +140,9 @@ MOST_ALIKE = 3
 
 
 def _alike(steps: Sequence[Step]) -> list[str]:
-    """Say what cannot be told from what was found, and what would tell it."""
+    """Say what cannot be told from what was found."""
     return [
-        f"as good on all that was tried: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])} "
-        f"(the values between the steps of {split_name(step.tap)[0].split('.')[-1]} would tell)"
+        f"as good in what was tried at {step.tap}: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])}"
         for step in steps
         if step.hypothesis.alike
     ]
@@ -169,6 +173,18 @@ def describe_precision(row: TapResult) -> CauseReport:
         confirmed=found,
         evidence=["products of a single term, which no order of summation changes", line],
         experiments=[Experiment(changed, row.tap, before, after)],
+    )
+
+
+def describe_mixture(row: TapResult) -> CauseReport:
+    """Return what is known where no scenario shows a divergence by itself."""
+    return CauseReport(
+        id="",
+        title="unexplained",
+        summary=f"unexplained: {row.tap} differs where scenarios share a batch, in none by itself",
+        evidence=[
+            "rows of a batch take part in one another's: positions, masks or lengths of others"
+        ],
     )
 
 

@@ -50,7 +50,7 @@ class Evidence:
         enough: what the tap's error may be and be called noise, relative.
         elsewhere: the same tap in other scenarios and calls, whether it is wrong there or not; of
             some of them the subject need not know (see `parity.diagnose.probe_inputs`).
-        seconds: after which no larger sets of edits are tried.
+        seconds: of this thread's processor, after which no larger sets of edits are tried.
     """
 
     tap: str

@@ -6,7 +6,7 @@ Shapes: B batch, n rows of logits, c new tokens of all rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from parity.comparison.difference import WorstElement
 from parity.comparison.tolerance import LIMITS, UNIT_ROUNDOFF, noise_floor
 from parity.exact import MOST_PROBLEMS, exact_row
+from parity.generation.choices import Context, check_choice, most_flips
 from parity.generation.exchanges import COMBINED, NEW, Exchange
-from parity.generation.sampler import Kept, Setting, keep, noise_of_draw
+from parity.generation.sampler import Kept, Setting, keep
 from parity.result import TapResult
 
 MODE = "generate"
@@ -107,10 +108,17 @@ def compare_exchange(one: Exchange, said: Said | None, lane: str) -> list[TapRes
     )
     dtype = one.written.logprobs.dtype.name
     error = np.abs(written - truth) / scale
+    places = _places(texts)
+    problems = [
+        f"not finite at row {places[i]['B']}, token {places[i]['T']}"
+        for i in np.flatnonzero(~np.isfinite(error))
+    ]
+    error = np.where(np.isfinite(error), error, np.inf)
     at = int(np.argmax(error / noise))
-    worst = WorstElement(_places(texts)[at], float(written[at]), float(truth[at]))
-    rows.append(_choices(one, said, lane, scale, noise))
-    rows.append(near_row(LOGPROBS, lane, one.name, dtype, error, noise, worst))
+    worst = WorstElement(places[at], float(written[at]), float(truth[at]))
+    if (chosen := _choices(one, said, lane, minimum)) is not None:
+        rows.append(chosen)
+    rows.append(near_row(LOGPROBS, lane, one.name, dtype, error, noise, worst, problems=problems))
     rows.append(exact_row(CACHE, lane, one.name, MODE, _cache_problems(one)))
     return rows
 
@@ -129,45 +137,62 @@ def _places(texts: Sequence[Sequence[int]]) -> list[dict[str, int]]:
     return [{"B": b, "T": t} for b, text in enumerate(texts) for t in range(len(text))]
 
 
-def _choices(
-    one: Exchange,
-    said: Said,
-    lane: str,
-    scale: Float[np.ndarray, " c"],
-    noise: Float[np.ndarray, " c"],
-) -> TapResult:
+def _choices(one: Exchange, said: Said, lane: str, minimum: float) -> TapResult | None:
     """Hold each token to what parity's own sampler chooses of the reference's logits.
 
-    Its error is what the chosen token's score lacks to the best one, of which each may be off by
-    the noise. Where noise may move an edge of a filter, nothing is decided.
+    Its error is what the token's score lacks to the best one; its noise is that of the difference
+    of the two. Where noise may move an edge of a filter, a token counts as right if one of the
+    sets that are possible then has it. None where that is so of all.
     """
     assert one.written is not None
-    gain, number = one.setting.gain, 0
-    allowed = LIMITS[lane].rho(MODE) * noise * scale * gain
-    error = np.zeros(len(scale))
-    chosen = np.zeros(len(scale), int)
-    facts = {"choices": float(len(scale)), "near_ties": 0.0, "undecided": 0.0}
-    dtype = one.written.logprobs.dtype
-    wide = np.promote_types(dtype, np.float32)
-    for b, (logits, text) in enumerate(zip(said.logits, one.texts(), strict=True)):
-        for t, token in enumerate(text):
-            seen = np.zeros(logits.shape[-1], bool)
-            seen[[*one.contexts[b], *text[:t]]] = True
-            kept = keep(logits[t], one.setting, seen)
-            score = kept.logits
-            if one.setting.temperature is not None:
-                score = score + noise_of_draw(one.written.seeds[b], t, len(score), wide)
-            chosen[number] = int(np.argmax(score))
-            if kept.edge <= 2 * allowed[number]:
-                facts["undecided"] += 1
-            elif token != chosen[number]:
-                error[number] = (score[chosen[number]] - score[token]) / (2 * scale[number] * gain)
-                facts["near_ties"] += float(error[number] <= LIMITS[lane].rho(MODE) * noise[number])
-            number += 1
+    texts = one.texts()
+    places, tokens = _places(texts), [token for text in texts for token in text]
+    wide = np.promote_types(one.written.logprobs.dtype, np.float32)
+    made = []
+    for place, token in zip(places, tokens, strict=True):
+        b, t = place["B"], place["T"]
+        logits = said.logits[b][t]
+        scale = float(np.ptp(logits)) / 2
+        context = Context(
+            logits,
+            [(honest[b][t] - logits) * coarse for honest, coarse in said.honest],
+            minimum * scale,
+            (*one.contexts[b], *texts[b][:t]),
+            one.written.seeds[b],
+            t,
+        )
+        choice = check_choice(token, one.setting, context, wide)
+        made.append((choice, 2 * scale * one.setting.gain))
+    choices, sizes = [choice for choice, _ in made], np.array([size for _, size in made])
+    error = np.array([choice.lacks for choice in choices]) / sizes
+    noise = np.array([choice.noise for choice in choices]) / sizes
+    limit = LIMITS[lane].rho(MODE)
+    flips, most = np.flatnonzero(error), most_flips(sum(choice.flips for choice in choices))
+    facts = {
+        "choices": float(len(choices)),
+        "near_ties": float((error[flips] <= limit * noise[flips]).sum()),
+        "undecided": float(sum(choice.undecided for choice in choices)),
+    }
+    cut = [
+        f"row {place['B']}, token {place['T']}: {token} is cut away"
+        for place, token, choice in zip(places, tokens, choices, strict=True)
+        if choice.cut_away
+    ]
+    problems = list(cut)
+    if len(flips) > most:
+        at = places[flips[0]]
+        problems.append(
+            f"{len(flips)} of {len(choices)} tokens are not the reference's choice, the first in "
+            f"row {at['B']} token {at['T']}; honest rounding makes up to {most:.2g}"
+        )
     at = int(np.argmax(error / noise))
-    tokens = [token for text in one.texts() for token in text]
-    worst = WorstElement(_places(one.texts())[at], float(tokens[at]), float(chosen[at]))
-    return near_row(TOKENS, lane, one.name, "int32", error, noise, worst, facts=facts)
+    worst = WorstElement(places[at], float(tokens[at]), float(choices[at].expected))
+    found = near_row(
+        TOKENS, lane, one.name, "int32", error, noise, worst, problems=problems, facts=facts
+    )
+    found = replace(found, structural=bool(cut))
+    left_open = all(choice.undecided for choice in choices)
+    return None if left_open and found.passed else found
 
 
 def _row_problems(one: Exchange) -> list[str]:
@@ -178,8 +203,14 @@ def _row_problems(one: Exchange) -> list[str]:
     problems = []
     for b, (ids, length) in enumerate(zip(w.tokens, map(int, w.lengths), strict=True)):
         text = ids[:length]
-        if not length or (text < 0).any():
-            problems.append(f"row {b}: {length} new tokens, {(text < 0).sum()} of them are none")
+        if not length:
+            problems.append(f"row {b}: no new token")
+            continue
+        if (wrong := np.flatnonzero((text < 0) | (text >= w.vocabulary))).size:
+            at = int(wrong[0])
+            problems.append(
+                f"row {b}: new token {at} is {text[at]}, expected from 0 to {w.vocabulary - 1}"
+            )
             continue
         ends = np.flatnonzero(np.isin(text, one.eos))
         expected, why = NEW, f"max_new_tokens is {NEW}"
@@ -252,6 +283,9 @@ def compare_sampling(
         kept: what the subject draws from.
         drawn: tokens that it drew.
         gumbel: parity's own random numbers of the same keys.
+
+    Returns:
+        The rows; none where noise may move an edge of the filter of each of the logits.
     """
     dtype = logits.dtype.name
     u = UNIT_ROUNDOFF["f64" if dtype == "float64" else "f32"]
@@ -262,8 +296,12 @@ def compare_sampling(
     best = np.zeros(count, int)
     worst_kept: list[WorstElement | None] = [None] * count
     problems: list[str] = []
+    strange: list[str] = []
     facts = {"choices": float(count), "undecided": 0.0}
     for r in range(count):
+        if not 0 <= drawn[r] < size:
+            strange.append(f"logits {r}: {drawn[r]} is drawn, expected from 0 to {size - 1}")
+            continue
         own = keep(logits[r], SETTINGS[name], seen[r])
         x = own.logits[np.isfinite(own.logits)]
         reach = float(np.abs(x).max())
@@ -286,10 +324,12 @@ def compare_sampling(
             draw_error[r] = lacks / (2 * (reach + np.abs(gumbel[r]).max()))
     at, far = int(np.argmax(draw_error)), int(np.argmax(kept_error))
     token = WorstElement({"T": at}, float(drawn[at]), float(best[at]))
+    if facts["undecided"] == count:
+        return []
     near = partial(near_row, lane=lane, scenario=name, noise=noise, facts=facts)
     return [
         near(KEPT, dtype=dtype, error=kept_error, worst=worst_kept[far], problems=problems),
-        near(DRAWS, dtype="int32", error=draw_error, worst=token),
+        near(DRAWS, dtype="int32", error=draw_error, worst=token, problems=strange),
     ]
 
 

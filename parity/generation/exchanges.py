@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from jaxllama.errors import JaxLlamaError
@@ -57,14 +58,15 @@ class Exchange:
     refused: str = ""
 
     def texts(self) -> Rows:
-        """Return each row's new tokens, up to the first that is none."""
+        """Return each row's new tokens, up to the first that is no id of the vocabulary."""
         if self.written is None:
             return ()
-        found = []
-        for ids, length in zip(self.written.tokens, self.written.lengths, strict=True):
-            row = [int(i) for i in ids[: int(length)]]
-            found.append(tuple(row[: row.index(-1)] if -1 in row else row))
-        return tuple(found)
+        known = range(self.written.vocabulary)
+        rows = zip(self.written.tokens, self.written.lengths, strict=True)
+        return tuple(
+            tuple(takewhile(known.__contains__, map(int, ids[: int(length)])))
+            for ids, length in rows
+        )
 
 
 class Conversation:
@@ -84,7 +86,8 @@ class Conversation:
         greedy = self._fresh("greedy")
         yield greedy
         texts = greedy.texts()
-        ended = self._fresh("eos", eos=_ends(texts if all(texts) else ()), cached=True)
+        known = texts if texts and all(texts) else self._prompts
+        ended = self._fresh("eos", eos=_ends(known), cached=True)
         yield ended
         yield self._continued(ended)
         yield self._padded("left")
@@ -105,9 +108,13 @@ class Conversation:
     ) -> Exchange:
         """Write after the prompts, into a cache of our own if `cached`."""
         asked = Exchange(name, self._prompts, setting, eos, seeds, cuts or {})
-        rows = len(self._prompts)
-        cache = self._generator.empty_cache(rows, self._capacity) if cached else None
-        return self._write(asked, lambda: (self._prompts, cache))
+
+        def begin() -> tuple[Rows, Any]:
+            if not cached:
+                return self._prompts, None
+            return self._prompts, self._generator.empty_cache(len(self._prompts), self._capacity)
+
+        return self._write(asked, begin)
 
     def _continued(self, before: Exchange) -> Exchange:
         """Write after what an exchange left in its cache, its last token and some new ones."""
@@ -153,6 +160,8 @@ class Conversation:
             )
         except JaxLlamaError as error:
             refused = str(error)
+        except Exception as error:  # a crash is a finding, and the other modes have theirs
+            refused = f"{type(error).__name__}: {error}"
         return replace(asked, written=written, refused=refused)
 
 
@@ -167,12 +176,7 @@ def prompt_rows(inputs: Inputs) -> Rows:
 
 
 def _ends(texts: Rows) -> tuple[int, ...]:
-    """Return what ends row 0 at its fourth token at the latest, and an id that nobody writes.
-
-    Where nothing was written there is nothing to end on: one id that any model has.
-    """
-    if not texts:
-        return (0,)
+    """Return what ends row 0 at its fourth token at the latest, and an id that nobody writes."""
     written = {token for row in texts for token in row}
     return texts[0][min(3, len(texts[0]) - 1)], next(
         i for i in range(len(written) + 1) if i not in written

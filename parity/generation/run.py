@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxllama.errors import InputError
 from parity.comparison.tolerance import UNIT_ROUNDOFF
-from parity.exact import reference_witness
+from parity.exact import exact_row, reference_witness
 from parity.generation.compare import (
+    DRAWS,
+    KEPT,
     LOGPROBS,
     MODE,
     SETTINGS,
@@ -50,9 +52,9 @@ def _not_applicable(name: str) -> str:
     return f"--mode {MODE} is about jaxllama.generate, which does not run the subject {name}"
 
 
-def count_steps(lanes: Sequence[str]) -> int:
-    """Return how often `compare_generation` tells its progress."""
-    return len(lanes) * (len(NAMES) + 1)
+def count_steps(subjects: Mapping[str, Subject]) -> int:
+    """Return how often `compare_generation` tells its progress, of subjects by dtype."""
+    return sum(isinstance(one, JaxLlama) for one in subjects.values()) * (len(NAMES) + 1)
 
 
 class Reference:
@@ -129,7 +131,12 @@ def compare_sampling_of(reference: TorchReference, prompts: Rows, lane: str) -> 
     found = []
     for name, setting in SETTINGS.items():
         values = {n: v for n, v in vars(setting).items() if v is not None}
-        kept, drawn = kept_logits(logits, values, seen), draw(logits, values, seen, keys)
+        try:
+            kept, drawn = kept_logits(logits, values, seen), draw(logits, values, seen, keys)
+        except Exception as error:  # as in an exchange
+            problem = f"sampling failed: {type(error).__name__}: {error}"
+            found.append(exact_row(KEPT, lane, name, MODE, [problem]))
+            continue
         found += compare_sampling(name, lane, logits, seen, kept, drawn, numbers)
     return found
 
@@ -141,12 +148,38 @@ def notes(rows: Sequence[TapResult], subject: Subject) -> list[str]:
         return [_not_applicable(subject.name)]
     found = []
     for lane in dict.fromkeys(row.lane for row in rows):
-        facts = [row.facts for row in rows if (row.tap, row.lane) == (TOKENS, lane)]
+        here = [row for row in rows if row.lane == lane]
+        facts = [row.facts for row in here if row.tap == TOKENS]
         counts = [sum(int(one[n]) for one in facts) for n in ("choices", "near_ties", "undecided")]
         if any(counts[1:]):
             found.append(
                 f"{MODE}, {lane}: of {counts[0]} choices {counts[1]} fell on another token whose "
-                f"score is as high to within noise, and {counts[2]} were left open by a filter's "
-                "edge; the text was followed as written"
+                f"score is as high to within noise, and {counts[2]} were held to all sets that "
+                "noise at a filter's edge may leave; the text was followed as written"
+            )
+        facts = [row.facts for row in here if row.tap == KEPT and row.facts]
+        counts = [sum(int(one[n]) for one in facts) for n in ("choices", "undecided")]
+        if counts[1]:
+            found.append(
+                f"{MODE}, {lane}: {KEPT} and {DRAWS} leave open {counts[1]} of {counts[0]} rows of "
+                "logits, at a filter's edge to within rounding"
+            )
+        if left := _not_compared(here):
+            found.append(
+                f"{MODE}, {lane}: not compared: {', '.join(left)}: noise at a filter's edge leaves "
+                "every choice open"
             )
     return found
+
+
+def _not_compared(rows: Sequence[TapResult]) -> list[str]:
+    """Return in words what a dtype has no row of, though it was run: all of it was left open."""
+    shown = {(row.tap, row.scenario) for row in rows}
+    left = [
+        f"{TOKENS} of {scenario}"
+        for tap, scenario in dict.fromkeys((row.tap, row.scenario) for row in rows)
+        if tap == LOGPROBS and (TOKENS, scenario) not in shown
+    ]
+    if any(scenario == "sampled" for _, scenario in shown):
+        left += [f"{KEPT} of {name}" for name in SETTINGS if (KEPT, name) not in shown]
+    return left

@@ -44,11 +44,13 @@ class Kept:
 
     Attributes:
         logits: float64; -inf for what was cut away.
+        whole: the same before anything was cut away.
         edge: how far, in a logit, the nearest token is from being cut or kept instead; infinite
             where nothing is cut. Rounding of that size may cut another set.
     """
 
     logits: Float[np.ndarray, " V"]
+    whole: Float[np.ndarray, " V"]
     edge: float
 
 
@@ -64,7 +66,7 @@ def keep(logits: Float[np.ndarray, " V"], setting: Setting, seen: Bool[np.ndarra
     if (r := setting.repetition_penalty) is not None:
         x = np.where(seen, np.where(x > 0, x / r, x * r), x)
     if setting.temperature is None:
-        return Kept(x, edge)
+        return Kept(x, x, edge)
     x = x / setting.temperature
     # The most likely first; of equals the one of the lower id.
     ranked = np.lexsort((np.arange(len(x)), -x))
@@ -85,7 +87,40 @@ def keep(logits: Float[np.ndarray, " V"], setting: Setting, seen: Bool[np.ndarra
         ranked = ranked[above >= 0]
     kept = np.full(len(x), -np.inf)
     kept[ranked] = x[ranked]
-    return Kept(kept, edge)
+    return Kept(kept, x, edge)
+
+
+def surely_kept(
+    whole: Float[np.ndarray, " V"], setting: Setting, slack: float
+) -> tuple[Bool[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+    """Return what is kept whatever noise does, and what it may let be kept.
+
+    Args:
+        whole: after penalty and temperature.
+        setting: what is asked for.
+        slack: by how much noise may move the difference of two of them.
+    """
+    size = len(whole)
+    k, p, m = setting.top_k or size, setting.top_p or 1.0, setting.min_p or 0.0
+    order = np.argsort(-whole, kind="stable")
+    x = whole[order]
+    mass = np.exp(x - x[0])
+    before = np.concatenate([[0.0], np.cumsum(mass)])
+    found = []
+    for wide in (-slack, slack):
+        # Of how many others it is known (wide) or possible (narrow) that they come before.
+        ahead = np.searchsorted(-x, -(x + wide), side="left") - (wide < 0)
+        kept = ahead < k
+        heavier = before[ahead + (wide < 0)] - (mass if wide < 0 else 0.0)
+        total = mass[kept].sum()
+        if p < 1:
+            kept &= (ahead <= 0) | (heavier < p * math.exp(wide) * total)
+        if m > 0:
+            kept &= x - x[0] >= math.log(m) - wide
+        mask = np.zeros(size, bool)
+        mask[order] = kept
+        found.append(mask)
+    return found[0], found[1]
 
 
 def noise_of_draw(seed: int, number: int, size: int, dtype: np.dtype) -> Float[np.ndarray, " V"]:

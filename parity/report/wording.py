@@ -56,12 +56,12 @@ def summary(result: Result) -> list[str]:
 
 def headline(result: Result) -> str:
     """Return the verdict in one line; the word comes first."""
-    lanes = list(dict.fromkeys(row.lane for row in result.rows))
     witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
     against = f" against {', '.join(witnesses)}" if witnesses else ""
     partial = result.absent and result.compared < result.expected
     taps = f"{result.compared} of {result.expected}" if partial else f"{result.compared}"
-    line = f"{result.verdict}: {taps} taps in {', '.join(lanes)}{against}"
+    lanes = f" in {', '.join(result.lanes)}" if result.lanes else ""
+    line = f"{result.verdict}: {taps} taps{lanes}{against}"
     if result.first_divergence is not None:
         line += f"; first divergence {result.first_divergence.row.tap}"
     if (kind := _kind(result)) is not None:
@@ -213,7 +213,7 @@ def cause_lines(result: Result) -> Iterable[str]:
     for line in cause.evidence:
         yield f"  {line}"
     for suspect in cause.suspects:
-        yield f"  suspect: {suspect.id} ({suspect.summary})"
+        yield f"  suspect: {suspect.id} ({suspect.summary}), leaves {suspect.error_left:.1e}"
     if cause.remedy:
         yield f"  remedy: {cause.remedy}"
     if cause.id:

@@ -18,7 +18,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
-from parity.diagnose.search import find_cause, refine_difference
+from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
 from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
@@ -120,6 +120,7 @@ def run(
     progress: Progress | None = None,
     subject: select.SubjectSpec = "jaxllama",
     stream: bool = False,
+    seconds: float = SECONDS,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -150,6 +151,7 @@ def run(
             backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
         stream: hold one layer of each side at a time, for checkpoints larger than memory; in
             `f32` and `bf16` unless `dtypes` says otherwise.
+        seconds: of a processor, for the cause of a divergence.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -157,6 +159,8 @@ def run(
     Raises:
         JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
     """
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"--seconds {seconds:g}: expected a number above 0")
     resolved = select.resolve_subject(subject)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
@@ -174,7 +178,10 @@ def run(
         source = second_reading(checkpoint, opened)
         # What is given ready-made has read its weights by means of its own.
         ready_made = isinstance(resolved, Mapping)
-        reading = None if source is None or ready_made else compare_readings(opened, source)
+        reading = None
+        if source is not None and not ready_made:
+            weights = plan.modes != (tokens.MODE,)
+            reading = compare_readings(opened, source, weights=weights)
         truth: CheckpointLike = opened if source is None else source
         _check_witnesses(plan, truth)
         has_tokens = tokens.MODE in plan.modes and tokens.check_tokenizer(
@@ -185,7 +192,7 @@ def run(
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
         make = select.subject_factory(resolved, opened, config)
         prompts = _prompts(plan, truth.config, encode, prompt, length)
-        passes, seconds = _compare(
+        passes, timed = _compare(
             plan, truth, make, inputs, differentiated, prompts, progress, timer
         )
         found = PassResult.join(passes, plan.dtypes)
@@ -197,9 +204,11 @@ def run(
         cause = None
         if first is not None:
             judged_by = truth if misread is None else as_read(opened)
-            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks)
+            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks, seconds)
         if reading is not None and misread is not None:
-            cause = explain_reading(reading, None if first is None else first.row, beside=cause)
+            row = None if first is None else first.row
+            tried = row is None or row.mode in EXPLAINED
+            cause = explain_reading(reading, row, tried=tried, beside=cause)
             first = misread
         elif first is not None:
             first = refine_difference(first, cause)
@@ -222,7 +231,9 @@ def run(
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan, prompt, length, subject) + " --stream" * stream,
+        command=_command(checkpoint, plan, prompt, length, subject)
+        + " --stream" * stream
+        + f" --seconds {seconds:g}" * (seconds != SECONDS),
         notes=[
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
@@ -235,7 +246,7 @@ def run(
             *(tokens.notes(rows, opened) if tokens.MODE in plan.modes else ()),
         ],
         timing={
-            **seconds,
+            **timed,
             **timer.seconds(),
             "total_s": time.perf_counter() - began,
             # Linux counts kilobytes here.
@@ -286,7 +297,10 @@ def _casts(
     if "isolated" not in plan.modes or LANE not in plan.dtypes:
         return []
     smallest = min(batch_alike(inputs), key=lambda parts: sum(one.tokens.size for one in parts))
-    return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
+    try:
+        return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
+    except Exception as error:  # a subject need not take made-up values, and the verdict stands
+        return [f"how the subject casts was not looked at: {type(error).__name__}: {error}"]
 
 
 def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
@@ -297,9 +311,12 @@ def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
     if plan.decode_scenarios:
         why["decode"] = "the subject shows no cache"
     run = {row.scenario for row in rows}
+    cached = {row.scenario for row in rows if row.mode == "decode"}
+    beside = [name for name in SCENARIOS if name in run - cached] if cached else []
     left = [name for name in SCENARIOS if name not in run]
     scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
-    return (*modes_not_run(rows, why), *([scenarios] if left else []))
+    decodes = [f"decode of {', '.join(beside)}"] if beside else []
+    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []))
 
 
 def _inputs(
@@ -328,7 +345,12 @@ def _prompts(
     """Return what `generate` is given, if it is asked for: a ragged batch."""
     if generated.MODE not in plan.modes:
         return None
-    longest = PROMPT if length is None else max(length, LEAST_PROMPT)
+    longest = PROMPT if length is None else length
+    if longest < LEAST_PROMPT:
+        raise InputError(
+            f"--length {length} with --mode generate: expected at least {LEAST_PROMPT}, for the "
+            "shortest of its three prompts has a third of that and needs two tokens"
+        )
     made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
     return replace(made, name="prompts")
 
@@ -355,7 +377,6 @@ def _compare(
     layers = checkpoint.config.num_hidden_layers
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
     total = (layers + 2) * len(differentiated)
-    total += generation.count_steps(plan.dtypes) if prompts is not None else 0
     done = 0
 
     def report(what: str) -> None:
@@ -389,6 +410,7 @@ def _compare(
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
         generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
+        total += generation.count_steps(subjects)
         found.append(
             generation.compare_generation(checkpoint, subjects, prompt_rows(prompts), report)
         )

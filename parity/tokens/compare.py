@@ -8,22 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError
 from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
 from parity.subjects.jaxllama.stream import streamed_text
-from parity.tokens.others import (
-    META_FILE,
-    OtherTokenizer,
-    kind_of,
-    other_tokenizer,
-    require_package,
-)
+from parity.tokens.others import META_FILE, OtherTokenizer, kind_of, other_tokenizer
 from parity.tokens.texts import LONG_RUN, conversations, corpus
+
+if TYPE_CHECKING:
+    from jaxllama.checkpoint import Checkpoint
 
 MODE, LANE = "tokens", "f64"
 ROLES, IDS, PLAIN, TEXT, STREAM, CHAT_TEXT, CHAT_IDS = (
@@ -45,11 +41,13 @@ def check_tokenizer(checkpoint: Checkpoint, *, alone: bool) -> bool:
 
     Raises:
         InputError: there is none, and it was asked for alone; or the package that reads it is not
-            installed.
+            installed, or does not take its files.
     """
     kind = kind_of([*checkpoint.companions])
     if kind is not None and checkpoint.tokenizer_loader is not None:
-        require_package(kind)
+        # Made again to be compared, a second later: what it does not take is told before hours of
+        # other modes.
+        other_tokenizer(checkpoint.companions, checkpoint.hf_config)
         return True
     if alone:
         raise InputError(

@@ -30,6 +30,7 @@ class Written:
         tokens, lengths, logprobs, finish_reasons, seeds: as in `jaxllama.generate.Generation`.
         held: tokens in each row of its cache.
         positions: of these.
+        vocabulary: how many ids there are.
         cache: to go on with.
     """
 
@@ -40,6 +41,7 @@ class Written:
     seeds: tuple[int, ...]
     held: Int[np.ndarray, " B"]
     positions: Int[np.ndarray, "B S"]
+    vocabulary: int
     cache: KVCache
 
 
@@ -101,6 +103,7 @@ class Generator:
             tuple(map(int, found.seeds)),
             held,
             np.asarray(found.cache.positions),
+            self.model.config.vocab_size,
             found.cache,
         )
 

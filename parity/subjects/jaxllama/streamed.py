@@ -23,6 +23,8 @@ from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype
 # A float64 copy of an 8B model's head alone takes 4 GB: that lane must be asked for.
 DTYPES = ("f32", "bf16")
 MODES = ("free", "isolated")
+# The tokenizer is the checkpoint's and needs no weights.
+ALLOWED = (*MODES, "tokens")
 NOTE = (
     "streamed: one layer at a time; the model compiled as a whole (production) was "
     "not run, nor decoding, gradients or witnesses that hold whole models"
@@ -143,8 +145,8 @@ def check_options(subject: object, modes: Sequence[str], references: Sequence[st
     """
     if subject != "jaxllama":
         raise InputError("--stream: reads this project's own model; leave out --subject")
-    if refused := [mode for mode in modes if mode not in MODES]:
-        raise InputError(f"--stream with --mode {','.join(refused)}: expected {', '.join(MODES)}")
+    if refused := [mode for mode in modes if mode not in ALLOWED]:
+        raise InputError(f"--stream with --mode {','.join(refused)}: expected {', '.join(ALLOWED)}")
     if refused := [name for name in references if name != "torch"]:
         raise InputError(
             f"--stream with --reference {','.join(refused)}: expected torch; the others hold whole "

@@ -287,6 +287,11 @@ def test_a_fault_that_only_the_references_inputs_show_is_named() -> None:
     # The compiled run shows logits alone: there is nothing to explain them by.
     hidden = replace(first, row=replace(divergent, tap="logits", mode="production"))
     assert find_cause(hidden, [hidden.row], [inputs], wide, lambda _: subject, lambda i: []) is None
+    # What differs in a batch with other scenarios, and not by itself, is said to be mixed.
+    mixed = replace(first, row=row("layers.0.q_rope", failed=True, lane="f64", mode="free"))
+    exact = TorchReference(wide)
+    said = find_cause(mixed, [mixed.row], [inputs], wide, lambda _: exact, lambda i: [])
+    assert said is not None and "share a batch, in none by itself" in said.summary
     honest = TorchReference(wide, dtype="bf16", variant="reordered")
     assert diagnose(record(honest, inputs, None, LAYERS, TorchReference(wide)), wide) is None
 

@@ -153,7 +153,7 @@ class Doubled(TorchReference):
 def test_what_no_shown_tap_tells_apart_is_said() -> None:
     found = explained(Doubled(CHECKPOINT), BLOCKS)
     assert found.confirmed
-    (line,) = (line for line in found.evidence if "are not shown" in line)
+    (line,) = (line for line in found.evidence if "taps before it" in line)
     assert "another cause among them may come to the same; name " in line
 
 
@@ -166,7 +166,7 @@ class Chaotic(TorchReference):
 def test_what_stays_unexplained_asks_for_taps() -> None:
     found = explained(Chaotic(CHECKPOINT), LOGITS, seconds=2.0)
     assert not found.confirmed
-    (line,) = (line for line in found.evidence if "are not shown" in line)
+    (line,) = (line for line in found.evidence if "taps before it" in line)
     assert "name embed, layers.{i}.input," in line and "another cause" not in line
 
 

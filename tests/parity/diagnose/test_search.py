@@ -23,7 +23,8 @@ from parity.diagnose.compare_recording import compare_recording
 from parity.diagnose.elsewhere import Elsewhere
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import record, truncated_to_fit
-from parity.diagnose.search import _best_trial, diagnose, ranked_hypotheses
+from parity.diagnose.search import diagnose
+from parity.diagnose.trials import best_trial, ranked_hypotheses
 from parity.runner import run
 from parity.scenarios import scenario
 from parity.subjects.base import Subject
@@ -287,7 +288,7 @@ def test_what_a_trial_has_refuted_is_no_suspect() -> None:
     found = compare_recording(recording, MutatedReference(CHECKPOINT), inputs)
     assert found.evidence is not None
     ranked = ranked_hypotheses(found.evidence)
-    best, _, refuted = _best_trial(recording, found, ranked, time.monotonic() + 60, Elsewhere())
+    best, _, refuted = best_trial(recording, found, ranked, time.monotonic() + 60, Elsewhere())
     assert best is None
     said = diagnose(recording, CHECKPOINT)
     assert said is not None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from parity.generation.sampler import GREEDY, Setting, keep, noise_of_draw
+from parity.generation.sampler import GREEDY, Setting, keep, noise_of_draw, surely_kept
 
 # Probabilities 1/2, 1/4, 1/8, 1/16, 1/16 of tokens 3, 0, 4, 1, 2; the last two are equal.
 LOGITS = np.log(np.array([4.0, 1.0, 1.0, 8.0, 2.0]) / 16)
@@ -65,3 +65,25 @@ def test_the_noise_is_what_jax_draws_with() -> None:
         drawn = int(jax.random.categorical(key, LOGITS))
         noise = noise_of_draw(seed, number, 5, np.dtype(np.float64))
         assert int(np.argmax(LOGITS + noise)) == drawn
+
+
+def test_what_noise_may_keep_is_between_two_sets() -> None:
+    random = np.random.default_rng(5)
+    slack, moved = 0.2, 0
+    for case in range(60):
+        logits = random.normal(0, 2, 40)
+        setting = Setting(
+            temperature=1.0,
+            top_k=[None, 7, 12][case % 3],
+            top_p=[None, 0.6, 0.9][case // 3 % 3],
+            min_p=[None, 0.05][case % 2],
+        )
+        sure, possible = surely_kept(logits, setting, slack)
+        assert (possible | ~sure).all()
+        for _ in range(20):
+            noise = random.uniform(-slack / 2, slack / 2, 40)
+            kept = np.isfinite(keep(logits + noise, setting, np.zeros(40, bool)).logits)
+            assert (kept | ~sure).all() and (possible | ~kept).all()
+            moved += (kept != np.isfinite(keep(logits, setting, np.zeros(40, bool)).logits)).any()
+    assert moved > 100  # the noise does cut other sets
+    assert possible.sum() < 40

@@ -109,7 +109,7 @@ def test_a_cause_is_shown_with_its_evidence() -> None:
     suspects = [Suspect("rope-twice", "rotated twice", 0.1)]
     open_case = shown(diverged(cause=replace(cause, confirmed=False, suspects=suspects)))
     assert "\ncause, unconfirmed: theta 1e6, config 5e5\n" in open_case
-    assert "  suspect: rope-twice (rotated twice)\n" in open_case
+    assert "  suspect: rope-twice (rotated twice), leaves 1.0e-01\n" in open_case
 
 
 def test_why_a_run_is_inconclusive() -> None:

@@ -387,7 +387,7 @@ def test_captures_of_two_readings_are_not_compared(
     misread(hf_config, rope_theta=1e4)(monkeypatch)
     capture(written["hf"], tmp_path / "torch", subject="torch", **options)
     capture(written["hf"], tmp_path / "wrong", **options)
-    with pytest.raises(InputError, match=r"other configurations, rope_theta 10000.0 and 500000.0"):
+    with pytest.raises(InputError, match=r"other configurations: rope_theta 10000.0 in"):
         compare(tmp_path / "wrong", tmp_path / "torch")
     monkeypatch.undo()
     capture(written["hf"], tmp_path / "right", **options)

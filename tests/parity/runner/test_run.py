@@ -105,7 +105,8 @@ def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out
     assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
     assert {name for mode, name in steps if mode == "free"} == set(DEFAULT_SCENARIOS)
     assert summary(result)[1] == (
-        "not run: gradients; generation; tokenizer; scenarios packed, windowed, mixed_lengths"
+        "not run: gradients; generation; tokenizer; decode of causal, long_positions, "
+        "right_padded; scenarios packed, windowed, mixed_lengths"
     )
     assert "--mode" not in result.command  # said again, it does the same
     (decoded_inputs,) = [i for i in result.inputs if i["scenario"] == "left_padded"]
@@ -352,3 +353,17 @@ def test_torch_sees_no_gradient_mode_left_on() -> None:
     before = torch.is_grad_enabled()
     quick(modes="free")
     assert torch.is_grad_enabled() is before
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_search_without_an_end_or_a_beginning_is_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match=r"--seconds .*: expected a number above 0"):
+        run.run(small(), seconds=seconds)
+
+
+def test_the_time_of_a_search_is_said_again_and_what_it_left_out() -> None:
+    broken = quick(overrides={"rope_theta": 1e6}, seconds=1e-6)
+    assert broken.command.endswith(" --seconds 1e-06")
+    assert broken.cause is not None and not broken.cause.confirmed
+    assert any("not tried were" in line for line in broken.cause.evidence)
+    assert "--seconds" not in quick().command

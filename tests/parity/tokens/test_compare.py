@@ -232,6 +232,7 @@ def test_a_missing_package_is_said(
         return real(name, globals, locals, fromlist, level)
 
     checkpoint = made()
+    _made.clear()
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=rf"{package} is not installed: .*jaxllama\[{extra}\]"):
         parity.run(checkpoint, modes="tokens")
@@ -242,3 +243,21 @@ def test_files_that_the_other_does_not_take() -> None:
     checkpoint = replace(meta(), companions=files)
     with pytest.raises(InputError, match=r"llama-models does not take .* tokenizer\.model"):
         compare_tokens(checkpoint)
+
+
+def test_files_that_the_other_does_not_take_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a model is run")
+
+    monkeypatch.setattr("parity.runner.run.forward.compare_forward", never)
+    checkpoint = replace(small(), companions={"tokenizer.json": lambda: b"{}"})
+    with pytest.raises(InputError, match=r"transformers does not take .* tokenizer\.json"):
+        parity.run(checkpoint, modes="free,tokens", dtypes="f64")
+
+
+def test_tokens_beside_a_streamed_model() -> None:
+    alone = parity.run(small(), modes="tokens", stream=True)
+    assert alone.verdict == "equal" and alone.compared == alone.expected == 7
+    options = {"dtypes": "f32", "scenarios": "right_padded", "length": 5}
+    both = parity.run(small(), modes="free,tokens", stream=True, **options)
+    assert both.verdict == "equal" and {row.mode for row in both.rows} == {"free", "tokens"}
