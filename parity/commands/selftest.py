@@ -15,6 +15,7 @@ from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
 from parity import output_files
 from parity.commands.progress import progress_bar
+from parity.options import choose
 from parity.report.outputs import after_verdict
 
 # Each process holds a model and its references: up to 4 GB with SmolLM2's.
@@ -51,6 +52,9 @@ def selftest_command(
     seed: Annotated[
         int | None, typer.Option(help="Of --mutants: which of all edits; 0 if not given.")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Of --mutants: only these of model,writing,tokens,reading.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
@@ -76,11 +80,13 @@ def selftest_command(
         raise InputError("--mutants: injects no listed fault; leave out the other choices")
     if seed is not None and mutants is None:
         raise InputError(f"--seed {seed}: only --mutants takes one; add it, or leave it out")
+    if group is not None and mutants is None:
+        raise InputError(f"--group {group}: only --mutants takes one; add it, or leave it out")
     if json_path is not None:
         output_files.check_writable(json_path)
     processes = jobs or min(os.cpu_count() or 1, MOST_JOBS)
     if mutants is not None:
-        raise typer.Exit(_mutants(mutants, seed or 0, processes, json_path))
+        raise typer.Exit(_mutants(mutants, seed or 0, group, processes, json_path))
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
@@ -95,12 +101,16 @@ def selftest_command(
     raise typer.Exit(0 if matrix.passed else 1)
 
 
-def _mutants(count: int, seed: int, jobs: int, path: Path | None) -> int:
+def _mutants(count: int, seed: int, group: str | None, jobs: int, path: Path | None) -> int:
     """Examine mutants, print what was found, and return the exit code."""
     from parity.selftest.mutants.population import examine_population
     from parity.selftest.mutants.report import show
+    from parity.selftest.mutants.rules import GROUPS
 
+    groups = choose("--group", "all" if group is None else group, tuple(GROUPS))
     with progress_bar() as progress:
-        found = examine_population(count, seed, jobs=jobs, path=path, progress=progress)
+        found = examine_population(
+            count, seed, groups=groups, jobs=jobs, path=path, progress=progress
+        )
     show(found, Console())
     return 0 if found.passed else 1

@@ -26,8 +26,8 @@ Rows = tuple[tuple[int, ...], ...]
 PROMPT, NEW = 9, 9
 # The shortest that leaves each of three rows two tokens.
 LEAST_PROMPT = 6
-# Where the watcher ends row 1.
-CUT = {1: 4}
+# Where the watcher ends row 1, and after how many tokens it looks: more are there than it leaves.
+CUT, EVERY = {1: 4}, 3
 SEED, SEEDS = 20_260, (11, 4_294_967_295, 7)
 COMBINED = Setting(temperature=0.8, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2)
 WARM = Setting(temperature=1.0)
@@ -156,6 +156,7 @@ class Conversation:
                 seeds=asked.seeds,
                 cache=cache,
                 watch=watch if asked.cuts else None,
+                every=EVERY if asked.cuts else 1,
             )
         except JaxLlamaError as error:
             refused = str(error)

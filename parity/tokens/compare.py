@@ -15,8 +15,8 @@ from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
 from parity.subjects.jaxllama.stream import streamed_text
-from parity.tokens.others import OtherTokenizer, kind_of, other_tokenizer
-from parity.tokens.texts import conversations, corpus
+from parity.tokens.others import META_FILE, OtherTokenizer, kind_of, other_tokenizer
+from parity.tokens.texts import LONG_RUN, conversations, corpus
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
@@ -68,6 +68,8 @@ def compare_tokens(checkpoint: Checkpoint) -> PassResult:
         other_tokenizer(checkpoint.companions, checkpoint.hf_config),
     )
     texts = corpus(other.special_tokens)
+    if kind_of([*checkpoint.companions]) == META_FILE:
+        texts.append(LONG_RUN)
     ids = [other.encode(text) for text in texts]
 
     def every(what: Callable[[str], Any], right: Callable[[str], Any]) -> list[str]:
@@ -160,7 +162,7 @@ def _apart(found: Any, expected: Any) -> str:
 def _roles(subject: Any, other: OtherTokenizer) -> list[str]:
     pairs = {
         "bos": (subject.bos_id, other.bos_id),
-        "eos": ({*subject.eos_ids}, other.eos_ids),
+        "eos": (_said(set, subject.eos_ids), other.eos_ids),
         "pad": (subject.pad_id, other.pad_id),
         "vocabulary": (subject.vocab_size, other.vocab_size),
     }

@@ -61,7 +61,7 @@ def kind_of(names: Sequence[str]) -> str | None:
     return next((name for name in (JSON_FILE, META_FILE) if name in names), None)
 
 
-def _require_package(kind: str) -> None:
+def require_package(kind: str) -> None:
     """Refuse early what is not installed.
 
     Args:
@@ -97,7 +97,7 @@ def other_tokenizer(
     """
     kind = kind_of([*companions])
     assert kind is not None
-    _require_package(kind)
+    require_package(kind)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         for name, read in companions.items():
             (Path(folder) / name).write_bytes(read())

@@ -34,6 +34,8 @@ NASTY = (
     "a" * 70 + " " * 70 + "b" * 3,
     "<s></s>[INST]<|not_a_token|>",
 )
+# Beyond 25,000 characters without a space Meta's tokenizer cuts a text: here within three digits.
+LONG_RUN = " " + "7" * 25_003
 
 
 def corpus(specials: Iterable[str]) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -18,10 +20,15 @@ from parity.result import CauseReport, Divergence, Result
 from parity.runner.run import run
 from parity.selftest.mutants import oracles
 from parity.selftest.mutants.cells import real_cells
+from parity.selftest.mutants.forms import Form, OriginalForms, differences, original_forms, said_by
 from parity.selftest.mutants.oracles import Shown
 from parity.selftest.mutants.patch import install
-from parity.selftest.mutants.reach import Line, lines_run
+from parity.selftest.mutants.reach import Line, is_reached, lines_run
+from parity.selftest.mutants.reading import reading_forms, write_files
 from parity.selftest.mutants.rules import Mutant
+from parity.selftest.mutants.tokenizing import tokens_forms, write_tokenizers
+from parity.selftest.mutants.writing import writing_forms
+from parity.taps import split_name
 
 # What became of a mutant. `crash` and `refused`: the model raised, the latter in its own words;
 # `broken`: the checker did.
@@ -42,8 +49,9 @@ class MutantResult:
         equivalent: whether the mutant does the same as the original on everything that was tried.
         detected: whether the verdict was `divergent`.
         found: the first tap, step, scenario, mode and dtype that the checker gave.
-        expected: the first tap and step that differ from the original's in that run.
-        explained: see `Explained`.
+        expected: the first tap and step that differ from the original's in that run. Where nothing
+            is explained, what was found if that differs; else the first that does, or where.
+        explained: see `Explained`; empty in all groups but `model`.
         said: the cause's summary, or the exception's text.
         left: where the reference with the stated edits parts from the mutant on fresh inputs.
         seconds: of the whole examination, and of the judgement alone.
@@ -65,6 +73,18 @@ class MutantResult:
         """Whether the first tap that differs is the one that was reported."""
         return self.detected and self.found[:2] == self.expected[:2]
 
+    @property
+    def caught_by(self) -> str:
+        """What caught it: a mode and the row there, `refused`, `crash` or `timeout`; or nothing."""
+        if self.outcome != "judged":
+            return self.outcome
+        if not self.detected:
+            return ""
+        tap, mode = self.found[0], self.found[3]
+        if mode == "reading":
+            return f"reading {tap if tap.startswith('config.') else 'tensor'}"
+        return f"{mode} {split_name(tap)[0]}"
+
 
 @dataclass(frozen=True)
 class Originals:
@@ -74,48 +94,144 @@ class Originals:
         default: of the default run's inputs.
         forms: of models of all forms on fresh inputs.
         lines: that ran meanwhile.
+        seconds: of the default run.
     """
 
     default: Mapping[tuple[str, str, str], Shown]
     forms: Mapping[str, Mapping[tuple[str, str, str], Shown]]
     lines: frozenset[Line]
+    seconds: float
+
+    def reaches(self, mutant: Mutant) -> bool:
+        """Return whether a mutant's statement runs."""
+        return is_reached(mutant, self.lines)
 
 
-def originals() -> Originals:
-    """Run the unchanged code. JAX is started by it, and a process must not be forked after that."""
+def write_checkpoints(folder: Path) -> None:
+    """Write the files that mutants of what reads are tried on. JAX is started by it."""
     _begin()
+    write_tokenizers(folder)
+    write_files(folder)
+
+
+def originals(group: str, folder: Path) -> Originals | OriginalForms:
+    """Run the unchanged code of a group. A process must not be forked after that: JAX has started.
+
+    Args:
+        group: of `parity.selftest.mutants.rules.GROUPS`.
+        folder: with the files that `write_checkpoints` writes.
+    """
+    _begin()
+    if group != "model":
+        return original_forms(forms_of(group, folder))
     checkpoint = oracles.default_checkpoint()
     with lines_run() as lines:
         default = oracles.shown_by(checkpoint, oracles.default_inputs(checkpoint))
         forms = dict(oracles.each_form())
+        began = time.perf_counter()
         default_run()
-    return Originals(default, forms, frozenset(lines))
+        seconds = time.perf_counter() - began
+    return Originals(default, forms, frozenset(lines), seconds)
 
 
-def examine(mutant: Mutant, original: Originals) -> MutantResult:
+def forms_of(group: str, folder: Path) -> tuple[Form, ...]:
+    """Return what a group's code is used on; of all groups but `model`."""
+    if group == "writing":
+        return writing_forms()
+    return tokens_forms(folder) if group == "tokens" else reading_forms(folder)
+
+
+def examine(mutant: Mutant, original: Originals | OriginalForms, folder: Path) -> MutantResult:
     """Put a mutant in this process's code, judge it and grade the judgement.
 
     Args:
         mutant: which; this process is of no other use after.
-        original: what the unchanged code shows.
+        original: what the unchanged code of its group shows.
+        folder: as for `originals`.
     """
     _begin()
     began = time.perf_counter()
+    judged = 0.0
     install(mutant)
-    result: Result | None = None
     try:
-        result = default_run()
-        judged = time.perf_counter() - began
-        found = _graded(mutant, result, original)
+        if isinstance(original, OriginalForms):
+            found, judged = tabled(mutant, original, forms_of(mutant.group, folder))
+        else:
+            result = default_run()
+            judged = time.perf_counter() - began
+            found = _graded(mutant, result, original)
     except JaxLlamaError as error:
         found = MutantResult(mutant, "refused", said=_said(error))
     except Exception as error:
         where = _where(error)
         outcome: Outcome = "broken" if is_the_checkers(where) else "crash"
         found = MutantResult(mutant, outcome, said=_said(error), left=" < ".join(where))
-    if result is None:
-        judged = time.perf_counter() - began
-    return replace(found, seconds=(time.perf_counter() - began, judged))
+    seconds = time.perf_counter() - began
+    return replace(found, seconds=(seconds, judged or seconds))
+
+
+def tabled(
+    mutant: Mutant, original: OriginalForms, forms: Sequence[Form]
+) -> tuple[MutantResult, float]:
+    """Judge a mutant that runs in this process on what reaches it, as far as the first alarm.
+
+    Returns:
+        What was found, and the seconds of the checker's runs.
+    """
+    reaching = [form for form in forms if is_reached(mutant, original.seen[form.name].lines)]
+    began = time.perf_counter()
+    for form in reaching:
+        if form.usual and form.run is not None:
+            result = form.run()
+            if result.verdict == "divergent":
+                judged = time.perf_counter() - began
+                return _placed(mutant, result, form, reaching, original), judged
+    judged = time.perf_counter() - began
+    at = _first_elsewhere(reaching, original)
+    if at is None:
+        return MutantResult(mutant, "judged", equivalent=True), judged
+    form, what = at
+    if form.run is not None and not form.usual:  # whoever has such a thing runs that
+        result = form.run()
+        if result.verdict == "divergent":
+            return _placed(mutant, result, form, reaching, original), judged
+    return MutantResult(mutant, "judged", expected=(what, form.name)), judged
+
+
+def _first_elsewhere(forms: Sequence[Form], original: OriginalForms) -> tuple[Form, str] | None:
+    """Return the first form on which this process's code does otherwise, and what differs there."""
+    for form in forms:
+        if wrong := differences(original.seen[form.name].shown, form.show()):
+            return form, wrong[0]
+    return None
+
+
+def _placed(
+    mutant: Mutant, result: Result, form: Form, forms: Sequence[Form], original: OriginalForms
+) -> MutantResult:
+    """Return a mutant that a run has caught, and whether what it named differs side by side."""
+    assert result.first_divergence is not None
+    row, cause = result.first_divergence.row, result.cause
+    found = row.tap, str(row.step), row.scenario, row.mode, row.lane
+    shown = said_by(form.show)
+    wrong = (
+        [row.tap] if isinstance(shown, str) else differences(original.seen[form.name].shown, shown)
+    )
+    expected, equivalent = found[:2], False
+    if not wrong:
+        at = _first_elsewhere(forms, original)
+        expected, equivalent = ("", "") if at is None else (at[1], at[0].name), at is None
+    elif row.tap not in wrong and f"{row.tap} {row.scenario}" not in wrong:
+        expected = wrong[0], form.name
+    return MutantResult(
+        mutant,
+        "judged",
+        equivalent=equivalent,
+        detected=True,
+        found=found,
+        expected=expected,
+        said=cause.summary if cause else "; ".join(row.problems[:1]),
+    )
 
 
 def default_run(form: str = oracles.DEFAULT) -> Result:
@@ -262,5 +378,6 @@ def summary_of(results: Sequence[MutantResult]) -> dict[str, Any]:
         "detected": len(found),
         "placed": sum(r.placed for r in found),
         **{kind: share(kind) for kind in ("full", "part", "wrong", "none")},
+        "caught_by": dict(Counter(sorted(r.caught_by for r in results if r.caught_by))),
         "median_s": seconds[len(seconds) // 2] if seconds else 0.0,
     }

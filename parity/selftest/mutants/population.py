@@ -13,9 +13,11 @@ import os
 import pickle
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from parity.diagnose.edits import kinds
 from parity.output_files import write_text
 from parity.selftest.mutants import examine
 from parity.selftest.mutants.examine import MutantResult, Originals, summary_of
-from parity.selftest.mutants.reach import is_reached
-from parity.selftest.mutants.rules import MODULES, Mutant, mutants_of, source_of
+from parity.selftest.mutants.forms import OriginalForms
+from parity.selftest.mutants.rules import GROUPS, MODULES, Mutant, mutants_of, source_of
+from parity.tokens.others import JSON_FILE, META_FILE, require_package
 
-SCHEMA_VERSION = "1.0"
-# A mutant that takes longer, a diagnosis included, is given up.
-SECONDS = 90.0
+SCHEMA_VERSION = "1.1"
+# A mutant that takes longer, a diagnosis included, is given up: so many seconds, or so many times
+# what the run of the unchanged code takes where that is more, and never more than the third.
+SECONDS, TIMES, MOST_SECONDS = 30.0, 10.0, 90.0
+# What a sample has of each group, as far as there are so many.
+SHARES = {"model": 6, "writing": 1, "tokens": 1, "reading": 1}
 # How often results are written down, in mutants.
 SAVED_EVERY = 10
 
@@ -59,8 +65,12 @@ class Population:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The figures."""
-        return summary_of(self.results)
+        """The figures, of all and of each group."""
+        groups = {
+            group: summary_of([row for row in self.results if row.mutant.group == group])
+            for group in GROUPS
+        }
+        return {**summary_of(self.results), "groups": groups}
 
     @property
     def passed(self) -> bool:
@@ -75,7 +85,15 @@ class Population:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        rows = [{**asdict(row), "placed": row.placed} for row in self.results]
+        rows = [
+            {
+                **asdict(row),
+                "placed": row.placed,
+                "group": row.mutant.group,
+                "caught_by": row.caught_by,
+            }
+            for row in self.results
+        ]
         return {
             "schema_version": SCHEMA_VERSION,
             "seed": self.seed,
@@ -89,49 +107,106 @@ class Population:
 
 
 def examine_population(
-    count: int, seed: int, *, jobs: int = 1, path: Path | None = None, progress: Progress
+    count: int,
+    seed: int,
+    *,
+    groups: Sequence[str] = tuple(GROUPS),
+    jobs: int = 1,
+    path: Path | None = None,
+    progress: Progress,
 ) -> Population:
     """Examine a sample of mutants.
 
     Args:
         count: of mutants; all if there are fewer.
         seed: of the sample.
+        groups: which modules, by their names in `parity.selftest.mutants.rules.GROUPS`.
         jobs: processes at a time.
         path: where the result is kept as JSON; what it holds of the same sample is not done again.
         progress: called with what is under way, how much is done and how much there is.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file holds something else, or a package is missing that Meta's tokenizer is
+            compared with.
     """
     began = time.monotonic()
     document = read_document(path)
+    if "tokens" in groups:
+        require_package(META_FILE)
     _import_all()
-    every = [mutant for module in MODULES for mutant in mutants_of(module)]
-    progress("the unchanged code", 0, count)
-    original = _in_fork(examine.originals)
-    reached = [mutant for mutant in every if is_reached(mutant, original.lines)]
-    sample = random.Random(seed).sample(reached, min(count, len(reached)))
+    every = {
+        group: [mutant for module in GROUPS[group] for mutant in mutants_of(module)]
+        for group in groups
+    }
     digest = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()
-    found = Population(seed, digest, len(every), len(reached))
-    known = known_results(document, found)
-    done = {mutant: known[mutant] for mutant in sample if mutant in known}
+    done: dict[Mutant, MutantResult] = {}
+    with tempfile.TemporaryDirectory(prefix="parity-") as work:
+        folder = Path(work)
+        progress("the unchanged code", 0, count)
+        if set(groups) - {"model", "writing"}:
+            _in_fork(lambda: examine.write_checkpoints(folder))
+        original = dict(zip(groups, _originals(groups, folder, jobs), strict=True))
+        reached = {
+            group: [mutant for mutant in mutants if original[group].reaches(mutant)]
+            for group, mutants in every.items()
+        }
+        sample = sample_of(reached, count, seed)
+        found = Population(
+            seed, digest, sum(map(len, every.values())), sum(map(len, reached.values()))
+        )
+        known = known_results(document, found)
+        done |= {mutant: known[mutant] for mutant in sample if mutant in known}
 
-    def keep() -> None:
-        found.results = [done[mutant] for mutant in sample if mutant in done]
-        found.seconds = time.monotonic() - began
-        if path is not None:
-            write_text(path, json.dumps(found.to_dict(), indent=1) + "\n")
+        def keep() -> None:
+            found.results = [done[mutant] for mutant in sample if mutant in done]
+            found.seconds = time.monotonic() - began
+            if path is not None:
+                write_text(path, json.dumps(found.to_dict(), indent=1) + "\n")
 
-    todo = [mutant for mutant in sample if mutant not in done]
-    try:
-        for result in _examined(todo, original, jobs):
-            done[result.mutant] = result
-            progress("mutants", len(done), len(sample))
-            if len(done) % SAVED_EVERY == 0:
-                keep()
-    finally:
-        keep()
+        todo = [mutant for mutant in sample if mutant not in done]
+        try:
+            for result in _examined(todo, original, folder, jobs):
+                done[result.mutant] = result
+                progress("mutants", len(done), len(sample))
+                if len(done) % SAVED_EVERY == 0:
+                    keep()
+        finally:
+            keep()
     return found
+
+
+def sample_of(reached: Mapping[str, Sequence[Mutant]], count: int, seed: int) -> list[Mutant]:
+    """Draw mutants of all groups by their shares; a larger sample begins with the smaller one.
+
+    Args:
+        reached: what there is, by group.
+        count: how many; all if there are fewer.
+        seed: of the draw.
+    """
+    left = {
+        group: random.Random(f"{seed} {group}").sample(mutants, len(mutants))
+        for group, mutants in reached.items()
+    }
+    taken, sample = dict.fromkeys(left, 0), list[Mutant]()
+    while len(sample) < count and any(left.values()):
+        behind = [group for group in left if left[group]]
+        group = min(behind, key=lambda one: (taken[one] + 1) / SHARES[one])
+        taken[group] += 1
+        sample.append(left[group].pop())
+    return sample
+
+
+def _originals(
+    groups: Sequence[str], folder: Path, jobs: int
+) -> Iterator[Originals | OriginalForms]:
+    """Yield what the unchanged code of each group does, some at a time."""
+    for start in range(0, len(groups), jobs):
+        begun = [
+            _forked(partial(examine.originals, group, folder))
+            for group in groups[start : start + jobs]
+        ]
+        for one in begun:
+            yield _answer_of(*one)
 
 
 def _import_all() -> None:
@@ -140,6 +215,9 @@ def _import_all() -> None:
     kinds.kinds()
     for module in (*MODULES, "parity.subjects.torch_reference.subject", "parity.runner.run"):
         importlib.import_module(module)
+    for format in ("gguf_file", "hf", "meta", "orbax_directory"):
+        importlib.import_module(f"parity.sources.{format}")
+    require_package(JSON_FILE)
 
 
 def read_document(path: Path | None) -> dict[str, Any]:
@@ -164,7 +242,8 @@ def read_document(path: Path | None) -> dict[str, Any]:
 def _row_of(row: Mapping[str, Any]) -> MutantResult:
     mutant = Mutant(**{**row["mutant"], "lines": tuple(row["mutant"]["lines"])})
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    del fields["placed"]
+    for derived in ("placed", "group", "caught_by"):
+        del fields[derived]
     fields["mutant"] = mutant
     return MutantResult(**fields)
 
@@ -176,12 +255,18 @@ def known_results(document: Mapping[str, Any], sample: Population) -> dict[Mutan
     return {row.mutant: row for row in document["mutants"]}
 
 
-def _examined(mutants: Sequence[Mutant], original: Originals, jobs: int) -> Iterator[MutantResult]:
+def _examined(
+    mutants: Sequence[Mutant],
+    original: Mapping[str, Originals | OriginalForms],
+    folder: Path,
+    jobs: int,
+) -> Iterator[MutantResult]:
     waiting, running = list(mutants), dict[int, _Running]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                one = _Running(waiting.pop(0), original)
+                mutant = waiting.pop(0)
+                one = _Running(mutant, original[mutant.group], folder)
                 running[one.process] = one
             time.sleep(0.02)
             for process, one in list(running.items()):
@@ -197,9 +282,10 @@ def _examined(mutants: Sequence[Mutant], original: Originals, jobs: int) -> Iter
 class _Running:
     """A fork in which one mutant is examined."""
 
-    def __init__(self, mutant: Mutant, original: Originals) -> None:
+    def __init__(self, mutant: Mutant, original: Originals | OriginalForms, folder: Path) -> None:
         self._mutant, self._began = mutant, time.monotonic()
-        self.process, self._pipe = _forked(lambda: examine.examine(mutant, original))
+        self._most = min(max(SECONDS, TIMES * original.seconds), MOST_SECONDS)
+        self.process, self._pipe = _forked(lambda: examine.examine(mutant, original, folder))
         os.set_blocking(self._pipe, False)
         self._said = b""
 
@@ -210,7 +296,7 @@ class _Running:
             while piece := os.read(self._pipe, 1 << 16):
                 self._said += piece
         except BlockingIOError:
-            if seconds < SECONDS:
+            if seconds < self._most:
                 return None
             self.end()
             return MutantResult(self._mutant, "timeout", seconds=(seconds, seconds))
@@ -249,12 +335,14 @@ def _forked(work: Callable[[], Any]) -> tuple[int, int]:
         os._exit(status)
 
 
-def _in_fork(work: Callable[[], Originals]) -> Originals:
-    process, reading = _forked(work)
+def _in_fork(work: Callable[[], Any]) -> Any:
+    return _answer_of(*_forked(work))
+
+
+def _answer_of(process: int, reading: int) -> Any:
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     os.waitpid(process, 0)
     if not said:
         raise RuntimeError("the unchanged code could not be run")
-    found: Originals = pickle.loads(said)
-    return found
+    return pickle.loads(said)

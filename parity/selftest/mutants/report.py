@@ -26,17 +26,20 @@ def show(population: Population, console: Console) -> None:
         soft_wrap=True,
     )
     live = sums["not_equivalent"]
+    explained = sum(sums[kind] for kind in ("full", "part", "wrong", "none"))
     console.print(
         f"of those {live}: detected {_share(sums['detected'], live)}, placed "
-        f"{_share(sums['placed'], sums['detected'])} of them, explained in full "
-        f"{_share(sums['full'], sums['detected'])}, in part {sums['part']}, wrongly "
+        f"{_share(sums['placed'], sums['detected'])} of them, of {explained} in the model "
+        f"explained in full {_share(sums['full'], explained)}, in part {sums['part']}, wrongly "
         f"{sums['wrong']}; alarms on equivalent ones: {sums['alarms']}",
         style=style,
         highlight=False,
         soft_wrap=True,
     )
+    console.print(_table("by group", population.results, lambda r: r.mutant.group))
     console.print(_table("by module", population.results, lambda r: r.mutant.module))
     console.print(_table("by rule", population.results, lambda r: r.mutant.rule))
+    console.print(_catchers(population.results))
     for row in population.results:
         for what in _failures(row):
             console.print(
@@ -62,6 +65,19 @@ def _failures(row: MutantResult) -> list[str]:
 
 def _share(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.0f} %)" if whole else "none"
+
+
+def _catchers(rows: Sequence[MutantResult]) -> Table:
+    """Return what caught how many mutants of the groups that are tabled, not explained."""
+    table = Table(title="by what caught them", title_justify="left")
+    for column in ("group", "caught by"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("mutants", justify="right")
+    for group in sorted({row.mutant.group for row in rows} - {"model"}):
+        caught = summary_of([row for row in rows if row.mutant.group == group])["caught_by"]
+        for what, number in sorted(caught.items(), key=lambda one: -one[1]):
+            table.add_row(group, what, str(number))
+    return table
 
 
 def _table(title: str, rows: Sequence[MutantResult], key: Callable[[MutantResult], str]) -> Table:

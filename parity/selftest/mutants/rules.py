@@ -13,18 +13,42 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# What computes; other modules follow when something other than `parity run` judges them.
-MODULES = (
-    "jaxllama.attention",
-    "jaxllama.cache",
-    "jaxllama.config",
-    "jaxllama.masks.algebra",
-    "jaxllama.masks.bound",
-    "jaxllama.masks.specs",
-    "jaxllama.masks.tokens",
-    "jaxllama.model",
-    "jaxllama.rope",
-)
+# What is edited, by what sees a fault in it: the compared model, what is written, the tokenizer,
+# and the second reading of a file. `checkpoint/gguf/tokenizer.py` has no witness in any run.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "model": (
+        "jaxllama.attention",
+        "jaxllama.cache",
+        "jaxllama.config",
+        "jaxllama.masks.algebra",
+        "jaxllama.masks.bound",
+        "jaxllama.masks.specs",
+        "jaxllama.masks.tokens",
+        "jaxllama.model",
+        "jaxllama.rope",
+    ),
+    "writing": ("jaxllama.generate", "jaxllama.request", "jaxllama.sampling"),
+    "tokens": ("jaxllama.text", "jaxllama.tokenizer"),
+    "reading": (
+        "jaxllama.checkpoint.base",
+        "jaxllama.checkpoint.checks",
+        "jaxllama.checkpoint.dtypes",
+        "jaxllama.checkpoint.gguf.file",
+        "jaxllama.checkpoint.gguf.read",
+        "jaxllama.checkpoint.hf.read",
+        "jaxllama.checkpoint.hf.safetensors_file",
+        "jaxllama.checkpoint.load",
+        "jaxllama.checkpoint.meta.directory",
+        "jaxllama.checkpoint.meta.pth_file",
+        "jaxllama.checkpoint.names",
+        "jaxllama.checkpoint.open",
+        "jaxllama.checkpoint.orbax.read",
+        "jaxllama.config_formats.gguf",
+        "jaxllama.config_formats.hf",
+        "jaxllama.config_formats.meta",
+    ),
+}
+MODULES = tuple(module for modules in GROUPS.values() for module in modules)
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,11 @@ class Mutant:
     def name(self) -> str:
         """The mutant in a few words."""
         return f"{self.module}:{self.line} {self.rule}: {self.before} -> {self.after}"
+
+    @property
+    def group(self) -> str:
+        """The group that its module is of."""
+        return next((g for g, modules in GROUPS.items() if self.module in modules), "model")
 
 
 def source_of(module: str) -> str:

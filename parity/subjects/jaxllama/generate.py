@@ -69,6 +69,7 @@ class Generator:
         seeds: int | Sequence[int],
         cache: KVCache | None = None,
         watch: Watcher | None = None,
+        every: int = 1,
     ) -> Written:
         """Run `generate`.
 
@@ -79,7 +80,8 @@ class Generator:
             eos: tokens that end a row.
             seeds: one, or one a row.
             cache: to continue from; it is consumed.
-            watch: looks at the rows after each token.
+            watch: looks at the rows now and then, and may end some.
+            every: tokens between two looks.
         """
         found: Generation = generate(
             self.model,
@@ -90,6 +92,7 @@ class Generator:
             seed=seeds,
             cache=cache,
             watch=watch,
+            every=every,
         )
         held = np.asarray(found.cache.lengths)
         return Written(
