@@ -136,7 +136,7 @@ def named_edits(
     if trial is None:
         return
     # Numbers are rounded as far as noise allows, and no farther.
-    enough, before = evidence.enough or EXACT, trial.left(())
+    enough, before = evidence.enough / 4 or EXACT, trial.left(())
     for one in named:
         for found in one.explanations(trial, enough):
             if found.left < before:

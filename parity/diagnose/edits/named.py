@@ -103,9 +103,11 @@ class NamedEdits:
         if self.searched:
             return
         for scope in scopes(trial) if self.scoped else (EVERYWHERE,):
+            if scope.calls:  # positions may be what is wrong there
+                continue
             for edits in instances(trial.few, self.edits):
                 found = solve_edits(trial.few, scope, edits, enough)
-                if found is not None:
+                if found is not None and not any(map(_is_nothing, found.edits)):
                     left = trial.left(found.edits, scope)
                     yield Explanation(found.edits, scope, left)
 
@@ -133,6 +135,11 @@ class NamedEdits:
         constants = trial.operands.constants | {"scaling": scaling}
         said = text.format(*numbers, edit=first.said, value=first.value, scope=scope, **constants)
         return said.rstrip()
+
+
+def _is_nothing(edit: Edit) -> bool:
+    """Return whether an edit is a factor of zero: what is zero has other names."""
+    return edit.operands == ("*",) and edit.value == 0
 
 
 def instances(

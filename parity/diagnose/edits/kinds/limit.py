@@ -28,11 +28,12 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     """Propose the largest value seen as a limit of the last step, and nothing for every value."""
     seen = torch.where(trial.compared & trial.target.isfinite(), trial.target, 0.0).abs()
     limit, last = float(seen.max()), program[-1].name
-    fn = Clipped(limit)
-    yield Edit(trial.tap, ID, last, (), fn, f"{last} is {fn.said}", cost=1.4)
-    starts = (NO_LIMIT, *(limit * times for times in TIMES))
-    said = f"{last} is c tanh({last} / c) with c = {{}}"
-    yield Edit(trial.tap, ID, last, (SOFT,), SOLVED, template=said, starts=starts, cost=1.4)
+    if limit > 0:
+        fn = Clipped(limit)
+        yield Edit(trial.tap, ID, last, (), fn, f"{last} is {fn.said}", cost=1.4)
+        starts = (NO_LIMIT, *(limit * times for times in TIMES))
+        said = f"{last} is c tanh({last} / c) with c = {{}}"
+        yield Edit(trial.tap, ID, last, (SOFT,), SOLVED, template=said, starts=starts, cost=1.4)
     for name, value in values.items():
         if isinstance(value, Tensor) and value.ndim:
             said = f"{name} is {'false' if value.dtype == torch.bool else 'zero'}"
