@@ -132,6 +132,8 @@ def find_cause(
     make_subject: Callable[[str], Subject],
     decode_chunks: Callable[[Inputs], list[int]],
     seconds: float = SECONDS,
+    *,
+    same_checkpoint: bool = True,
 ) -> CauseReport | None:
     """Say why a run diverged: on the smallest of its scenarios that shows the same first tap.
 
@@ -143,6 +145,8 @@ def find_cause(
         make_subject: makes the subject of a dtype anew.
         decode_chunks: how a scenario is fed through a cache.
         seconds: as for `diagnose`.
+        same_checkpoint: whether it is the one that the run was judged by: by another the subject
+            may be right.
 
     Returns:
         As `diagnose`, of the mode in which it diverges; None where that is none that can be tried
@@ -169,7 +173,8 @@ def find_cause(
     if narrow and row.lane == "f32" and not (found and found.confirmed):
         return describe_precision(narrow[0])
     # What is near its limit may be within it where fewer tokens are looked at.
-    return describe_mixture(row) if found is None and not rounding else found
+    mixed = found is None and same_checkpoint and not rounding
+    return describe_mixture(row) if mixed else found
 
 
 def _cause_in(

@@ -204,7 +204,16 @@ def run(
         cause = None
         if first is not None:
             judged_by = truth if misread is None else as_read(opened)
-            cause = find_cause(first, rows, shown, judged_by, make, decode_chunks, seconds)
+            cause = find_cause(
+                first,
+                rows,
+                shown,
+                judged_by,
+                make,
+                decode_chunks,
+                seconds,
+                same_checkpoint=misread is None,
+            )
         if reading is not None and misread is not None:
             row = None if first is None else first.row
             tried = row is None or row.mode in EXPLAINED
