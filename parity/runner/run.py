@@ -403,6 +403,7 @@ def _compare(
             require_gradients(subjects[lane])
         passes = forward.passes_of(plan.modes, inputs, _decoded(plan, subjects.values()))
         total += forward.count_stages(passes, layers)
+        total += generation.count_steps(subjects) if prompts is not None else 0
         found += forward.compare_forward(
             checkpoint, subjects, plan.reference, passes, report, timer
         )
@@ -419,7 +420,7 @@ def _compare(
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in plan.dtypes}
         generation.check_subjects(subjects, alone=plan.modes == (generated.MODE,))
-        total += generation.count_steps(subjects)
+        total += generation.count_steps(subjects) if not inputs else 0
         found.append(
             generation.compare_generation(checkpoint, subjects, prompt_rows(prompts), report)
         )
