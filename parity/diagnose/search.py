@@ -231,7 +231,7 @@ def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergenc
     """
     if first.difference != "rounding" or not (cause and cause.confirmed):
         return first
-    if catalogue()[cause.id].cause.rounding:
+    if all(catalogue()[one.id].cause.rounding for one in (cause, *cause.others)):
         return first
     return replace(first, difference="computation")
 

@@ -7,7 +7,7 @@ import resource
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,84 +27,24 @@ from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
-from parity.options import Dtypes, Overrides, apply_overrides, choose, choose_dtypes, override_texts
-from parity.result import MODE_WORDS, Result, TapResult, modes_not_run
+from parity.options import Dtypes, Overrides, apply_overrides
+from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients
+from parity.runner.plan import Plan, expected_taps, left_out, make_plan
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
-from parity.scenarios import (
-    DEFAULT_SCENARIOS,
-    RAGGED,
-    SCENARIOS,
-    Prompt,
-    Shape,
-    Tokenizer,
-    scenario,
-    shape,
-)
+from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
 from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gradients
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
-from parity.taps import GRAD_TAPS, expected_names, gradient_names
 from parity.tokens import compare as tokens
-
-MODES = tuple(MODE_WORDS)
-FORWARD_MODES = ("free", "isolated", "decode")
-# What users run, but for training and writing: these are asked for. Each as far as the subject is
-# able.
-DEFAULT_MODES = FORWARD_MODES
 
 Progress = Callable[[str, int, int], None]
 
 
 jax.monitoring.register_event_duration_secs_listener(timing.on_event)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run, checked.
-
-    Attributes:
-        usual: no modes were asked for: those of `DEFAULT_MODES` that the subject is able to.
-    """
-
-    reference: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    modes: tuple[str, ...]
-    scenarios: tuple[str, ...]
-    overrides: tuple[str, ...]
-    usual: bool
-
-    @property
-    def forward_scenarios(self) -> tuple[str, ...]:
-        """What is run forwards."""
-        return self.scenarios if set(self.modes) & set(FORWARD_MODES) else ()
-
-    @property
-    def decode_scenarios(self) -> tuple[str, ...]:
-        """What is run through caches: all if asked for, else one, for each call's shape is
-        compiled anew.
-        """
-        if "decode" not in self.modes:
-            return ()
-        ragged = [name for name in RAGGED if name in self.scenarios]
-        return tuple(ragged[:1]) if self.usual else self.scenarios
-
-    @property
-    def grad_scenarios(self) -> tuple[str, ...]:
-        """What is differentiated."""
-        return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
-
-    @property
-    def runs_model(self) -> bool:
-        """Whether taps of the model are compared."""
-        return bool({*self.modes} - {generated.MODE, tokens.MODE})
-
-    def shows(self, kind: str) -> bool:
-        """Return whether its modes are about a kind of tap."""
-        return "grad" in self.modes if kind in GRAD_TAPS else bool(self.forward_scenarios)
 
 
 def run(
@@ -167,7 +107,7 @@ def run(
         dtypes = streamed.DTYPES if dtypes is None else dtypes
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
-    plan = _plan(reference, lanes, modes, scenarios, overrides)
+    plan = make_plan(reference, lanes, modes, scenarios, overrides)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference)
     began = time.perf_counter()
@@ -184,9 +124,9 @@ def run(
             reading = compare_readings(opened, source, weights=weights)
         truth: CheckpointLike = opened if source is None else source
         _check_witnesses(plan, truth)
-        has_tokens = tokens.MODE in plan.modes and tokens.check_tokenizer(
-            opened, alone=plan.modes == (tokens.MODE,)
-        )
+        other = None
+        if tokens.MODE in plan.modes:  # told before hours of other modes
+            other = tokens.find_other(opened, alone=plan.modes == (tokens.MODE,))
         encode, encoding_notes = encoder(opened, prompt)
 
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
@@ -196,41 +136,21 @@ def run(
             plan, truth, make, inputs, differentiated, prompts, progress, timer
         )
         found = PassResult.join(passes, plan.dtypes)
-        if has_tokens:  # after the rest: they are sorted by dtype, and these have none
-            found = PassResult.join([found, tokens.compare_tokens(opened)])
+        if other is not None:  # after the rest: they are sorted by dtype, and these have none
+            found = PassResult.join([found, tokens.compare_tokens(opened, other)])
         rows = found.rows
         shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
-        first, misread = first_divergence(rows), reading_divergence(reading)
-        cause = None
-        if first is not None:
-            judged_by = truth if misread is None else as_read(opened)
-            cause = find_cause(
-                first,
-                rows,
-                shown,
-                judged_by,
-                make,
-                decode_chunks,
-                seconds,
-                same_checkpoint=misread is None,
-            )
-        if reading is not None and misread is not None:
-            row = None if first is None else first.row
-            tried = row is None or row.mode in EXPLAINED
-            cause = explain_reading(reading, row, tried=tried, beside=cause)
-            first = misread
-        elif first is not None:
-            first = refine_difference(first, cause)
+        first, cause = _explain(rows, reading, shown, opened, truth, make, seconds)
         casts = [] if first is not None else _casts(plan, make, inputs, truth)
         facts = environment.describe()
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
         witnesses=found.witnesses,
-        expected=_expected(plan, rows, config)
+        expected=expected_taps(plan, rows, config)
         + len(generated.names_for(rows))
         + len(tokens.names_for(rows)),
-        not_run=_not_run(plan, rows),
+        not_run=left_out(plan, rows),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -269,34 +189,36 @@ def run(
     return result
 
 
-def _plan(
-    reference: str | Sequence[str],
-    dtypes: str | Sequence[str],
-    modes: str | Sequence[str] | None,
-    scenarios: str | Sequence[str],
-    overrides: Overrides,
-) -> Plan:
-    plan = Plan(
-        reference=choose("--reference", reference, select.WITNESSES),
-        dtypes=choose_dtypes(dtypes),
-        modes=choose("--mode", DEFAULT_MODES if modes is None else modes, MODES),
-        scenarios=choose("--scenario", scenarios, SCENARIOS),
-        overrides=override_texts(overrides),
-        usual=modes is None,
-    )
-    if "grad" in plan.modes:
-        gradients.lanes_for(plan.dtypes)
-    return plan
-
-
-def _expected(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int:
-    """Return how many different taps the modes are about that were run."""
-    layers, names = config.num_hidden_layers, []
-    if plan.forward_scenarios:
-        names += expected_names(layers, cache=any(row.mode == "decode" for row in rows))
-    if plan.grad_scenarios:
-        names += gradient_names(layers, tied=config.tie_word_embeddings)
-    return len(names)
+def _explain(
+    rows: Sequence[TapResult],
+    reading: Reading | None,
+    inputs: Sequence[Inputs],
+    opened: Checkpoint,
+    truth: CheckpointLike,
+    make: select.SubjectFactory,
+    seconds: float,
+) -> tuple[Divergence | None, CauseReport | None]:
+    """Return where a run diverges first, and why: what was read otherwise comes first."""
+    first, misread = first_divergence(rows), reading_divergence(reading)
+    cause = None
+    if first is not None:
+        # By what jaxllama read the subject may be right.
+        checkpoint = truth if misread is None else as_read(opened)
+        cause = find_cause(
+            first,
+            rows,
+            inputs,
+            checkpoint,
+            make,
+            decode_chunks,
+            seconds,
+            same_checkpoint=misread is None,
+        )
+    if reading is None or misread is None:
+        return None if first is None else refine_difference(first, cause), cause
+    row = None if first is None else first.row
+    tried = row is None or row.mode in EXPLAINED
+    return misread, explain_reading(reading, row, tried=tried, beside=cause)
 
 
 def _casts(
@@ -310,22 +232,6 @@ def _casts(
         return cast_notes(make(LANE), join_inputs(smallest), checkpoint)
     except Exception as error:  # a subject need not take made-up values, and the verdict stands
         return [f"how the subject casts was not looked at: {type(error).__name__}: {error}"]
-
-
-def _not_run(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
-    """Return what of all that could be run was not, in words, and why if it was to be."""
-    why = {}
-    if "isolated" in plan.modes:
-        why["isolated"] = "the subject takes no values"
-    if plan.decode_scenarios:
-        why["decode"] = "the subject shows no cache"
-    run = {row.scenario for row in rows}
-    cached = {row.scenario for row in rows if row.mode == "decode"}
-    beside = [name for name in SCENARIOS if name in run - cached] if cached else []
-    left = [name for name in SCENARIOS if name not in run]
-    scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
-    decodes = [f"decode of {', '.join(beside)}"] if beside else []
-    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []))
 
 
 def _inputs(

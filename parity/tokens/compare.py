@@ -32,8 +32,8 @@ CHAT_NAMES = (CHAT_TEXT, CHAT_IDS)
 STREAMED, STOPS = 120, ("our fathers", "\n\n", "é")
 
 
-def check_tokenizer(checkpoint: Checkpoint, *, alone: bool) -> bool:
-    """Return whether there is a tokenizer to compare.
+def find_other(checkpoint: Checkpoint, *, alone: bool) -> OtherTokenizer | None:
+    """Return another implementation of a checkpoint's tokenizer; None where it has none.
 
     Args:
         checkpoint: whose.
@@ -45,28 +45,22 @@ def check_tokenizer(checkpoint: Checkpoint, *, alone: bool) -> bool:
     """
     kind = kind_of([*checkpoint.companions])
     if kind is not None and checkpoint.tokenizer_loader is not None:
-        # Made again to be compared, a second later: what it does not take is told before hours of
-        # other modes.
-        other_tokenizer(checkpoint.companions, checkpoint.hf_config)
-        return True
+        return other_tokenizer(checkpoint.companions, checkpoint.hf_config)
     if alone:
         raise InputError(
             f"{checkpoint.label}: has no tokenizer, so --mode tokens has nothing to compare; give "
             "a checkpoint with a tokenizer.json or tokenizer.model, or another mode"
         )
-    return False
+    return None
 
 
-def compare_tokens(checkpoint: Checkpoint) -> PassResult:
+def compare_tokens(checkpoint: Checkpoint, other: OtherTokenizer) -> PassResult:
     """Compare a checkpoint's tokenizer with another implementation's.
 
     Returns:
         The rows, and the other implementation as their witness.
     """
-    subject, other = (
-        checkpoint.tokenizer(),
-        other_tokenizer(checkpoint.companions, checkpoint.hf_config),
-    )
+    subject = checkpoint.tokenizer()
     texts = corpus(other.special_tokens)
     if kind_of([*checkpoint.companions]) == META_FILE:
         texts.append(LONG_RUN)

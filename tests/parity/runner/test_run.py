@@ -22,6 +22,7 @@ from parity.lockstep.participants import Participant, Role
 from parity.report.wording import summary
 from parity.result import Result
 from parity.runner import forward, run
+from parity.runner.plan import MODES, left_out, make_plan
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS
 from parity.subjects import select
 from parity.subjects.base import Arrays
@@ -118,11 +119,11 @@ def test_what_was_asked_for_is_run_and_the_rest_is_said() -> None:
     assert {r.mode for r in one_row.rows} == {"free", "isolated", "production"}
     assert one_row.not_run[:2] == ("decode", "gradients")
     assert quick(modes="free").not_run[:3] == ("isolated", "decode", "gradients")
-    plan = run._plan("torch", "f64", "all", "all", ())
-    every = [row("embed", mode=m, scenario=s) for m in run.MODES for s in SCENARIOS]
-    assert run._not_run(plan, every) == ()
-    assert run._not_run(plan, every[1:]) == ()
-    assert run._not_run(plan, [r for r in every if r.scenario != "packed"]) == ("scenario packed",)
+    plan = make_plan("torch", "f64", "all", "all", ())
+    every = [row("embed", mode=m, scenario=s) for m in MODES for s in SCENARIOS]
+    assert left_out(plan, every) == ()
+    assert left_out(plan, every[1:]) == ()
+    assert left_out(plan, [r for r in every if r.scenario != "packed"]) == ("scenario packed",)
 
 
 def test_a_fault_that_only_a_cache_shows_is_found_by_the_default_run(

@@ -95,6 +95,30 @@ def test_tunix_rotates_by_another_theta_than_its_config_says(tunix: Any) -> None
     assert (result.cause.effective, result.cause.configured) == ("theta 1e+06", "500000")
 
 
+def test_the_default_run_names_tunix_theta_and_its_missing_scaling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaled = small()
+    model = llamas.tunix_model(scaled)
+    subject = from_nnx(
+        model, names=llamas.TUNIX_NAMES, call=llamas.tunix_call, config=scaled.config
+    )
+    # It shows neither positions nor a table of frequencies.
+    assert subject.absent >= SETUP
+    result = parity.run(scaled, subject=subject)
+    assert result.cause is not None and result.cause.confirmed
+    named = [result.cause, *result.cause.others]
+    assert [(one.id, one.effective, one.configured) for one in named] == [
+        ("rope-theta", "theta 1e+06", "500000"),
+        ("rope-scaling", "none", "llama3 8/1/4/8192"),
+    ]
+    # With the one mended, the other is left.
+    monkeypatch.setattr(llamas.tunix().apply_rope, "__defaults__", (500_000,))
+    result = parity.run(scaled, subject=subject, scenarios="left_padded", length=17)
+    assert result.cause is not None and result.cause.confirmed
+    assert (result.cause.id, result.cause.others) == ("rope-scaling", [])
+
+
 @pytest.mark.usefixtures("theta_obeyed")
 def test_tunix_is_equal_but_for_that(tunix: Any) -> None:
     result = judged(nnx(tunix))

@@ -19,7 +19,7 @@ from jaxllama.errors import InputError
 from jaxllama.tokenizer import Tokenizer
 from parity.lockstep.comparator import PassResult
 from parity.tokens import compare
-from parity.tokens.compare import compare_tokens
+from parity.tokens.compare import compare_tokens, find_other
 
 
 @cache
@@ -57,6 +57,12 @@ def _others_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "other_tokenizer", once)
 
 
+def compared(checkpoint: Checkpoint) -> PassResult:
+    other = find_other(checkpoint, alone=True)
+    assert other is not None
+    return compare_tokens(checkpoint, other)
+
+
 def failed(found: PassResult) -> list[str]:
     return [row.tap for row in found.rows if not row.passed]
 
@@ -65,13 +71,13 @@ def failed(found: PassResult) -> list[str]:
     ("made", "name"), [(small, "transformers"), (meta, "llama-models")], ids=["json", "model"]
 )
 def test_honest_tokenizers_are_equal(made: Callable[[], Checkpoint], name: str) -> None:
-    found = compare_tokens(made())
+    found = compared(made())
     assert failed(found) == []
     assert len(found.rows) == 7 and [w.witness for w in found.witnesses] == [name]
 
 
 def test_a_trained_tokenizer_is_equal() -> None:
-    assert failed(compare_tokens(open_checkpoint("smollm2"))) == []
+    assert failed(compared(open_checkpoint("smollm2"))) == []
 
 
 # What is edited in jaxllama.tokenizer, and the first row that shows it.
@@ -140,7 +146,7 @@ def reopened(checkpoint: Checkpoint) -> Checkpoint:
 def test_a_fault_is_named(name: str) -> None:
     before, after, made, expected = FAULTS[name]
     with planted("jaxllama.tokenizer", before, after, compiled=False):
-        assert failed(compare_tokens(reopened(made())))[:1] == [expected]
+        assert failed(compared(reopened(made())))[:1] == [expected]
 
 
 def test_a_wrong_table_is_caught() -> None:
@@ -153,7 +159,7 @@ def test_a_wrong_table_is_caught() -> None:
 
     files = {name: read() for name, read in small().companions.items()}
     load = partial(Exchanged.from_files, files, source="test", config=small().config)
-    found = compare_tokens(replace(small(), tokenizer_loader=load))
+    found = compared(replace(small(), tokenizer_loader=load))
     assert failed(found) == ["tokens.ids", "tokens.plain_ids", "tokens.chat_ids"]
     (problem, *_) = found.rows[1].problems
     assert "expected [" in problem
@@ -173,7 +179,7 @@ def test_a_fault_of_streaming_is_caught(before: str, after: str) -> None:
     if not after:
         before, after = "self.text[: min(found)], True", "self.text, True"
     with planted("jaxllama.text", before, after, compiled=False):
-        assert failed(compare_tokens(small())) == ["tokens.stream"]
+        assert failed(compared(small())) == ["tokens.stream"]
 
 
 def test_a_run_of_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +199,7 @@ def test_a_template_is_not_asked_for_where_there_is_none() -> None:
     del settings["chat_template"]
     files["tokenizer_config.json"] = lambda: json.dumps(settings).encode()
     checkpoint = reopened(replace(small(), companions=files))
-    found = compare_tokens(checkpoint)
+    found = compared(checkpoint)
     assert failed(found) == [] and len(found.rows) == 5
     assert compare.notes(found.rows, checkpoint) == [
         "--mode tokens: the checkpoint has no chat template, so none was rendered"
@@ -242,7 +248,7 @@ def test_files_that_the_other_does_not_take() -> None:
     files = {"tokenizer.model": lambda: b"no token"}
     checkpoint = replace(meta(), companions=files)
     with pytest.raises(InputError, match=r"llama-models does not take .* tokenizer\.model"):
-        compare_tokens(checkpoint)
+        compared(checkpoint)
 
 
 def test_files_that_the_other_does_not_take_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""What a run is asked for, and in words what of it was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxllama.config import LlamaConfig
+from parity.generation import compare as generated
+from parity.options import Overrides, choose, choose_dtypes, override_texts
+from parity.result import MODE_WORDS, TapResult, modes_not_run
+from parity.runner import gradients
+from parity.scenarios import RAGGED, SCENARIOS
+from parity.subjects import select
+from parity.taps import GRAD_TAPS, expected_names, gradient_names
+from parity.tokens import compare as tokens
+
+MODES = tuple(MODE_WORDS)
+FORWARD_MODES = ("free", "isolated", "decode")
+# What users run, but for training and writing: these are asked for. Each as far as the subject is
+# able.
+DEFAULT_MODES = FORWARD_MODES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, checked.
+
+    Attributes:
+        usual: no modes were asked for: those of `DEFAULT_MODES` that the subject is able to.
+    """
+
+    reference: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    scenarios: tuple[str, ...]
+    overrides: tuple[str, ...]
+    usual: bool
+
+    @property
+    def forward_scenarios(self) -> tuple[str, ...]:
+        """What is run forwards."""
+        return self.scenarios if set(self.modes) & set(FORWARD_MODES) else ()
+
+    @property
+    def decode_scenarios(self) -> tuple[str, ...]:
+        """What is run through caches: all if asked for, else one, for each call's shape is
+        compiled anew.
+        """
+        if "decode" not in self.modes:
+            return ()
+        ragged = [name for name in RAGGED if name in self.scenarios]
+        return tuple(ragged[:1]) if self.usual else self.scenarios
+
+    @property
+    def grad_scenarios(self) -> tuple[str, ...]:
+        """What is differentiated."""
+        return gradients.scenarios_for(self.scenarios) if "grad" in self.modes else ()
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether taps of the model are compared."""
+        return bool({*self.modes} - {generated.MODE, tokens.MODE})
+
+    def shows(self, kind: str) -> bool:
+        """Return whether its modes are about a kind of tap."""
+        return "grad" in self.modes if kind in GRAD_TAPS else bool(self.forward_scenarios)
+
+
+def make_plan(
+    reference: str | Sequence[str],
+    dtypes: str | Sequence[str],
+    modes: str | Sequence[str] | None,
+    scenarios: str | Sequence[str],
+    overrides: Overrides,
+) -> Plan:
+    """Return what options ask for; see `parity.run` for them.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    plan = Plan(
+        reference=choose("--reference", reference, select.WITNESSES),
+        dtypes=choose_dtypes(dtypes),
+        modes=choose("--mode", DEFAULT_MODES if modes is None else modes, MODES),
+        scenarios=choose("--scenario", scenarios, SCENARIOS),
+        overrides=override_texts(overrides),
+        usual=modes is None,
+    )
+    if "grad" in plan.modes:
+        gradients.lanes_for(plan.dtypes)
+    return plan
+
+
+def expected_taps(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int:
+    """Return how many different taps the modes are about that were run."""
+    layers, names = config.num_hidden_layers, []
+    if plan.forward_scenarios:
+        names += expected_names(layers, cache=any(row.mode == "decode" for row in rows))
+    if plan.grad_scenarios:
+        names += gradient_names(layers, tied=config.tie_word_embeddings)
+    return len(names)
+
+
+def left_out(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
+    """Return what of all that could be run was not, in words, and why if it was to be."""
+    why = {}
+    if "isolated" in plan.modes:
+        why["isolated"] = "the subject takes no values"
+    if plan.decode_scenarios:
+        why["decode"] = "the subject shows no cache"
+    run = {row.scenario for row in rows}
+    cached = {row.scenario for row in rows if row.mode == "decode"}
+    beside = [name for name in SCENARIOS if name in run - cached] if cached else []
+    left = [name for name in SCENARIOS if name not in run]
+    scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
+    decodes = [f"decode of {', '.join(beside)}"] if beside else []
+    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []))
