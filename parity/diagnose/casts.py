@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -23,14 +22,15 @@ import torch
 from torch import Tensor
 
 from jaxllama.config import LlamaConfig
-from parity.diagnose.edits.edit import in_words, with_step, with_step_after
+from parity.diagnose.cast_orders import orders_of
+from parity.diagnose.edits.edit import in_words
 from parity.inputs import Inputs
 from parity.noise.chains import runs_one_operator
 from parity.subjects.base import Arrays, CheckpointLike, Subject
 from parity.subjects.torch.arrays import to_numpy, to_torch
 from parity.subjects.torch_reference.operands import Operands
-from parity.subjects.torch_reference.operations import Arithmetic, Binary, Cast, CastLike, Unary
-from parity.subjects.torch_reference.program import PROGRAM, Program, Step, run_program
+from parity.subjects.torch_reference.operations import Arithmetic
+from parity.subjects.torch_reference.program import PROGRAM, Program, run_program
 from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import AXES, LAYER_TAPS, split_name
 
@@ -46,21 +46,6 @@ FEWEST = 1 / 32
 CLEAR = 8
 # Angles of later positions are rounded in float32 by what bfloat16 sees.
 LAST_POSITION = 1024
-
-
-@dataclass(frozen=True)
-class Order:
-    """One order of casts in an operator.
-
-    Attributes:
-        said: what is done otherwise than in the reference.
-        program: the operator so computed. An operand `NAME as given` has not been rounded.
-        published: whether witnesses compute it so: then there is nothing to be said.
-    """
-
-    said: str
-    program: Program
-    published: bool = False
 
 
 @dataclass
@@ -231,114 +216,3 @@ def _equal(one: np.ndarray, other: np.ndarray, counted: np.ndarray) -> int:
     """Return how many elements of the counted tokens are the same in the lane's dtype."""
     a, b = (x[counted].astype(ml_dtypes.bfloat16).astype(np.float32) for x in (one, other))
     return int((a == b).sum())
-
-
-@cache
-def orders_of(tap: str) -> dict[str, Order]:
-    """Return other orders of casts in what computes a tap, given by its short name, as they are
-    said.
-    """
-    return {order.said: order for order in _ORDERS.get(tap, ())}
-
-
-# The orders, as edits of the reference's programs.
-
-
-def _norm(tap: str) -> Sequence[Order]:
-    program = PROGRAM[tap]
-    x = program[0].inputs[0]
-    early = with_step(program, "rounded", inputs=("normed",), fn=Unary("identity"))
-    late = with_step_after(program, "rounded", Cast("wide"))
-
-    def stored(one: Program) -> Program:
-        return with_step(one, "gain", inputs=("weight",), fn=Cast("wide"))
-
-    def rounded(one: Program) -> Program:
-        return with_step_after(one, "norm", CastLike(), x)
-
-    return (
-        Order(
-            "multiplying by the weight before the cast",
-            rounded(with_step_after(early, "gain", Cast("wide"))),
-        ),
-        Order("multiplying by the weight as it is stored, before the cast", rounded(stored(early))),
-        Order("multiplying by the weight as it is stored, after the cast", rounded(stored(late))),
-        Order(
-            "keeping the residual stream in float32",
-            with_step(program, "wide", inputs=(f"{x} as given",)),
-        ),
-    )
-
-
-def _rope(tap: str) -> Sequence[Order]:
-    program = PROGRAM[tap]
-    x = tap.replace("_rope", "_proj")
-    tables = products = program
-    for name in ("cos", "sin"):
-        tables = with_step_after(tables, name, CastLike(), x)
-    wide = tables
-    for name in ("cos'", "sin'"):
-        wide = with_step_after(wide, name, Cast("wide"))
-    for name in ("first_cos", "second_sin", "second_cos", "first_sin"):
-        products = with_step_after(products, name, CastLike(), x)
-    return (
-        Order("rounding cos, sin and every product and sum", tables, published=True),
-        Order("rounding cos and sin alone before the rotation", wide),
-        Order("rounding the products before they are added", products),
-    )
-
-
-def _context() -> Sequence[Order]:
-    wide = with_step(
-        PROGRAM["attn_context"], "weights", inputs=("attn_probs as given",), fn=Cast("wide")
-    )
-    wide = with_step_after(wide, "by_head", Cast("wide"))
-    wide = with_step_after(wide, "context", CastLike(), "v")
-    return (Order("keeping the weights of softmax in float32 for the product with v", wide),)
-
-
-def _activation() -> Sequence[Order]:
-    program = PROGRAM["mlp_act"]
-    wide = with_step_after(program, "gate_proj", Cast("wide"))
-    wide = with_step_after(wide, "up_proj", Cast("wide"))
-    in_two = (
-        Step("sigmoid", ("gate_proj",), Unary("sigmoid")),
-        Step("activated", ("gate_proj", "sigmoid"), Binary("*")),
-        *program[1:],
-    )
-    return (
-        Order(
-            "keeping silu in float32 until the product with up",
-            with_step_after(wide, program[-1].name, CastLike(), "gate_proj"),
-        ),
-        Order("rounding the sigmoid within silu", in_two),
-    )
-
-
-def _residual(tap: str) -> Sequence[Order]:
-    program = PROGRAM[tap]
-    (step,) = program
-    x, added = step.inputs
-
-    def of(*inputs: str) -> Program:
-        return with_step_after(
-            with_step(program, step.name, inputs=inputs), step.name, CastLike(), x
-        )
-
-    return (
-        Order("not rounding what is added to the residual stream", of(x, f"{added} as given")),
-        Order(
-            "keeping the residual stream and what is added to it in float32",
-            of(f"{x} as given", f"{added} as given"),
-        ),
-        Order("keeping the residual stream in float32", of(f"{x} as given", added)),
-    )
-
-
-_ORDERS: dict[str, Sequence[Order]] = {
-    **{tap: _norm(tap) for tap in ("input_layernorm", "post_attention_layernorm", "norm")},
-    **{tap: _rope(tap) for tap in ("q_rope", "k_rope")},
-    **{tap: _residual(tap) for tap in ("post_attention", "output")},
-    "attn_context": _context(),
-    "mlp_act": _activation(),
-}

@@ -94,7 +94,7 @@ def run(options: Mapping[str, Any]) -> Result:
 @pytest.fixture(autouse=True)
 def _no_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the search for causes: what is asked here is whether a fault is seen."""
-    monkeypatch.setattr("parity.runner.run.find_cause", lambda *_: None)
+    monkeypatch.setattr("parity.runner.run.find_cause", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("module", FAULTS)

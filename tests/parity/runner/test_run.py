@@ -134,7 +134,7 @@ def test_a_fault_that_only_a_cache_shows_is_found_by_the_default_run(
         return JaxRun(self.model, late, chunks)
 
     monkeypatch.setattr(JaxLlama, "start_decode", forgetful)
-    monkeypatch.setattr(run, "find_cause", lambda *_: None)
+    monkeypatch.setattr(run, "find_cause", lambda *_, **__: None)
     result = run.run(small(), dtypes="f64", scenarios="left_padded")
     assert result.first_divergence is not None
     row = result.first_divergence.row
