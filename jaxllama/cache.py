@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import checked_float
 from jaxllama.errors import InputError, join_problems
@@ -138,13 +140,14 @@ class KVCache:
                 f"KVCache.extend: {', '.join(f'{k} {v}' for k, v in shapes.items())}: "
                 f"each must be (B, T) with the cache's B = {batch}"
             )
+        if known := host_values(self.lengths, valid):
+            total = known[0] + known[1].sum(axis=1)
+            if total[row := int(total.argmax())] > self.capacity:
+                raise InputError(
+                    f"KVCache.extend: row {row} would hold {total[row]} tokens, the cache has "
+                    f"{self.capacity} slots; make it with a larger capacity, or rewind it"
+                )
         wanted = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
-        if not isinstance(wanted, jax.core.Tracer) and int(wanted.max()) > self.capacity:
-            row = int(wanted.argmax())
-            raise InputError(
-                f"KVCache.extend: row {row} would hold {int(wanted[row])} tokens, "
-                f"the cache has {self.capacity} slots; make it with a larger capacity, or rewind it"
-            )
         slots = self.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         slots = jnp.where(valid & (slots < self.capacity), slots, self.capacity)
         rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
@@ -171,15 +174,16 @@ class KVCache:
             raise InputError(
                 f"KVCache.rewind: lengths {lengths.shape}, expected {self.lengths.shape}, one a row"
             )
+        if known := host_values(lengths, self.lengths):
+            keep, holds = known[0], np.minimum(known[1], self.capacity)
+            if (bad := (keep < 0) | (keep > holds)).any():
+                row = int(bad.argmax())
+                raise InputError(
+                    f"KVCache.rewind: row {row} holds {holds[row]} tokens, "
+                    f"cannot rewind it to {keep[row]}"
+                )
         lengths = lengths.astype(jnp.int32)
         held = jnp.minimum(self.lengths, self.capacity)
-        bad = (lengths < 0) | (lengths > held)
-        if not isinstance(bad, jax.core.Tracer) and bool(bad.any()):
-            row = int(bad.argmax())
-            raise InputError(
-                f"KVCache.rewind: row {row} holds {int(held[row])} tokens, "
-                f"cannot rewind it to {int(lengths[row])}"
-            )
         return dataclasses.replace(
             self, lengths=jnp.clip(lengths, 0, held), slots=self.slots[:, :0]
         )

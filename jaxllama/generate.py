@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
+from jaxllama.concrete import is_traced
 from jaxllama.dtypes import at_least_float32
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal, padding
@@ -136,6 +137,12 @@ def generate(
         InputError: prompts, limits, seeds, ids or cache that do not fit the model or each other,
             all named at once; or a model whose logits are not finite.
     """
+    graph, weights = nnx.split(model)
+    if is_traced(weights, prompts, seed, cache):
+        raise InputError(
+            "generate: model, prompts, seed or cache is being traced by jit, vmap or grad, but its"
+            " loop runs on the host; call it outside of them, or call the model on a KVCache"
+        )
     request = check_request(
         model,
         prompts,
@@ -147,14 +154,27 @@ def generate(
         every=every,
     )
     sampling = GREEDY if sampling is None else sampling
-    graph, weights = nnx.split(model)
-    state = _begin(model, request, sampling, cache)
+    with jax.ensure_compile_time_eval():  # inside a `jit` that has closed over all of them
+        state = _begin(model, request, sampling, cache)
+        inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
+        return _write_all(graph, weights, request, state, inputs, watch, every)
+
+
+def _write_all(
+    graph: nnx.GraphDef[Llama],
+    weights: nnx.State[Any, Any],
+    request: Request,
+    state: _State,
+    inputs: _Inputs,
+    watch: Watcher | None,
+    every: int,
+) -> Generation:
+    """Run the program until all rows are done, `every` tokens at a time where somebody watches."""
     held = np.array(state.cache.lengths)
-    inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
     cuts: dict[int, int] = {}
-    written = 0
-    while written < max_new_tokens:
-        written = max_new_tokens if watch is None else min(written + every, max_new_tokens)
+    written, most = 0, request.max_new_tokens
+    while written < most:
+        written = most if watch is None else min(written + every, most)
         state = _advance(graph, weights, state, inputs, jnp.int32(written))
         done = np.array(state.done)
         if watch is not None:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxllama.attention import Backend, attend, check_backend
 from jaxllama.cache import KVCache
+from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import at_least_float32, checked_float
 from jaxllama.errors import InputError, join_problems
@@ -324,8 +325,8 @@ class Llama(nnx.Module):
         problems = []
         if tokens.shape != positions.shape:
             problems.append(f"tokens {tokens.shape}, positions {positions.shape}: both are (B, T)")
-        if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-            low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
+        if (ids := host_values(tokens)) and ids[0].size:
+            low, high, last = ids[0].min(), ids[0].max(), self.config.vocab_size - 1
             if low < 0 or high > last:
                 problems.append(
                     f"token ids {low} to {high}: the vocabulary is 0 to {last}; use the "
@@ -363,7 +364,7 @@ class Llama(nnx.Module):
             InputError: no such layer: indexing an array past its end would give the last one.
         """
         last = self.config.num_hidden_layers - 1
-        if not isinstance(index, jax.core.Tracer) and not 0 <= index <= last:
+        if (known := host_values(index)) and not 0 <= known[0] <= last:
             raise InputError(f"layer {index}: expected 0 to {last}")
         graph, weights = nnx.split(self.layers)
         return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import DTypeLike
@@ -107,7 +108,8 @@ def _prompts(prompts: Any, vocabulary: int) -> tuple[list[np.ndarray], list[str]
     if not len(prompts):
         return [], ["prompts: none given, expected at least one"]
     rows, problems = [], []
-    for row, given in enumerate(prompts):
+    # A row of JAX's array would be traced inside `jit`, even of one that is closed over.
+    for row, given in enumerate(np.asarray(prompts) if isinstance(prompts, jax.Array) else prompts):
         ids = np.asarray(given)
         if ids.size == 0:
             problems.append(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from numpy.typing import DTypeLike
 
+from jaxllama.concrete import is_concrete
 from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import draw, kernel
@@ -126,8 +127,15 @@ class BoundMask:
     def block(self, queries: Any = None, keys: Any = None, *, xp: Any = jnp) -> Any:
         """Return the dense mask of some queries and keys (1-D arrays of indices), or all.
 
-        With `xp=numpy` it is computed on the host, without compiling anything.
+        With `xp=numpy` it is computed on the host, without compiling anything, and inside `jit`
+        too where rule and tokens are known.
         """
+        if xp is np:  # a predicate may use jax.numpy, which would be traced inside `jit`
+            with jax.ensure_compile_time_eval():
+                return self._block(queries, keys, np)
+        return self._block(queries, keys, xp)
+
+    def _block(self, queries: Any, keys: Any, xp: Any) -> Any:
         cells = Cells.of(self.q, self.k, queries, keys, xp=xp)
         seen = self._by_rule(cells)
         if self.empty_row != "self":
@@ -199,13 +207,15 @@ def _check(spec: Mask, q: Tokens, k: Tokens) -> list[str]:
 
 def _refuse_empty_rows(bound: BoundMask) -> None:
     """Raise for every real query that sees nothing; padding's own rows are nobody's concern."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(bound)):
+    if not is_concrete(bound):
         raise InputError(
             f'bind {bound.spec}: empty_row="error" looks at values, which do not exist yet under'
             ' jit; bind outside of it, or choose empty_row="zero" or "self"'
         )
     if bound.structure is not None:
-        empty = np.argwhere(~np.asarray(bound.live()) & np.asarray(bound.q.valid))
+        with jax.ensure_compile_time_eval():
+            live = np.asarray(bound.live())
+        empty = np.argwhere(~live & np.asarray(bound.q.valid))
     else:
         valid = np.asarray(bound.q.valid)
         found = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxllama.concrete import is_concrete
 from jaxllama.errors import InputError
 from jaxllama.masks.algebra import And, Mask, Not, Or
 from jaxllama.masks.tokens import Cells
@@ -28,7 +29,7 @@ def draw(bound: BoundMask) -> str:
     A mask wider than 64 keys or higher than 32 queries is drawn in blocks; a block is `+` where
     only some of its cells are seen, so no lone cell is averaged away.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(bound)):
+    if not is_concrete(bound):
         return f"{bound!r} (being traced: no values to draw)"
     (batch, t), s = bound.q.shape, bound.k.shape[1]
     queries, keys = _blocks(t, _HEIGHT), _blocks(s, _WIDTH)
@@ -110,6 +111,11 @@ def _picture(
 
 def explain(bound: BoundMask, q: int, k: int, row: int) -> str:
     """Return in words which parts of the rule show or hide one cell; see `BoundMask.explain`."""
+    if not is_concrete(bound, q, k, row):
+        raise InputError(
+            f"explain: {bound!r} is being traced, there are no values to look at; ask outside of"
+            " jit, vmap and grad"
+        )
     (batch, t), s = bound.q.shape, bound.k.shape[1]
     problems = [
         f"{name} {value}: expected 0 to {size - 1}"
@@ -118,6 +124,11 @@ def explain(bound: BoundMask, q: int, k: int, row: int) -> str:
     ]
     if problems:
         raise InputError(f"explain: no such cell: {'; '.join(problems)}")
+    with jax.ensure_compile_time_eval():  # a predicate may use jax.numpy
+        return _reasons(bound, q, k, row)
+
+
+def _reasons(bound: BoundMask, q: int, k: int, row: int) -> str:
     cell = Cells.of(bound.q, bound.k, [q], [k], xp=np).row(row)
     shown = bool(bound.block([q], [k], xp=np)[row, 0, 0])
     by_rule = _value(bound.spec, cell)

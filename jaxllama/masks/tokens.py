@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxllama.concrete import is_concrete
 from jaxllama.errors import InputError, join_problems
 
 IntB = Int[Array, " B"] | Int[np.ndarray, " B"]
@@ -93,8 +94,7 @@ class Tokens:
     @property
     def concrete(self) -> bool:
         """Whether the values can be looked at now, that is, nothing is being traced."""
-        leaves = jax.tree_util.tree_leaves(self)
-        return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        return is_concrete(self)
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], bool]:
         """Return the arrays as children; the layout is static."""
