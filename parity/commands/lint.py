@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -15,6 +15,10 @@ from parity.commands import options
 from parity.output_files import check_outputs, write_text
 from parity.report.outputs import after_verdict
 
+if TYPE_CHECKING:
+    from parity.lint.case import Case
+    from parity.lint.linter import LintReport
+
 # What an .npz or .pt may hold beside the mask, under the names people save them by.
 _BESIDE = {
     "ids": ("ids", "input_ids", "tokens"),
@@ -22,13 +26,26 @@ _BESIDE = {
     "positions": ("positions", "position_ids"),
     "segments": ("segments", "segment_ids", "document_ids"),
     "valid": ("valid", "attention_mask", "padding_mask"),
+    "lengths": ("lengths", "seq_lens", "seqlens"),
+    "slot_positions": ("slot_positions", "key_positions"),
 }
 _ARRAY = "FILE[:KEY] or [[...]]"
 
 
 @on_interrupt()
 def lint_command(
-    mask: Annotated[str, typer.Argument(help="An .npy, .npz or .pt file, or a spec.")],
+    mask: Annotated[
+        str | None,
+        typer.Argument(help="An .npy, .npz or .pt file, - for one on stdin, a list, or a spec."),
+    ] = None,
+    observed: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODULE:FUNCTION",
+            help="Call this, and take the masks that its attentions get, in place of MASK.",
+        ),
+    ] = None,
     expect: Annotated[
         str, typer.Option(help="Intended spec; `default` is causal, `none` compares nothing.")
     ] = "default",
@@ -36,13 +53,24 @@ def lint_command(
         str | None, typer.Option(help="bool or additive: how the kernel takes the array.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="bts or nts: what three axes are declared to be.")
+        str | None, typer.Option(help="bts, nts or bnts ([B*N, T, S]): what three axes are.")
     ] = None,
     input_ids: Annotated[str | None, typer.Option(help=f"Token ids, {_ARRAY}.")] = None,
     labels: Annotated[str | None, typer.Option(help="Training labels.")] = None,
     positions: Annotated[str | None, typer.Option(help="Rotary positions.")] = None,
     segments: Annotated[str | None, typer.Option(help="Document numbers of packed rows.")] = None,
-    valid: Annotated[str | None, typer.Option(help="1 on real tokens, 0 on padding.")] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="1 on real tokens, 0 on padding; or numbers of documents.")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Real tokens of each row, as [5, 3], in place of --valid.")
+    ] = None,
+    padding: Annotated[
+        str, typer.Option(help="right or left: where the padding is that --lengths leave.")
+    ] = "right",
+    slot_positions: Annotated[
+        str | None, typer.Option(help="Position of each slot's token in a ring; -1: unwritten.")
+    ] = None,
     cache_length: Annotated[
         int | None, typer.Option(help="Tokens in the cache before this call.")
     ] = None,
@@ -77,13 +105,17 @@ def lint_command(
     """Check an attention mask by every rule that has what it needs."""
     # Here, as in all verbs: what a verb needs is not loaded for the help of another.
     from parity.lint import sarif
-    from parity.lint.case import Case
-    from parity.lint.files import looks_like_file
+    from parity.lint.facts import LAYOUTS
+    from parity.lint.files import is_stdin, looks_like_file
     from parity.lint.linter import lint
-    from parity.lint.report import text
 
+    if (mask is None) == (observed is None):
+        raise InputError(
+            "give either a mask (a file, - or a spec) or --from module:function, which runs a model"
+        )
     _one_of("--use", use, ("bool", "additive"))
-    _one_of("--layout", layout, ("bts", "nts"))
+    _one_of("--layout", layout, tuple(LAYOUTS))
+    _one_of("--padding", padding, ("right", "left"))
     _one_of("--empty-row", empty_row, ("zero", "self", "error"))
     _one_of("--align", align, ("top_left", "bottom_right"))
     named = {
@@ -92,56 +124,110 @@ def lint_command(
         "positions": positions,
         "segments": segments,
         "valid": valid,
+        "lengths": lengths,
+        "slot_positions": slot_positions,
     }
-    read = [g.partition(":")[0] for g in (mask, *named.values()) if g and looks_like_file(g)]
+    given = [g for g in (mask, *named.values()) if g and looks_like_file(g)]
+    if sum(map(is_stdin, given)) > 1:
+        raise InputError(
+            "- is given twice, and standard input can be read once; save one to a file"
+        )
+    read = [g.partition(":")[0] for g in given if not is_stdin(g)]
     check_outputs(None if options.is_stdout(json_path) else json_path, sarif_path, inputs=read)
     arrays = {k: _facts(k, v) for k, v in named.items() if v is not None}
-    facts: dict[str, Any] = {**_subject(mask), **arrays}
-    intended, more = _intended(expect)
-    facts["problems"] = (*facts.get("problems", ()), *more)
-    case = Case(
-        **facts,
-        intended=intended,
-        use=use,  # type: ignore[arg-type]
-        layout=layout,  # type: ignore[arg-type]
-        past=cache_length,
-        capacity=capacity,
-        queries=queries,
-        heads=heads,
-        pad_id=pad_id,
-        eos_ids=tuple(eos_id or ()),
-        scores_dtype=scores_dtype,
-        score_limit=score_limit,
-        empty_row=empty_row,
-        is_causal=is_causal,
-        align=align,
-        positional_bias=positional_bias,
-        first_position=first_position,
-        window=window,
-    )
-    report = lint(case)
-    document = json.dumps({"mask": mask, **report.to_json()}, indent=1)
-    typer.echo(document if options.is_stdout(json_path) else text(report, case, mask))
+    intended, problems = _intended(expect)
+    facts: dict[str, Any] = {
+        **arrays,
+        "intended": intended,
+        "problems": problems,
+        "use": use,
+        "layout": layout,
+        "padding_side": padding,
+        "past": cache_length,
+        "capacity": capacity,
+        "queries": queries,
+        "heads": heads,
+        "pad_id": pad_id,
+        "eos_ids": tuple(eos_id or ()),
+        "scores_dtype": scores_dtype,
+        "score_limit": score_limit,
+        "empty_row": empty_row,
+        "is_causal": is_causal or None,
+        "align": align,
+        "positional_bias": positional_bias,
+        "first_position": first_position,
+        "window": window,
+    }
+    said = {name: fact for name, fact in facts.items() if fact is not None or name == "intended"}
+    cases = _observed_cases(observed, said) if observed else _given_case(str(mask), said)
+    reports = {name: lint(case) for name, case in cases.items()}
+    document = json.dumps(_document(observed, reports), indent=1)
+    typer.echo(document if options.is_stdout(json_path) else _text(observed, reports, cases))
     with after_verdict():
         if json_path is not None and not options.is_stdout(json_path):
             write_text(json_path, document + "\n")
         if sarif_path is not None:
-            write_text(sarif_path, json.dumps(sarif.document(report, mask), indent=1) + "\n")
-    if report.errors:
+            write_text(sarif_path, json.dumps(sarif.document(reports), indent=1) + "\n")
+    if any(report.errors for report in reports.values()):
         raise typer.Exit(1)
+
+
+def _given_case(mask: str, facts: dict[str, Any]) -> dict[str, Case]:
+    from parity.lint.case import Case
+
+    found = _subject(mask)
+    problems = (*found.get("problems", ()), *facts["problems"])
+    return {mask: Case(**{**found, **facts, "problems": problems})}
+
+
+def _observed_cases(place: str, facts: dict[str, Any]) -> dict[str, Case]:
+    from parity.lint.observed.observe import observe
+
+    return {mask.name: mask.call.case(**facts) for mask in observe(place)}
+
+
+def _document(observed: str | None, reports: dict[str, LintReport]) -> dict[str, Any]:
+    """Return the report of one mask, or those of all that a model was seen with."""
+    masks = [{"mask": name, **report.to_json()} for name, report in reports.items()]
+    if observed is None:
+        return masks[0]
+    verdict = _worst(reports)
+    return {"from": observed, "schema_version": 1, "verdict": verdict, "masks": masks}
+
+
+def _worst(reports: dict[str, LintReport]) -> str:
+    found = {report.verdict for report in reports.values()}
+    return next(verdict for verdict in ("faulty", "suspect", "clean") if verdict in found)
+
+
+def _text(observed: str | None, reports: dict[str, LintReport], cases: dict[str, Case]) -> str:
+    """Return the same for people: the masks with findings whole, of the others a line."""
+    from parity.lint.report import headline, text
+
+    if observed is None:
+        return "\n".join(text(report, cases[name], name) for name, report in reports.items())
+    lines = [f"{_worst(reports)}: {len(reports)} masks of {observed}"]
+    for name, report in reports.items():
+        whole = report.findings or len(reports) == 1
+        shown = text(report, cases[name], name) if whole else headline(report, cases[name], name)
+        lines += ["", shown] if whole else [shown]
+    return "\n".join(lines)
 
 
 def _subject(mask: str) -> dict[str, Any]:
     """Return the mask, or the spec, and what its file holds beside it."""
-    from parity.lint.files import load_array, load_file, looks_like_file
+    from parity.lint.files import choose, load_array, load_file, looks_like_file
     from parity.lint.spec_text import parse_spec
 
+    if mask.lstrip().startswith("["):
+        return {"mask": load_array(mask)}
     if not looks_like_file(mask):
         spec, problems = parse_spec(mask)
         return {"spec": spec, "problems": problems}
     name, _, key = mask.partition(":")
-    beside = {} if key else load_file(Path(name))
-    facts: dict[str, Any] = {"mask": load_array(mask)}
+    beside = load_file(Path(name))
+    facts: dict[str, Any] = {"mask": choose(name, beside, key, "mask")}
+    beside = {} if key else beside
     for fact, names in _BESIDE.items():
         found = [beside[n] for n in names if n in beside and beside[n] is not facts["mask"]]
         if found and len(beside) > 1:
@@ -153,7 +239,7 @@ def _facts(name: str, given: str) -> np.ndarray:
     from parity.lint.files import load_array
 
     array = load_array(given, key=name)
-    if array.ndim == 1:
+    if array.ndim == 1 and name != "lengths":
         array = array[None]
     if array.dtype.kind not in "biu":
         raise InputError(f"{name}: dtype {array.dtype}, expected integers or bool")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxllama import dtypes
 from jaxllama.attention import attend, check_backend
+from jaxllama.concrete import is_traced
 from jaxllama.errors import InputError
 from jaxllama.taps import Taps
 from parity.lint.probe_cases import H, ProbeCase, Probed
+from parity.user_code import call, check_callable, import_named
 
+CALLED = (
+    "called as function(q [B, T, N, H], k [B, S, K, H], v [B, S, K, H], mask [B, T, S] bool, True ="
+    " seen), all JAX's arrays, and has to return [B, T, N, H]"
+)
 OURS = ("xla", "dot_product", "cudnn")
 
 
@@ -33,16 +39,21 @@ def resolve(name: str, dtype: str | None = None) -> Probed:
         return _ours(name, dtype or ("bf16" if name == "cudnn" else "f32"))
     if name == "jax":
         return Probed("jax.nn.dot_product_attention", _jax_nn, dtype=dtype or "f32")
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise InputError(f"attention {name!r}: expected {', '.join(OURS)}, jax, or module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"attention {name!r}: {error}; give module:function") from error
-    if not callable(found):
-        raise InputError(f"attention {name!r}: a {type(found).__name__}, expected a function")
-    return Probed(name, found, dtype=dtype or "f32")
+    found = import_named(name, "attention")
+    check_callable(found, f"attention {name}", CALLED, *"qkvm")
+    return Probed(name, partial(_users, name, found), dtype=dtype or "f32")
+
+
+def _users(name: str, function: Callable[..., Any], q: Any, k: Any, v: Any, mask: Any) -> Any:
+    out = call(function, f"attention {name}", CALLED, q, k, v, mask)
+    if not is_traced(out) and np.shape(out) != q.shape:
+        raise InputError(
+            f"attention {name}: it returned {type(out).__name__} of shape {np.shape(out)},"
+            f" expected {q.shape} = [B, T, N, H]; it is {CALLED}"
+        )
+    return out
 
 
 @cache

@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
+from parity.lint.facts import Facts, Layout, Side, read_axes, read_lengths, read_validity
 from parity.lint.reading import Reading, read
 
 _FACTS = ("ids", "labels", "positions", "segments", "valid")
 Use = Literal["bool", "additive"]
-Layout = Literal["bts", "nts"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,12 +33,17 @@ class Case:
         use: whether a kernel takes the array as bool (True = seen) or adds it to the scores. By
             default floats are added.
         layout: what the first axis of a three-axis mask is, where the receiver is known to read it
-            so: batch ("bts") or heads ("nts").
+            so: batch ("bts"), heads ("nts"), or the heads of one row after those of another
+            ("bnts"); that one is taken apart, into [B, N, T, S].
         ids: token ids [B, T] or [B, S].
         labels: training labels, shaped like `ids`.
         positions: rotary positions [B, T] or [B, S].
         segments: document numbers [B, T] or [B, S].
-        valid: False on padding, [B, T] or [B, S].
+        valid: False on padding, [B, T] or [B, S]. Numbers above 1 are those of documents.
+        lengths: real tokens of each row, [B], in place of `valid`.
+        padding_side: where the padding is that lengths leave.
+        slot_positions: of a cache that is written in a ring, the position of each slot's token,
+            [B, S], -1 in slots never written.
         past: tokens in the cache before this call.
         capacity: slots of a static cache; None where the cache grows.
         queries: T, where nothing else says it.
@@ -54,6 +59,7 @@ class Case:
         first_position: position of a row's first real token.
         window: the configuration's window size, in keys.
         problems: what was wrong with a spec's own text.
+        notes: how what can be read in several ways was read.
     """
 
     mask: np.ndarray | None = None
@@ -66,6 +72,9 @@ class Case:
     positions: np.ndarray | None = None
     segments: np.ndarray | None = None
     valid: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    padding_side: Side = "right"
+    slot_positions: np.ndarray | None = None
     past: int | None = None
     capacity: int | None = None
     queries: int | None = None
@@ -81,9 +90,10 @@ class Case:
     first_position: int = 0
     window: int | None = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = self._settle()
         if (self.mask is None) == (self.spec is None):
             problems.append("give either a mask array or a spec")
         widths = set()
@@ -108,6 +118,28 @@ class Case:
         if problems:
             raise InputError(join_problems("lint", problems))
 
+    def _settle(self) -> list[str]:
+        """Bring the facts into their one form; return what is wrong with them."""
+        found = Facts()
+        if self.lengths is not None and self.valid is not None:
+            found.problems.append("both valid and lengths are given; leave one out")
+        elif self.valid is not None:
+            read_validity(found, self.valid, self.segments)
+        elif self.lengths is not None:
+            widths = [a.shape[-1] for a in (self.mask, *self.facts) if a is not None]
+            width = min(widths, default=self.queries)
+            read_lengths(found, self.lengths, width, self.padding_side)
+            found.changes["lengths"] = None
+        if self.mask is not None:
+            known = [a for a in (*self.facts, self.lengths) if a is not None]
+            rows = known[0].shape[0] if known else None
+            read_axes(found, self.mask, self.layout, rows, self.heads)
+        notes = tuple(dict.fromkeys((*self.notes, *found.notes)))
+        for name, value in {**found.changes, "notes": notes}.items():
+            object.__setattr__(self, name, value)
+        self.__dict__.pop("facts", None)  # was looked at before it was settled
+        return found.problems
+
     def _misfits(self) -> list[str]:
         """Return which arrays are about another number of tokens than the mask."""
         _, t, s = self.sizes
@@ -117,7 +149,29 @@ class Case:
             f" = {self.offset + t}"
             for name in _FACTS
             if (array := getattr(self, name)) is not None and array.shape[1] not in fitting
-        ]
+        ] + self._ring_misfits()
+
+    def _ring_misfits(self) -> list[str]:
+        """Return what is wrong with the positions of a ring's slots."""
+        slots, (batch, _, s) = self.slot_positions, self.sizes
+        if slots is None:
+            return []
+        if slots.dtype.kind not in "iu" or slots.shape not in ((batch, s), (1, s)):
+            said = f"{slots.dtype} {slots.shape}, expected integers ({batch}, {s}) = [B, S]"
+            return [f"slot_positions: {said}, -1 in slots never written"]
+        for row, held in enumerate(np.maximum(slots, -1)):
+            positions, count = np.unique(held[held >= 0], return_counts=True)
+            if (count > 1).any():
+                twice = positions[count.argmax()]
+                return [f"slot_positions: row {row} holds position {twice} in two slots"]
+        lost = np.argwhere(~self.own.any(-1))
+        if self.valid is None and len(lost):
+            row, query = lost[0]
+            return [
+                f"slot_positions: row {row}, query {query}: position {self.own_order[row, query]}"
+                " is in no slot; give them as they are once this call has written its tokens"
+            ]
+        return []
 
     # Sizes
 
@@ -133,7 +187,7 @@ class Case:
         batch = self.facts[0].shape[0] if self.facts else 1
         if self.mask is not None and self.mask.ndim > 2:
             t, s = self.mask.shape[-2:]
-            if not self.facts and self.mask.ndim == 4:
+            if not self.facts and (self.mask.ndim == 4 or self.layout == "bts"):
                 batch = self.mask.shape[0]
         elif self.mask is not None:
             t, s = self.mask.shape
@@ -163,11 +217,52 @@ class Case:
         _, t, s = self.sizes
         return self.past if self.past is not None else max(s - t, 0)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether it is known in which slots the tokens lie: one after another, or where said."""
+        if self.slot_positions is not None or self.capacity is None:
+            return True
+        if self.past is None:  # of a cache of so many slots, nobody knows how many are written
+            return self.sizes[1] == self.sizes[2]
+        return self.past + self.sizes[1] <= self.capacity  # beyond, it is written in a ring
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """[B or 1, S]: what grows from a slot to the one that is written next."""
+        return (
+            np.arange(self.sizes[2])[None] if self.slot_positions is None else self.slot_positions
+        )
+
+    @cached_property
+    def own_order(self) -> np.ndarray:
+        """[B or 1, T]: `order` of each query's own key."""
+        t = self.sizes[1]
+        if self.slot_positions is None:
+            return (self.offset + np.arange(t))[None]
+        if self.positions is not None and self.positions.shape[1] == t:
+            return self.positions
+        return self.slot_positions.max(1, keepdims=True) - t + 1 + np.arange(t)  # the newest
+
+    @cached_property
+    def own(self) -> np.ndarray:
+        """[B or 1, T, S] bool: each query's own key."""
+        return self.order[:, None, :] == self.own_order[:, :, None]
+
+    @cached_property
+    def after(self) -> np.ndarray:
+        """[B or 1, T, S] bool: keys that came later than the query's own."""
+        return self.order[:, None, :] > self.own_order[:, :, None]
+
     # Facts about keys and queries
 
     def _spread(self, array: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Write [B, T] or [B, S] facts over [B, S] ones: those of the new tokens, or of all."""
         out = keys.copy()
+        if self.slot_positions is not None and array.shape[1] != self.sizes[2]:
+            own = np.broadcast_to(self.own, (len(out), *self.sizes[1:]))
+            row, query, slot = own.nonzero()
+            out[row, slot] = array[row, query]
+            return out
         written = min(self.sizes[2], self.offset + self.sizes[1])
         start = 0 if array.shape[1] >= written else self.offset
         width = max(min(array.shape[1], self.sizes[2] - start), 0)
@@ -182,14 +277,16 @@ class Case:
 
     def of_queries(self, keys: np.ndarray) -> np.ndarray:
         """Return [B, T] of the queries' own keys, from [B, S] of all keys."""
-        _, t, s = self.sizes
-        own = np.clip(self.offset + np.arange(t), 0, s - 1)
-        return keys[:, own]
+        slots = self.own.argmax(-1)
+        slots[~self.own.any(-1)] = self.sizes[2] - 1  # a mask too short for its own tokens
+        return np.take_along_axis(keys, np.broadcast_to(slots, (len(keys), self.sizes[1])), axis=1)
 
     @cached_property
     def written(self) -> np.ndarray:
-        """[S] bool: slots that hold a token once this call has written its own."""
-        return np.arange(self.sizes[2]) < self.offset + self.sizes[1]
+        """[B or 1, S] bool: slots that hold a token once this call has written its own."""
+        if self.slot_positions is not None:
+            return self.slot_positions >= 0
+        return (np.arange(self.sizes[2]) < self.offset + self.sizes[1])[None]
 
     @cached_property
     def k_valid(self) -> np.ndarray:
@@ -228,6 +325,8 @@ class Case:
     @cached_property
     def k_positions(self) -> np.ndarray:
         """[B, S]: given positions where there are any, else counted."""
+        if self.slot_positions is not None:
+            return np.broadcast_to(self.slot_positions, self.k_valid.shape)
         if self.positions is None:
             return self.counted_positions
         return self._spread(self.positions, self.counted_positions)
@@ -236,12 +335,6 @@ class Case:
     def q_positions(self) -> np.ndarray:
         """[B, T]."""
         return self.of_queries(self.k_positions)
-
-    @cached_property
-    def own(self) -> np.ndarray:
-        """[T, S] bool: each query's own key."""
-        _, t, s = self.sizes
-        return np.arange(s)[None, :] == self.offset + np.arange(t)[:, None]
 
     # What is seen, and what should be
 
@@ -328,7 +421,7 @@ class Case:
         """Queries and keys as `jaxllama.masks` takes them."""
         k_segments = self.k_segments
         q_segments = None if k_segments is None else self.of_queries(k_segments)
-        usable = self.k_valid & self.written[None, :]
+        usable = self.k_valid & self.written
         keys = Tokens(self.k_positions, usable, k_segments)
         return Tokens(self.q_positions, self.q_valid, q_segments), keys
 

@@ -1,9 +1,11 @@
-"""Masks and facts about tokens from files: .npy, .npz, .pt, or short lists typed in place."""
+"""Masks and facts about tokens: from .npy, .npz, .pt files, standard input, or lists typed."""
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,25 @@ import numpy as np
 from jaxllama.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
+STDIN = "-"
 
 
 def looks_like_file(text: str) -> bool:
     """Whether an argument names an array file rather than being a spec."""
-    return text.split(":")[0].endswith(SUFFIXES) or Path(text).exists()
+    return is_stdin(text) or text.split(":")[0].endswith(SUFFIXES) or Path(text).exists()
+
+
+def is_stdin(text: str) -> bool:
+    """Whether an argument is `-` or `-:KEY`."""
+    return text.split(":")[0] == STDIN
 
 
 def load_array(text: str, *, key: str = "mask") -> np.ndarray:
-    """Return an array from `FILE`, `FILE:KEY`, or a JSON list.
+    """Return an array from `FILE`, `FILE:KEY`, `-`, or a JSON list.
 
     Args:
-        text: .npy; .npz or .pt with one array, one called `key`, or a KEY after a colon; or
-            [[1, 1, 0]].
+        text: .npy; .npz or .pt with one array, one called `key`, or a KEY after a colon; `-` for
+            any of them, or a list, on standard input; or [[1, 1, 0]].
         key: the name to look for in a file of several arrays.
 
     Raises:
@@ -35,7 +43,15 @@ def load_array(text: str, *, key: str = "mask") -> np.ndarray:
     if text.lstrip().startswith("["):
         return _from_list(text)
     name, _, chosen = text.partition(":")
-    arrays = load_file(Path(name))
+    return choose(name, load_file(Path(name)), chosen, key)
+
+
+def choose(name: str, arrays: dict[str, np.ndarray], chosen: str, key: str) -> np.ndarray:
+    """Return the array of a file that is asked for, its only one, or the one called `key`.
+
+    Raises:
+        InputError: there is none of that name, or several and none of them is asked for.
+    """
     if chosen and chosen not in arrays:
         raise InputError(f"{name}: no array {chosen!r}; it holds {', '.join(arrays) or 'none'}")
     if not chosen:
@@ -56,16 +72,43 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: the file cannot be read as what its name says.
     """
+    if str(path) == STDIN:
+        return _stdin_arrays()
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a {', '.join(SUFFIXES)} file or a spec")
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{path}: is no array file by its name; give a {', '.join(SUFFIXES)} file or a spec"
         )
+    with path.open("rb") as file:
+        return _arrays(file, str(path), path.suffix)
+
+
+def _stdin_arrays() -> dict[str, np.ndarray]:
+    """Read standard input to its end, as what its first bytes say."""
+    content = sys.stdin.buffer.read()
+    if content.lstrip()[:1] == b"[":
+        return {"mask": _from_list(content.decode("utf-8", "replace"))}
+    suffix = next((s for start, s in _FIRST_BYTES.items() if content.startswith(start)), None)
+    if suffix is None:
+        said = repr(content[:16]) if content else "empty"
+        raise InputError(
+            f"standard input: {said}: expected what an .npy, .npz or .pt file holds, or a list such"
+            " as [[1, 1, 0]]"
+        )
+    if suffix == ".npz" and b"data.pkl" in content[:4096]:
+        suffix = ".pt"
+    return _arrays(io.BytesIO(content), "standard input", suffix)
+
+
+_FIRST_BYTES = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x80": ".pt"}
+
+
+def _arrays(file: io.BufferedIOBase, name: str, suffix: str) -> dict[str, np.ndarray]:
     try:
-        if path.suffix in (".pt", ".pth"):
-            return _torch_arrays(path)
-        loaded = np.load(path, allow_pickle=False)
+        if suffix in (".pt", ".pth"):
+            return _torch_arrays(file, name)
+        loaded = np.load(file, allow_pickle=False)  # type: ignore[arg-type]
         if isinstance(loaded, np.ndarray):
             return {"mask": _known_dtype(loaded)}
         with loaded:
@@ -85,14 +128,14 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if "pickle" in reason:  # NumPy takes whatever it does not know for one
             reason = "it holds Python objects, which are never loaded, or is not NumPy's at all"
-        raise InputError(f"{path}: not a readable {path.suffix} array file: {reason}") from error
+        raise InputError(f"{name}: not a readable {suffix} array file: {reason}") from error
 
 
-def _torch_arrays(path: Path) -> dict[str, np.ndarray]:
+def _torch_arrays(file: io.BufferedIOBase, name: str) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"{path}: reading it needs PyTorch; install parity's extra") from error
+        raise InputError(f"{name}: reading it needs PyTorch; install parity's extra") from error
 
     def array(tensor: Any) -> np.ndarray:
         tensor = tensor.detach().cpu()
@@ -100,14 +143,14 @@ def _torch_arrays(path: Path) -> dict[str, np.ndarray]:
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(loaded, torch.Tensor):
         return {"mask": array(loaded)}
     if not isinstance(loaded, dict):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, expected a tensor or a dict")
+        raise InputError(f"{name}: holds a {type(loaded).__name__}, expected a tensor or a dict")
     found = {str(k): array(v) for k, v in loaded.items() if isinstance(v, torch.Tensor)}
     if not found:
-        raise InputError(f"{path}: a dict without tensors; save the mask as a tensor")
+        raise InputError(f"{name}: a dict without tensors; save the mask as a tensor")
     return found
 
 

@@ -42,10 +42,12 @@ class LintReport(_Report):
     Attributes:
         explained: findings left out, as consequences of a rule that fired, by rule id.
         unchecked: ids of the rules that could not run, with what each lacks.
+        notes: how what can be read in several ways was read.
     """
 
     explained: dict[str, str]
     unchecked: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's types."""
@@ -56,6 +58,7 @@ class LintReport(_Report):
             "explained": self.explained,
             "checked": self.checked,
             "unchecked": self.unchecked,
+            "notes": list(self.notes),
         }
 
 
@@ -87,7 +90,7 @@ def lint(case: Case) -> LintReport:
     kept = [finding for finding in found if finding.rule not in explained]
     dropped = {f.rule: explained[f.rule] for f in found if f.rule in explained}
     kept.sort(key=lambda finding: finding.severity != "error")
-    return LintReport(kept, checked, dropped, unchecked)
+    return LintReport(kept, checked, dropped, unchecked, case.notes)
 
 
 def _residual(finding: Finding) -> bool:

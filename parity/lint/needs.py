@@ -36,7 +36,10 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
         lambda c: c.intended is not None and c.intended != "default",
         "a rule stated with --expect",
     ),
-    "cache": (lambda c: c.past is not None or c.sizes[1] != c.sizes[2], "a cache"),
+    "cache": (
+        lambda c: c.past is not None or c.slot_positions is not None or c.sizes[1] != c.sizes[2],
+        "a cache",
+    ),
     "chunked": (lambda c: intends(c, Chunked), "an intended rule with chunks"),
     "window": (lambda c: intends(c, Window), "an intended rule with a window"),
     "expected": (lambda c: c.expected is not None, "an intended rule"),
@@ -45,6 +48,18 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
     "segments": (lambda c: c.segments is not None, "segments"),
     "padding": (lambda c: bool((~c.k_valid).any()), "padding (none is known)"),
     "validity": (lambda c: c.valid is not None, "validity of each token"),
+    "order": (
+        lambda c: c.in_order,
+        "the cache's length, or positions of its slots where it is a ring",
+    ),
+    "sequence": (
+        lambda c: c.in_order and c.slot_positions is None,
+        "tokens in the order of their slots",
+    ),
+    "slots": (
+        lambda c: c.slot_positions is not None or c.past is not None and c.in_order,
+        "the cache's length, or positions of its slots",
+    ),
     "past": (lambda c: c.past is not None, "the cache's length"),
     "scores_dtype": (lambda c: c.scores_dtype is not None, "the scores' dtype"),
     "pad_id": (lambda c: c.pad_id is not None, "the padding id"),

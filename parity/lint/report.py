@@ -11,10 +11,7 @@ from parity.lint.linter import LintReport
 
 def text(report: LintReport, case: Case, name: str) -> str:
     """Return the verdict, every finding, a drawing, and what was not looked at."""
-    warnings = len(report.findings) - report.errors
-    counts = [_count(report.errors, "error"), _count(warnings, "warning")]
-    said = ", ".join(count for count in counts if count) or f"{len(report.checked)} rules agree"
-    lines = [f"{report.verdict}: {said} in {name} ({_described(case)})"]
+    lines = [headline(report, case, name), *(f"note: {note}" for note in report.notes)]
     for finding in report.findings:
         lines.append(f"{finding.severity} {finding.rule}: {finding.message}")
     for rule_id, cause in report.explained.items():
@@ -25,6 +22,14 @@ def text(report: LintReport, case: Case, name: str) -> str:
         for want, rules in _by_want(report).items():
             lines.append(f"  {want}: {', '.join(rules)}")
     return "\n".join(lines)
+
+
+def headline(report: LintReport, case: Case, name: str) -> str:
+    """Return the verdict and what it is of, in one line."""
+    warnings = len(report.findings) - report.errors
+    counts = [_count(report.errors, "error"), _count(warnings, "warning")]
+    said = ", ".join(count for count in counts if count) or f"{len(report.checked)} rules agree"
+    return f"{report.verdict}: {said} in {name} ({_described(case)})"
 
 
 def drawing(case: Case) -> str:

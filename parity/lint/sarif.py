@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -16,15 +17,15 @@ from parity.lint.rule import RuleFile, catalogue
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def document(report: LintReport, mask: str) -> dict[str, Any]:
-    """Return the report as one SARIF run: every rule with its page, a result a finding.
+def document(reports: Mapping[str, LintReport]) -> dict[str, Any]:
+    """Return the reports as one SARIF run: every rule with its page, a result a finding.
 
     Args:
-        report: what the rules found.
-        mask: what was linted: `FILE`, `FILE:KEY` or a spec.
+        reports: what the rules found, by what was linted: `FILE`, `FILE:KEY`, a spec, or calls of
+            an attention.
     """
-    file = Path(mask.partition(":")[0])
-    uri = _uri(file) if file.is_file() else None
+    files = {mask: Path(mask.partition(":")[0]) for mask in reports}
+    uris = {mask: _uri(file) if file.is_file() else None for mask, file in files.items()}
     order = list(catalogue())
     run: dict[str, Any] = {
         "tool": {
@@ -35,10 +36,14 @@ def document(report: LintReport, mask: str) -> dict[str, Any]:
             }
         },
         "invocations": [{"executionSuccessful": True}],
-        "results": [_result(finding, order, uri, mask) for finding in report.findings],
+        "results": [
+            _result(finding, order, uris[mask], mask)
+            for mask, report in reports.items()
+            for finding in report.findings
+        ],
     }
-    if uri is not None:
-        run["artifacts"] = [{"location": {"uri": uri}}]
+    if found := [uri for uri in uris.values() if uri is not None]:
+        run["artifacts"] = [{"location": {"uri": uri}} for uri in found]
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
 
 

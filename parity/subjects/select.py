@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
+from parity.user_code import import_named
 
 # From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
 # traces, `package.module:name`.
@@ -173,9 +172,8 @@ def _named(name: str) -> Any:
         from parity.subjects.traces import from_traces
 
         return from_traces(name)
-    module, colon, attribute = name.partition(":")
-    if colon and module and attribute:
-        return _imported(module, attribute)
+    if ":" in name:
+        return import_named(name, "subject")
     raise InputError(
         f"subject {name!r}: expected {', '.join(NAMES)}, a directory of traces, or module:name"
     )
@@ -196,13 +194,3 @@ def witness(name: str, checkpoint: CheckpointLike, lane: str) -> Subject:
 
         return TorchReference(checkpoint, dtype=lane)
     raise InputError(f"witness {name}: nothing makes one; add it to parity.subjects.select.witness")
-
-
-def _imported(module: str, attribute: str) -> Any:
-    """Import a user's own subject, from the current directory too, as `python -m` would."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"subject {module}:{attribute}: {error}") from error

@@ -21,7 +21,7 @@ RULE = Rule(
     example="seen = slot < cache_length  # before the new token is counted",
     remedy="count the new tokens first: slots below past + current are visible to the last query",
     sources=("mobius#365", "transformers#37414"),
-    needs=("seen", "expected", "cache"),
+    needs=("seen", "expected", "cache", "order"),
 )
 
 
@@ -36,8 +36,10 @@ def check(case: Case) -> Iterator[Finding]:
         if not len(real):
             continue
         query = int(real[-1])
-        own = case.offset + query
-        intended, actual = _last(case.expected[row, 0, query]), _last(seen[row, 0, query])
+        order = case.order[min(row, len(case.order) - 1)]
+        own = _last(case.own[min(row, len(case.own) - 1), query], order)
+        intended = _last(case.expected[row, 0, query], order)
+        actual = _last(seen[row, 0, query], order)
         if intended == own != actual:
             wrong.append((Place(row=row, query=query), actual, own))
     if wrong:
@@ -50,9 +52,10 @@ def check(case: Case) -> Iterator[Finding]:
         )
 
 
-def _last(seen: np.ndarray) -> int | None:
+def _last(seen: np.ndarray, order: np.ndarray) -> int | None:
+    """Return the newest of the slots that are seen."""
     found = np.flatnonzero(seen)
-    return int(found[-1]) if len(found) else None
+    return int(found[order[found].argmax()]) if len(found) else None
 
 
 def mutant() -> Case:

@@ -19,7 +19,7 @@ RULE = Rule(
     example="seen = np.ones((1, 1, 1, capacity), bool)  # decode with a static cache",
     remedy="mark slots valid as they are written, and AND with padding()",
     sources=("transformers#30400",),
-    needs=("seen", "past"),
+    needs=("seen", "slots"),
     consequences=("C01",),
 )
 
@@ -27,10 +27,10 @@ RULE = Rule(
 def check(case: Case) -> Iterator[Finding]:
     """Fire on visible slots that hold no token."""
     assert case.seen is not None
-    wrong = case.seen & ~case.written & case.q_valid[:, None, :, None]
+    wrong = case.seen & ~case.written[:, None, None, :] & case.q_valid[:, None, :, None]
     if wrong.any():
         yield RULE.finding(
-            f"a slot beyond the {int(case.written.sum())} written ones is seen",
+            f"a slot beside the {int(case.written[0].sum())} written ones is seen",
             "seen",
             "hidden",
             where=places(wrong),

@@ -26,7 +26,7 @@ RULE = Rule(
     example="jax.nn.dot_product_attention(q1, k8, v8, is_causal=True)",
     remedy="compare positions, as causal() does, or declare the alignment",
     sources=("pytorch#103082", "flax#5591"),
-    needs=("seen", "cache"),
+    needs=("seen", "cache", "order"),
     consequences=("M05", "M07", "C01", "W01"),
 )
 

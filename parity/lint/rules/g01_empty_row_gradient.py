@@ -35,7 +35,8 @@ def check(probed: Probed) -> Iterator[Finding]:
     try:
         found = gradients(probed, case)
     except Exception as error:  # foreign code may be no JAX at all
-        raise CannotCheck(f"JAX cannot differentiate it: {type(error).__name__}") from error
+        name = type(error.__cause__ or error).__name__
+        raise CannotCheck(f"JAX cannot differentiate it: {name}") from error
     for name, gradient in found.items():
         wrong = ~np.isfinite(gradient.astype(np.float64))
         if wrong.any():

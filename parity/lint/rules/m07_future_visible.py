@@ -22,7 +22,7 @@ RULE = Rule(
     example="seen = np.ones((T, T), bool); seen = np.tri(T, k=-1, dtype=bool)",
     remedy="build it with causal(); for a bidirectional model say so with --expect",
     sources=("LLMs-from-scratch#1061", "transformers#38080"),
-    needs=("seen", "expected"),
+    needs=("seen", "expected", "order"),
 )
 
 
@@ -30,13 +30,11 @@ def check(case: Case) -> Iterator[Finding]:
     """Fire on visible future and on a missing diagonal, on real tokens."""
     assert case.seen is not None
     assert case.expected is not None
-    _, t, s = case.sizes
     live = case.q_valid[:, None, :, None] & (case.k_valid & case.written)[:, None, None, :]
-    after = np.arange(s)[None, :] > case.offset + np.arange(t)[:, None]
-    future = case.seen & ~case.expected & live & after
+    future = case.seen & ~case.expected & live & case.after[:, None]
     if future.any():
         yield RULE.finding("a later key is seen", "seen", "hidden", where=places(future))
-    missing = ~case.seen & case.expected & live & case.own
+    missing = ~case.seen & case.expected & live & case.own[:, None]
     if case.empty_row not in ("zero", "self"):
         missing &= case.seen.any(-1, keepdims=True)  # a row without any key is M05's to report
     if missing.any():

@@ -15,8 +15,8 @@ RULE = Rule(
     severity="error",
     checks=(
         "[B, S] and [B, T, S] masks where the receiver broadcasts from the right, axes that are"
-        " neither the batch's nor the heads', and padding that hides the padding's rows in place"
-        " of its columns."
+        " neither the batch's nor the heads', rows and heads in one axis in the wrong order, and"
+        " padding that hides the padding's rows in place of its columns."
     ),
     why=(
         "Broadcasting never asks. Added to scores of [B, N, T, S], a [B, S] mask lands on the query"
@@ -27,7 +27,7 @@ RULE = Rule(
     remedy="name every axis: [B, 1, T, S], or [B, 1, 1, S] for padding alone",
     sources=("hyunwoongko/transformer#40",),
     needs=("array",),
-    consequences=("M05", "M07", "M09", "C01", "S01", "S02", "W01"),
+    consequences=("M05", "M07", "M09", "M11", "C01", "S01", "S02", "W01"),
 )
 
 
@@ -49,6 +49,14 @@ def check(case: Case) -> Iterator[Finding]:
         )
     elif case.mask.ndim == 4 and (problem := _axes(case)):
         yield RULE.finding("an axis is neither 1 nor what it stands for", f"shape {shape}", problem)
+    elif (heads_first := _heads_first(case)) is not None:
+        yield RULE.finding(
+            "rows of the batch are repeated as a whole, where each row is to be repeated for its"
+            " heads",
+            "row 0 of all heads, then row 1 (tile)",
+            "all heads of row 0, then those of row 1 (repeat, repeat_interleave)",
+            where=places(heads_first),
+        )
     elif (rows := _padding_on_queries(case)) is not None and rows.any():
         yield RULE.finding(
             "padding hides its own rows, and its columns are seen",
@@ -69,13 +77,28 @@ def _axes(case: Case) -> str | None:
     return f"({batch} or 1, {known_heads if case.heads else 'N'} or 1, {t}, {s})"
 
 
+def _heads_first(case: Case) -> np.ndarray | None:
+    """Return the cells that are wrong where [N*B, T, S] was given for [B*N, T, S], else None."""
+    if case.layout != "bnts" or case.seen is None or case.expected is None:
+        return None
+    rows, heads = case.seen.shape[:2]
+    if min(rows, heads) == 1 or not case.differs(case.expected):
+        return None
+    tiled = case.seen.reshape(heads, rows, *case.seen.shape[2:]).swapaxes(0, 1)
+    real = case.q_valid[:, None, :, None]
+    if ((tiled != case.expected) & real).any():
+        return None
+    return (case.seen != case.expected) & real
+
+
 def _padding_on_queries(case: Case) -> np.ndarray | None:
-    """Return [B, T]: padding whose own row is empty while a real query sees it."""
+    """Return [B, T]: padding whose own row is empty while all later real queries see it."""
     if case.seen is None or case.sizes[1] != case.sizes[2]:
         return None
     padding = ~case.k_valid
     row_empty = ~case.seen.any((1, 3))
-    seen_by_real = (case.seen & case.q_valid[:, None, :, None]).any((1, 2))
+    later = (case.q_valid[:, :, None] & case.after.swapaxes(1, 2))[:, None]  # [B, 1, T, S]
+    seen_by_real = (case.seen | ~later).all((1, 2)) & later.any((1, 2))
     return padding & row_empty & seen_by_real
 
 

@@ -19,7 +19,7 @@ RULE = Rule(
     example="seen = (causal & padding) | prefix  # the OR brings padding back",
     remedy="AND the padding last: (causal() | prefix(n)) & padding()",
     sources=("transformers#35855",),
-    needs=("seen", "padding"),
+    needs=("seen", "padding", "order"),
 )
 
 

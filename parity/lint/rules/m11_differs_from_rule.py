@@ -24,7 +24,7 @@ RULE = Rule(
     ),
     example="mask[0, 0, 4, 1] = False  # of a causal mask",
     remedy="build it from the rule itself, or state the rule that is meant",
-    needs=("seen", "expected", "stated"),
+    needs=("seen", "expected", "stated", "order"),
     residual=True,
 )
 

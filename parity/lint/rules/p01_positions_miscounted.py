@@ -25,7 +25,7 @@ RULE = Rule(
     example="positions = jnp.arange(T)[None]  # for a left-padded batch",
     remedy="positions = cumsum(valid, axis=1) - 1; anew in each packed document",
     sources=("transformers#33095", "unsloth#4078", "nnsight#673"),
-    needs=("positions",),
+    needs=("positions", "sequence"),
 )
 
 

@@ -22,7 +22,7 @@ RULE = Rule(
     example="seen = (query_index // size) == (key_index // size)  # indices of a padded row",
     remedy="divide positions, which start at the first real token, as chunked(size) does",
     sources=("transformers#40324",),
-    needs=("seen", "expected", "chunked"),
+    needs=("seen", "expected", "chunked", "sequence"),
 )
 
 

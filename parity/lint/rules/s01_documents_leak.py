@@ -19,7 +19,7 @@ RULE = Rule(
     example="seen = np.tri(T, dtype=bool)  # for a row of several documents",
     remedy="AND with segments(), and restart positions in each document",
     sources=("maxtext#4476", "axolotl#3796", "torchtitan#4801"),
-    needs=("seen", "segments"),
+    needs=("seen", "segments", "order"),
 )
 
 

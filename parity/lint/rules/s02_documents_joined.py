@@ -21,7 +21,7 @@ RULE = Rule(
     example="positions = [0, 1, 2, 0, 1]; seen = np.tri(5, dtype=bool)",
     remedy="give segments and AND with segments(), or count positions through",
     sources=("nanoVLM#204",),
-    needs=("seen", "positions"),
+    needs=("seen", "positions", "sequence"),
     consequences=("P01",),
 )
 
@@ -36,7 +36,7 @@ def check(case: Case) -> Iterator[Finding]:
     falls = np.zeros(real.shape, bool)
     falls[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) & real[:, 1:] & real[:, :-1]
     document = falls.cumsum(1)
-    queries = document @ case.own.T  # [B, T]: the document of each query's own key
+    queries = case.of_queries(document)
     apart = queries[:, None, :, None] != document[:, None, None, :]
     wrong = case.seen & apart & case.q_valid[:, None, :, None] & real[:, None, None, :]
     if wrong.any():

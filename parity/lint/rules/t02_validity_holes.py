@@ -22,7 +22,7 @@ RULE = Rule(
     ),
     example="valid = np.ones_like(ids, bool)  # after padding",
     remedy="make validity where the padding is made, from the lengths; say so if a hole is meant",
-    needs=("validity",),
+    needs=("validity", "sequence"),
 )
 
 

@@ -22,7 +22,7 @@ RULE = Rule(
     example="seen = (i >= j) & (i - j <= W)  # W + 1 keys",
     remedy="count the query: i - j < W, as window(W) does",
     sources=("transformers#39408", "transformers#26792"),
-    needs=("seen", "expected", "window"),
+    needs=("seen", "expected", "window", "order"),
 )
 
 
@@ -30,9 +30,7 @@ def check(case: Case) -> Iterator[Finding]:
     """Fire where the number of visible past keys is not the window's."""
     assert case.seen is not None
     assert case.expected is not None
-    _, t, s = case.sizes
-    past = np.arange(s)[None, :] <= case.offset + np.arange(t)[:, None]
-    counted = (case.k_valid & case.written)[:, None, None, :] & past
+    counted = (case.k_valid & case.written)[:, None, None, :] & ~case.after[:, None]
     actual = (case.seen & counted).sum(-1)
     expected = (case.expected & counted).sum(-1)
     wrong = (actual != expected) & case.q_valid[:, None, :]

@@ -243,7 +243,7 @@ def test_command_on_our_backend():
         ("no_such_module:f", "No module named"),
         ("their_attention:missing", "no attribute 'missing'"),
         ("their_attention:number", "a int, expected a function"),
-        (":f", "module:function"),
+        (":f", "expected module:name"),
     ],
 )
 def test_bad_names(theirs, name, said):

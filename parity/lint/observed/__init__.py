@@ -1,0 +1,1 @@
+"""Masks as running models really hand them to their attention."""
