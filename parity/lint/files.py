@@ -104,11 +104,11 @@ def _stdin_arrays() -> dict[str, np.ndarray]:
 _FIRST_BYTES = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x80": ".pt"}
 
 
-def _arrays(file: io.BufferedIOBase, name: str, suffix: str) -> dict[str, np.ndarray]:
+def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dict[str, np.ndarray]:
     try:
         if suffix in (".pt", ".pth"):
             return _torch_arrays(file, name)
-        loaded = np.load(file, allow_pickle=False)  # type: ignore[arg-type]
+        loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"mask": _known_dtype(loaded)}
         with loaded:
@@ -131,7 +131,7 @@ def _arrays(file: io.BufferedIOBase, name: str, suffix: str) -> dict[str, np.nda
         raise InputError(f"{name}: not a readable {suffix} array file: {reason}") from error
 
 
-def _torch_arrays(file: io.BufferedIOBase, name: str) -> dict[str, np.ndarray]:
+def _torch_arrays(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
