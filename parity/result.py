@@ -354,9 +354,10 @@ def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[st
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
-    `not_run` says in words which modes and scenarios were left out. `reading` is None of what no
-    file was read for twice: a checkpoint in memory, a capture. `snapshots` (one a pass) and `texts`
-    (of each scenario's tokens, by row) are for drawings, and stay out of the JSON document.
+    `subject` is the name of what was judged. `not_run` says in words which modes and scenarios were
+    left out. `reading` is None of what no file was read for twice: a checkpoint in memory, a
+    capture. `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for
+    drawings, and stay out of the JSON document.
     """
 
     rows: list[TapResult]
@@ -370,6 +371,7 @@ class Result:
     environment: dict[str, Any]
     checkpoint: dict[str, Any]
     command: str
+    subject: str = "subject"
     notes: list[str] = field(default_factory=list)
     cause: CauseReport | None = None
     not_run: tuple[str, ...] = ()
@@ -443,6 +445,7 @@ class Result:
             "environment": self.environment,
             "inputs": self.inputs,
             "checkpoint": self.checkpoint,
+            "subject": self.subject,
             "command": self.command,
             "notes": self.notes,
             "timing": self.timing,

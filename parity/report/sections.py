@@ -229,6 +229,7 @@ class PageModel:
             "levels": LEVELS,
             "smallest": SMALLEST_WEIGHT,
             "rho": figures.RHO_SCALE,
+            "subject": self.result.subject,
             "texts": {
                 name: [[readable(text) for text in row] for row in rows]
                 for name, rows in self.result.texts.items()

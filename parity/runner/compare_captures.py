@@ -78,6 +78,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         },
         checkpoint=dict(first.checkpoint),
         command=join(["parity", "compare", str(subject), str(reference)]),
+        subject=first.subject,
         notes=notes,
         not_run=modes_not_run(rows, {"isolated": "captures are of whole runs"}),
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},

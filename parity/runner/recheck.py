@@ -87,6 +87,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
             environment=document["environment"],
             checkpoint=document["checkpoint"],
             command=join(["parity", "recheck", str(path), *(f"--limit={text}" for text in limits)]),
+            subject=document.get("subject", "subject"),
             notes=document["notes"],
             not_run=tuple(coverage.get("not_run", ())),
             timing=document["timing"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import resource
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,6 +29,7 @@ from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients
+from parity.runner.again import describe_again
 from parity.runner.plan import Plan, expected_taps, left_out, make_plan
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
@@ -160,9 +160,16 @@ def run(
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
         checkpoint=_checkpoint_facts(opened, config, plan),
-        command=_command(checkpoint, plan, prompt, length, subject)
-        + " --stream" * stream
-        + f" --seconds {seconds:g}" * (seconds != SECONDS),
+        command=describe_again(
+            checkpoint,
+            plan,
+            prompt=prompt,
+            length=length,
+            subject=subject,
+            stream=stream,
+            seconds=seconds,
+        ),
+        subject=sample.name,
         notes=[
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
@@ -354,30 +361,3 @@ def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[s
         "overrides": list(plan.overrides),
         "subject_config": asdict(config),
     }
-
-
-def _command(
-    checkpoint: str | Path | Checkpoint,
-    plan: Plan,
-    prompt: Prompt | None,
-    length: int | None,
-    subject: select.SubjectSpec,
-) -> str:
-    name = checkpoint.label if isinstance(checkpoint, Checkpoint) else str(checkpoint)
-    words = ["parity", "run", name]
-    words += ["--reference", ",".join(plan.reference), "--dtype", ",".join(plan.dtypes)]
-    if not plan.usual:
-        words += ["--mode", ",".join(plan.modes)]
-    if plan.scenarios != DEFAULT_SCENARIOS:  # gradients have another default than the rest
-        words += ["--scenario", ",".join(plan.scenarios)]
-    for assignment in plan.overrides:
-        words += ["--override", assignment]
-    if isinstance(subject, str) and subject != "jaxllama":
-        words += ["--subject", subject]
-    if isinstance(prompt, str):
-        words += ["--prompt", prompt]
-    elif prompt is not None:
-        words += ["--tokens", ",".join(map(str, prompt))]
-    if length is not None:
-        words += ["--length", str(length)]
-    return shlex.join(words)

@@ -108,7 +108,7 @@
         `layer ${layer}, head ${head}`,
         `query ${span(scenario, row, y, Number(step))}`,
         `key ${span(scenario, row, x, Number(step))}`,
-        `JAX ${part(0)}`,
+        `${data.subject} ${part(0)}`,
         `PyTorch ${part(1)}`,
         `difference ${part(2)}`,
       ].join("\n");

@@ -150,10 +150,10 @@ def test_the_pointer_reads_weights(visit: Visit) -> None:
     leak = visit.tile("weights", 3)  # three tiles a head: this is head 1's first
     said = visit.hover(leak, 4, 2)
     assert said.startswith("layer 1, head 1\nquery 2 ") and "key 4 " in said
-    assert "JAX about 0.25\nPyTorch hidden\ndifference about 0.25" in said
+    assert "jaxllama about 0.25\nPyTorch hidden\ndifference about 0.25" in said
     lost = visit.hover(leak, 0, 2)
-    assert "JAX exactly 0" in lost and "PyTorch about" in lost
-    assert "JAX hidden\nPyTorch hidden\ndifference hidden" in visit.hover(leak, 4, 1)
+    assert "jaxllama exactly 0" in lost and "PyTorch about" in lost
+    assert "jaxllama hidden\nPyTorch hidden\ndifference hidden" in visit.hover(leak, 4, 1)
 
 
 def test_the_pointer_reads_the_grids_and_masks(visit: Visit) -> None:
@@ -232,6 +232,6 @@ def test_a_run_through_the_cache_has_maps_of_its_own(browser: Browser, tmp_path:
     assert "f64 causal, through the cache, row 0, from query 3 on" in shown.inner_text()
     assert visit.hover(visit.tile("weights"), 1, 2) == "layer 0: kept from query 3 on"
     said = visit.hover(visit.tile("weights"), 2, 4)
-    assert said.startswith("layer 0, head 0\nquery 4 ") and "JAX about" in said
+    assert said.startswith("layer 0, head 0\nquery 4 ") and "jaxllama about" in said
     assert visit.complaints == [] and not visit.page.locator("#no-pass").is_visible()
     visit.page.close()

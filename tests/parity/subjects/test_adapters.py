@@ -332,7 +332,7 @@ def test_a_backend_by_its_name() -> None:
     )
     assert result.verdict == "equal"
     assert result.absent == ("layers.attn_probs", "layers.attn_scores")
-    assert result.command.endswith("--length 7") and "--subject dot_product" in result.command
+    assert "subject='dot_product'" in result.command and "length=7" in result.command
 
 
 def test_a_subject_of_the_users_own_module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
