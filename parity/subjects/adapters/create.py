@@ -10,11 +10,11 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
-from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.adapters.adapter import AdaptedModel, AdaptedSubject, Call, Decode
+from parity.subjects.adapters.configs import ConfigLike, as_config
 from parity.subjects.adapters.framework import Framework, Gradients, Readable
 from parity.subjects.adapters.gradients import Backward, Loss, of_module
 from parity.subjects.adapters.intercept import CallInterceptor, Seen
@@ -29,7 +29,7 @@ def from_nnx(
     *,
     names: Names,
     call: Call,
-    config: LlamaConfig,
+    config: ConfigLike,
     dtype: DTypeLike = "f32",
     internal_dtype: DTypeLike | None = None,
     name: str | None = None,
@@ -44,7 +44,8 @@ def from_nnx(
         names: from places in the module to canonical taps; see
             `parity.subjects.adapters.names.sites`.
         call: runs the module on a scenario: `(module, inputs) -> result`.
-        config: of the checkpoint; says the number of layers and the lengths of axes.
+        config: of the checkpoint; says the number of layers and the lengths of axes. A
+            `LlamaConfig`, a dict, a path or a configuration of transformers.
         dtype: of weights and activations: `f64`, `f32` or `bf16`, by any of their names.
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports; the class's if not given.
@@ -71,7 +72,7 @@ def from_torch(
     *,
     names: Names,
     call: Call,
-    config: LlamaConfig,
+    config: ConfigLike,
     dtype: DTypeLike = "f32",
     internal_dtype: DTypeLike | None = None,
     name: str | None = None,
@@ -96,7 +97,7 @@ def from_callable(
     function: Callable[[Inputs], Mapping[str, Any]],
     *,
     names: Names,
-    config: LlamaConfig,
+    config: ConfigLike,
     dtype: DTypeLike = "f32",
     internal_dtype: DTypeLike | None = None,
     name: str | None = None,
@@ -110,7 +111,8 @@ def from_callable(
         function: from a scenario to arrays by name; compiled or not, in any framework whose arrays
             NumPy can read.
         names: from the function's names to canonical taps, with `{i}` for the layer in both.
-        config: of the checkpoint; says the number of layers and the lengths of axes.
+        config: of the checkpoint; says the number of layers and the lengths of axes. A
+            `LlamaConfig`, a dict, a path or a configuration of transformers.
         dtype: of weights and activations: `f64`, `f32` or `bf16`, by any of their names.
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports; the function's if not given.
@@ -128,6 +130,7 @@ def from_callable(
     if (parameters is None) != (gradients is None):
         raise InputError("parameters= and gradients= go together: one names what the other returns")
     places, values = sites(names), Readable(short_name(dtype))
+    config = as_config(config)
     layers = config.num_hidden_layers
 
     def show(function: Any, compute: Callable[[Any], Any], seen: Seen) -> Any:
@@ -181,11 +184,12 @@ def _module(
     parameters: Parameters | None,
     loss: Loss | None,
     *,
-    config: LlamaConfig,
+    config: ConfigLike,
     dtype: DTypeLike,
     internal_dtype: DTypeLike | None,
     name: str | None,
 ) -> AdaptedSubject:
+    config = as_config(config)
     places, layers = sites(names), config.num_hidden_layers
     named = kinds_of(places)
     whole = [tap for s in places if not s.path and not s.function for tap in s.calls[0]]
