@@ -46,6 +46,18 @@ PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
     gguf.GGMLQuantizationType.BF16: BFLOAT16,
     gguf.GGMLQuantizationType.F64: np.dtype(np.float64),
 }
+# Encodings that files of some months have, by their numbers; no reader of today knows them.
+_REMOVED = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+_ANEW = "quantise the float weights anew, as Q4_0 or IQ4_NL"
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ class GGUFFile:
                 rows[...] = gguf.dequantize(raw, tensor.type)
             except NotImplementedError as error:
                 raise CheckpointError(
-                    f"{self.path}: {name}: encoding {tensor.type.name} cannot be dequantised"
+                    f"{self.path}: {name}: encoding {tensor.type.name} cannot be dequantised; "
+                    "take a file of the float weights, or of another encoding"
                 ) from error
         return result.reshape(tensor.shape)
 
@@ -177,6 +190,8 @@ def read_head(path: Path) -> GGUFFile:
     """
     cursor = _Cursor(path)
     with cursor.file:
+        if cursor.length >= len(MAGIC):
+            files.refuse_stranger(path, own=MAGIC)
         if cursor.take(4, "the magic number") != MAGIC:
             raise CheckpointError(f"{path}: does not begin with {MAGIC!r}; not a GGUF file")
         version = cursor.number("<I", "the version")
@@ -226,7 +241,12 @@ def _place(
         try:
             encoding = gguf.GGMLQuantizationType(kind)
         except ValueError:
-            problems.append(f"{name}: encoding {kind} is not known")
+            removed = _REMOVED.get(kind)
+            problems.append(
+                f"{name}: encoding {kind} is not known; make the file anew with another"
+                if removed is None
+                else f"{name}: encoding {removed} was removed from the format; {_ANEW}"
+            )
             continue
         block, block_bytes = gguf.GGML_QUANT_SIZES[encoding]
         if not shape or shape[-1] % block:
@@ -240,7 +260,7 @@ def _place(
             problems.append(f"{name}: begins at byte {tensor.offset}, inside {previous}")
         end, previous = max(end, tensor.offset + tensor.nbytes), name
     if problems:
-        raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems[:20]))
+        raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems))
     if end > length:
         raise CheckpointError(
             f"{found.path}: truncated: its directory describes {end} bytes, the file has {length}; "
