@@ -226,6 +226,9 @@ def test_case_06_quantised_in_other_formats(
     for block in range(2):
         ff.set_encoding(removed, f"blk.{block}.ffn_up.weight", 31)
     assert "Q4_0_4_4 was removed from the format" in refused(removed)
+    for block in range(2):
+        ff.set_encoding(removed, f"blk.{block}.ffn_up.weight", 24)
+    assert "encoding I8 cannot be dequantised" in refused(lambda: open_checkpoint(removed))
 
 
 def test_case_07_two_sets_of_weights(hf: Path, written: dict[str, Path]):

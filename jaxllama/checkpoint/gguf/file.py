@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class GGUFFile:
         """Read one tensor: F16, BF16, F32 and F64 as they are, quantised ones as float32.
 
         Raises:
-            CheckpointError: the file changed, or the encoding cannot be dequantised.
+            CheckpointError: the file changed while it was read.
         """
         tensor = self.tensors[name]
         if tensor.type in PLAIN:
@@ -108,13 +109,7 @@ class GGUFFile:
             rows = result[first : first + step]
             at = tensor.offset + first * row_bytes
             raw = read_raw(self.path, at, len(rows) * row_bytes).reshape(len(rows), row_bytes)
-            try:
-                rows[...] = gguf.dequantize(raw, tensor.type)
-            except NotImplementedError as error:
-                raise CheckpointError(
-                    f"{self.path}: {name}: encoding {tensor.type.name} cannot be dequantised; "
-                    "take a file of the float weights, or of another encoding"
-                ) from error
+            rows[...] = gguf.dequantize(raw, tensor.type)
         return result.reshape(tensor.shape)
 
 
@@ -220,6 +215,19 @@ def read_head(path: Path) -> GGUFFile:
     return found
 
 
+@cache
+def _is_readable(encoding: gguf.GGMLQuantizationType) -> bool:
+    """Whether an encoding is of floats, or the package dequantises it; tried on one block."""
+    if encoding in PLAIN:
+        return True
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[encoding][1]), np.uint8)
+    try:
+        gguf.dequantize(block, encoding)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string("a tensor's name")
     rank = cursor.number("<I", name)
@@ -247,6 +255,9 @@ def _place(
                 if removed is None
                 else f"{name}: encoding {removed} was removed from the format; {_ANEW}"
             )
+            continue
+        if not _is_readable(encoding):
+            problems.append(f"{name}: encoding {encoding.name} cannot be dequantised; {_ANEW}")
             continue
         block, block_bytes = gguf.GGML_QUANT_SIZES[encoding]
         if not shape or shape[-1] % block:
