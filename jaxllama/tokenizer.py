@@ -282,7 +282,8 @@ def _from_json(
         bos = config.bos_token_id
     template = settings.get("chat_template")
     if isinstance(template, list):
-        template = {t.get("name"): t.get("template") for t in template}.get("default")
+        named = [t for t in template if isinstance(t, dict) and isinstance(t.get("name"), str)]
+        template = {t["name"]: t.get("template") for t in named}.get("default")
     if "chat_template.jinja" in found:
         template = found["chat_template.jinja"].decode("utf-8", "replace")
     return cls(

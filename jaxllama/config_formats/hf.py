@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from reprlib import repr  # of bounded length: a value may be a whole vocabulary
 from typing import Any
 
 from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, scaling_problems
+from jaxllama.config_formats.fields import FieldTable, Only, is_one_of, token_id, token_ids
+from jaxllama.config_formats.quantised import FIELDS, quantised_fields
 from jaxllama.errors import ConfigError, join_problems
 
 _SAME_NAME = (
@@ -23,58 +25,98 @@ _SAME_NAME = (
     "pad_token_id",
 )
 _READ = {*_SAME_NAME, "head_dim", "eos_token_id", "rope_theta", "rope_scaling", "rope_parameters"}
+# How PaddleNLP spells the scaling: here it has to be off.
+_PADDLES = ("rope_scaling_type", "rope_scaling_factor")
+_OTHER_MASK = "another attention mask"
+_OFF = (None, False)
+_ONE = (None, 1)
 
-# Fields that mean another model unless they hold one of these values, with what that would be.
-_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "model_type": (("llama",), "another architecture"),
-    "architectures": (
-        (None, [], ["LlamaForCausalLM"], ["LlamaModel"]),
-        "another architecture or another head",
+# Of transformers, of its forks and of other models' configurations that are trained as Llama's.
+_ONLY = {
+    "model_type": Only(("llama",), "another architecture", required=True),
+    "architectures": Only(
+        (None, [], ["LlamaForCausalLM"], ["LlamaModel"]), "another architecture or another head"
     ),
-    "hidden_act": (("silu",), "another activation"),
-    "attention_bias": ((None, False), "biases in the attention projections"),
-    "mlp_bias": ((None, False), "biases in the MLP projections"),
-    "pretraining_tp": ((None, 0, 1), "a sliced order of summation"),
-    "sliding_window": ((None,), "another attention mask"),
-    "use_sliding_window": ((None, False), "another attention mask"),
-    "quantization_config": ((None, {}), "quantised weights; dequantise the checkpoint first"),
-    "compression_config": ((None, {}), "compressed weights; decompress the checkpoint first"),
-    "partial_rotary_factor": ((None, 1), "rotation of a part of each head"),
-    "rope_interleaved": ((None, False), "interleaved rotary pairs"),
-    "is_decoder": ((None, False, True), "an encoder"),
-    "is_encoder_decoder": ((None, False), "an encoder and a decoder"),
-    "add_cross_attention": ((None, False), "cross-attention"),
-    "cross_attention_hidden_size": ((None,), "cross-attention"),
-    "tie_encoder_decoder": ((None, False), "an encoder and a decoder"),
-    "pruned_heads": ((None, {}), "pruned heads"),
-    "chunk_size_feed_forward": ((None, 0), "a chunked MLP"),
+    "hidden_act": Only(("silu",), "another activation", aliases=("swish",), required=True),
+    "alibi": Only(_OFF, "a bias by distance on the scores instead of rotary embedding"),
+    "attention_bias": Only(_OFF, "biases in the attention projections"),
+    "attn_bias": Only(_OFF, "biases in the attention projections"),
+    "qkv_bias": Only(_OFF, "biases in the attention projections"),
+    "mlp_bias": Only(_OFF, "biases in the MLP projections"),
+    "bias": Only(_OFF, "biases in the projections"),
+    "use_bias": Only(_OFF, "biases in the projections"),
+    "pretraining_tp": Only((None, 0, 1), "a sliced order of summation"),
+    "sliding_window": Only((None,), _OTHER_MASK),
+    "use_sliding_window": Only(_OFF, _OTHER_MASK),
+    "attention_chunk_size": Only((None,), _OTHER_MASK),
+    "partial_rotary_factor": Only(_ONE, "rotation of a part of each head"),
+    "rotary_pct": Only(_ONE, "rotation of a part of each head"),
+    "rope_interleaved": Only(_OFF, "interleaved rotary pairs"),
+    "add_bias_linear": Only(_OFF, "biases in the projections"),
+    "normalization": Only((None, "rmsnorm", "RMSNorm"), "another norm"),
+    "vision_config": Only((None,), "a Llama within a larger model", "give the text model alone"),
+    "text_config": Only((None,), "a Llama within a larger model", "give the text model alone"),
+    "mm_vision_tower": Only((None,), "a Llama within a larger model"),
+    "qk_layernorm": Only(_OFF, "norms of queries and keys"),
+    "parallel_residual": Only(_OFF, "attention and MLP side by side"),
+    "use_parallel_residual": Only(_OFF, "attention and MLP side by side"),
+    "logit_scale": Only(_ONE, "scaled logits"),
+    "logits_scaling": Only(_ONE, "scaled logits"),
+    "embedding_multiplier": Only(_ONE, "scaled embeddings"),
+    "residual_multiplier": Only(_ONE, "scaled residual branches"),
+    "attn_logit_softcapping": Only((None,), "capped attention scores"),
+    "final_logit_softcapping": Only((None,), "capped logits"),
+    "num_experts": Only((None, 0, 1), "a mixture of experts"),
+    "num_local_experts": Only((None, 0, 1), "a mixture of experts"),
+    "is_decoder": Only((None, False, True), "an encoder"),
+    "is_encoder_decoder": Only(_OFF, "an encoder and a decoder"),
+    "add_cross_attention": Only(_OFF, "cross-attention"),
+    "cross_attention_hidden_size": Only((None,), "cross-attention"),
+    "tie_encoder_decoder": Only(_OFF, "an encoder and a decoder"),
+    "pruned_heads": Only((None, {}), "pruned heads"),
+    "chunk_size_feed_forward": Only((None, 0), "a chunked MLP"),
 }
 # Fields that no output of a forward pass depends on: bookkeeping, training, generation defaults.
 # A conversion carries them along.
 # fmt: off
 HARMLESS = frozenset([
-    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
-    "attention_dropout", "attn_implementation", "bad_words_ids", "begin_suppress_tokens",
-    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
-    "encoder_no_repeat_ngram_size", "experts_implementation", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout_prob",
-    "id2label", "initializer_range", "is_llama_config", "label2id", "length_penalty",
-    "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled",
+    "_name_or_path", "attention_dropout", "attn_implementation", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "experts_implementation",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "hidden_dropout_prob", "id2label", "initializer_range",
+    "is_llama_config", "label2id", "length_penalty", "max_length", "max_sequence_length",
+    "min_length", "model_max_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
     "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores",
     "prefix", "problem_type", "remove_invalid_values", "repetition_penalty", "resid_pdrop",
     "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
     "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p",
     "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "typical_p",
-    "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+    "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attn",
+    "use_flash_attention_2",
+    # PaddleNLP: how a training was laid out, and which of several equal kernels ran.
+    "dpo_config", "fuse_attention_ffn", "fuse_attention_qkv", "fuse_sequence_parallel_allreduce",
+    "fuse_swiglu", "long_sequence_init_args", "long_sequence_strategy_name",
+    "long_sequence_strategy_type", "no_recompute_layers", "paddlenlp_version",
+    "pp_recompute_interval", "recompute_granularity", "rope_fusion_level", "seq_length",
+    "sep_parallel_degree", "sequence_parallel", "tensor_parallel_degree", "tensor_parallel_output",
+    "tensor_parallel_rank", "use_flash_attention", "use_flash_attention_for_generation",
+    "use_fused_dropout_add", "use_fused_linear", "use_fused_rms_norm", "use_fused_rope",
+    "use_high_performance_gemm", "use_last_token_for_generation", "use_normal_precision_align_tool",
+    "use_recompute", "virtual_pp_degree",
 ])
 # fmt: on
+TABLE = FieldTable(read=frozenset({*_READ, *_PADDLES, *FIELDS}), harmless=HARMLESS, only=_ONLY)
 _SCALING_KEYS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
 
 
-def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaConfig:
+def read_hf(
+    config: Mapping[str, Any], *, source: str = "config.json", notes: list[str] | None = None
+) -> LlamaConfig:
     """Read the dict of a Hugging Face config.json.
 
     `head_dim` alone may be left out, as Hugging Face defines it to be hidden_size /
@@ -84,6 +126,7 @@ def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaC
     Args:
         config: the parsed file.
         source: what to call it in an error, such as its path.
+        notes: gets a line for each value that is read otherwise than it is written.
 
     Raises:
         ConfigError: every missing, unsupported, unknown or contradictory field, in one message.
@@ -92,28 +135,38 @@ def read_hf(config: Mapping[str, Any], *, source: str = "config.json") -> LlamaC
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: {type(config).__name__}, expected an object")
-    problems: list[str] = []
-    for name, (allowed, meaning) in _ONLY.items():
-        required = name in ("model_type", "hidden_act")
-        if required and config.get(name) is None:
-            problems.append(f"{name} is missing, expected {allowed[0]!r}")
-        elif name in config and not _is_one_of(config[name], allowed):
-            problems.append(f"{name} {config[name]!r} means {meaning}, which is not supported")
-    problems += [
-        f"{name} {repr(value)} is not a known field and could change the numbers; "
-        "remove it if it is certain not to"
-        for name, value in config.items()
-        if value is not None and name not in HARMLESS and name not in _READ and name not in _ONLY
-    ]
+    notes = [] if notes is None else notes
+    problems = quantised_fields(config) + TABLE.harmful(config)
+    notes += TABLE.aliased(config)
+    if len(stated := {str(config[n]) for n in ("dtype", "torch_dtype") if config.get(n)}) > 1:
+        notes.append(
+            f"dtype and torch_dtype are {' and '.join(sorted(stated))}: tensors keep theirs"
+        )
     fields: dict[str, Any] = {name: config.get(name) for name in _SAME_NAME}
+    for name in ("bos_token_id", "pad_token_id"):
+        fields[name] = token_id(name, fields[name], notes)
+    fields["eos_token_ids"] = token_ids("eos_token_id", config.get("eos_token_id"), notes)
     fields["head_dim"] = _head_dim(config)
-    eos = config.get("eos_token_id")
-    fields["eos_token_ids"] = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     fields["rope_theta"], fields["rope_scaling"] = _rope(config, problems)
-    problems += config_problems(fields)
+    problems += [p + _taken_then(p, config) for p in config_problems(fields)]
+    problems += TABLE.unknown(config)
     if problems:
         raise ConfigError(join_problems(source, problems))
     return LlamaConfig(**fields)
+
+
+def _taken_then(problem: str, config: Mapping[str, Any]) -> str:
+    """Return what transformers takes for a field that is missing, to be stated if it is right."""
+    taken = {
+        "num_key_value_heads": config.get("num_attention_heads"),
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    for name, value in taken.items():
+        if problem.startswith(f"{name} is missing") and value is not None:
+            return f" (transformers takes {value!r} then)"
+    return ""
 
 
 def write_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -143,11 +196,6 @@ def _present(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Whether `value` is one of `allowed`, where True is not 1 and False is not 0."""
-    return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed)
-
-
 def _head_dim(config: Mapping[str, Any]) -> Any:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if config.get("head_dim") is not None:
@@ -160,6 +208,13 @@ def _head_dim(config: Mapping[str, Any]) -> Any:
 def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScaling | None]:
     """Return theta and scaling, from whichever of the two spellings is there; both must agree."""
     found = []
+    kind, factor = (config.get(name) for name in _PADDLES)
+    if kind not in (None, "none", "default") or factor not in (None, 1):
+        problems.append(
+            f"rope_scaling_type {kind!r} and rope_scaling_factor {factor!r} are PaddleNLP's "
+            'spelling of the rotary scaling, which is not supported; write "rope_scaling": '
+            f"{json.dumps({'rope_type': kind, 'factor': factor}, default=str)[:100]} instead"
+        )
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name)
         if rope is None or rope == {}:
@@ -176,8 +231,19 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScal
     first = next(iter(given.values()), None)
     if any(theta != first for theta in given.values()):
         said = ", ".join(f"{name} {theta!r}" for name, theta in given.items())
-        problems.append(f"{said} contradict each other; keep one of them")
+        problems.append(f"{said} contradict each other; {_likelier(given)}")
     return first, found[0][2] if found else None
+
+
+def _likelier(thetas: Mapping[str, Any]) -> str:
+    """Say which of several thetas to keep, where one is a default that a release writes."""
+    plain, stated = thetas.get("rope_theta"), thetas.get("rope_parameters.rope_theta")
+    if plain == 10000.0 and stated is not None:
+        return (
+            f"likelier is {stated!r}, with the scaling of rope_parameters: 10000.0 is the default "
+            "that transformers 4 adds when it saves a file of version 5; remove rope_theta"
+        )
+    return "keep one of them"
 
 
 def _read_scaling(name: str, rope: Mapping[str, Any], problems: list[str]) -> RopeScaling | None:
@@ -202,7 +268,7 @@ def _read_scaling(name: str, rope: Mapping[str, Any], problems: list[str]) -> Ro
         for key, value in rope.items()
         if key not in ("rope_type", "type", "rope_theta") and value is not None
     }
-    if _is_one_of(rest.get("partial_rotary_factor"), (1,)):
+    if is_one_of(rest.get("partial_rotary_factor"), (1,)):
         del rest["partial_rotary_factor"]
     unknown = set(rest) - _SCALING_KEYS.get(kind, set())
     problems += [
