@@ -31,6 +31,7 @@ from numpy.typing import DTypeLike
 from jaxllama.cache import KVCache
 from jaxllama.concrete import is_traced
 from jaxllama.dtypes import at_least_float32
+from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
 from jaxllama.overflow import not_finite
@@ -137,8 +138,7 @@ def generate(
         InputError: prompts, limits, seeds, ids or cache that do not fit the model or each other,
             all named at once; or a model whose logits are not finite.
     """
-    graph, weights = nnx.split(model)
-    if is_traced(weights, prompts, seed, cache):
+    if is_traced(nnx.state(model), prompts, seed, cache):
         raise InputError(
             "generate: model, prompts, seed or cache is being traced by jit, vmap or grad, but its"
             " loop runs on the host; call it outside of them, or call the model on a KVCache"
@@ -157,12 +157,11 @@ def generate(
     with jax.ensure_compile_time_eval():  # inside a `jit` that has closed over all of them
         state = _begin(model, request, sampling, cache)
         inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
-        return _write_all(graph, weights, request, state, inputs, watch, every)
+        return _write_all(model, request, state, inputs, watch, every)
 
 
 def _write_all(
-    graph: nnx.GraphDef[Llama],
-    weights: nnx.State[Any, Any],
+    model: Llama,
     request: Request,
     state: _State,
     inputs: _Inputs,
@@ -170,6 +169,7 @@ def _write_all(
     every: int,
 ) -> Generation:
     """Run the program until all rows are done, `every` tokens at a time where somebody watches."""
+    graph, weights = nnx.split(model)
     held = np.array(state.cache.lengths)
     cuts: dict[int, int] = {}
     written, most = 0, request.max_new_tokens
