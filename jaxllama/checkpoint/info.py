@@ -111,10 +111,10 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         tokenizer = checkpoint.tokenizer()
     except JaxLlamaError as error:
         return "cannot be read", [str(error)]
-    rows, odd = checkpoint.config.vocab_size, []
+    rows, odd = checkpoint.config.vocab_size, [*tokenizer.notes]
     if tokenizer.vocab_size > rows:
         odd.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows")
     elif tokenizer.vocab_size < rows:
         odd.append(f"{rows - tokenizer.vocab_size} rows of the embedding have no token")
-    template = "a chat template" if tokenizer.chat_template else "no chat template"
+    template = "a chat template" if tokenizer.has_chat else "no chat template"
     return f"{tokenizer.vocab_size} tokens, {template}", odd

@@ -106,9 +106,7 @@ class FieldTable:
 
 def is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Whether `value` is one of `allowed`, where True is not 1 and False is not 0."""
-    return any(
-        isinstance(value, bool) == isinstance(a, bool) and bool(value == a) for a in allowed
-    )
+    return any(isinstance(value, bool) == isinstance(a, bool) and bool(value == a) for a in allowed)
 
 
 def token_id(name: str, value: Any, notes: list[str]) -> Any:

@@ -60,9 +60,7 @@ _FP8 = Method(
         *("output_scale", "activation_scale"),
     ),
 )
-_META = Method(
-    "Meta's QLoRA or SpinQuant", _FLOATS_TAKEN, ("adaptor.A.weight", "adaptor.B.weight")
-)
+_META = Method("Meta's QLoRA or SpinQuant", _FLOATS_TAKEN, ("adaptor.A.weight", "adaptor.B.weight"))
 _OTHER = Method("", _FLOATS_TAKEN, ("W_q", "codebooks", "codes", "SVh", "Qidxs", "qscales"))
 _METHODS = (_META, _GPTQ, _BITSANDBYTES, _COMPRESSED, _FP8, _MLX, _OTHER)
 # Of a cache in FP8: the weights are whole without them.

@@ -128,7 +128,10 @@ class TransformersTokenizer:
 
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         known = self._tokenizer.added_tokens_decoder
-        self.special_tokens = {one.content: i for i, one in known.items() if one.special}
+        # Two files may call a token special and not; what counts is whether texts leave it out.
+        self.special_tokens = {
+            one.content: i for i, one in known.items() if not self.decode([i], skip_special=True)
+        }
         file = folder / "generation_config.json"
         settings = {**config, **(json.loads(file.read_bytes()) if file.is_file() else {})}
         own = self._tokenizer
