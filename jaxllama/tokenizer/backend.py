@@ -21,13 +21,22 @@ class Backend(Protocol):
         """Return the text of ids, special tokens included."""
 
 
+class Encode(Protocol):
+    """Turns a text into ids, without a bos."""
+
+    def __call__(self, text: str, *, specials: bool) -> list[int]:
+        """Return ids; see `Backend.encode`."""
+
+
 class Chat(Protocol):
     """Turns conversations into text and ids."""
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """Return a conversation as text."""
 
-    def encode(self, messages: Sequence[Message], *, specials: bool, **options: Any) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], encode: Encode, *, specials: bool, **options: Any
+    ) -> list[int]:
         """Return a conversation as ids; control tokens in it are text unless `specials`."""
 
 

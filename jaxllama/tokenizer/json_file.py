@@ -7,12 +7,12 @@ transformers 5.23, to which `tests/jaxllama/tokenizer/test_files_differential.py
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from jaxllama import files
+from jaxllama.config_formats.fields import token_id, token_ids
 from jaxllama.errors import CheckpointError
 from jaxllama.tokenizer.backend import Parts, check_text
 from jaxllama.tokenizer.settings import check_settings
@@ -72,7 +72,8 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     named = read_special_tokens(found, settings, tokenizer, source)
     special = _special(tokenizer)
     notes = [*named.notes, *_without_state(tokenizer), *_add(tokenizer, named, source)]
-    bos = _role("bos_token", tokenizer, named, generation, model)
+    stated = {**model, **generation}
+    bos = _role("bos_token", tokenizer, named, stated, notes)
     if bos is None and config is not None:
         bos = config.bos_token_id
     templates = _templates(found, settings, source)
@@ -88,8 +89,8 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1),
         special_tokens=special,
         bos_id=bos,
-        eos_ids=_ends(tokenizer, named, generation, model, config),
-        pad_id=_role("pad_token", tokenizer, named, generation, model),
+        eos_ids=_ends(tokenizer, named, stated, config, notes),
+        pad_id=_role("pad_token", tokenizer, named, stated, notes),
         adds_bos=adds_bos,
         chat_template=templates.get("default"),
         chat=TemplateChat(
@@ -98,7 +99,6 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
             added=AddedTexts(
                 ids=added, special=special, control=settings.get("chat_control_tokens")
             ),
-            encode_text=partial(backend.encode, specials=True),
             encode_plain=backend.encode_plain,
             source=source,
         )
@@ -166,31 +166,30 @@ def _role(
     name: str,
     tokenizer: tokenizers.Tokenizer,
     named: SpecialTokens,
-    generation: Mapping[str, Any],
-    model: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    notes: list[str],
 ) -> int | None:
     """Return a role's token: the tokenizer's own word first, then the model's."""
     text = named.variables.get(name)
-    number = tokenizer.token_to_id(text) if text is not None else None
-    if number is None:
-        number = generation.get(f"{name}_id", model.get(f"{name}_id"))
+    if text is not None:
+        return tokenizer.token_to_id(text)
+    number = token_id(f"{name}_id", stated.get(f"{name}_id"), notes)
     return number if isinstance(number, int) else None
 
 
 def _ends(
     tokenizer: tokenizers.Tokenizer,
     named: SpecialTokens,
-    generation: Mapping[str, Any],
-    model: Mapping[str, Any],
+    stated: Mapping[str, Any],
     config: LlamaConfig | None,
+    notes: list[str],
 ) -> list[int]:
     """Return what ends a text. Generation's word comes first: chat models end on several tokens."""
-    eos = generation.get("eos_token_id", model.get("eos_token_id"))
-    if eos is None and config is not None:
-        eos = list(config.eos_token_ids) or None
-    if eos is None:
-        eos = _role("eos_token", tokenizer, named, generation, model)
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+    ends = [*token_ids("eos_token_id", stated.get("eos_token_id"), notes)]
+    if not ends and config is not None:
+        ends = list(config.eos_token_ids)
+    own = _role("eos_token", tokenizer, named, {}, notes)
+    return ends or ([] if own is None else [own])
 
 
 def _templates(

@@ -9,12 +9,12 @@ Source: `ChatFormat` in Meta's llama-models `llama3/chat_format.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxllama.errors import InputError
-from jaxllama.tokenizer.backend import Message
+from jaxllama.tokenizer.backend import Encode, Message
 
 # How roles are written; Meta's reader takes the first four.
 _ROLES = {"user": "user", "system": "system", "assistant": "assistant", "tool": "ipython"}
@@ -28,18 +28,18 @@ class MetaChat:
     """Meta's format of chats.
 
     Attributes:
-        encode_plain: ids of a text in which no control token counts.
         specials: ids of the control tokens.
     """
 
-    encode_plain: Callable[[str], list[int]]
     specials: Mapping[str, int]
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """Return a conversation as text; see `Tokenizer.render_chat`."""
         return "".join(text for text, _ in _parts(messages, options))
 
-    def encode(self, messages: Sequence[Message], *, specials: bool, **options: Any) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], encode: Encode, *, specials: bool, **options: Any
+    ) -> list[int]:
         """Return a conversation's ids; see `Tokenizer.encode_chat`."""
         if specials:
             raise InputError(
@@ -48,7 +48,7 @@ class MetaChat:
             )
         ids: list[int] = []
         for text, is_control in _parts(messages, options):
-            ids += [self.specials[text]] if is_control else self.encode_plain(text)
+            ids += [self.specials[text]] if is_control else encode(text, specials=False)
         return ids
 
 

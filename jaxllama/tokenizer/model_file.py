@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import tiktoken
@@ -93,9 +92,8 @@ def read_model_file(content: bytes, source: str) -> Parts:
     encoding = tiktoken.Encoding(
         name=source, pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
     )
-    backend = _TiktokenBackend(encoding)
     return Parts(
-        backend=backend,
+        backend=_TiktokenBackend(encoding),
         vocab_size=len(ranks) + len(special),
         special_tokens=special,
         bos_id=special["<|begin_of_text|>"],
@@ -103,5 +101,5 @@ def read_model_file(content: bytes, source: str) -> Parts:
         pad_id=special["<|finetune_right_pad_id|>"],
         adds_bos=True,
         chat_template=None,
-        chat=MetaChat(partial(backend.encode, specials=False), special),
+        chat=MetaChat(special),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from jaxllama.errors import CheckpointError, InputError
-from jaxllama.tokenizer.backend import Message
+from jaxllama.tokenizer.backend import Encode, Message
 from jaxllama.tokenizer.control_tokens import encode_marked, mark, pattern_of
 from jaxllama.tokenizer.template import Refusal, compile_template, literal_texts
 
@@ -60,7 +60,6 @@ class TemplateChat:
         templates: by name; `default`, and `tool_use` where tools are given.
         variables: special tokens as the files spell them: `bos_token`, `eos_token` and others.
         added: added tokens.
-        encode_text: ids of a text, special tokens in it as such, without bos.
         encode_plain: ids of a text in which no added token counts.
         source: what to call the files in an error.
     """
@@ -68,7 +67,6 @@ class TemplateChat:
     templates: Mapping[str, str]
     variables: Mapping[str, str]
     added: AddedTexts
-    encode_text: Callable[[str], list[int]]
     encode_plain: Callable[[str], list[int]]
     source: str
 
@@ -104,14 +102,18 @@ class TemplateChat:
                 "tokenizer_config.json)"
             ) from error
 
-    def encode(self, messages: Sequence[Message], *, specials: bool, **options: Any) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], encode: Encode, *, specials: bool, **options: Any
+    ) -> list[int]:
         """Return a conversation's ids; raises as `render` does."""
         if specials:
-            return self.encode_text(self.render(messages, **options))
+            return encode(self.render(messages, **options), specials=True)
         control = self.added.pattern(self._template(options.get("tools")))
         marked = {name: mark(value, control) for name, value in options.items()}
         text = self.render(mark(list(messages), control), **marked)
-        return encode_marked(text, self.added.ids, self.encode_text, self.encode_plain)
+        return encode_marked(
+            text, self.added.ids, partial(encode, specials=True), self.encode_plain
+        )
 
     def _template(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"

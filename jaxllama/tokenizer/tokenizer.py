@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,11 @@ class Tokenizer:
         """
         options = {"tools": tools, "documents": documents, **variables}
         return self._chats().encode(
-            messages, specials=specials, add_generation_prompt=add_generation_prompt, **options
+            messages,
+            partial(self.encode, bos=False),
+            specials=specials,
+            add_generation_prompt=add_generation_prompt,
+            **options,
         )
 
     def _chats(self) -> Chat:

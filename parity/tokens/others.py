@@ -162,13 +162,16 @@ class TransformersTokenizer:
         return [*self._chat(messages, prompted, tokenize=True)["input_ids"]]
 
     def _chat(self, messages: Conversation, prompted: bool, *, tokenize: bool) -> Any:
-        from jinja2 import TemplateError
-
         try:
             return self._tokenizer.apply_chat_template(
-                [*messages], add_generation_prompt=prompted, tokenize=tokenize, return_dict=tokenize
+                [*messages],
+                add_generation_prompt=prompted,
+                tokenize=tokenize,
+                return_dict=tokenize,
+                # As text that a user has written, so that no turn of another can be opened in it.
+                sanitize_control_tokens=tokenize,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may fail in any way
             raise ValueError(str(error)) from error
 
 
