@@ -37,6 +37,7 @@ app = command(
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20
+_MOST_PROBLEMS = 10  # that `info` lists, those of one kind being one
 _Source = Annotated[str, typer.Argument(help="Directory, GGUF file, tiny or smollm2.")]
 
 
@@ -54,12 +55,15 @@ def info(
     """Say what a checkpoint is, and what is missing or odd."""
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.checkpoint.info import describe
+    from jaxllama.errors import summarise
 
     found = describe(open_checkpoint(checkpoint))
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         table = Table(show_header=False, box=None)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")  # a long path has to be seen whole
         rows = {
             "checkpoint": found.path,
             "format": found.format,
@@ -74,7 +78,7 @@ def info(
             table.add_row(name, escape(value))
         for line in found.odd:
             table.add_row("odd", escape(line))
-        for line in found.problems:
+        for line in summarise(found.problems, _MOST_PROBLEMS):
             table.add_row("problem", escape(line))
         Console().print(table)
     if found.problems:
@@ -175,12 +179,14 @@ def verify(
         print(f"equal: every tensor of {first} is as its manifest says")
         return
     result = compare(first, second)
+    for note in result.notes:
+        print(f"note: {note}")
     if result.equal:
         print(f"equal: {len(result.digests)} tensors, to the bit")
         return
     count = len(result.differences)
     total = len({*result.digests, *(found.name for found in result.differences)})
-    print(f"different: {count} of {total} tensors" if count else "different: config")
+    print(f"different: {count} of {total} tensors" if count else "different: settings")
     # The configuration first: it may be why the tensors differ.
     for line in (*result.config, *result.differences[:MOST_DIFFERENCES]):
         print(f"  {line}")

@@ -141,11 +141,17 @@ class LlamaConfig:
         return dataclasses.replace(self, **changes)
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, source: str = "config.json") -> LlamaConfig:
+    def from_hf(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        source: str = "config.json",
+        notes: list[str] | None = None,
+    ) -> LlamaConfig:
         """Read the dict of a Hugging Face config.json; see `jaxllama.config_formats.hf.read_hf`."""
         from jaxllama.config_formats.hf import read_hf
 
-        return read_hf(config, source=source)
+        return read_hf(config, source=source, notes=notes)
 
     @classmethod
     def from_meta(cls, params: Mapping[str, Any], **from_weights: Any) -> LlamaConfig:
@@ -241,9 +247,20 @@ def _token_problems(fields: Mapping[str, Any]) -> list[str]:
         return []  # said already
     return [
         f"{name} {token!r}, expected a token id in 0..{vocab - 1}; check vocab_size"
+        + _added_alone(name, token, vocab)
         for name, token in ids
         if not (token is None and name != "eos_token_ids" or _is_int(token) and 0 <= token < vocab)
     ]
+
+
+def _added_alone(name: str, token: object, vocab: int) -> str:
+    """Say which side is likelier wrong: pads are added to tokenizers, and embeddings forgotten."""
+    if name == "pad_token_id" and _is_int(token) and vocab <= token < vocab + 64:
+        return (
+            "; likelier a token was added to the tokenizer and the embedding not resized: set "
+            "pad_token_id to null, or resize the embedding and the head with it"
+        )
+    return ""
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
 class JaxLlamaError(Exception):
-    """Base of every error this project raises on purpose; a command prints it and exits so."""
+    """Base of every error this project raises on purpose; a command prints it and exits so.
+
+    Args:
+        message: what is wrong and what to do, in the words of the library's user.
+        command: the same for who uses the command line, where a remedy has another name there.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "", *, command: str | None = None):
+        super().__init__(message)
+        self.command = message if command is None else command
 
 
 class ConfigError(JaxLlamaError, ValueError):
@@ -36,8 +46,38 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {found[0]}? " if found else ""
 
 
+# Lines of a message: more is not read, and hides the first.
+_MOST_LINES = 12
+# What tells problems of one kind apart: whose they are, and the numbers and names in them.
+_PARTICULARS = re.compile(r"^\S+(?=:)|'[^']*'|\([^()]*\)|\S*[\w]\.[\w]\S*|\d+")
+
+
 def join_problems(title: str, problems: Sequence[str]) -> str:
-    """Return one message for all `problems` of one thing: a single line when there is only one."""
+    """Return one message for all `problems` of one thing, of at most a dozen lines.
+
+    A single problem is one line with its title. Where there are more than lines, those that say
+    the same of different things are one, with their count.
+    """
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
-    return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])
+    said = summarise(problems, _MOST_LINES - 1)
+    return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in said)])
+
+
+def summarise(problems: Sequence[str], most: int) -> list[str]:
+    """Return at most `most` lines for problems in the order of the first of each kind."""
+    # A problem may be a message of several lines itself.
+    flat = [" ".join(p.split("\n")) if "\n" in p else p for p in problems]
+    if len(flat) <= most:
+        return flat
+    kinds: dict[str, list[str]] = {}
+    for problem in flat:
+        kinds.setdefault(_PARTICULARS.sub("", problem), []).append(problem)
+    lines = [
+        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more like it)"
+        for found in kinds.values()
+    ]
+    if len(lines) <= most:
+        return lines
+    left = sum(len(found) for found in list(kinds.values())[most - 1 :])
+    return [*lines[: most - 1], f"and {left} more"]

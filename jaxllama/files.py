@@ -51,18 +51,99 @@ def size(path: Path) -> int:
     try:
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "does not exist"
+            if path.is_dir():
+                what = "is a directory, expected a file"
             raise CheckpointError(f"{path}: {what}")
         return path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+# How files begin that are often found in another's place, and what they are then.
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs.github.com",
+        "a Git LFS pointer instead of the file itself; run `git lfs pull` where it was cloned",
+    ),
+    (b"../.git/annex/", "a git-annex pointer instead of the file itself; run `git annex get`"),
+    (b"/annex/objects/", "a git-annex pointer instead of the file itself; run `git annex get`"),
+    (b"\x1f\x8b\x08", "compressed by gzip; unpack it (gunzip, or tar xzf) first"),
+    (b"BZh", "compressed by bzip2; unpack it first"),
+    (b"\xfd7zXZ\0", "compressed by xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"PK\x03\x04", "a zip archive (PyTorch's files are such); give it in its own format's place"),
+    (b"GGUF", "a GGUF file; name it so, *.gguf, and give its path"),
+    (b"\x89HDF", "an HDF5 file; convert it to safetensors first"),
+    (b"\x80\x02", "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"),
+    (b"\x80\x04", "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"),
+)
+_WEB = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")
+_SAVED_ERRORS = (
+    b"entry not found",
+    b"repository not found",
+    b"invalid username or password",
+    b"not found",
+    b"access to model",
+    b"access to this",
+    b"access denied",
+    b"unauthorized",
+    b"forbidden",
+)
+_LOOKED_AT = 512
+
+
+def stranger(head: bytes, *, own: bytes = b"") -> str:
+    """Return what a file is that is not what it is called, to put into a message; empty if unknown.
+
+    Args:
+        head: its first bytes.
+        own: how files of the expected kind begin.
+    """
+    if not head:
+        return "empty; fetch it again"
+    if own and head.startswith(own):
+        return ""
+    for beginning, what in _BEGINNINGS:
+        if head.startswith(beginning):
+            return what
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(_WEB):
+        return "a web page, as a failed download leaves; fetch the file itself"
+    if text.startswith(_SAVED_ERRORS) or text.startswith(b'{"error"'):
+        said = head.split(b"\n")[0][:60].decode("ascii", "replace")
+        return f"a server's answer ({said!r}) instead of the file; fetch it again"
+    return ""
+
+
+def refuse_stranger(path: Path, *, own: bytes = b"") -> None:
+    """Look at a file's first bytes, and refuse what is plainly of another kind.
+
+    Args:
+        path: the file.
+        own: how files of the expected kind begin.
+
+    Raises:
+        CheckpointError: it cannot be read, is empty, or is a pointer, a web page or an archive.
+    """
+    size(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_LOOKED_AT)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if what := stranger(head, own=own):
+        raise CheckpointError(f"{path}: is {what}")
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """Return a small file's contents.
 
     Raises:
-        CheckpointError: it cannot be read, or is longer than `limit` bytes.
+        CheckpointError: it cannot be read, is longer than `limit` bytes, or is plainly no file of
+            a checkpoint (`refuse_stranger`).
     """
+    refuse_stranger(path)
     length = size(path)
     if length > limit:
         raise CheckpointError(f"{path}: {length} bytes, at most {limit} are accepted")

@@ -30,9 +30,9 @@ from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
 from jaxllama.dtypes import at_least_float32
-from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
+from jaxllama.overflow import not_finite
 from jaxllama.request import Request, bucket, check_request
 from jaxllama.sampling import GREEDY, Sampling, choose
 
@@ -164,7 +164,7 @@ def generate(
             state = dataclasses.replace(state, done=jax.device_put(done))
         if done.all():
             break
-    return _finish(state, request, held, cuts)
+    return _finish(model, state, request, held, cuts)
 
 
 def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | None) -> _State:
@@ -290,7 +290,11 @@ def _mark(
 
 
 def _finish(
-    state: _State, request: Request, held: Int[np.ndarray, " B"], cuts: Mapping[int, int]
+    model: Llama,
+    state: _State,
+    request: Request,
+    held: Int[np.ndarray, " B"],
+    cuts: Mapping[int, int],
 ) -> Generation:
     tokens, logprobs = np.array(state.tokens), np.array(state.logprobs)
     lengths = np.array(state.lengths)
@@ -301,11 +305,10 @@ def _finish(
     tokens = np.where(past_end, np.int32(-1), tokens[:, :width])
     logprobs = np.where(past_end, 0, logprobs[:, :width])
     if not np.isfinite(logprobs).all():
-        row, token = np.argwhere(~np.isfinite(logprobs))[0]
-        raise InputError(
-            f"generate: row {row}, new token {token}: the model's logits are not finite; check the "
-            "checkpoint with `jaxllama verify`, or load the model with dtype float32"
-        )
+        row, token = (int(i) for i in np.argwhere(~np.isfinite(logprobs))[0])
+        # After what a cache held, the tokens before are not known.
+        ids = [] if held[row] else [*request.prompts[row].tolist(), *tokens[row, :token].tolist()]
+        raise not_finite(model, row, token, ids)
     reasons: list[FinishReason] = []
     for row, length in enumerate(lengths):
         ended = length > 0 and tokens[row, length - 1] in request.eos_ids

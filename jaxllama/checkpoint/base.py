@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,10 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Size of all its tensors in bytes, once read."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    def noted(self, *notes: str) -> Checkpoint:
+        """Return the same with notes before its own."""
+        return replace(self, notes=(*notes, *self.notes)) if notes else self
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor.

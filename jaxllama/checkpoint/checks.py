@@ -16,8 +16,6 @@ from jaxllama.checkpoint.names import (
 )
 from jaxllama.errors import CheckpointError, join_problems
 
-_SHOWN = 50
-
 _BLOCK = 1 << 17
 
 
@@ -128,8 +126,5 @@ def all_value_problems(checkpoint: Checkpoint) -> list[str]:
 
 def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
     """Raise one `CheckpointError` for all problems, if there are any."""
-    if not problems:
-        return
-    if len(problems) > _SHOWN:
-        problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
-    raise CheckpointError(join_problems(checkpoint.label, problems))
+    if problems:
+        raise CheckpointError(join_problems(checkpoint.label, problems))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.checks import structure_problems
+from jaxllama.checkpoint.checks import head_problems, structure_problems
+from jaxllama.checkpoint.names import HEAD
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import JaxLlamaError
 from jaxllama.presets import PRESETS
@@ -39,7 +40,8 @@ class Info:
         config: its numbers.
         tokenizer: kind and size, or why there is none.
         odd: what is unusual and does no harm.
-        problems: what stops it from being loaded; values are not looked at.
+        problems: what stops it from being loaded; of values, those of a head stored though tied
+            alone are looked at.
     """
 
     path: str
@@ -59,12 +61,15 @@ class Info:
 
 
 def describe(checkpoint: Checkpoint) -> Info:
-    """Look at a checkpoint's metadata; no weight is read."""
+    """Look at a checkpoint's metadata; no weight is read, but for a head that must be a copy."""
     dtypes: Counter[str] = Counter()
     for info in checkpoint.tensors.values():
         stored = info.encoding if info.encoding not in ("", "F32", "F16", "BF16") else ""
         dtypes[stored or info.dtype.name] += math.prod(info.shape)
-    tokenizer, odd = _tokenizer(checkpoint)
+    tokenizer, odd, unreadable = _tokenizer(checkpoint)
+    heads = head_problems(checkpoint)
+    # What stops it from being loaded is no oddity.
+    notes = [n for n in checkpoint.notes if not (heads and n.startswith(HEAD))]
     family, differences = _family(checkpoint.config)
     return Info(
         path=checkpoint.label,
@@ -75,8 +80,8 @@ def describe(checkpoint: Checkpoint) -> Info:
         dtypes=dict(dtypes),
         config=dataclasses.asdict(checkpoint.config),
         tokenizer=tokenizer,
-        odd=(*checkpoint.notes, *differences, *odd),
-        problems=tuple(structure_problems(checkpoint)),
+        odd=(*notes, *differences, *odd),
+        problems=(*structure_problems(checkpoint), *heads, *unreadable),
     )
 
 
@@ -104,17 +109,27 @@ def _family(config: LlamaConfig) -> tuple[str, list[str]]:
     return ", ".join(nearest), changed
 
 
-def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str], list[str]]:
+    """Return a line on the tokenizer, what is odd about it, and why it cannot be read."""
     if checkpoint.tokenizer_loader is None:
-        return "none", ["no tokenizer beside the weights"]
+        return "none", ["no tokenizer beside the weights"], []
     try:
         tokenizer = checkpoint.tokenizer()
     except JaxLlamaError as error:
-        return "cannot be read", [str(error)]
+        return "cannot be read", [], [f"tokenizer: {error}"]
     rows, odd = checkpoint.config.vocab_size, [*tokenizer.notes]
     if tokenizer.vocab_size > rows:
-        odd.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows")
+        beyond = [text for text, i in tokenizer.special_tokens.items() if i >= rows]
+        named = f", without one: {', '.join(beyond[:4])}" if beyond else ""
+        odd.append(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows{named}; "
+            "resize the embedding before such a token is used"
+        )
     elif tokenizer.vocab_size < rows:
         odd.append(f"{rows - tokenizer.vocab_size} rows of the embedding have no token")
+    if tokenizer.bos_id is None:
+        odd.append("no file names a token that begins a text")
+    if not tokenizer.eos_ids:
+        odd.append("no file names a token that ends a text: generation ends at its limit alone")
     template = "a chat template" if tokenizer.has_chat else "no chat template"
-    return f"{tokenizer.vocab_size} tokens, {template}", odd
+    return f"{tokenizer.vocab_size} tokens, {template}", odd, []

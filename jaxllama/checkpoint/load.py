@@ -96,7 +96,10 @@ def _checked(checkpoint: Checkpoint, name: str, dtype: np.dtype, problems: list[
     found = value_problems(name, values)
     rounded = cast(values, dtype)
     if not found and not all_finite(rounded):
-        found = [f"{name}: values up to {np.abs(values).max():g} overflow in {dtype}"]
+        found = [
+            f"{name}: values up to {np.abs(values).max():g} overflow in {dtype}; "
+            "bfloat16 and float32 hold them"
+        ]
     problems += found
     return rounded
 

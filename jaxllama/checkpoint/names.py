@@ -191,10 +191,20 @@ def from_dialect(name: str, dialect: Dialect) -> str | None:
     return None
 
 
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is a buffer of old releases: recomputed from the configuration."""
+    return name.endswith(("rotary_emb.inv_freq", "rope.freqs"))
+
+
 def canonical_names(
-    stored: Mapping[str, object], config: LlamaConfig, dialect: Dialect
+    stored: Mapping[str, str], config: LlamaConfig, dialect: Dialect
 ) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
     """Map canonical names to stored ones.
+
+    Args:
+        stored: the name in the dialect by stored name, which differ where a wrapper was saved.
+        config: whether there may be a head.
+        dialect: of the names.
 
     Returns:
         The mapping, notes on oddities, and problems: names unknown or present twice.
@@ -202,20 +212,22 @@ def canonical_names(
     mapping: dict[str, str] = {}
     notes: list[str] = []
     problems: list[str] = []
-    bare = False
-    for name in stored:
-        canonical = from_dialect(name, dialect)
+    bare, buffers = False, []
+    for name, plain in stored.items():
+        canonical = from_dialect(plain, dialect)
         if canonical is None:
-            # Buffers of old releases: recomputed from the configuration, as their readers do.
-            if name.endswith(("rotary_emb.inv_freq", "rope.freqs")):
-                notes.append(f"{name} is ignored: frequencies come from the configuration")
+            if is_buffer(name):
+                buffers.append(name)
                 continue
             problems.append(f"{name}: unexpected tensor; no part of a Llama model has this name")
         elif canonical in mapping:
             problems.append(f"{canonical}: stored twice, as {mapping[canonical]} and {name}")
         else:
             mapping[canonical] = name
-            bare |= dialect == "hf" and canonical != name
+            bare |= dialect == "hf" and canonical != plain
+    if buffers:
+        more = f" (and {len(buffers) - 1} more)" if len(buffers) > 1 else ""
+        notes.append(f"{buffers[0]}{more} is ignored: frequencies come from the configuration")
     if bare:
         notes.append("tensor names lack the prefix 'model.'")
     if config.tie_word_embeddings and HEAD in mapping:

@@ -244,7 +244,10 @@ def _converted(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> _Converted
         changed = lost(values, rounded)
         if value_problems(name, rounded):
             largest = max(float(values.max()), -float(values.min()))
-            problems = [f"{name}: values up to {largest:g} overflow in {dtype}"]
+            problems = [
+                f"{name}: values up to {largest:g} overflow in {dtype}; "
+                "bfloat16 and float32 hold them"
+            ]
     lost_entry = [changed[0], int(values.size), changed[1]]
     entry = {"name": name, "nbytes": int(rounded.nbytes), "lost": lost_entry}
     return _Converted(entry, rounded, problems)

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.checkpoint.checks import value_problems
+from jaxllama.checkpoint.checks import head_problems, structure_problems, value_problems
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import entry_of, half_split, heads_of, interleave, layer_of
 from jaxllama.checkpoint.open import open_checkpoint
+from jaxllama.checkpoint.settings import compare_settings
 from jaxllama.dtypes import FLOATS
 
 Kind = Literal["missing", "unexpected", "differs", "invalid"]
@@ -49,30 +50,29 @@ class Verification:
     Attributes:
         digests: of the first checkpoint's tensors, by canonical name.
         differences: tensors that differ.
-        config: fields of the configuration that differ, as one line each. They do not count
-            against equality where the formats have no place for them.
+        config: what differs of the configuration, the tokenizer and the generation settings, as
+            one line each.
+        notes: the same of what one of the formats has no place for; not counted as different.
     """
 
     digests: dict[str, str]
     differences: tuple[Difference, ...]
     config: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether every tensor has the same dtype, shape and bits, and no number differs."""
+        """Whether every tensor has the same dtype, shape and bits, and no setting differs."""
         return not self.differences and not self.config
-
-
-# What formats have no place for, and no output depends on.
-_INFORMATIVE = ("max_position_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id")
 
 
 def verify(
     first: str | os.PathLike[str] | Checkpoint, second: str | os.PathLike[str] | Checkpoint
 ) -> Verification:
-    """Compare all tensors of two checkpoints of any formats, to the bit.
+    """Compare all that two checkpoints of any formats hold: tensors to the bit, and settings.
 
-    One tensor of each is in memory at a time; a few more where one differs.
+    What would stop either from being loaded is a difference too. One tensor of each is in memory
+    at a time; a few more where one differs.
 
     Raises:
         CheckpointError: one of them cannot be read.
@@ -99,20 +99,15 @@ def verify(
         for name in b.tensors
         if name not in a.tensors
     ]
+    named = {found.name for found in differences}
     for side, checkpoint in (("first", a), ("second", b)):
-        for problem in checkpoint.problems:
+        for problem in structure_problems(checkpoint) + head_problems(checkpoint):
             name, _, detail = problem.partition(": ")
-            differences.append(Difference(name, "unexpected", f"in the {side}: {detail}"))
-    return Verification(digests, tuple(differences), _config_differences(a, b))
-
-
-def _config_differences(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
-    first, second = vars(a.config), vars(b.config)
-    return tuple(
-        f"{field}: {first[field]!r} in the first, {second[field]!r} in the second"
-        for field in first
-        if first[field] != second[field] and field not in _INFORMATIVE
-    )
+            if name not in named:
+                kind: Kind = "invalid" if name in a.tensors else "unexpected"
+                differences.append(Difference(name, kind, f"in the {side}: {detail or problem}"))
+    settings, notes = compare_settings(a, b)
+    return Verification(digests, tuple(differences), tuple(settings), tuple(notes))
 
 
 def _detail(values: np.ndarray, other: np.ndarray) -> str:

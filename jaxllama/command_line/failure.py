@@ -60,7 +60,7 @@ def report_unwritten(error: OSError, program: str) -> int:
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, JaxLlamaError):
-        return error.exit_code, str(error)
+        return error.exit_code, error.command
     more = "--debug shows the traceback"
     if _is_of_memory(error):
         remedy = "give fewer or shorter inputs, or one dtype at a time"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, scaling_problems
+from jaxllama.config_formats.fields import FieldTable, Only, token_id, token_ids
 from jaxllama.errors import ConfigError, join_problems
 
 _FIELDS = {
@@ -45,16 +46,69 @@ _LOW, _HIGH, _EOS_LIST = (
     "jaxllama.rope.scaling.high_freq_factor",
     "jaxllama.eos_token_ids",
 )
-_HARMLESS = {"llama.rope.scaling.finetuned", "llama.tensor_data_layout"}
-# Keys that mean another model unless they hold this value.
-_ONLY = {
-    "general.type": "model",
-    "llama.attention.causal": True,
-    "llama.expert_count": 0,
-    "llama.expert_used_count": 0,
-}
 _READ = {*_FIELDS, _VOCAB, *_HEAD_DIM_KEYS, _TYPE, _FACTOR, _CONTEXT, _LEGACY_FACTOR}
-_READ |= {_LOW, _HIGH, _EOS_LIST, *_HARMLESS, *_ONLY}
+_READ |= {_LOW, _HIGH, _EOS_LIST}
+_OTHER = "another kind of model"
+# llama.cpp reads the keys of the architecture, `general.` and `tokenizer.`; of the latter two none
+# changes a number but these, and whoever writes a file may add namespaces of his own.
+_TABLE = FieldTable(
+    read=frozenset(_READ),
+    harmless=frozenset(
+        [
+            "llama.rope.scaling.finetuned",
+            "llama.tensor_data_layout",
+            "llama.attention.layer_norm_epsilon",
+        ]
+    ),
+    only={
+        "general.type": Only(("model",), _OTHER),
+        "llama.attention.causal": Only((True,), _OTHER),
+        "llama.expert_count": Only((0,), _OTHER),
+        "llama.expert_used_count": Only((0,), _OTHER),
+        "llama.use_parallel_residual": Only((False,), _OTHER),
+        "llama.attention.sliding_window": Only((0,), "another attention mask"),
+        "llama.pooling_type": Only((0,), _OTHER),
+        "llama.rope.scaling.attn_factor": Only((0, 1), "scaled attention"),
+        "llama.embedding_scale": Only((0, 1), "scaled embeddings"),
+        "llama.residual_scale": Only((0, 1), "scaled residual branches"),
+        "llama.logit_scale": Only((0, 1), "scaled logits"),
+    },
+    kind="key",
+)
+# What decides how text becomes tokens, of the vocabularies that are read: byte-level BPE.
+_TOKENIZER = FieldTable(
+    read=frozenset(
+        f"tokenizer.{key}"
+        for key in (
+            *("ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.merges"),
+            *("ggml.add_bos_token", "chat_template"),
+            *(
+                f"ggml.{role}_token_id"
+                for role in ("bos", "eos", "eot", "eom", "unknown", "padding")
+            ),
+        )
+    ),
+    # Scores and spaces are of other vocabularies; the rest are roles that no text is encoded with.
+    harmless=frozenset(
+        f"tokenizer.{key}"
+        for key in (
+            *("ggml.scores", "ggml.token_type_count", "ggml.add_space_prefix", "huggingface.json"),
+            *("ggml.remove_extra_whitespaces", "ggml.precompiled_charsmap", "chat_templates"),
+            *("rwkv.world", "ggml.add_sep_token", "ggml.eog_token_ids"),
+            *(f"ggml.{r}_token_id" for r in ("seperator", "separator", "cls", "mask", "middle")),
+            *(f"ggml.{r}_token_id" for r in ("prefix", "suffix", "fim_pre", "fim_suf", "fim_mid")),
+            *(f"ggml.{r}_token_id" for r in ("fim_pad", "fim_rep", "fim_sep")),
+        )
+    ),
+    only={
+        "tokenizer.ggml.add_eos_token": Only((False,), "an end of text after every prompt"),
+        "tokenizer.ggml.normalizer.lowercase": Only((False,), "text in lower case"),
+    },
+    harmless_under=("tokenizer.chat_template.",),
+    kind="key",
+    could="change the tokens",
+)
+_OF_THE_MODEL = ("llama.", "jaxllama.")
 _LLAMA3_DEFAULTS = (1.0, 4.0, 8192)
 
 
@@ -75,6 +129,7 @@ def read_gguf(
     vocab_size: int | None = None,
     rope_freqs: np.ndarray | None = None,
     source: str = "GGUF metadata",
+    notes: list[str] | None = None,
 ) -> LlamaConfig:
     """Read a GGUF file's metadata.
 
@@ -89,6 +144,7 @@ def read_gguf(
         rope_freqs: the tensor `rope_freqs.weight` [H/2], if there is one. It is how the format
             stores llama3 scaling; the factors are solved from it and must reproduce it.
         source: what to call the file in an error, such as its path.
+        notes: gets a line for each value that is read otherwise than it is written.
 
     Raises:
         ConfigError: every missing, unsupported, unknown or contradictory field, in one message.
@@ -100,29 +156,30 @@ def read_gguf(
     if values.get("general.architecture") != "llama":
         found = values.get("general.architecture")
         problems.append(f"general.architecture {found!r}, expected 'llama'")
-    problems += [
-        f"{key} {values[key]!r} means another kind of model, which is not supported"
-        for key, only in _ONLY.items()
-        if key in values and values[key] != only
-    ]
-    problems += [
-        f"{key} {value!r} is not a known key and could change the numbers"
-        for key, value in values.items()
-        if key.startswith(("llama.", "jaxllama.")) and key not in _READ
-    ]
+    problems += _TABLE.harmful(values)
+    notes = [] if notes is None else notes
     fields: dict[str, Any] = {ours: values.get(key) for key, ours in _FIELDS.items()}
     fields["head_dim"] = _head_dim(values, problems)
     fields["vocab_size"] = _vocab_size(values.get(_VOCAB), vocab_size, problems)
-    fields["eos_token_ids"] = _eos(values)
+    for name in ("bos_token_id", "pad_token_id"):
+        fields[name] = token_id(name, fields[name], notes)
+    fields["eos_token_ids"] = token_ids("eos_token_id", _eos(values), notes)
     fields["tie_word_embeddings"] = tie_word_embeddings
     fields["rope_scaling"] = None
     problems += [_ggufs_name(problem) for problem in config_problems(fields)]
+    problems += _TABLE.unknown({k: v for k, v in values.items() if k.startswith(_OF_THE_MODEL)})
     if problems:
         raise ConfigError(join_problems(source, problems))
-    fields["rope_scaling"] = _scaling(values, fields, rope_freqs, problems)
+    fields["rope_scaling"] = _scaling(values, fields, rope_freqs, problems, notes)
     if problems:
         raise ConfigError(join_problems(source, problems))
     return LlamaConfig(**fields)
+
+
+def tokenizer_problems(metadata: Mapping[str, object]) -> list[str]:
+    """Return what is wrong with the keys of a GGUF file's tokenizer; empty when nothing is."""
+    keys = {key: _plain(v) for key, v in metadata.items() if key.startswith("tokenizer.")}
+    return _TOKENIZER.harmful(keys) + _TOKENIZER.unknown(keys)
 
 
 def write_gguf(config: LlamaConfig) -> dict[str, Any]:
@@ -184,8 +241,7 @@ def _vocab_size(stated: Any, given: int | None, problems: list[str]) -> Any:
 def _eos(values: Mapping[str, Any]) -> Any:
     """Return the end tokens: our own list, else what the format's keys name, each once."""
     if _EOS_LIST in values:
-        listed = values[_EOS_LIST]
-        return tuple(listed) if isinstance(listed, list) else listed
+        return values[_EOS_LIST]
     ids: list[Any] = []
     for key in _EOS_KEYS:
         if key in values and values[key] not in ids:
@@ -198,10 +254,18 @@ def _scaling(
     fields: Mapping[str, Any],
     rope_freqs: np.ndarray | None,
     problems: list[str],
+    notes: list[str],
 ) -> RopeScaling | None:
     """Return the scaling: linear from the metadata, llama3 from the tensor of divisors."""
     # llama.cpp takes a factor without a type for linear scaling.
-    factor = values.get(_FACTOR, values.get(_LEGACY_FACTOR, 0.0))
+    factors = {key: values[key] for key in (_FACTOR, _LEGACY_FACTOR) if key in values}
+    factor = next(iter(factors.values()), 0.0)
+    if len(factors) == 2 and factor != factors[_LEGACY_FACTOR]:
+        said = ", ".join(f"{key} {value!r}" for key, value in factors.items())
+        problems.append(f"{said} contradict each other; keep one of them")
+        return None
+    if values.get(_TYPE) == "none" and factor not in (0, 1):
+        notes.append(f"{_TYPE} 'none' is taken, {_FACTOR} {factor!r} beside it is left")
     kind = values.get(_TYPE, "none" if factor in (0, 1) else "linear")
     if kind not in ("none", "linear"):
         problems.append(f"{_TYPE} {kind!r} is not supported; 'none' and 'linear' are")

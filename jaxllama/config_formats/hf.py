@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _SAME_NAME = (
     "pad_token_id",
 )
 _READ = {*_SAME_NAME, "head_dim", "eos_token_id", "rope_theta", "rope_scaling", "rope_parameters"}
+# How PaddleNLP spells the scaling: here it has to be off.
+_PADDLES = ("rope_scaling_type", "rope_scaling_factor")
 _OTHER_MASK = "another attention mask"
 _OFF = (None, False)
 _ONE = (None, 1)
@@ -49,16 +52,11 @@ _ONLY = {
     "partial_rotary_factor": Only(_ONE, "rotation of a part of each head"),
     "rotary_pct": Only(_ONE, "rotation of a part of each head"),
     "rope_interleaved": Only(_OFF, "interleaved rotary pairs"),
-    "rope_scaling_type": Only(
-        (None, "none", "default"),
-        "scaling of the rotary frequencies in another release's spelling",
-        'state it as "rope_scaling": {"rope_type": ..., "factor": ...}',
-    ),
-    "rope_scaling_factor": Only(
-        _ONE,
-        "scaling of the rotary frequencies in another release's spelling",
-        'state it as "rope_scaling": {"rope_type": ..., "factor": ...}',
-    ),
+    "add_bias_linear": Only(_OFF, "biases in the projections"),
+    "normalization": Only((None, "rmsnorm", "RMSNorm"), "another norm"),
+    "vision_config": Only((None,), "a Llama within a larger model", "give the text model alone"),
+    "text_config": Only((None,), "a Llama within a larger model", "give the text model alone"),
+    "mm_vision_tower": Only((None,), "a Llama within a larger model"),
     "qk_layernorm": Only(_OFF, "norms of queries and keys"),
     "parallel_residual": Only(_OFF, "attention and MLP side by side"),
     "use_parallel_residual": Only(_OFF, "attention and MLP side by side"),
@@ -109,7 +107,7 @@ HARMLESS = frozenset([
     "use_recompute", "virtual_pp_degree",
 ])
 # fmt: on
-TABLE = FieldTable(read=frozenset({*_READ, *FIELDS}), harmless=HARMLESS, only=_ONLY)
+TABLE = FieldTable(read=frozenset({*_READ, *_PADDLES, *FIELDS}), harmless=HARMLESS, only=_ONLY)
 _SCALING_KEYS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -140,6 +138,10 @@ def read_hf(
     notes = [] if notes is None else notes
     problems = quantised_fields(config) + TABLE.harmful(config)
     notes += TABLE.aliased(config)
+    if len(stated := {str(config[n]) for n in ("dtype", "torch_dtype") if config.get(n)}) > 1:
+        notes.append(
+            f"dtype and torch_dtype are {' and '.join(sorted(stated))}: tensors keep theirs"
+        )
     fields: dict[str, Any] = {name: config.get(name) for name in _SAME_NAME}
     for name in ("bos_token_id", "pad_token_id"):
         fields[name] = token_id(name, fields[name], notes)
@@ -206,6 +208,13 @@ def _head_dim(config: Mapping[str, Any]) -> Any:
 def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScaling | None]:
     """Return theta and scaling, from whichever of the two spellings is there; both must agree."""
     found = []
+    kind, factor = (config.get(name) for name in _PADDLES)
+    if kind not in (None, "none", "default") or factor not in (None, 1):
+        problems.append(
+            f"rope_scaling_type {kind!r} and rope_scaling_factor {factor!r} are PaddleNLP's "
+            'spelling of the rotary scaling, which is not supported; write "rope_scaling": '
+            f"{json.dumps({'rope_type': kind, 'factor': factor}, default=str)[:100]} instead"
+        )
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name)
         if rope is None or rope == {}:
@@ -222,8 +231,19 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScal
     first = next(iter(given.values()), None)
     if any(theta != first for theta in given.values()):
         said = ", ".join(f"{name} {theta!r}" for name, theta in given.items())
-        problems.append(f"{said} contradict each other; keep one of them")
+        problems.append(f"{said} contradict each other; {_likelier(given)}")
     return first, found[0][2] if found else None
+
+
+def _likelier(thetas: Mapping[str, Any]) -> str:
+    """Say which of several thetas to keep, where one is a default that a release writes."""
+    plain, stated = thetas.get("rope_theta"), thetas.get("rope_parameters.rope_theta")
+    if plain == 10000.0 and stated is not None:
+        return (
+            f"likelier is {stated!r}, with the scaling of rope_parameters: 10000.0 is the default "
+            "that transformers 4 adds when it saves a file of version 5; remove rope_theta"
+        )
+    return "keep one of them"
 
 
 def _read_scaling(name: str, rope: Mapping[str, Any], problems: list[str]) -> RopeScaling | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from reprlib import repr  # of bounded length: a value may be a whole vocabulary
 from typing import Any
 
 from jaxllama.config import LlamaConfig, RopeScaling, config_problems, is_count, is_number
+from jaxllama.config_formats.fields import FieldTable, Only
+from jaxllama.config_formats.quantised import FIELDS, quantised_fields
 from jaxllama.errors import ConfigError, join_problems
 from jaxllama.presets import PRESETS
 
@@ -33,7 +34,23 @@ _ALSO_READ = {
     "use_scaled_rope",
     "rope_scaling_factor",
 }
-_HARMLESS = {"max_batch_size", "max_seq_len", "model_parallel_size"}
+_OFF = (None, False)
+_TABLE = FieldTable(
+    read=frozenset({*_FIELDS, *_ALSO_READ, *FIELDS}),
+    harmless=frozenset(["max_batch_size", "max_seq_len", "model_parallel_size", "max_context_len"]),
+    only={
+        "bias": Only(_OFF, "biases in the projections"),
+        "attn_bias": Only(_OFF, "biases in the attention projections"),
+        "norm_type": Only((None, "rmsnorm"), "another norm"),
+        "vision_chunk_size": Only((None, -1, 0), "a model that sees images"),
+        "vision_max_num_chunks": Only((None, 4), "a model that sees images"),
+        "vision_num_cross_attention_layers": Only((None, -1, 0), "a model that sees images"),
+        "vision_args": Only((None,), "a model that sees images"),
+        "attention_chunk_size": Only((None,), "another attention mask"),
+        "use_qk_norm": Only(_OFF, "norms of queries and keys"),
+        "nope_layer_interval": Only((None,), "layers without rotation"),
+    },
+)
 
 
 def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
@@ -78,12 +95,7 @@ def read_meta(
     """
     if not isinstance(params, Mapping):
         raise ConfigError(f"{source}: {type(params).__name__}, expected an object")
-    problems = [
-        f"{name} {repr(value)} is not a known field and could change the numbers; "
-        "remove it if it is certain not to"
-        for name, value in params.items()
-        if value is not None and name not in {*_FIELDS, *_ALSO_READ, *_HARMLESS}
-    ]
+    problems = quantised_fields(params) + _TABLE.harmful(params)
     fields: dict[str, Any] = {ours: params.get(meta) for meta, ours in _FIELDS.items()}
     fields["vocab_size"] = _vocab_size(params.get("vocab_size"), vocab_size, problems)
     fields["intermediate_size"] = _intermediate_size(params, problems)
@@ -91,10 +103,25 @@ def read_meta(
     fields["rope_scaling"] = _rope_scaling(params, problems)
     fields["tie_word_embeddings"] = tie_word_embeddings
     fields["max_position_embeddings"] = None
-    problems += [_metas_name(p) for p in config_problems(fields)]
+    named = (_metas_name(p) for p in config_problems(fields))
+    problems += [p + _taken_then(p, params) for p in named]
+    problems += _TABLE.unknown(params)
     if problems:
         raise ConfigError(join_problems(source, problems))
     return LlamaConfig(**fields)
+
+
+def _taken_then(problem: str, params: Mapping[str, Any]) -> str:
+    """Return what Meta's code takes for a field that is missing, to be stated if it is right."""
+    taken = {
+        "n_kv_heads": f"n_heads, {params.get('n_heads')!r},",
+        "rope_theta": "10000.0 for Llama 1 and 2, 500000.0 for Llama 3,",
+        "norm_eps": "1e-05",
+    }
+    for name, value in taken.items():
+        if problem.startswith(f"{name} is missing"):
+            return f" (Meta's code takes {value} then)"
+    return ""
 
 
 def write_meta(config: LlamaConfig) -> dict[str, Any]:

@@ -120,12 +120,15 @@ def is_part(name: str) -> bool:
     return _method_of(name) is not None
 
 
-def quantised_tensors(parts: Iterable[str], floats: Iterable[str]) -> tuple[list[str], list[str]]:
+def quantised_tensors(
+    parts: Iterable[str], floats: Iterable[str], *, metas: bool = False
+) -> tuple[list[str], list[str]]:
     """Tell quantised weights from what was left beside float ones.
 
     Args:
         parts: names of the stored tensors that `is_part` says yes to, and of those in FP8.
         floats: names of the tensors that are stored as floats.
+        metas: whether the names are Meta's, whose scales are called like MLX's.
 
     Returns:
         One line of refusal or none; one note or none, where every weight is whole without them.
@@ -139,6 +142,7 @@ def quantised_tensors(parts: Iterable[str], floats: Iterable[str]) -> tuple[list
             decisive.append((name, method or _FP8))
     if decisive:
         name, method = next((d for d in decisive if d[1] is not _MLX), decisive[0])
+        method = _META if metas and method is _MLX else method
         return [
             f"{len(decisive)} tensors, such as {name}, mean {_weights(method)}; dequantise the "
             f"checkpoint first: {method.how}"

@@ -20,6 +20,18 @@ class Scaling:
     original_max_position_embeddings: int | None = None
 
 
+def token_or_none(value: Any) -> Any:
+    """Return a stored token id; None for -1, of whatever width, which says that there is none."""
+    absent = isinstance(value, int) and value in (-1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+    return None if absent else value
+
+
+def end_tokens(value: Any) -> tuple[Any, ...]:
+    """Return the ids of a field that holds one, several or none."""
+    listed = value if isinstance(value, list) else [value]
+    return tuple(token for token in map(token_or_none, listed) if token is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """What a checkpoint says of its model, under Hugging Face's names.

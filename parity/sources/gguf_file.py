@@ -11,7 +11,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from parity.sources.config import Scaling, SourceConfig
+from parity.sources.config import Scaling, SourceConfig, end_tokens, token_or_none
 from parity.sources.names import EMBEDDING, HEAD, gguf_name, in_halves, rotated_heads
 from parity.sources.source import Source
 
@@ -112,7 +112,9 @@ def _config(file: str, values: Mapping[str, Any], tensors: Mapping[str, Any]) ->
     keys |= {"rms_norm_eps": "llama.attention.layer_norm_rms_epsilon"}
     keys |= {"rope_theta": "llama.rope.freq_base"}
     fields: dict[str, Any] = {name: values[key] for name, key in _FIELDS.items()}
-    optional: dict[str, Any] = {name: values.get(key) for name, key in _OPTIONAL.items()}
+    optional: dict[str, Any] = {
+        name: token_or_none(values.get(key)) for name, key in _OPTIONAL.items()
+    }
     head_dim_key = next((key for key in _HEAD_DIMS if key in values), None)
     head_dim = (
         fields["hidden_size"] // fields["num_attention_heads"]
@@ -123,7 +125,7 @@ def _config(file: str, values: Mapping[str, Any], tensors: Mapping[str, Any]) ->
     rows = int(tensors[gguf_name(EMBEDDING)].shape[1])
     keys["vocab_size"] = "llama.vocab_size" if "llama.vocab_size" in values else "token_embd.weight"
     own_ends = values.get("jaxllama.eos_token_ids")
-    ends = own_ends or dict.fromkeys(values[key] for key in _ENDS if key in values)
+    ends = own_ends or list(dict.fromkeys(values[key] for key in _ENDS if key in values))
     keys["eos_token_ids"] = "jaxllama.eos_token_ids" if own_ends else ", ".join(_ENDS)
     keys["tie_word_embeddings"] = "output.weight"
     theta = float(values["llama.rope.freq_base"])
@@ -138,7 +140,7 @@ def _config(file: str, values: Mapping[str, Any], tensors: Mapping[str, Any]) ->
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=gguf_name(HEAD) not in tensors,
-        eos_token_ids=tuple(ends),
+        eos_token_ids=end_tokens(list(ends)),
         **optional,
         where={name: f"{file}: {key}" for name, key in keys.items()},
     )

@@ -11,7 +11,8 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxllama.files import inside
-from parity.sources.config import Scaling, SourceConfig
+from parity.sources.config import Scaling, SourceConfig, end_tokens, token_or_none
+from parity.sources.names import EMBEDDING, HEAD, plain_names
 from parity.sources.source import Source
 
 CONFIG = "config.json"
@@ -20,44 +21,44 @@ CONFIG = "config.json"
 def open_hf(path: Path) -> Source:
     """Open a directory with config.json and safetensors."""
     content = read_object(path / CONFIG)
-    files = tensor_files(path)
-
-    def stored(name: str) -> str:
-        # A bare model's file lacks the prefix.
-        return name if name in files else name.removeprefix("model.")
+    stated = config_of(content, CONFIG)
+    # transformers would take -1 for the embedding's last row.
+    content = {**content, "pad_token_id": stated.pad_token_id}
+    places = tensor_places(path)
 
     def read(name: str) -> np.ndarray:
-        with safe_open(files[stored(name)], framework="np") as shard:
-            values: np.ndarray = shard.get_tensor(stored(name))
+        file, stored = places[name]
+        with safe_open(file, framework="np") as shard:
+            values: np.ndarray = shard.get_tensor(stored)
             return values
 
     def place(name: str) -> str:
-        at = files.get(stored(name))
-        return f"{at.name if at else path}: {stored(name)}"
+        file, stored = places.get(name, (path, name))
+        return f"{file if file is path else file.name}: {stored}"
 
     return Source(
-        path=path,
-        format="hf",
-        stated=config_of(content, CONFIG),
-        hf_config=content,
-        reader=read,
-        place=place,
+        path=path, format="hf", stated=stated, hf_config=content, reader=read, place=place
     )
 
 
-def tensor_files(directory: Path) -> dict[str, Path]:
-    """Return the file of every tensor of a directory, by stored name."""
+def tensor_places(directory: Path) -> dict[str, tuple[Path, str]]:
+    """Return file and stored name of every tensor of a directory, by canonical name."""
     single = directory / "model.safetensors"
     if single.exists():  # transformers too takes it before an index that lies beside it
         shards = {single}
     else:
         weight_map = read_object(directory / "model.safetensors.index.json")["weight_map"]
         shards = {inside(directory, file) for file in weight_map.values()}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(shards):
         with safe_open(file, framework="np") as shard:
-            found |= dict.fromkeys(shard.keys(), file)
-    return found
+            files |= dict.fromkeys(shard.keys(), file)
+    plain = plain_names(files, (EMBEDDING, EMBEDDING.removeprefix("model.")))
+    return {
+        # A bare model's file lacks the prefix.
+        name if name == HEAD or name.startswith("model.") else f"model.{name}": (files[at], at)
+        for name, at in plain.items()
+    }
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -109,7 +110,6 @@ def config_of(content: Mapping[str, Any], file: str) -> SourceConfig:
     spelled["rope_scaling.rope_theta"] = (content.get("rope_scaling") or {}).get("rope_theta")
     theta_key = next((name for name, value in spelled.items() if value is not None), "rope_theta")
     theta, where["rope_theta"] = spelled[theta_key], f"{file}: {theta_key}"
-    eos = content.get("eos_token_id")
     return SourceConfig(
         **{name: content[name] for name in same},
         head_dim=head_dim,
@@ -118,9 +118,9 @@ def config_of(content: Mapping[str, Any], file: str) -> SourceConfig:
         rope_scaling=_scaling(rope),
         tie_word_embeddings=content["tie_word_embeddings"],
         max_position_embeddings=content.get("max_position_embeddings"),
-        bos_token_id=content.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        pad_token_id=content.get("pad_token_id"),
+        bos_token_id=token_or_none(content.get("bos_token_id")),
+        eos_token_ids=end_tokens(content.get("eos_token_id")),
+        pad_token_id=token_or_none(content.get("pad_token_id")),
         where=where,
     )
 

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from parity.sources.config import Scaling, SourceConfig
+from parity.sources.config import Scaling, SourceConfig, end_tokens, token_or_none
 from parity.sources.hf import read_object
-from parity.sources.names import EMBEDDING, HEAD, in_halves, meta_name, rotated_heads
+from parity.sources.names import EMBEDDING, HEAD, in_halves, meta_name, plain_names, rotated_heads
 from parity.sources.source import Source
 
 PARAMS, MANIFEST = "params.json", "jaxllama_manifest.json"
@@ -51,7 +51,9 @@ class _Rank:
         self.file = file
         self._mapped: dict[str, torch.Tensor] = {}
         self._touched = 0
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        self._stored = plain_names(self._tensors(), (meta_name(EMBEDDING),))
+        tensors = self._tensors()
+        self.shapes = {name: tuple(tensors[at].shape) for name, at in self._stored.items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         if not self._mapped or self._touched > _MAPPED_BYTES:
@@ -61,7 +63,7 @@ class _Rank:
 
     def read(self, name: str) -> np.ndarray:
         """Return a view of a tensor."""
-        tensor = self._tensors()[name]
+        tensor = self._tensors()[self._stored[name]]
         self._touched += tensor.nbytes
         if tensor.dtype == torch.bfloat16:  # NumPy itself has none
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -113,7 +115,6 @@ def _config(
             high_freq_factor=4.0,
             original_max_position_embeddings=8192,
         )
-    eos = manifest.get("eos_token_id")
     keys = {
         "vocab_size": "vocab_size" if from_file else "",
         "hidden_size": "dim",
@@ -151,9 +152,9 @@ def _config(
         rope_scaling=scaling,
         tie_word_embeddings=_is_tied(ranks),
         max_position_embeddings=manifest.get("max_position_embeddings"),
-        bos_token_id=manifest.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        pad_token_id=manifest.get("pad_token_id"),
+        bos_token_id=token_or_none(manifest.get("bos_token_id")),
+        eos_token_ids=end_tokens(manifest.get("eos_token_id")),
+        pad_token_id=token_or_none(manifest.get("pad_token_id")),
         where=where,
     )
 

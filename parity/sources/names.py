@@ -5,6 +5,8 @@ Canonical are Hugging Face's names, [out, in], and rows of a head in halves.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from parity.sources.config import SourceConfig
@@ -69,6 +71,27 @@ def meta_name(canonical: str) -> str:
 def _layered(canonical: str, prefix: str, column: int) -> str:
     _, _, layer, part = canonical.removesuffix(".weight").split(".", 3)
     return f"{prefix}.{layer}.{_IN_LAYER[part][column]}.weight"
+
+
+# What torch.compile, FSDP, activation checkpointing and DataParallel put into names.
+_OF_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+
+
+def plain_names(stored: Iterable[str], landmarks: tuple[str, ...]) -> dict[str, str]:
+    """Return the stored names of a file by what they are once wrappers are taken off.
+
+    Args:
+        stored: all names of the file.
+        landmarks: names of its format, of which one is there: what stands before it stands before
+            all of them.
+    """
+    inner = {".".join(p for p in name.split(".") if p not in _OF_WRAPPERS): name for name in stored}
+    for landmark in landmarks:
+        for name in inner:
+            if f".{name}".endswith(f".{landmark}"):
+                before = name.removesuffix(landmark)
+                return {plain.removeprefix(before): at for plain, at in inner.items()}
+    return inner
 
 
 def rotated_heads(canonical: str, config: SourceConfig) -> int | None:

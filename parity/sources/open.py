@@ -25,17 +25,17 @@ def open_source(path: Path) -> Source:
 
 
 def _open(path: Path) -> Source:
-    """Each library is loaded for its own format alone."""
+    """Open what weights say the format is; each library is loaded for its own alone."""
     packed = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if (path / "arrays").is_dir():
         from parity.sources.orbax_directory import open_orbax
 
         return open_orbax(path)
-    if (path / "params.json").is_file():
+    if any(path.glob("consolidated.*.pth")):
         from parity.sources.meta import open_meta
 
         return open_meta(path)
-    if (path / "config.json").is_file() or len(packed) != 1:
+    if path.is_dir() and (any(path.glob("model*.safetensors*")) or len(packed) != 1):
         from parity.sources.hf import open_hf
 
         return open_hf(path)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import parity
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny
-from jaxllama.checkpoint.gguf.tokenizer import PRE
+from jaxllama.checkpoint.gguf.tokenizer import MERGES, PRE, TYPES
 from jaxllama.checkpoint.info import describe
 from jaxllama.cli import main
 from jaxllama.errors import CheckpointError
@@ -194,8 +194,12 @@ def gguf(path: Path, *changes: tuple[bytes, bytes], specials: list[str] = LLAMA3
     return path
 
 
-# A key of another name is no longer there.
-WITHOUT_PRE = (PRE.encode(), PRE.encode().replace(b"pre", b"qre"))
+def without(key: str) -> tuple[bytes, bytes]:
+    """Let a key be no longer there, by another name that nothing depends on."""
+    return key.encode(), b"general.".ljust(len(key), b"x")
+
+
+WITHOUT_PRE = without(PRE)
 
 
 def test_case_22_a_missing_pre_tokenizer_is_recovered(tmp_path: Path) -> None:
@@ -220,9 +224,9 @@ def test_case_22_what_cannot_be_recovered_is_refused(tmp_path: Path) -> None:
             open_checkpoint(path).tokenizer()
 
 
-@pytest.mark.parametrize("key", [b"tokenizer.ggml.merges", b"tokenizer.ggml.token_type"])
-def test_case_22_no_other_part_has_a_default(tmp_path: Path, key: bytes) -> None:
-    path = gguf(tmp_path / "a.gguf", (key, key.replace(b"ggml", b"gggl")))
+@pytest.mark.parametrize("key", [MERGES, TYPES])
+def test_case_22_no_other_part_has_a_default(tmp_path: Path, key: str) -> None:
+    path = gguf(tmp_path / "a.gguf", without(key))
     with pytest.raises(CheckpointError, match="convert the model anew"):
         open_checkpoint(path).tokenizer()
 

@@ -277,7 +277,10 @@ def outcome(original: Any, directory: Path) -> str:
         check_manifest(checkpoint)
     except JaxLlamaError:
         return "manifest"
-    return "harmless" if verify(original, checkpoint).equal else "accepted silently"
+    found = verify(original, checkpoint)
+    # A tokenizer that was damaged is said when it is asked for; this is about the weights.
+    numbers = [one for one in found.config if not one.startswith(("tokenizer", "generation"))]
+    return "accepted silently" if found.differences or numbers else "harmless"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
     gguf.GGMLQuantizationType.BF16: BFLOAT16,
     gguf.GGMLQuantizationType.F64: np.dtype(np.float64),
 }
+# Encodings that files of some months have, by their numbers; no reader of today knows them.
+_REMOVED = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+_ANEW = "quantise the float weights anew, as Q4_0 or IQ4_NL"
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class GGUFFile:
         """Read one tensor: F16, BF16, F32 and F64 as they are, quantised ones as float32.
 
         Raises:
-            CheckpointError: the file changed, or the encoding cannot be dequantised.
+            CheckpointError: the file changed while it was read.
         """
         tensor = self.tensors[name]
         if tensor.type in PLAIN:
@@ -96,12 +109,7 @@ class GGUFFile:
             rows = result[first : first + step]
             at = tensor.offset + first * row_bytes
             raw = read_raw(self.path, at, len(rows) * row_bytes).reshape(len(rows), row_bytes)
-            try:
-                rows[...] = gguf.dequantize(raw, tensor.type)
-            except NotImplementedError as error:
-                raise CheckpointError(
-                    f"{self.path}: {name}: encoding {tensor.type.name} cannot be dequantised"
-                ) from error
+            rows[...] = gguf.dequantize(raw, tensor.type)
         return result.reshape(tensor.shape)
 
 
@@ -177,6 +185,8 @@ def read_head(path: Path) -> GGUFFile:
     """
     cursor = _Cursor(path)
     with cursor.file:
+        if cursor.length >= len(MAGIC):
+            files.refuse_stranger(path, own=MAGIC)
         if cursor.take(4, "the magic number") != MAGIC:
             raise CheckpointError(f"{path}: does not begin with {MAGIC!r}; not a GGUF file")
         version = cursor.number("<I", "the version")
@@ -205,6 +215,19 @@ def read_head(path: Path) -> GGUFFile:
     return found
 
 
+@cache
+def _is_readable(encoding: gguf.GGMLQuantizationType) -> bool:
+    """Whether an encoding is of floats, or the package dequantises it; tried on one block."""
+    if encoding in PLAIN:
+        return True
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[encoding][1]), np.uint8)
+    try:
+        gguf.dequantize(block, encoding)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string("a tensor's name")
     rank = cursor.number("<I", name)
@@ -226,7 +249,15 @@ def _place(
         try:
             encoding = gguf.GGMLQuantizationType(kind)
         except ValueError:
-            problems.append(f"{name}: encoding {kind} is not known")
+            removed = _REMOVED.get(kind)
+            problems.append(
+                f"{name}: encoding {kind} is not known; make the file anew with another"
+                if removed is None
+                else f"{name}: encoding {removed} was removed from the format; {_ANEW}"
+            )
+            continue
+        if not _is_readable(encoding):
+            problems.append(f"{name}: encoding {encoding.name} cannot be dequantised; {_ANEW}")
             continue
         block, block_bytes = gguf.GGML_QUANT_SIZES[encoding]
         if not shape or shape[-1] % block:
@@ -240,7 +271,7 @@ def _place(
             problems.append(f"{name}: begins at byte {tensor.offset}, inside {previous}")
         end, previous = max(end, tensor.offset + tensor.nbytes), name
     if problems:
-        raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems[:20]))
+        raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems))
     if end > length:
         raise CheckpointError(
             f"{found.path}: truncated: its directory describes {end} bytes, the file has {length}; "

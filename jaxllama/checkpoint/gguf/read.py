@@ -14,8 +14,10 @@ from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor, re
 from jaxllama.checkpoint.gguf.tokenizer import recovered, tokenizer_files
 from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_split, heads_of
 from jaxllama.config import LlamaConfig
+from jaxllama.config_formats.fields import token_id
+from jaxllama.config_formats.gguf import tokenizer_problems
 from jaxllama.dtypes import FLOATS
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, join_problems
 from jaxllama.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -43,14 +45,16 @@ def open_gguf(path: Path) -> Checkpoint:
     stored = dict(file.tensors)
     rope_freqs = file.read(ROPE_FREQS) if stored.pop(ROPE_FREQS, None) else None
     embedding = stored.get("token_embd.weight")
+    said: list[str] = []
     config = LlamaConfig.from_gguf(
         {key: value for key, value in file.metadata.items() if key != WIDENED},
         tie_word_embeddings="output.weight" not in stored,
         vocab_size=embedding.shape[0] if embedding and embedding.shape else None,
         rope_freqs=rope_freqs,
         source=str(path),
+        notes=said,
     )
-    canonical, notes, problems = canonical_names(stored, config, "gguf")
+    canonical, notes, problems = canonical_names({n: n for n in stored}, config, "gguf")
     narrow = _narrow(file, set(stored))
     tensors = {
         name: TensorInfo(
@@ -70,7 +74,7 @@ def open_gguf(path: Path) -> Checkpoint:
         tensors=tensors,
         reader=read,
         config_source="its metadata",
-        notes=(*notes, *recovered(file.metadata)),
+        notes=(*said, *notes, *recovered(file.metadata)),
         problems=problems,
         **_tokenizer(file, config),
     )
@@ -118,9 +122,15 @@ def _tokenizer(file: GGUFFile, config: LlamaConfig) -> dict[str, Any]:
     if "tokenizer.ggml.tokens" not in file.metadata:
         return {}
 
+    ids = [key for key in file.metadata if key.endswith("_token_id")]
+    absent = {key for key in ids if token_id(key, file.metadata[key], []) is None}
+    known = {key: value for key, value in file.metadata.items() if key not in absent}
+
     @cache
     def made() -> dict[str, bytes]:
-        return tokenizer_files(file.metadata, str(file.path))
+        if problems := tokenizer_problems(known):
+            raise CheckpointError(join_problems(f"{file.path}: its tokenizer", problems))
+        return tokenizer_files(known, str(file.path))
 
     def load() -> Tokenizer:
         return Tokenizer.from_files(made(), source=str(file.path), config=config)

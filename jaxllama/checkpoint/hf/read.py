@@ -11,15 +11,15 @@ import numpy as np
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.hf.safetensors_file import Slot, read_header, read_tensor
-from jaxllama.checkpoint.names import HEAD, canonical_names
+from jaxllama.checkpoint.hf.safetensors_file import read_tensor
+from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE, find_weights
+from jaxllama.checkpoint.names import HEAD
+from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import CheckpointError
+from jaxllama.config_formats.generation import read_generation
 from jaxllama.tokenizer import Tokenizer
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Carried along on conversion, and removed from no one's directory.
 COMPANIONS = (
     "tokenizer.json",
@@ -31,12 +31,12 @@ COMPANIONS = (
     "generation_config.json",
 )
 
-Stored = dict[str, tuple[Path, Slot]]
+GENERATION = "generation_config.json"
 
 
 def is_hf(path: Path) -> bool:
     """Whether a path looks like a Hugging Face directory."""
-    return any((path / name).is_file() for name in (SINGLE, INDEX)) or (path / CONFIG).is_file()
+    return any((path / name).exists() for name in (CONFIG, SINGLE, INDEX))
 
 
 def open_hf(path: Path) -> Checkpoint:
@@ -48,13 +48,17 @@ def open_hf(path: Path) -> Checkpoint:
         ConfigError: config.json is contradictory or not understood.
     """
     config_file = files.inside(path, CONFIG)
+    if not config_file.exists() and (path / ADAPTER).exists():
+        find_weights(path)  # says that it is an adapter
     content = files.read_json(config_file)
-    config = LlamaConfig.from_hf(content, source=str(config_file))
-    stored = read_stored(path)
+    notes: list[str] = []
+    config = LlamaConfig.from_hf(content, source=str(config_file), notes=notes)
+    stored, left = find_weights(path)
     infos = {name: TensorInfo(slot.shape, slot.dtype, at) for name, (at, slot) in stored.items()}
-    return directory_checkpoint(
+    found = directory_checkpoint(
         path, "hf", config, content, infos, lambda name: read_tensor(*stored[name])
     )
+    return found.noted(*(f"{CONFIG}: {note}" for note in notes), *left)
 
 
 def directory_checkpoint(
@@ -75,8 +79,9 @@ def directory_checkpoint(
         stored: its tensors, by the names they are stored under.
         read_stored: reads one of them.
     """
-    canonical, notes, problems = canonical_names(stored, config, "hf")
-    tensors = {name: stored[at] for name, at in canonical.items()}
+    found = resolve(stored, config, "hf", str(path))
+    tensors = {name: stored[at] for name, at in found.stored.items()}
+    notes, problems = generation_settings(path, config)
     head = tensors.pop(HEAD, None) if config.tie_word_embeddings else None
     return Checkpoint(
         path=path,
@@ -84,56 +89,23 @@ def directory_checkpoint(
         config=config,
         hf_config=content,
         tensors=tensors,
-        reader=lambda name: read_stored(canonical[name]),
+        reader=lambda name: read_stored(found.stored[name]),
         config_source=CONFIG,
         stored_head=head,
-        notes=notes,
-        problems=problems,
+        notes=(*found.notes, *notes),
+        problems=(*found.problems, *problems),
         companions=companions(path),
         tokenizer_loader=tokenizer_loader(path),
     )
 
 
-def read_stored(path: Path) -> Stored:
-    """Return every tensor of a directory's safetensors files: its file and its place there."""
-    if (path / INDEX).exists() and not (path / SINGLE).exists():
-        return _read_sharded(path)
-    single = files.inside(path, SINGLE)
-    if not single.is_file():
-        raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}")
-    return {name: (single, slot) for name, slot in read_header(single).items()}
-
-
-def _read_sharded(path: Path) -> Stored:
-    index = path / INDEX
-    weight_map = files.read_json(files.inside(path, INDEX), files.INDEX_LIMIT).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise CheckpointError(f"{index}: weight_map is not an object of file names")
-    stored: Stored = {}
-    problems: list[str] = []
-    for shard in sorted(set(weight_map.values())):
-        try:
-            file = files.inside(path, shard)
-            slots = read_header(file)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        listed = {name for name, file_name in weight_map.items() if file_name == shard}
-        problems += [
-            f"{shard}: lacks {name}, which {INDEX} places there"
-            for name in sorted(listed - slots.keys())
-        ]
-        problems += [
-            f"{shard}: holds {name}, which {INDEX} does not place there"
-            for name in sorted(slots.keys() - listed)
-        ]
-        stored |= {name: (file, slot) for name, slot in slots.items() if name in listed}
-    if problems:
-        rest = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise CheckpointError(f"{path}: " + "; ".join(problems[:20]) + rest)
-    return stored
+def generation_settings(path: Path, config: LlamaConfig) -> tuple[list[str], list[str]]:
+    """Return notes and problems of a directory's generation_config.json, if it has one."""
+    if not (path / GENERATION).exists():
+        return [], []
+    content = files.read_json(files.inside(path, GENERATION))
+    notes, problems = read_generation(content, config.vocab_size, config.eos_token_ids)
+    return [f"{GENERATION}: {n}" for n in notes], [f"{GENERATION}: {p}" for p in problems]
 
 
 def companions(path: Path) -> dict[str, Callable[[], bytes]]:
@@ -142,6 +114,7 @@ def companions(path: Path) -> dict[str, Callable[[], bytes]]:
     for name in COMPANIONS:
         if (path / name).exists():
             file = files.inside(path, name)
+            files.size(file)  # a directory in its place is said when the checkpoint is opened
             found[name] = partial(files.read_bytes, file, files.TOKENIZER_LIMIT)
     return found
 

@@ -55,7 +55,13 @@ def read_header(path: Path) -> dict[str, Slot]:
     length = files.size(path)
     head = _read(path, 0, 8) if length >= 8 else b""
     if not head:
-        raise CheckpointError(f"{path}: {length} bytes, shorter than a safetensors header")
+        raise CheckpointError(
+            f"{path}: {length} bytes, shorter than a safetensors header; fetch it again"
+        )
+    beginning = head + _read(path, 8, 500)
+    # A header's length may look like anything; where one follows, it is that.
+    if beginning[8:9] != b"{" and (what := files.stranger(beginning)):
+        raise CheckpointError(f"{path}: is {what}")
     header_length = int.from_bytes(head, "little")
     if header_length > HEADER_LIMIT:
         raise CheckpointError(
@@ -82,7 +88,7 @@ def read_header(path: Path) -> dict[str, Slot]:
     if not problems:
         problems = _gaps(slots, start)
     if problems:
-        raise CheckpointError(join_problems(f"{path}: invalid header", problems[:20]))
+        raise CheckpointError(join_problems(f"{path}: invalid header", problems))
     end = max((slot.offset + slot.nbytes for slot in slots.values()), default=start)
     if end != length:
         what = "truncated" if end > length else "too long"
@@ -98,7 +104,10 @@ def _slot(fields: Any, start: int) -> Slot:
         raise ValueError("needs exactly dtype, shape and data_offsets")
     dtype = SAFETENSORS.get(str(fields["dtype"]))
     if dtype is None:
-        raise ValueError(f"dtype {fields['dtype']!r} is not known")
+        raise ValueError(
+            f"dtype {str(fields['dtype'])[:40]!r} is not known; take the float checkpoint that it "
+            "was made of"
+        )
     shape, offsets = fields["shape"], fields["data_offsets"]
     if not _counts(shape) or len(shape) > 8:
         raise ValueError(f"shape {str(shape)[:80]} is not a list of counts")

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.hf.read import companions, tokenizer_loader
+from jaxllama.checkpoint.hf.read import companions, generation_settings, tokenizer_loader
+from jaxllama.checkpoint.hf.weights import left_beside
 from jaxllama.checkpoint.hf.write import companion_files
 from jaxllama.checkpoint.layout import Layout, Piece
 from jaxllama.checkpoint.manifest import MANIFEST, read_manifest
@@ -22,7 +23,6 @@ from jaxllama.checkpoint.names import (
     EMBEDDING,
     HEAD,
     Entry,
-    canonical_names,
     entry_of,
     half_split,
     heads_of,
@@ -30,6 +30,8 @@ from jaxllama.checkpoint.names import (
     sizes,
     to_dialect,
 )
+from jaxllama.checkpoint.stored_names import resolve
+from jaxllama.checkpoint.wrappers import unwrap
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, InputError, join_problems
 
@@ -52,11 +54,19 @@ def open_meta(path: Path) -> Checkpoint:
     """
     params = files.read_json(files.inside(path, PARAMS))
     shards = [Shard(file) for file in _shard_files(path)]
-    problems = _shard_problems(shards)
-    if problems:
-        raise CheckpointError(join_problems(str(path), problems))
-    config = _config(path, params, shards)
-    names, notes, name_problems = canonical_names(shards[0].shapes, config, "meta")
+    if misfits := _shard_problems(shards):
+        raise CheckpointError(join_problems(str(path), misfits))
+    plain, config_notes = unwrap(shards[0].shapes, "meta", str(path))
+    if config_notes and len(set(plain.values())) == len(plain):
+        for shard in shards:
+            shard.rename(plain)
+    config = _config(path, params, shards, config_notes)
+    stored = {
+        name: TensorInfo(shape, dtype, shards[0].file)
+        for name, (shape, dtype) in shards[0].shapes.items()
+    }
+    found = resolve(stored, config, "meta", str(path))
+    names, notes = found.stored, (*config_notes, *found.notes)
     tensors = {}
     for name, at in names.items():
         shape, dtype = shards[0].shapes[at]
@@ -71,6 +81,8 @@ def open_meta(path: Path) -> Checkpoint:
     if head is not None:
         notes = tuple(n for n in notes if not n.startswith(HEAD))
         notes += ("output.weight equals tok_embeddings.weight: read as tied",)
+    said, problems = generation_settings(path, config)
+    said += left_beside(path, {shard.file.name for shard in shards})
     return Checkpoint(
         path=path,
         format="meta",
@@ -80,8 +92,12 @@ def open_meta(path: Path) -> Checkpoint:
         reader=read,
         config_source=PARAMS,
         stored_head=head,
-        notes=(*notes, *([f"{len(shards)} model-parallel shards"] if len(shards) > 1 else [])),
-        problems=name_problems,
+        notes=(
+            *notes,
+            *([f"{len(shards)} model-parallel shards"] if len(shards) > 1 else []),
+            *said,
+        ),
+        problems=(*found.problems, *problems),
         companions=companions(path),
         tokenizer_loader=tokenizer_loader(path),
     )
@@ -110,10 +126,12 @@ def _shard_problems(shards: list[Shard]) -> list[str]:
                     f"{name}: {first.shapes[name]} in {first.file.name}, {shard.shapes[name]} in "
                     f"{shard.file.name}"
                 )
-    return problems[:50]
+    return problems
 
 
-def _config(path: Path, params: dict[str, Any], shards: list[Shard]) -> LlamaConfig:
+def _config(
+    path: Path, params: dict[str, Any], shards: list[Shard], notes: list[str]
+) -> LlamaConfig:
     """Read params.json, and what it leaves out from the weights and the manifest."""
     table = [shard.shapes.get("tok_embeddings.weight") for shard in shards]
     rows = None
@@ -126,7 +144,7 @@ def _config(path: Path, params: dict[str, Any], shards: list[Shard]) -> LlamaCon
     if not (path / MANIFEST).is_file():
         return config
     try:
-        original = LlamaConfig.from_hf(read_manifest(path).hf_config)
+        original = LlamaConfig.from_hf(read_manifest(path).hf_config, notes=notes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Special tokens and the stated context, which the format has no place for.

@@ -42,6 +42,12 @@ class Shard:
             for name, tensor in self._tensors().items()
         }
         self._mapped = None
+        self._stored: dict[str, str] = {}
+
+    def rename(self, plain: Mapping[str, str]) -> None:
+        """Call every tensor by its plain name from here on, given by stored name."""
+        self._stored = {inner: name for name, inner in plain.items()}
+        self.shapes = {inner: self.shapes[name] for inner, name in self._stored.items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         import torch
@@ -66,7 +72,7 @@ class Shard:
         """Return a view of one mapped tensor, valid until the next call."""
         if self._touched > _MAPPED_LIMIT:
             self._mapped = None
-        tensor = self._tensors()[name]
+        tensor = self._tensors()[self._stored.get(name, name)]
         self._touched += tensor.numel() * tensor.element_size()
         import torch
 
@@ -77,6 +83,7 @@ class Shard:
 
 def _check_archive(file: Path) -> None:
     """Check the zip directory: PyTorch would believe any size that it states."""
+    files.refuse_stranger(file, own=b"PK")
     length = files.size(file)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -97,7 +104,7 @@ def _check_archive(file: Path) -> None:
         elif entry.filename.endswith("/data.pkl") and entry.file_size > _PICKLE_LIMIT:
             problems.append(f"{entry.filename} is {entry.file_size} bytes long")
     if problems:
-        raise CheckpointError(join_problems(f"{file}: damaged", problems[:20]))
+        raise CheckpointError(join_problems(f"{file}: damaged", problems))
 
 
 def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -108,13 +115,16 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
     problems = []
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            problems.append(f"{str(name)[:80]!r} is a {type(tensor).__name__}, expected a tensor")
+            problems.append(
+                f"{str(name)[:80]!r} is a {type(tensor).__name__}, expected a tensor"
+                + ("; save that dict alone" if isinstance(tensor, dict) else "")
+            )
             continue
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
             problems.append(f"{name} is not a plain contiguous tensor")
     if problems:
-        raise CheckpointError(join_problems(f"{file}: not read", problems[:20]))
+        raise CheckpointError(join_problems(f"{file}: not read", problems))
     return found
 
 

@@ -47,7 +47,8 @@ def open_orbax(path: Path) -> Checkpoint:
     config_file = files.inside(path, CONFIG)
     _refuse_links(path / ARRAYS)
     content = files.read_json(config_file)
-    config = LlamaConfig.from_hf(content, source=str(config_file))
+    notes: list[str] = []
+    config = LlamaConfig.from_hf(content, source=str(config_file), notes=notes)
     stored = _metadata(path)
     infos = {
         name: TensorInfo(tuple(found.shape), np.dtype(found.dtype), path / ARRAYS)
@@ -58,7 +59,8 @@ def open_orbax(path: Path) -> Checkpoint:
         # Shape and dtype without a sharding ask for an array of the host.
         return np.asarray(_restore(path, stored, {name: infos[name]})[name])
 
-    return directory_checkpoint(path, "orbax", config, content, infos, read)
+    found = directory_checkpoint(path, "orbax", config, content, infos, read)
+    return found.noted(*(f"{CONFIG}: {note}" for note in notes))
 
 
 def restore_sharded(

@@ -235,4 +235,5 @@ def _complete(checkpoint: CheckpointLike, info: dict[str, Any]) -> None:
     problems += [f"{entry[0]}: does not fit" for entry in info["mismatched_keys"]]
     if problems:
         label = checkpoint.path or f"{checkpoint.format} checkpoint"
-        raise CheckpointError(join_problems(f"{label}, loaded by transformers", sorted(problems)))
+        title = f"{label}, loaded by transformers, which takes names as they are stored"
+        raise CheckpointError(join_problems(title, sorted(problems)))

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from jaxllama.errors import CheckpointError
-from parity.sources.hf import tensor_files
+from parity.sources.hf import tensor_places
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch.arrays import to_torch
 
@@ -44,16 +44,15 @@ class TorchWeights:
 
     def __init__(self, checkpoint: CheckpointLike) -> None:
         self._checkpoint = checkpoint
-        self._files: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
         self._recent: dict[str, torch.Tensor] = {}
         path = checkpoint.path
         if checkpoint.format == "hf" and path is not None:
             directory = path if path.is_dir() else path.parent
-            self._files = tensor_files(directory)
+            self._places = tensor_places(directory)
 
     def __contains__(self, name: str) -> bool:
-        names = self._files or self._checkpoint.tensors
-        return name in names or name.removeprefix("model.") in names
+        return name in (self._places or self._checkpoint.tensors)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._recent:
@@ -66,16 +65,15 @@ class TorchWeights:
         return self._recent[name]
 
     def _read(self, name: str) -> torch.Tensor:
-        if not self._files:
+        if not self._places:
             return to_torch(self._checkpoint.read(name))
-        # Checkpoints saved from the bare model, without its head, lack the prefix.
-        stored = name if name in self._files else name.removeprefix("model.")
-        if stored not in self._files:
+        if name not in self._places:
             raise CheckpointError(
-                f"{self._checkpoint.path}: no tensor {name}; found {len(self._files)} others. "
+                f"{self._checkpoint.path}: no tensor {name}; found {len(self._places)} others. "
                 "Check that every shard was copied."
             )
-        with safe_open(self._files[stored], framework="pt") as shard:
+        file, stored = self._places[name]
+        with safe_open(file, framework="pt") as shard:
             return shard.get_tensor(stored)
 
 

@@ -1,0 +1,84 @@
+"""Names of tensors that were saved from inside a wrapper: what is around the model's own name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from jaxllama.checkpoint.names import Dialect, from_dialect, is_buffer
+from jaxllama.config_formats.quantised import is_part
+from jaxllama.errors import CheckpointError
+
+# Modules that wrappers put between a model and its parts, at any depth.
+_MODULES = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "module": "DataParallel or DeepSpeed",
+}
+_ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.", ".lora_magnitude_")
+
+
+def unwrap(
+    stored: Iterable[str], dialect: Dialect, source: str
+) -> tuple[dict[str, str], list[str]]:
+    """Return the plain name of every stored one, and a note on each wrapper that is in them.
+
+    Args:
+        stored: names of tensors.
+        dialect: of the names inside the wrappers.
+        source: what to call the checkpoint in an error.
+
+    Raises:
+        CheckpointError: the tensors are of a model within a larger one, or beside an adapter.
+    """
+    plain = {name: name for name in stored}
+    if dialect == "gguf":  # one program writes them all
+        return plain, []
+    _refuse_adapter(plain, source)
+    notes = []
+    for module, whose in _MODULES.items():
+        around = [name for name, inner in plain.items() if module in inner.split(".")]
+        if around:
+            notes.append(_note(len(around), f"'{module}.' of {whose}", "in them"))
+        for name in around:
+            plain[name] = ".".join(p for p in plain[name].split(".") if p != module)
+    prefix = _common_prefix(plain.values(), dialect)
+    if not prefix:
+        return plain, notes
+    outside = [name for name, inner in plain.items() if not inner.startswith(prefix)]
+    if outside:
+        raise CheckpointError(
+            f"{source}: {len(plain) - len(outside)} of {len(plain)} tensor names begin with "
+            f"{prefix!r}, others, such as {outside[0]}, do not: a Llama within a larger model; "
+            "save the inner model alone"
+        )
+    notes.append(_note(len(plain), f"{prefix!r}", "in front of them"))
+    return {name: inner.removeprefix(prefix) for name, inner in plain.items()}, notes
+
+
+def _note(count: int, what: str, where: str) -> str:
+    return f"{count} tensor names have {what} {where}: read without it"
+
+
+def _refuse_adapter(names: Iterable[str], source: str) -> None:
+    parts = [name for name in names if any(part in name for part in _ADAPTER_PARTS)]
+    if parts:
+        raise CheckpointError(
+            f"{source}: {len(parts)} tensors, such as {parts[0]}, are of a PEFT adapter beside the "
+            "weights that it changes; save what PEFT's `merge_and_unload()` returns, or give the "
+            "base model, with the adapter as --lora of `jaxllama convert`"
+        )
+
+
+def _common_prefix(names: Iterable[str], dialect: Dialect) -> str:
+    """Return what stands before names of the table where names themselves are not in it."""
+    found: Counter[str] = Counter()
+    for name in names:
+        if is_buffer(name) or is_part(name) or from_dialect(name, dialect):
+            continue
+        parts = name.split(".")
+        inner = (i for i in range(1, len(parts)) if from_dialect(".".join(parts[i:]), dialect))
+        if (first := next(inner, None)) is not None:
+            found[".".join(parts[:first]) + "."] += 1
+    return found.most_common(1)[0][0] if found else ""
