@@ -105,7 +105,9 @@ def generate(
         compilation_cache.turn_on()
         model, tokenizer = _load(checkpoint, wanted)
         if not chat:
-            found = run(_from_stdin() if prompt is None else prompt)
+            text = _from_stdin() if prompt is None else prompt
+            _note_specials(text, tokenizer)
+            found = run(text)
             results = [_as_dict(found)]
         else:
             results = _converse(run, tokenizer, system, _lines() if prompt is None else [prompt])
@@ -218,6 +220,17 @@ def _from_stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on stdin is not text in UTF-8: {error}") from error
+
+
+def _note_specials(prompt: str, tokenizer: Tokenizer) -> None:
+    """Say that special tokens in a prompt count: it is the asker's own, unlike a chat's text."""
+    if found := [text for text in tokenizer.special_tokens if text in prompt]:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        print(
+            f"note: {found[0]!r}{more} in the prompt is read as a special token; --chat reads what "
+            "a user says as text",
+            file=sys.stderr,
+        )
 
 
 def _lines() -> Iterator[str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxllama.errors import ConfigError, join_problems
 
@@ -60,7 +59,8 @@ class RopeScaling:
             raise ConfigError(join_problems("rope_scaling", problems))
         _as_float(self, "factor", "low_freq_factor", "high_freq_factor")
 
-    def frequency_factors(self, inv_freq: Float[np.ndarray, "half"]) -> Float[np.ndarray, "half"]:
+    # Without jaxtyping's shapes: what is saved is judged where there is NumPy alone.
+    def frequency_factors(self, inv_freq: np.ndarray) -> np.ndarray:
         """Return what each unscaled frequency is divided by.
 
         Args:

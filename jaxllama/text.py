@@ -110,6 +110,7 @@ def generate_text(
     cache: KVCache | None = None,
     cache_dtype: DTypeLike | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    specials: bool = True,
 ) -> TextGeneration:
     """Continue texts, up to an end-of-sequence token, a stop string or `max_new_tokens`.
 
@@ -127,6 +128,9 @@ def generate_text(
         cache_dtype: likewise.
         on_text: called as on_text(prompt's number, new text) after each token. There may be no
             new text, while a character or what may become a stop string is incomplete.
+        specials: whether special tokens written in a text become those tokens, as a prompt that is
+            written by hand for a model wants it. Switch it off for text from a stranger, or use
+            `Tokenizer.encode_chat`.
 
     Raises:
         InputError: see `jaxllama.generate.generate`; or an empty stop string.
@@ -135,7 +139,7 @@ def generate_text(
     if not all(isinstance(s, str) and s for s in stop):
         raise InputError(f"stop {list(stop)!r}: expected texts of at least one character")
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+    rows = [tokenizer.encode(p, specials=specials) if isinstance(p, str) else p for p in prompts]
     if eos_ids is None:
         eos_ids = sorted({*tokenizer.eos_ids, *model.config.eos_token_ids})
     streams = [TextStream(tokenizer, stop) for _ in rows]

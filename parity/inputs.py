@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+
+# For annotations alone: what is saved is judged where there is NumPy and no jaxtyping.
+with suppress(ModuleNotFoundError):
+    from jaxtyping import Bool, Int
 
 
 @dataclass(frozen=True, eq=False)

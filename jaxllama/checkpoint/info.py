@@ -117,7 +117,7 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str], list[str]]:
         tokenizer = checkpoint.tokenizer()
     except JaxLlamaError as error:
         return "cannot be read", [], [f"tokenizer: {error}"]
-    rows, odd = checkpoint.config.vocab_size, []
+    rows, odd = checkpoint.config.vocab_size, [*tokenizer.notes]
     if tokenizer.vocab_size > rows:
         beyond = [text for text, i in tokenizer.special_tokens.items() if i >= rows]
         named = f", without one: {', '.join(beyond[:4])}" if beyond else ""
@@ -131,5 +131,5 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str], list[str]]:
         odd.append("no file names a token that begins a text")
     if not tokenizer.eos_ids:
         odd.append("no file names a token that ends a text: generation ends at its limit alone")
-    template = "a chat template" if tokenizer.chat_template else "no chat template"
+    template = "a chat template" if tokenizer.has_chat else "no chat template"
     return f"{tokenizer.vocab_size} tokens, {template}", odd, []

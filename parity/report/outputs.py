@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from jaxllama.command_line.failure import type_and_message
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, ReportError, join_problems
 from parity.output_files import check_outputs
-from parity.report import json_file, terminal
+from parity.report import terminal
 from parity.result import Result
 
 
@@ -82,18 +83,23 @@ def _places(
 
 def _write(result: Result, places: Mapping[str, Path | None]) -> None:
     """Write what can be written; then raise what kept the rest from it."""
-    from parity.report import html_file, junit_file
-
     written: list[str] = []
     failed: list[Exception] = []
-    kinds = {"json": json_file, "html": html_file, "junit": junit_file}
     with on_interrupt(lambda: f"{', '.join(written) or 'nothing'} was written"):
         for kind, path in places.items():
             if path is None:
                 continue
             try:
-                kinds[kind].write(result, path)
+                # A page needs packages that judging does without: asked for when it is.
+                import_module(f"parity.report.{kind}_file").write(result, path)
                 written.append(str(path))
+            except ModuleNotFoundError as error:
+                failed.append(
+                    InputError(
+                        f"--{kind} needs the package {error.name}, which is not installed: "
+                        "pip install 'jaxllama[parity]'"
+                    )
+                )
             except Exception as error:
                 failed.append(error)
     if len(failed) == 1:

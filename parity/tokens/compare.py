@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from jaxllama.errors import InputError
+from jaxllama.errors import CheckpointError, InputError
 from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
@@ -84,7 +84,7 @@ def compare_tokens(checkpoint: Checkpoint, other: OtherTokenizer) -> PassResult:
         _row(TEXT, "corpus", _read_back(subject, other, ids)),
         _row(STREAM, "corpus", _streams(subject, other, ids)),
     ]
-    if other.has_chat or subject.chat_template is not None:
+    if other.has_chat or subject.has_chat:
         found += _chats(subject, other)
     return PassResult(found, [reference_witness(other.name, LANE, MODE, found)])
 
@@ -173,7 +173,7 @@ def _roles(subject: Any, other: OtherTokenizer) -> list[str]:
 def _chats(subject: Any, other: OtherTokenizer) -> list[TapResult]:
     """Render and encode conversations; what one refuses, the other has to refuse, too."""
     texts, ids = [], []
-    for messages in conversations():
+    for messages in conversations(other.special_tokens):
         for prompted in (True, False):
             roles = ", ".join(one["role"] for one in messages)
             where = f"{roles}{', then the assistant' if prompted else ''}"
@@ -203,7 +203,7 @@ def _chat(what: Callable[..., Any], messages: Any, prompted: bool) -> Any:
     """Return what a subject makes of a conversation, None if it refuses on purpose."""
     try:
         return what(messages, add_generation_prompt=prompted)
-    except InputError:
+    except (InputError, CheckpointError):
         return None
     except Exception as error:
         return f"{type(error).__name__}: {error}"

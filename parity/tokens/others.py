@@ -128,7 +128,10 @@ class TransformersTokenizer:
 
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         known = self._tokenizer.added_tokens_decoder
-        self.special_tokens = {one.content: i for i, one in known.items() if one.special}
+        # Two files may call a token special and not; what counts is whether texts leave it out.
+        self.special_tokens = {
+            one.content: i for i, one in known.items() if not self.decode([i], skip_special=True)
+        }
         file = folder / "generation_config.json"
         settings = {**config, **(json.loads(file.read_bytes()) if file.is_file() else {})}
         own = self._tokenizer
@@ -159,13 +162,16 @@ class TransformersTokenizer:
         return [*self._chat(messages, prompted, tokenize=True)["input_ids"]]
 
     def _chat(self, messages: Conversation, prompted: bool, *, tokenize: bool) -> Any:
-        from jinja2 import TemplateError
-
         try:
             return self._tokenizer.apply_chat_template(
-                [*messages], add_generation_prompt=prompted, tokenize=tokenize, return_dict=tokenize
+                [*messages],
+                add_generation_prompt=prompted,
+                tokenize=tokenize,
+                return_dict=tokenize,
+                # As text that a user has written, so that no turn of another can be opened in it.
+                sanitize_control_tokens=tokenize,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may fail in any way
             raise ValueError(str(error)) from error
 
 

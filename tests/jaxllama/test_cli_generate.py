@@ -47,6 +47,15 @@ def test_text_goes_to_stdout_and_speed_to_stderr(
     assert run(capsys, "tiny", "Ab", *LENGTH, "--quiet") == (0, out, "")
 
 
+def test_special_tokens_in_a_prompt_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "tiny", "A<|end_of_text|>b", *LENGTH, "--quiet")
+    assert code == 0
+    assert err.startswith(
+        "note: '<|end_of_text|>' in the prompt is read as a special token; --chat"
+    )
+    assert run(capsys, "tiny", "A<|end_of_text|>b", *LENGTH, "--quiet", "--chat")[2] == ""
+
+
 def test_text_is_shown_as_it_comes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,3 +158,19 @@ def test_empty_stop_strings_and_prompts_are_refused(model: Llama) -> None:
     assert isinstance(without_bos, Tokenizer)
     with pytest.raises(InputError, match="prompt 0 is empty"):
         generate_text(model, without_bos, "", max_new_tokens=4)
+
+
+def test_special_tokens_of_a_prompt_may_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stranger wrote is encoded as text where that is asked for."""
+    asked: list[list[int]] = []
+
+    def stop(_: object, rows: list[list[int]], **__: object) -> None:
+        asked.extend(rows)
+        raise InterruptedError
+
+    monkeypatch.setattr("jaxllama.text.generate", stop)
+    model, tokenizer = Llama.from_pretrained(tiny()), tiny().tokenizer()
+    for specials in (True, False):
+        with pytest.raises(InterruptedError):
+            generate_text(model, tokenizer, "a<|pad|>", max_new_tokens=1, specials=specials)
+    assert asked == [[97, 258], [97, *b"<|pad|>"]]

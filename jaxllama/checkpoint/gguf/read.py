@@ -11,7 +11,7 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor, read_head
-from jaxllama.checkpoint.gguf.tokenizer import tokenizer_files
+from jaxllama.checkpoint.gguf.tokenizer import recovered, tokenizer_files
 from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_split, heads_of
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.fields import token_id
@@ -74,7 +74,7 @@ def open_gguf(path: Path) -> Checkpoint:
         tensors=tensors,
         reader=read,
         config_source="its metadata",
-        notes=(*said, *notes),
+        notes=(*said, *notes, *recovered(file.metadata)),
         problems=problems,
         **_tokenizer(file, config),
     )

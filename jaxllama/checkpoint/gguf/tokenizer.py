@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, join_problems
 from jaxllama.tokenizer import LLAMA3_SPLIT
 
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+MERGES = "tokenizer.ggml.merges"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -25,6 +29,17 @@ _ROLES = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+
+
+# Control tokens that Llama 3's vocabularies have and no other: older files say no more.
+_LLAMA3_TOKENS = {
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+}
+_KNOWN = "'llama-bpe' (Llama 3), 'smollm' and 'gpt-2'"
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,70 @@ def _known(name: str) -> _PreTokenizer | None:
     return None
 
 
+def recovered(metadata: Mapping[str, Any]) -> list[str]:
+    """Return a note where the pre-tokenizer is not stated and the special tokens tell it."""
+    if PRE in metadata or metadata.get(MODEL) != "gpt2" or not _is_llama3(metadata):
+        return []
+    return [f"{PRE} is missing: read as 'llama-bpe', whose special tokens the file has"]
+
+
+def _is_llama3(metadata: Mapping[str, Any]) -> bool:
+    pairs = zip(_listed(metadata, TOKENS), _listed(metadata, TYPES), strict=False)
+    return {text for text, kind in pairs if kind == _CONTROL} >= _LLAMA3_TOKENS
+
+
+def _listed(metadata: Mapping[str, Any], key: str) -> list[Any]:
+    """Return an array as a list, an empty one where there is none."""
+    value = metadata.get(key)
+    return (
+        value.tolist()
+        if isinstance(value, np.ndarray)
+        else value
+        if isinstance(value, list)
+        else []
+    )
+
+
+def _pre_tokenizer(metadata: Mapping[str, Any], source: str) -> _PreTokenizer:
+    """Return how text is cut. There is no default: another cut gives other tokens."""
+    model = metadata.get(MODEL)
+    if model != "gpt2":
+        of_llama2 = ", which is SentencePiece as of Llama 2," if model == "llama" else ""
+        raise CheckpointError(
+            f"{source}: tokenizer model {model!r}{of_llama2} is not supported; byte-level BPE is, "
+            f"which GGUF calls 'gpt2', cut as {_KNOWN}"
+        )
+    if PRE not in metadata and not _is_llama3(metadata):
+        raise CheckpointError(
+            f"{source}: {PRE} is missing, so where text is cut before byte pairs are merged cannot "
+            f"be told; convert the model anew, or write the key: {_KNOWN} are known"
+        )
+    pre = metadata.get(PRE, "llama-bpe")
+    kind = _known(pre) if isinstance(pre, str) else None
+    if kind is None:
+        raise CheckpointError(
+            f"{source}: pre-tokenizer {pre!r} of tokenizer model 'gpt2' is not supported, and "
+            f"another would give other tokens; {_KNOWN} are. If the model is one of these, write "
+            f"its name into {PRE}"
+        )
+    return kind
+
+
+def _require(metadata: Mapping[str, Any], source: str) -> None:
+    """Refuse a vocabulary in parts that do not fit: what is missing would be taken for nothing."""
+    count, types = len(_listed(metadata, TOKENS)), len(_listed(metadata, TYPES))
+    problems = []
+    if types != count:
+        problems.append(
+            f"{TYPES} has {types} entries for {count} tokens, so control tokens are lost"
+        )
+    if MERGES not in metadata:
+        problems.append(f"{MERGES} is missing, so every text would fall into bytes")
+    if problems:
+        problems[-1] += "; convert the model anew"
+        raise CheckpointError(join_problems(source, problems))
+
+
 def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes]:
     """Return tokenizer.json, tokenizer_config.json and generation_config.json.
 
@@ -66,14 +145,9 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     Raises:
         CheckpointError: the tokenizer is of a kind not supported, or its parts do not fit.
     """
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
-    kind = _known(str(pre)) if model == "gpt2" else None
-    if kind is None:
-        raise CheckpointError(
-            f"{source}: tokenizer model {model!r} with pre-tokenizer {pre!r} is not supported; "
-            "byte-level BPE of Llama 3 ('llama-bpe'), 'smollm' and 'gpt-2' are"
-        )
-    tokens = metadata["tokenizer.ggml.tokens"]
+    kind = _pre_tokenizer(metadata, source)
+    _require(metadata, source)
+    tokens = metadata[TOKENS]
     if not isinstance(tokens, list) or len(set(tokens)) != len(tokens):
         raise CheckpointError(f"{source}: tokenizer.ggml.tokens is not a list of distinct texts")
     roles = {role: _token(metadata.get(key), key, tokens, source) for role, key in _ROLES.items()}
@@ -112,8 +186,8 @@ def _token(number: Any, key: str, tokens: list[str], source: str) -> str | None:
 
 
 def _build(metadata: Mapping[str, Any], kind: _PreTokenizer, bos: str | None) -> Tokenizer:
-    tokens = metadata["tokenizer.ggml.tokens"]
-    types = [int(t) for t in metadata.get("tokenizer.ggml.token_type", [])]
+    tokens = metadata[TOKENS]
+    types = [int(t) for t in metadata[TYPES]]
     added = {i for i, t in enumerate(types) if t in (_CONTROL, _USER_DEFINED)}
     # Special tokens after the last ordinary one are added tokens only, as publishers write them:
     # in the vocabulary of a model that ignores merges they could match plain text.
@@ -122,10 +196,7 @@ def _build(metadata: Mapping[str, Any], kind: _PreTokenizer, bos: str | None) ->
         ordinary -= 1
     vocabulary = {token: i for i, token in enumerate(tokens[:ordinary])}
     # A merge is two tokens joined by a space; no token of a byte-level vocabulary begins with one.
-    merges = [
-        (merge[: (at := merge.index(" ", 1))], merge[at + 1 :])
-        for merge in metadata.get("tokenizer.ggml.merges", [])
-    ]
+    merges = [(merge[: (at := merge.index(" ", 1))], merge[at + 1 :]) for merge in metadata[MERGES]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(kind.steps))
     tokenizer.decoder = decoders.ByteLevel()
@@ -175,13 +246,11 @@ def tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     tokenizer = checkpoint.tokenizer()
     metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": [texts.get(i, f"[PAD{i}]") for i in range(rows)],
-        "tokenizer.ggml.token_type": [
-            kinds.get(i, _NORMAL if i in texts else _UNUSED) for i in range(rows)
-        ],
-        "tokenizer.ggml.merges": merges,
+        MODEL: "gpt2",
+        PRE: pre,
+        TOKENS: [texts.get(i, f"[PAD{i}]") for i in range(rows)],
+        TYPES: [kinds.get(i, _NORMAL if i in texts else _UNUSED) for i in range(rows)],
+        MERGES: merges,
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
     }
     roles = {"bos": tokenizer.bos_id, "padding": tokenizer.pad_id}

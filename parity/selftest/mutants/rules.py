@@ -28,7 +28,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "jaxllama.rope",
     ),
     "writing": ("jaxllama.generate", "jaxllama.request", "jaxllama.sampling"),
-    "tokens": ("jaxllama.text", "jaxllama.tokenizer"),
+    "tokens": (
+        "jaxllama.text",
+        "jaxllama.tokenizer.control_tokens",
+        "jaxllama.tokenizer.json_file",
+        "jaxllama.tokenizer.meta_chat",
+        "jaxllama.tokenizer.model_file",
+        "jaxllama.tokenizer.special_tokens",
+        "jaxllama.tokenizer.template",
+        "jaxllama.tokenizer.template_chat",
+        "jaxllama.tokenizer.tokenizer",
+    ),
     "reading": (
         "jaxllama.checkpoint.base",
         "jaxllama.checkpoint.checks",

@@ -155,8 +155,8 @@ def _rows(tokenizer: Tokenizer, long: list[str]) -> Iterator[tuple[str, Any]]:
     cut = [one[:STREAMED] for one in given]
     pairs = product(cut, ((), STOPS))
     yield STREAM, [said_by(partial(streamed_text, tokenizer, *pair)) for pair in pairs]
-    yield CHAT_TEXT, _chats(tokenizer.render_chat, conversations())
-    yield CHAT_IDS, _chats(tokenizer.encode_chat, conversations())
+    yield CHAT_TEXT, _chats(tokenizer.render_chat, conversations(tokenizer.special_tokens))
+    yield CHAT_IDS, _chats(tokenizer.encode_chat, conversations(tokenizer.special_tokens))
 
 
 def _elsewhere(tokenizer: Tokenizer, long: list[str]) -> Iterator[tuple[str, Any]]:

@@ -78,7 +78,7 @@ CAUGHT = {
     ),
     "tokens": (
         (
-            "jaxllama.tokenizer",
+            "jaxllama.tokenizer.json_file",
             "encode_special_tokens = not specials",
             "encode_special_tokens = True",
         ),
@@ -108,7 +108,7 @@ UNSEEN = {
         "logprobs = np.where(past_end, 0, logprobs[:, :width] + (width == 7))",
     ),
     "tokens": (
-        "jaxllama.tokenizer",
+        "jaxllama.tokenizer.tokenizer",
         "ids = [i for i in ids if i not in special]",
         "ids = [i for i in ids if i not in special][: None if ids[:2] != [5, 12] else 1]",
     ),

@@ -17,6 +17,7 @@ import parity
 from jaxllama.checkpoint import Checkpoint, open_checkpoint, tiny
 from jaxllama.errors import InputError
 from jaxllama.tokenizer import Tokenizer
+from jaxllama.tokenizer.template import compile_template
 from parity.lockstep.comparator import PassResult
 from parity.tokens import compare
 from parity.tokens.compare import compare_tokens, find_other
@@ -37,6 +38,15 @@ def meta() -> Checkpoint:
     tokenizer = Tokenizer.from_files({"tokenizer.model": content}, source="test")
     return replace(
         small(), companions={"tokenizer.model": lambda: content}, tokenizer_loader=lambda: tokenizer
+    )
+
+
+@cache
+def broken_lines() -> Checkpoint:
+    """Return a checkpoint whose template is written over several lines."""
+    template = b"{% for m in messages %}\n{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}\n"
+    return replace(
+        small(), companions={**small().companions, "chat_template.jinja": lambda: template}
     )
 
 
@@ -80,57 +90,98 @@ def test_a_trained_tokenizer_is_equal() -> None:
     assert failed(compared(open_checkpoint("smollm2"))) == []
 
 
-# What is edited in jaxllama.tokenizer, and the first row that shows it.
+# Of which module of jaxllama.tokenizer what is edited, and the first row that shows it.
 FAULTS = {
-    "bos left out": ("return [self.bos_id, *ids]", "return [*ids]", meta, "tokens.ids"),
+    "bos left out": (
+        "tokenizer",
+        "return [self.bos_id, *ids]",
+        "return [*ids]",
+        meta,
+        "tokens.ids",
+    ),
     "special tokens read as text": (
+        "json_file",
         "self._tokenizer.encode_special_tokens = not specials",
         "self._tokenizer.encode_special_tokens = True",
         small,
         "tokens.ids",
     ),
     "text read as special tokens": (
+        "model_file",
         'allowed: Any = "all" if specials else set()',
         'allowed: Any = "all"',
         meta,
         "tokens.plain_ids",
     ),
     "decoding drops the first": (
+        "model_file",
         "return self._encoding.decode(list(ids))",
         "return self._encoding.decode(list(ids)[1:])",
         meta,
         "tokens.text",
     ),
     "special tokens kept in a text": (
+        "tokenizer",
         "ids = [i for i in ids if i not in special]",
         "ids = [i for i in ids if i in special or True]",
         small,
         "tokens.text",
     ),
-    "a wrong pad": ('pad_id=role("pad_token")', 'pad_id=role("eos_token")', small, "tokens.roles"),
+    "a wrong pad": (
+        "json_file",
+        'pad_id=_role("pad_token"',
+        'pad_id=_role("eos_token"',
+        small,
+        "tokens.roles",
+    ),
     "reserved ids one further": (
+        "model_file",
         "for i, text in enumerate((*_META_SPECIALS, *reserved))}",
         "for i, text in enumerate((*_META_SPECIALS, *reserved), 1)}",
         meta,
         "tokens.roles",
     ),
+    "names of special tokens unread": (
+        "special_tokens",
+        "return AddedToken(value, special=True",
+        "return AddedToken(value + ' ', special=True",
+        small,
+        "tokens.roles",
+    ),
     "a role missing": (
-        "messages=[dict(message) for message in messages]",
-        'messages=[{**message, "role": ""} for message in messages]',
+        "template_chat",
+        'render({**variables, "messages": messages})',
+        'render({**variables, "messages": [{**m, "role": ""} for m in messages]})',
         small,
         "tokens.chat_text",
     ),
+    "blanks of blocks kept": (
+        "template",
+        "trim_blocks=True,",
+        "trim_blocks=False,",
+        broken_lines,
+        "tokens.chat_text",
+    ),
     "no generation prompt": (
-        "                add_generation_prompt=add_generation_prompt,\n                bos_token",
-        "                add_generation_prompt=False,\n                bos_token",
+        "meta_chat",
+        "    if prompted:",
+        "    if prompted is None:",
         meta,
         "tokens.chat_text",
     ),
-    "a chat with two bos": (
-        "return self.encode(text, bos=False)",
-        "return self.encode(text, bos=True)",
-        meta,
+    "a header within a user's text": (
+        "control_tokens",
+        "return control.sub(",
+        "return (lambda _, text: text)(",
+        small,
         "tokens.chat_ids",
+    ),
+    "half a blank line after a header": (
+        "meta_chat",
+        'yield "\\n\\n", False\n\n\ndef',
+        'yield "\\n", False\n\n\ndef',
+        meta,
+        "tokens.chat_text",
     ),
 }
 
@@ -144,8 +195,9 @@ def reopened(checkpoint: Checkpoint) -> Checkpoint:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named(name: str) -> None:
-    before, after, made, expected = FAULTS[name]
-    with planted("jaxllama.tokenizer", before, after, compiled=False):
+    module, before, after, made, expected = FAULTS[name]
+    compile_template.cache_clear()
+    with planted(f"jaxllama.tokenizer.{module}", before, after, compiled=False):
         assert failed(compared(reopened(made())))[:1] == [expected]
 
 

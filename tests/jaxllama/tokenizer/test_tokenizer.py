@@ -115,21 +115,6 @@ def test_decode_refuses_what_is_no_token():
 
 
 @pytest.mark.parametrize(
-    "template",
-    [
-        "{{ raise_exception('no system role') }}",
-        "{{ ''.__class__.__mro__ }}{{ x.y.z }}",
-        "{% if %}",
-    ],
-)
-def test_templates_that_refuse_or_reach_out(tmp_path, template):
-    (tmp_path / "tokenizer.json").write_bytes(byte_tokenizer_json([]))
-    (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match="chat template"):
-        Tokenizer.from_directory(tmp_path).render_chat([{"role": "user", "content": "x"}])
-
-
-@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{", "tokenizer.json cannot be read"),

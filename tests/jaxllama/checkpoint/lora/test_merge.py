@@ -80,8 +80,8 @@ def _factor(name, key, shape):
 @pytest.mark.parametrize(
     ("factors", "settings", "match"),
     [
-        (None, {"use_dora": True}, "use_dora True is not supported"),
-        (None, {"bias": "all"}, "bias 'all' is not supported"),
+        (None, {"use_dora": True}, "use_dora True means DoRA"),
+        (None, {"use_bdlora": {"nblocks": 2}}, "use_bdlora .* means BD-LoRA"),
         (None, {"r": 5}, "lora_A has rank 4, adapter_config.json says 5"),
         (None, {"lora_alpha": "x"}, "lora_alpha 'x' is not a number"),
         ({}, {}, "holds no LoRA factors"),

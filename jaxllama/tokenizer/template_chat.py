@@ -1,0 +1,186 @@
+"""Conversations by a chat template, and who is to blame where one fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jinja2
+
+from jaxllama.errors import CheckpointError, InputError
+from jaxllama.tokenizer.backend import Encode, Message
+from jaxllama.tokenizer.control_tokens import encode_marked, mark, pattern_of
+from jaxllama.tokenizer.template import Refusal, compile_template, literal_texts
+
+# What any template takes, unless it is broken; some want a system's word first.
+_PLAIN = (
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+)
+# Names of what an assistant thought; templates read the first, or else the second.
+# Source: `_REASONING_FIELDS` in transformers' `chat_template_utils.py`.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class AddedTexts:
+    """Tokens that stand beside the vocabulary, by text.
+
+    Attributes:
+        ids: of all of them.
+        special: those that are control tokens by themselves.
+        control: those that the files call control tokens of chats; None if they do not say.
+    """
+
+    ids: Mapping[str, int]
+    special: Collection[str]
+    control: Collection[str] | None = None
+
+    def pattern(self, template: str) -> re.Pattern[str]:
+        """Return what finds control tokens: special ones, and those that the template writes."""
+        written = literal_texts(template) if self.control is None else ()
+        listed = {*self.special, *(self.control or ())}
+
+        def controls(text: str) -> bool:
+            # White space is text to templates, be it a token or not.
+            shown = not text.isspace() and any(text in one for one in written)
+            return text in listed or shown
+
+        return pattern_of(text for text in self.ids if controls(text))
+
+
+@dataclass(frozen=True)
+class TemplateChat:
+    """Conversations by the templates of a tokenizer's files.
+
+    Attributes:
+        templates: by name; `default`, and `tool_use` where tools are given.
+        variables: special tokens as the files spell them: `bos_token`, `eos_token` and others.
+        added: added tokens.
+        encode_plain: ids of a text in which no added token counts.
+        source: what to call the files in an error.
+    """
+
+    templates: Mapping[str, str]
+    variables: Mapping[str, str]
+    added: AddedTexts
+    encode_plain: Callable[[str], list[int]]
+    source: str
+
+    def render(self, messages: Sequence[Message], **options: Any) -> str:
+        """Return a conversation as text.
+
+        Args:
+            messages: each with `role` and `content`, and what else the template reads.
+            options: `add_generation_prompt`, `tools`, `documents`, and variables of the template's
+                own.
+
+        Raises:
+            InputError: the template does not take these messages.
+            CheckpointError: the template itself is at fault.
+        """
+        template = self._template(options.get("tools"))
+        values = {"tools": None, "documents": None, **self.variables, **options}
+        render = partial(_render, template, variables=_plain(values, "options"))
+        try:
+            return render(_messages(messages))
+        except Refusal as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from error
+        except (InputError, CheckpointError):
+            raise
+        except Exception as error:  # a template may fail in any way that Python can
+            if _takes_any(render):
+                raise InputError(
+                    f"the chat template cannot take these messages: {_said(error)}"
+                ) from error
+            raise CheckpointError(
+                f"{self.source}: the chat template fails on any conversation: {_said(error)}; "
+                "mend the template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json)"
+            ) from error
+
+    def encode(
+        self, messages: Sequence[Message], encode: Encode, *, specials: bool, **options: Any
+    ) -> list[int]:
+        """Return a conversation's ids; raises as `render` does."""
+        if specials:
+            return encode(self.render(messages, **options), specials=True)
+        control = self.added.pattern(self._template(options.get("tools")))
+        marked = {name: mark(value, control) for name, value in options.items()}
+        text = self.render(mark(list(messages), control), **marked)
+        return encode_marked(
+            text, self.added.ids, partial(encode, specials=True), self.encode_plain
+        )
+
+    def _template(self, tools: Any) -> str:
+        name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
+        if name not in self.templates:
+            raise InputError(
+                f"{self.source}: has chat templates {', '.join(sorted(self.templates))}, and none "
+                "called default"
+            )
+        return self.templates[name]
+
+
+def _render(template: str, messages: list[Any], *, variables: Mapping[str, Any]) -> str:
+    return compile_template(template).render({**variables, "messages": messages})
+
+
+def _takes_any(render: Callable[[list[Any]], str]) -> bool:
+    """Whether a template takes some conversation that every template should; refusing is whole."""
+    for messages in _PLAIN:
+        try:
+            render([dict(message) for message in messages])
+        except Refusal:
+            return True
+        except Exception:
+            continue
+        return True
+    return False
+
+
+def _said(error: Exception) -> str:
+    line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return f"{line}{type(error).__name__}: {error}"
+
+
+def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as a template sees them: without what is None, thoughts under every name."""
+    if not messages:
+        raise InputError("a conversation of no messages; give at least one")
+    made = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(
+                f"message {number} is a {type(message).__name__}, expected a dict with role and "
+                "content"
+            )
+        given = {key: item for key, item in message.items() if item is not None}
+        plain = _plain(given, f"message {number}")
+        thought = next((plain[name] for name in _REASONING if name in plain), None)
+        if thought is not None:
+            plain = {"thinking": thought, **plain, "reasoning_content": thought}
+        made.append(plain)
+    return made
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Copy what is of JSON's types: other objects have methods that a sandbox does not know."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of a subclass, such as an enum, the text alone
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item, where) for item in value)
+    raise InputError(
+        f"{where} holds a {type(value).__name__}, expected text, numbers, lists and dicts alone"
+    )
