@@ -103,7 +103,7 @@ def generate(
 
     with on_interrupt(lambda: _left(shown)), _notes():
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted)
+        model, tokenizer = _load(checkpoint, wanted, quiet=quiet)
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
@@ -116,7 +116,7 @@ def generate(
         print(json.dumps(results[0] if one else results, indent=2))
 
 
-def _load(checkpoint: str, dtype: np.dtype) -> tuple[Llama, Tokenizer]:
+def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Tokenizer]:
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
@@ -125,6 +125,8 @@ def _load(checkpoint: str, dtype: np.dtype) -> tuple[Llama, Tokenizer]:
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
     opened = open_checkpoint(checkpoint)
+    for note in () if quiet else opened.notes:
+        print(f"note: {note}", file=sys.stderr)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
     return Llama.from_pretrained(opened, dtype=dtype), tokenizer
 

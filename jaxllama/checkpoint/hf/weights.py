@@ -33,6 +33,8 @@ _OTHERS = {
 _INDEX_TABLE = FieldTable(
     read=frozenset(["weight_map"]), harmless=frozenset(["metadata"]), could="say where weights are"
 )
+# What quantising tools leave; the tensors say whether weights are quantised.
+_QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # That end like weights and are none.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state")
 _SAID = 10
@@ -101,6 +103,11 @@ def left_beside(path: Path, read: set[str]) -> list[str]:
     if _ADAPTER in names and _ADAPTER not in read:
         notes.append(f"{_ADAPTER} is a LoRA adapter and not merged; `jaxllama convert --lora` does")
     others = [name for name in names if name not in read and name != _ADAPTER and _is_weights(name)]
+    notes += [
+        f"{name} is not read: the tensors tell whether they are quantised"
+        for name in names
+        if name in _QUANTISERS
+    ]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         notes.append(
