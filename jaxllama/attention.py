@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxllama.dtypes import at_least_float32, parse
-from jaxllama.errors import InputError, join_problems
+from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tap, untapped
 
@@ -116,27 +116,26 @@ def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:
     problems = []
     if backend == "dot_product" and name == "float64":
         problems.append(
-            "dtype float64: jax.nn.dot_product_attention computes its softmax in float32; use "
-            "backend 'xla' for float64"
+            "dtype float64: jax.nn.dot_product_attention computes its softmax in float32; use xla "
+            "for float64"
         )
     platform = jax.default_backend()
     if backend == "dot_product" and name == "float16" and platform == "cpu":
         problems.append(
-            "dtype float16: jax.nn.dot_product_attention does not support it on cpu; use backend "
-            "'xla'"
+            "dtype float16: jax.nn.dot_product_attention does not support it on cpu; use xla"
         )
     if backend == "cudnn":
         if platform != "gpu":
-            problems.append(f"JAX runs on {platform}, expected gpu; use backend 'xla'")
+            problems.append(f"JAX runs on {platform}, expected gpu; use xla")
         if name not in _CUDNN_DTYPES:
             problems.append(
-                f"dtype {name}, expected one of {', '.join(_CUDNN_DTYPES)}; load the model with "
-                "dtype=bfloat16, or use backend 'xla'"
+                f"dtype {name}, expected one of {', '.join(_CUDNN_DTYPES)}; give "
+                f"{argument('dtype', 'bf16')}, or use xla"
             )
         if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:
             problems.append(
                 f"head_dim {head_dim}, expected a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}; use "
-                "backend 'xla'"
+                "xla"
             )
     if problems:
         raise InputError(join_problems(f"attention backend {backend!r}", problems))

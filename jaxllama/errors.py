@@ -6,20 +6,60 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+# Options of the commands that have another name than the argument they become.
+_OPTIONS = {
+    "dtypes": "dtype",
+    "ids": "input-ids",
+    "modes": "mode",
+    "overrides": "override",
+    "past": "cache-length",
+    "scenarios": "scenario",
+    "limits": "limit",
+    "max_new_tokens": "max-tokens",
+}
+# A name, and perhaps its value as Python writes it and as a command line does.
+_MARKED = re.compile("\x1a([^\x1a\x1f]*)(?:\x1f([^\x1a\x1f]*)\x1f([^\x1a]*))?\x1a")
+
+
+def argument(name: str, value: object = None) -> str:
+    """Return an argument for a message, which an error says as its asker would: `modes="grad"` in
+    Python, `--mode grad` on the command line.
+
+    Args:
+        name: of the argument in Python.
+        value: that it has, or ought to be given; True for a flag, None to name it alone.
+    """
+    return f"\x1a{name}\x1a" if value is None else f"\x1a{name}\x1f{value!r}\x1f{value}\x1a"
+
+
+def _in_python(found: re.Match[str]) -> str:
+    return found[1] if found[2] is None else f"{found[1]}={found[2]}"
+
+
+def _on_the_command_line(found: re.Match[str]) -> str:
+    option = f"--{_OPTIONS.get(found[1], found[1].replace('_', '-'))}"
+    return option if found[3] in (None, "True") else f"{option} {found[3]}"
+
 
 class JaxLlamaError(Exception):
     """Base of every error this project raises on purpose; a command prints it and exits so.
 
     Args:
-        message: what is wrong and what to do, in the words of the library's user.
-        command: the same for who uses the command line, where a remedy has another name there.
+        message: what is wrong and what to do, in the words of the library's user; where it names an
+            `argument`, the command line says the option.
+        command: the same for who uses the command line, where more than that differs.
+
+    Attributes:
+        marked: the message as given, to be made part of another error's.
+        command: the message for the command line.
     """
 
     exit_code = 2
 
     def __init__(self, message: str = "", *, command: str | None = None):
-        super().__init__(message)
-        self.command = message if command is None else command
+        super().__init__(_MARKED.sub(_in_python, message))
+        self.marked = message
+        self.command = _MARKED.sub(_on_the_command_line, message if command is None else command)
 
 
 class ConfigError(JaxLlamaError, ValueError):

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
 from jaxllama.dtypes import parse
-from jaxllama.errors import InputError, join_problems
+from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.model import Llama
 
 LEAST_BUCKET = 16
@@ -73,7 +73,7 @@ def check_request(
     rows, problems = _prompts(prompts, V)
     for name, value in (("max_new_tokens", max_new_tokens), ("every", every)):
         if not _whole(value) or value < 1:
-            problems.append(f"{name} {value!r}: expected an integer of at least 1")
+            problems.append(f"{argument(name, value)}: expected an integer of at least 1")
     ids = model.config.eos_token_ids if eos_ids is None else eos_ids
     unknown = [i for i in ids if not _whole(i) or not 0 <= i < V]
     if unknown:
@@ -87,7 +87,7 @@ def check_request(
     try:
         dtype = parse(model.dtype if cache_dtype is None else cache_dtype, "cache_dtype")
     except InputError as error:
-        problems.append(str(error))
+        problems.append(error.marked)
     else:
         if cache is not None:
             problems += _cache_problems(cache, model, dtype)
@@ -190,7 +190,7 @@ def _room(
         said = f"{held[row]} tokens held + {said}"
     if cache is not None and needed[row] > cache.capacity:
         room = new_tokens - int(needed[row]) + cache.capacity
-        lower = f"lower max_new_tokens to {room}, or " if room > 0 else "or "
+        lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else "or "
         return [
             f"cache too small: row {row} needs {said} = {needed[row]} slots, the cache has "
             f"{cache.capacity}; make it with capacity {needed[row]} or more, {lower}"

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxllama.errors import InputError, join_problems
+from jaxllama.errors import InputError, argument, join_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} {value!r}: expected {expected}"
+            f"{argument(name, value)}: expected {expected}"
             for name, value, good, expected in self._ranges()
             if not good
         ]

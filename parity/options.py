@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import short_name
-from jaxllama.errors import InputError, meant
+from jaxllama.errors import InputError, argument, meant
 
 LANES = ("f64", "f32", "bf16")
 
@@ -24,9 +24,10 @@ def choose(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     wanted = set(known) if "all" in words else {word.strip() for word in words}
     unknown = sorted(wanted - set(known))
     if unknown or not wanted:
+        named = ",".join(unknown)
+        said = argument(option, named) if named else f"{argument(option)} (nothing)"
         raise InputError(
-            f"{option} {','.join(unknown) or '(nothing)'}: expected one or more of "
-            f"{', '.join(known)}, separated by commas, or all"
+            f"{said}: expected one or more of {', '.join(known)}, separated by commas, or all"
         )
     return tuple(word for word in known if word in wanted)
 
@@ -48,7 +49,7 @@ def choose_dtypes(given: Dtypes) -> tuple[str, ...]:
         words = given.split(",")
     elif isinstance(given, Iterable) and not isinstance(given, type):
         words = given
-    return choose("--dtype", [lane_of(word) for word in words], LANES)
+    return choose("dtypes", [lane_of(word) for word in words], LANES)
 
 
 def lane_of(dtype: DTypeLike) -> str:
@@ -93,7 +94,9 @@ def apply_overrides(config: LlamaConfig, assignments: Sequence[str]) -> LlamaCon
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator or not path or not text:
-            raise InputError(f"--override {assignment!r}: expected FIELD=VALUE, as rope_theta=1e6")
+            raise InputError(
+                f"{argument('overrides', assignment)}: expected FIELD=VALUE, as rope_theta=1e6"
+            )
         config = _replace_field(config, path.strip().split("."), text.strip(), assignment)
     return config
 
@@ -103,14 +106,16 @@ def _replace_field(owner: Any, path: Sequence[str], text: str, assignment: str) 
     name, rest = path[0], path[1:]
     if name not in fields:
         raise InputError(
-            f"--override {assignment!r}: {type(owner).__name__} has no field {name!r}; "
+            f"{argument('overrides', assignment)}: {type(owner).__name__} has no field {name!r}; "
             f"{meant(name, fields)}its fields are {', '.join(fields)}"
         )
     current = getattr(owner, name)
     if not rest:
         return dataclasses.replace(owner, **{name: _value(current, text, assignment)})
     if not dataclasses.is_dataclass(current):
-        raise InputError(f"--override {assignment!r}: {name} is {current!r}, it has no fields")
+        raise InputError(
+            f"{argument('overrides', assignment)}: {name} is {current!r}, it has no fields"
+        )
     return dataclasses.replace(owner, **{name: _replace_field(current, rest, text, assignment)})
 
 
@@ -126,7 +131,7 @@ def _value(current: Any, text: str, assignment: str) -> Any:
         return float(value)
     if type(value) is not type(current):
         raise InputError(
-            f"--override {assignment!r}: {text!r} is no {type(current).__name__}; "
+            f"{argument('overrides', assignment)}: {text!r} is no {type(current).__name__}; "
             f"the field is {current!r} now"
         )
     return value

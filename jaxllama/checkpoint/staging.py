@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, argument
 
 
 class Staging:
@@ -60,7 +60,7 @@ class Staging:
             self.close() if self._staged() else self.discard()
         ways = "remove it or choose another"
         if self.overwrite is not None:
-            ways += ", or replace it with --overwrite (in Python overwrite=True)"
+            ways += f", or replace it with {argument('overwrite', True)}"
         raise CheckpointError(f"{self.target}: exists already; {ways}")
 
     def _staged(self) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.exact import exact_row, reference_witness
 from parity.generation.compare import (
@@ -45,11 +45,13 @@ def check_subjects(subjects: Mapping[str, Subject], *, alone: bool) -> None:
     """
     foreign = [one.name for one in subjects.values() if not isinstance(one, JaxLlama)]
     if alone and len(foreign) == len(subjects):
-        raise InputError(f"{_not_applicable(foreign[0])}; leave out --subject, or add another mode")
+        raise InputError(
+            f"{_not_applicable(foreign[0])}; leave out {argument('subject')}, or add another mode"
+        )
 
 
 def _not_applicable(name: str) -> str:
-    return f"--mode {MODE} is about jaxllama.generate, which does not run the subject {name}"
+    return f"mode {MODE} is about jaxllama.generate, which does not run the subject {name}"
 
 
 def count_steps(subjects: Mapping[str, Subject]) -> int:

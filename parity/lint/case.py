@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxllama.errors import InputError, join_problems
+from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
 from parity.lint.facts import Facts, Layout, Side, read_axes, read_lengths, read_validity
 from parity.lint.reading import Reading, read
@@ -100,7 +100,7 @@ class Case:
         for name in _FACTS:
             array = getattr(self, name)
             if array is not None and array.ndim != 2:
-                problems.append(f"{name}: shape {array.shape}, expected [B, T] or [B, S]")
+                problems.append(f"{argument(name)}: shape {array.shape}, expected [B, T] or [B, S]")
             elif array is not None:
                 widths.add(array.shape[0])
         if len(widths) > 1:
@@ -110,7 +110,10 @@ class Case:
         if self.mask is not None and self.mask.dtype.kind not in "biuf" + "V":
             problems.append(f"mask: dtype {self.mask.dtype}, expected bool or numbers")
         if self.spec is not None and not widths and self.queries is None:
-            problems.append("a spec needs tokens: give input ids, positions, validity or lengths")
+            problems.append(
+                f"a spec needs tokens: give {argument('ids')}, {argument('positions')}, "
+                f"{argument('valid')}, or {argument('lengths')} and {argument('queries')}"
+            )
         arrays = [*self.facts, *([] if self.mask is None else [self.mask])]
         problems += [f"shape {a.shape}: nothing in it" for a in arrays if not a.size]
         if not problems:
@@ -122,7 +125,9 @@ class Case:
         """Bring the facts into their one form; return what is wrong with them."""
         found = Facts()
         if self.lengths is not None and self.valid is not None:
-            found.problems.append("both valid and lengths are given; leave one out")
+            found.problems.append(
+                f"both {argument('valid')} and {argument('lengths')} are given; leave one out"
+            )
         elif self.valid is not None:
             read_validity(found, self.valid, self.segments)
         elif self.lengths is not None:
@@ -145,8 +150,8 @@ class Case:
         _, t, s = self.sizes
         fitting = {t, s, self.offset + t}
         return [
-            f"{name}: {array.shape[1]} tokens a row, expected T = {t}, S = {s} or past + T"
-            f" = {self.offset + t}"
+            f"{argument(name)}: {array.shape[1]} tokens a row, expected T = {t}, S = {s} or past +"
+            f" T = {self.offset + t}"
             for name in _FACTS
             if (array := getattr(self, name)) is not None and array.shape[1] not in fitting
         ] + self._ring_misfits()
@@ -158,18 +163,21 @@ class Case:
             return []
         if slots.dtype.kind not in "iu" or slots.shape not in ((batch, s), (1, s)):
             said = f"{slots.dtype} {slots.shape}, expected integers ({batch}, {s}) = [B, S]"
-            return [f"slot_positions: {said}, -1 in slots never written"]
+            return [f"{argument('slot_positions')}: {said}, -1 in slots never written"]
         for row, held in enumerate(np.maximum(slots, -1)):
             positions, count = np.unique(held[held >= 0], return_counts=True)
             if (count > 1).any():
                 twice = positions[count.argmax()]
-                return [f"slot_positions: row {row} holds position {twice} in two slots"]
+                return [
+                    f"{argument('slot_positions')}: row {row} holds position {twice} in two slots"
+                ]
         lost = np.argwhere(~self.own.any(-1))
         if self.valid is None and len(lost):
             row, query = lost[0]
             return [
-                f"slot_positions: row {row}, query {query}: position {self.own_order[row, query]}"
-                " is in no slot; give them as they are once this call has written its tokens"
+                f"{argument('slot_positions')}: row {row}, query {query}: position"
+                f" {self.own_order[row, query]} is in no slot; give them as they are once this"
+                " call has written its tokens"
             ]
         return []
 

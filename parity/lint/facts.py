@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxllama.errors import argument
+
 Layout = Literal["bts", "nts", "bnts"]
 LAYOUTS = {
     "bts": "[B, T, S]",
@@ -52,8 +54,8 @@ def read_validity(found: Facts, valid: np.ndarray, segments: np.ndarray | None) 
     whole = valid.dtype.kind in "iu" or bool((np.isfinite(odd) & (odd == np.rint(odd))).all())
     if not whole or (odd < 0).any():
         found.problems.append(
-            f"valid: holds {odd.flat[0]}, expected 1 on real tokens and 0 on padding, or numbers of"
-            " documents from 1 on"
+            f"{argument('valid')}: holds {odd.flat[0]}, expected 1 on real tokens and 0 on padding,"
+            " or numbers of documents from 1 on"
         )
         return
     numbers, real = valid.astype(np.int64), valid > 0
@@ -65,8 +67,8 @@ def read_validity(found: Facts, valid: np.ndarray, segments: np.ndarray | None) 
         )
     elif segments.shape != numbers.shape or not _same_partition(numbers, segments, real):
         found.problems.append(
-            f"valid: holds numbers up to {numbers.max()}, which are other documents than those of"
-            " segments; give valid as 0 and 1, or leave segments out"
+            f"{argument('valid')}: holds numbers up to {numbers.max()}, which are other documents"
+            f" than those of {argument('segments')}; give it as 0 and 1, or leave these out"
         )
 
 
@@ -86,15 +88,19 @@ def read_lengths(found: Facts, lengths: np.ndarray, width: int | None, side: Sid
     """
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         found.problems.append(
-            f"lengths: {lengths.dtype} {lengths.shape}, expected one integer a row, [B]"
+            f"{argument('lengths')}: {lengths.dtype} {lengths.shape}, expected one integer a row,"
+            " [B]"
         )
     elif width is None:
-        found.problems.append("lengths: nothing says how long a row is; give a mask or queries")
+        found.problems.append(
+            f"{argument('lengths')}: nothing says how long a row is; give a mask or"
+            f" {argument('queries')}"
+        )
     elif (lengths < 0).any() or (lengths > width).any():
         row = int(np.argmax((lengths < 0) | (lengths > width)))
         found.problems.append(
-            f"lengths: row {row} is said to have {lengths[row]} real tokens of {width}; expected 0"
-            f" to {width}"
+            f"{argument('lengths')}: row {row} is said to have {lengths[row]} real tokens of"
+            f" {width}; expected 0 to {width}"
         )
     else:
         column = np.arange(width)[None, :]
@@ -126,7 +132,7 @@ def read_axes(
         readings = ", ".join(f"{name} {meaning}" for name, meaning in LAYOUTS.items())
         found.problems.append(
             f"mask: shape {mask.shape}: {first} is not 1, {said} or their product; say what the"
-            f" first axis is (layout: {readings}) and how many heads there are"
+            f" first axis is by {argument('layout')} ({readings}), and {argument('heads')}"
         )
     elif layout is not None and (wanted := _wanted(layout, rows, heads)) and first not in wanted:
         said = " or ".join(map(str, sorted(wanted)))
@@ -137,8 +143,8 @@ def read_axes(
     elif layout == "bnts":
         if not rows and not heads:
             found.problems.append(
-                f"mask: shape {mask.shape} declared as bnts, {LAYOUTS[layout]}: say how many heads"
-                " there are"
+                f"mask: shape {mask.shape} declared as bnts, {LAYOUTS[layout]}: give"
+                f" {argument('heads')}"
             )
         elif first % (heads or rows or 1):
             found.problems.append(

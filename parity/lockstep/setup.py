@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.lockstep.participants import Participant, Role
 from parity.noise.chains import runs_chains
 from parity.noise.operators import Numbers, SummedTaps
@@ -115,8 +115,8 @@ def other_participants(
     able = {"hf": WHOLE if lane == "f32" else WHOLE[:2], "meta": WHOLE[:2]}
     if unable := sorted({*references} - {*able, "torch"}):
         raise InputError(
-            f"--reference {','.join(unable)}: takes part in nothing; give it its modes in "
-            "parity.lockstep.setup.other_participants"
+            f"{argument('reference', ','.join(unable))}: takes part in nothing; give it its modes "
+            "in parity.lockstep.setup.other_participants"
         )
     return [
         *found,

@@ -75,8 +75,8 @@ def capture(
     """
     resolved = select.resolve_subject(subject)
     lanes = select.dtypes_of(resolved, dtypes)
-    modes = choose("--mode", modes, MODES)
-    names = choose("--scenario", scenarios, SCENARIOS)
+    modes = choose("modes", modes, MODES)
+    names = choose("scenarios", scenarios, SCENARIOS)
     target = Path(directory)
     staging = Staging(target, {"parity": "capture"}, overwrite=None)
     try:

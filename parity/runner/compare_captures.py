@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import join
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS
 from parity.locate import first_divergence
@@ -127,7 +127,7 @@ def _check_comparable(
         if f64_reference is None:
             problems.append(
                 f"{said}: {places[1]} has no float64 run of it to measure noise against; capture "
-                "it with --dtype f64 too"
+                f"it with {argument('dtypes', 'f64')} too"
             )
         narrow = theirs.get(("f32", *run[1:]), []) if run[0] == "f64" else []
         for other in [*theirs[run], *(f64_reference or []), *narrow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.inputs import Inputs
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
@@ -46,7 +46,7 @@ def lanes_for(chosen: Sequence[str]) -> tuple[str, ...]:
     lanes = tuple(lane for lane in DTYPES if lane in chosen)
     if not lanes:
         raise InputError(
-            f"--mode grad with --dtype {','.join(chosen)}: gradients are judged in "
+            f"mode grad with {argument('dtypes', ','.join(chosen))}: gradients are judged in "
             f"{' and '.join(DTYPES)}; add one of them"
         )
     return lanes
@@ -61,7 +61,7 @@ def check_inputs(inputs: Sequence[Inputs]) -> None:
     for one in inputs:
         if not successors(one):
             raise InputError(
-                f"--mode grad, scenario {one.name}: no token is followed by another of its "
+                f"mode grad, scenario {one.name}: no token is followed by another of its "
                 "document, so there is no loss; give at least 2 tokens"
             )
 

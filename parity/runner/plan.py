@@ -80,10 +80,10 @@ def make_plan(
         InputError: one of them is none.
     """
     plan = Plan(
-        reference=choose("--reference", reference, select.WITNESSES),
+        reference=choose("reference", reference, select.WITNESSES),
         dtypes=choose_dtypes(dtypes),
-        modes=choose("--mode", DEFAULT_MODES if modes is None else modes, MODES),
-        scenarios=choose("--scenario", scenarios, SCENARIOS),
+        modes=choose("modes", DEFAULT_MODES if modes is None else modes, MODES),
+        scenarios=choose("scenarios", scenarios, SCENARIOS),
         overrides=override_texts(overrides),
         usual=modes is None,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
@@ -184,7 +184,7 @@ def _limit(text: str) -> tuple[str, str, float]:
     lanes = LIMITS if equals else [""]
     if lane not in lanes or mode not in ("", "isolated", "free") or not 0 < rho < math.inf:
         raise InputError(
-            f"--limit {text}: expected a finite number above 0, after DTYPE= or DTYPE.MODE= if it "
-            f"is not for all; DTYPE of {', '.join(LIMITS)}, MODE isolated or free"
+            f"{argument('limits', text)}: expected a finite number above 0, after DTYPE= or "
+            f"DTYPE.MODE= if it is not for all; DTYPE of {', '.join(LIMITS)}, MODE isolated or free"
         )
     return lane, mode, rho

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.scenarios import Shape
 
 # Float64 maps that a run holds at once, at the least: two are the reference's scores and weights.
@@ -51,8 +51,8 @@ def check_room(shapes: Sequence[Shape], heads: int, *, maps: int, free: int | No
             f"{length} tokens per row (scenario {', '.join(s.name for s in together)}): attention "
             f"maps of {rows} x {heads} x {length} x {length} in float64, {maps} at once, take at "
             f"least {_in_words(per_square * length**2)}, and {_in_words(free)} of this machine's "
-            f"memory are free; give --length {max(fits, 1)} or less"
-            + (", or one --scenario at a time" if several else "")
+            f"memory are free; give {argument('length', max(fits, 1))} or less"
+            + (f", or one of {argument('scenarios')} at a time" if several else "")
         )
 
 

@@ -14,7 +14,7 @@ import jax
 
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
@@ -100,7 +100,7 @@ def run(
         JaxLlamaError: the checkpoint, the prompt or an option is bad; nothing was judged.
     """
     if not 0 < seconds < float("inf"):
-        raise InputError(f"--seconds {seconds:g}: expected a number above 0")
+        raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
     resolved = select.resolve_subject(subject)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
@@ -270,8 +270,8 @@ def _prompts(
     longest = PROMPT if length is None else length
     if longest < LEAST_PROMPT:
         raise InputError(
-            f"--length {length} with --mode generate: expected at least {LEAST_PROMPT}, for the "
-            "shortest of its three prompts has a third of that and needs two tokens"
+            f"{argument('length', length)} with mode generate: expected at least {LEAST_PROMPT}, "
+            "for the shortest of its three prompts has a third of that and needs two tokens"
         )
     made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
     return replace(made, name="prompts")

@@ -201,7 +201,7 @@ def require_decoding(subject: Subject) -> CachedSubject:
     """Return the subject as one that runs through a cache, or refuse it."""
     if not hasattr(subject, "start_decode"):
         raise InputError(
-            f"--mode decode: subject {subject.name} shows no run through a cache; give decode= "
+            f"mode decode: subject {subject.name} shows no run through a cache; give decode= "
             "to what makes it (parity/subjects/README.md), or it a start_decode "
             "(parity.subjects.base.CachedSubject)"
         )
@@ -212,7 +212,7 @@ def require_gradients(subject: Subject) -> DifferentiableSubject:
     """Return the subject as one that shows gradients, or refuse it."""
     if not hasattr(subject, "start_grad"):
         raise InputError(
-            f"{subject.name}: offers no gradients; leave out --mode grad, give parameters= to "
+            f"{subject.name}: offers no gradients; leave out mode grad, give parameters= to "
             "what makes it (parity/subjects/README.md), or it a start_grad "
             "(parity.subjects.base.DifferentiableSubject)"
         )

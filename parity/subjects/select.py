@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, get_args
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
@@ -91,7 +91,8 @@ def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
         missing = [lane for lane in lanes if lane not in resolved]
         if missing:
             raise InputError(
-                f"--dtype {','.join(missing)}: no subject of that dtype, only {', '.join(held)}"
+                f"{argument('dtypes', ','.join(missing))}: no subject of that dtype, only "
+                f"{', '.join(held)}"
             )
         return lanes
     return choose_dtypes(dtypes)
@@ -111,7 +112,9 @@ def subject_factory(
         InputError: the configuration is overridden of a subject that does not follow it.
     """
     if isinstance(resolved, Mapping) and config != checkpoint.config:
-        raise InputError("--override: a subject that is given ready-made has a config of its own")
+        raise InputError(
+            f"{argument('overrides')}: a subject that is given ready-made has a config of its own"
+        )
     ours = with_config(checkpoint, config)
     if isinstance(resolved, Mapping | FromCheckpoint):
         made = resolved
@@ -150,7 +153,7 @@ def _fit(subject: Subject, lane: str) -> Subject:
     if lane == "f64" and UNIT_ROUNDOFF[subject.internal_dtype] > UNIT_ROUNDOFF["f64"]:
         raise InputError(
             f"subject {subject.name}: works in {subject.internal_dtype} inside, which float64 "
-            "would take for a difference of meaning; run it with --dtype f32,bf16"
+            f"would take for a difference of meaning; run it with {argument('dtypes', 'f32,bf16')}"
         )
     return subject
 

@@ -48,7 +48,7 @@ def find_other(checkpoint: Checkpoint, *, alone: bool) -> OtherTokenizer | None:
         return other_tokenizer(checkpoint.companions, checkpoint.hf_config)
     if alone:
         raise InputError(
-            f"{checkpoint.label}: has no tokenizer, so --mode tokens has nothing to compare; give "
+            f"{checkpoint.label}: has no tokenizer, so mode tokens has nothing to compare; give "
             "a checkpoint with a tokenizer.json or tokenizer.model, or another mode"
         )
     return None
@@ -100,14 +100,12 @@ def notes(rows: Sequence[TapResult], checkpoint: Checkpoint) -> list[str]:
     """Return what must be said of what was not compared."""
     names = names_for(rows)
     if not names:
-        return [f"--mode {MODE}: the checkpoint has no tokenizer, so none was compared"]
+        return [f"mode {MODE}: the checkpoint has no tokenizer, so none was compared"]
     found = []
     if CHAT_TEXT not in names:
-        found.append(f"--mode {MODE}: the checkpoint has no chat template, so none was rendered")
+        found.append(f"mode {MODE}: the checkpoint has no chat template, so none was rendered")
     if checkpoint.format == "gguf":
-        found.append(
-            f"--mode {MODE}: both read the files that jaxllama made of the GGUF's metadata"
-        )
+        found.append(f"mode {MODE}: both read the files that jaxllama made of the GGUF's metadata")
     return found
 
 

@@ -78,7 +78,7 @@ def require_package(kind: str) -> None:
             import llama_models.llama3.chat_format  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--mode tokens: a {kind} is compared with what {package} makes of it, and "
+            f"mode tokens: a {kind} is compared with what {package} makes of it, and "
             f"{error.name} is not installed: pip install 'jaxllama[{extra}]'"
         ) from error
 
@@ -108,7 +108,7 @@ def other_tokenizer(
         except Exception as error:  # neither says what it raises
             name = TransformersTokenizer.name if kind == JSON_FILE else MetaTokenizer.name
             raise InputError(
-                f"--mode tokens: {name} does not take the checkpoint's {kind}, with which it was "
+                f"mode tokens: {name} does not take the checkpoint's {kind}, with which it was "
                 f"to be compared: {error}"
             ) from error
 

@@ -204,12 +204,12 @@ def test_backends_say_what_stands_in_their_way(monkeypatch: pytest.MonkeyPatch) 
             attend(*cast(dtype, Q, KEYS, V), jnp.asarray(MASK), scale=SCALE, backend=backend)
         return str(error.value)
 
-    assert "JAX runs on cpu, expected gpu; use backend 'xla'" in refusal("cudnn", "bfloat16")
-    assert "softmax in float32; use backend 'xla'" in refusal("dot_product", "float64")
+    assert "JAX runs on cpu, expected gpu; use xla" in refusal("cudnn", "bfloat16")
+    assert "softmax in float32; use xla" in refusal("dot_product", "float64")
     assert "does not support it on cpu" in refusal("dot_product", "float16")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     text = refusal("cudnn", "float32")
-    assert "dtype float32, expected one of bfloat16, float16; load the model with" in text
+    assert "dtype float32, expected one of bfloat16, float16; give dtype='bf16'" in text
     assert "head_dim 4, expected a multiple of 8" in text
     assert "JAX runs on" not in text
     # Control: what it could do is let through to the kernel.

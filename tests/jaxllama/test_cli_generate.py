@@ -150,7 +150,7 @@ def test_one_answer_to_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tiny", "Ab", "--top-p", "0.5"], "top_p would change nothing"),
         (["tiny", "Ab", "--temperature", "-1"], "temperature -1.0: expected 0 (greedy) or"),
-        (["tiny", "Ab", "--max-tokens", "0"], "max_new_tokens 0: expected an integer of at"),
+        (["tiny", "Ab", "--max-tokens", "0"], "--max-tokens 0: expected an integer of at"),
         (["tiny", "Ab", "--cache-tokens", "6"], "cache too small: row 0 needs 2 prompt tokens"),
         (["tiny", "Ab", "--cache-tokens", "0"], "capacity 0: both must be at least 1"),
         (["tiny", ""], "prompt 0 is empty"),

@@ -117,7 +117,7 @@ def test_one_dtype_all_and_none() -> None:
 
 @pytest.mark.parametrize("given", ["f16", "int8", "", [], "f32,nonsense", jnp.int32])
 def test_other_dtypes_are_refused(given: Any) -> None:
-    with pytest.raises(InputError, match=r"^--dtype .*expected one"):
+    with pytest.raises(InputError, match=r"^dtypes.*expected one"):
         choose_dtypes(given)
 
 

@@ -22,7 +22,7 @@ from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.layout import Layout, Piece, byte_size, store_as_is
 from jaxllama.checkpoint.names import entry_of, heads_of, interleave, to_dialect
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, argument
 
 FILE = "model.gguf"
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -45,7 +45,7 @@ def lay_out_gguf(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Layo
     if wide:
         raise CheckpointError(
             f"{checkpoint.label}: {wide[0]} and {len(wide) - 1} more are float64, which GGUF "
-            "models cannot have; give --dtype float32 or narrower"
+            f"models cannot have; give {argument('dtype', 'f32')} or narrower"
         )
     stored: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     widened = []

@@ -13,7 +13,7 @@ import numpy as np
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.checkpoint.checks import raise_problems, structure_problems
 from jaxllama.checkpoint.load import Part, load_part
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from jaxllama.model import Llama
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
@@ -144,11 +144,16 @@ def check_options(subject: object, modes: Sequence[str], references: Sequence[st
         InputError: another subject than this project's model, a mode or a witness.
     """
     if subject != "jaxllama":
-        raise InputError("--stream: reads this project's own model; leave out --subject")
+        raise InputError(
+            f"{argument('stream')}: reads this project's own model; leave out {argument('subject')}"
+        )
     if refused := [mode for mode in modes if mode not in ALLOWED]:
-        raise InputError(f"--stream with --mode {','.join(refused)}: expected {', '.join(ALLOWED)}")
+        raise InputError(
+            f"{argument('stream')} with {argument('modes', ','.join(refused))}: expected "
+            f"{', '.join(ALLOWED)}"
+        )
     if refused := [name for name in references if name != "torch"]:
         raise InputError(
-            f"--stream with --reference {','.join(refused)}: expected torch; the others hold whole "
-            "models"
+            f"{argument('stream')} with {argument('reference', ','.join(refused))}: expected torch;"
+            " the others hold whole models"
         )

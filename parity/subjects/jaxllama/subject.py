@@ -16,6 +16,7 @@ from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import parse, short_name
+from jaxllama.errors import argument
 from jaxllama.model import Llama
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, GeneratedRun
@@ -120,7 +121,7 @@ def with_config(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:
     """Return the checkpoint under the subject's config, which an error then names as its source."""
     if config == checkpoint.config:
         return checkpoint
-    source = f"{checkpoint.config_source} with --override"
+    source = f"{checkpoint.config_source} with {argument('overrides')}"
     return replace(checkpoint, config=config, config_source=source)
 
 

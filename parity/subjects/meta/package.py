@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jaxllama.config import LlamaConfig, RopeScaling
-from jaxllama.errors import InputError, join_problems
+from jaxllama.errors import InputError, argument, join_problems
 
 # The one scaling it knows, hard-coded in its `apply_scaling`.
 ITS_SCALING = RopeScaling(
@@ -74,7 +74,7 @@ def check_config(config: LlamaConfig) -> None:
     if config.rope_scaling not in (None, ITS_SCALING):
         problems.append(f"rope_scaling {config.rope_scaling}: it has none or {ITS_SCALING} alone")
     if problems:
-        title = "Meta's reference cannot express this model (take another --reference)"
+        title = f"Meta's reference cannot express this model (take another {argument('reference')})"
         raise InputError(join_problems(title, problems))
 
 

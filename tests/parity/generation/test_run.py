@@ -276,7 +276,7 @@ def test_an_open_choice_is_held_to_the_widest_set() -> None:
 
 
 def test_a_length_that_generate_cannot_share_out_is_refused() -> None:
-    with pytest.raises(InputError, match="--length 5 with --mode generate: expected at least 6"):
+    with pytest.raises(InputError, match="length=5 with mode generate: expected at least 6"):
         run(dtypes="f64", length=5)
 
 
@@ -399,7 +399,7 @@ def test_a_foreign_subject_is_passed_over() -> None:
         length=6,
     )
     assert both.verdict == "equal" and {row.mode for row in both.rows} == {"free"}
-    assert any(note.startswith("--mode generate is about") for note in both.notes)
+    assert any(note.startswith("mode generate is about") for note in both.notes)
 
 
 def test_what_rounding_leaves_open_is_said() -> None:

@@ -46,7 +46,7 @@ def test_a_fault_in_one_head_of_that_axis_is_not_called_a_layout():
 @pytest.mark.parametrize(
     ("shape", "facts", "said"),
     [
-        ((6, 5, 5), {}, "6 is not 1, 2 rows or their product; say what the first axis is"),
+        ((6, 5, 5), {}, "6 is not 1, 2 rows or their product; say what the first axis is by"),
         ((7, 5, 5), {"heads": 3}, "7 is not 1, 2 rows or 3 heads"),
         ((6, 5, 5), {"layout": "bnts", "heads": 4}, "first axis 6, expected 8"),
         ((5, 5, 5), {"layout": "bnts"}, "5 is no multiple of 2 rows"),

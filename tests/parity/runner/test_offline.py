@@ -293,7 +293,7 @@ def test_what_no_tolerance_excuses_stays_a_failure(saved: Path, tmp_path: Path) 
     "limit", ["", "x", "f32=", "f16=3", "f32.decode=3", "=-1", "=3", "nan", "inf", "1e999", "0"]
 )
 def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
-    with pytest.raises(InputError, match="--limit"):
+    with pytest.raises(InputError, match="limits"):
         parity.recheck(saved, limits=[limit])
 
 

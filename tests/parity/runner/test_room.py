@@ -49,7 +49,7 @@ def test_the_last_byte_that_fits_is_let_through(names: list[str], rows: int) -> 
     check_room(shapes(*names), HEADS, maps=MAPS, free=needed)
     with pytest.raises(InputError) as refused:
         check_room(shapes(*names), HEADS, maps=MAPS, free=needed - 1)
-    assert "give --length 999 or less" in str(refused.value)
+    assert "give length=999 or less" in str(refused.value)
 
 
 def test_the_length_that_is_named_fits_and_the_next_does_not() -> None:
@@ -59,7 +59,7 @@ def test_the_length_that_is_named_fits_and_the_next_does_not() -> None:
     assert "take at least 1.92 EB, and 7.65 GB of this machine's memory are free" in str(
         refused.value
     )
-    fits = int(re.findall(r"--length (\d+)", str(refused.value))[0])
+    fits = int(re.findall(r"length=(\d+)", str(refused.value))[0])
     check_room(shapes("causal", length=fits), HEADS, maps=MAPS, free=free)
     with pytest.raises(InputError):
         check_room(shapes("causal", length=fits + 1), HEADS, maps=MAPS, free=free)

@@ -174,7 +174,7 @@ def test_weights_are_compared_as_stored_in_whatever_dtype(narrow: str) -> None:
 
 
 def test_a_contradiction_made_by_an_override_is_blamed_on_it() -> None:
-    with pytest.raises(JaxLlamaError, match=r"num_hidden_layers is 7 in .* with --override"):
+    with pytest.raises(JaxLlamaError, match=r"num_hidden_layers is 7 in .* with overrides"):
         quick(overrides=["num_hidden_layers=7"])
 
 
@@ -269,7 +269,7 @@ def test_a_witness_that_is_not_installed_is_refused_before_any_work(
 
 def test_a_reference_that_nothing_makes_or_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "WITNESSES", (*select.WITNESSES, "ghost"))
-    with pytest.raises(InputError, match="--reference ghost: takes part in nothing"):
+    with pytest.raises(InputError, match="reference='ghost': takes part in nothing"):
         quick(reference="ghost")
     with pytest.raises(InputError, match="witness ghost: nothing makes one"):
         quick(subject="ghost")
@@ -358,7 +358,7 @@ def test_torch_sees_no_gradient_mode_left_on() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_search_without_an_end_or_a_beginning_is_refused(seconds: float) -> None:
-    with pytest.raises(InputError, match=r"--seconds .*: expected a number above 0"):
+    with pytest.raises(InputError, match=r"seconds=.*: expected a number above 0"):
         run.run(small(), seconds=seconds)
 
 

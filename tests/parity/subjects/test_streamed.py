@@ -49,7 +49,7 @@ def test_streaming_finds_what_a_run_of_the_whole_model_finds(deep: Checkpoint) -
     rows = [row for row in whole.rows if row.mode != "production"]
     assert streamed.rows == rows and streamed.verdict == "equal"
     assert streamed.compared == streamed.expected
-    assert NOTE in streamed.notes and streamed.command.endswith("--stream")
+    assert NOTE in streamed.notes and "stream=True" in streamed.command
     assert NOTE not in whole.notes
 
 
@@ -146,10 +146,10 @@ def test_a_tied_head_is_the_embedding() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modes": "grad"}, "--mode grad"),
-        ({"modes": "free,decode"}, "--mode decode"),
-        ({"reference": "torch,hf"}, "--reference hf"),
-        ({"subject": JaxLlama}, "leave out --subject"),
+        ({"modes": "grad"}, "modes='grad'"),
+        ({"modes": "free,decode"}, "modes='decode'"),
+        ({"reference": "torch,hf"}, "reference='hf'"),
+        ({"subject": JaxLlama}, "leave out subject"),
     ],
 )
 def test_what_needs_whole_models_is_refused(options: dict[str, Any], message: str) -> None:

@@ -254,7 +254,7 @@ def test_a_template_is_not_asked_for_where_there_is_none() -> None:
     found = compared(checkpoint)
     assert failed(found) == [] and len(found.rows) == 5
     assert compare.notes(found.rows, checkpoint) == [
-        "--mode tokens: the checkpoint has no chat template, so none was rendered"
+        "mode tokens: the checkpoint has no chat template, so none was rendered"
     ]
 
 
@@ -262,11 +262,11 @@ def test_without_a_tokenizer() -> None:
     bare = tiny(
         num_hidden_layers=1, vocab_size=100, bos_token_id=None, eos_token_ids=(), pad_token_id=None
     )
-    with pytest.raises(InputError, match="has no tokenizer, so --mode tokens has nothing"):
+    with pytest.raises(InputError, match="has no tokenizer, so mode tokens has nothing"):
         parity.run(bare, modes="tokens")
     result = parity.run(bare, modes="free,tokens", dtypes="f64", scenarios="right_padded", length=5)
     assert result.verdict == "equal"
-    assert "--mode tokens: the checkpoint has no tokenizer, so none was compared" in result.notes
+    assert "mode tokens: the checkpoint has no tokenizer, so none was compared" in result.notes
 
 
 @pytest.mark.parametrize(
