@@ -174,7 +174,13 @@ def _role(
     if text is not None:
         return tokenizer.token_to_id(text)
     number = token_id(f"{name}_id", stated.get(f"{name}_id"), notes)
-    return number if isinstance(number, int) else None
+    return _number(f"{name}_id", number)
+
+
+def _number(name: str, value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise CheckpointError(f"{name} is {value!r:.60} in {GENERATION} or config.json, expected an id")
 
 
 def _ends(
@@ -185,7 +191,8 @@ def _ends(
     notes: list[str],
 ) -> list[int]:
     """Return what ends a text. Generation's word comes first: chat models end on several tokens."""
-    ends = [*token_ids("eos_token_id", stated.get("eos_token_id"), notes)]
+    found = token_ids("eos_token_id", stated.get("eos_token_id"), notes)
+    ends = [number for one in found if (number := _number("eos_token_id", one)) is not None]
     if not ends and config is not None:
         ends = list(config.eos_token_ids)
     own = _role("eos_token", tokenizer, named, {}, notes)

@@ -113,11 +113,11 @@ def _by_name(
 def _extra(stated: Mapping[str, Any], older: Mapping[str, Any], source: str) -> Any:
     """Return the special tokens without a name, or names of a model's own, such as image_token."""
     extra: Any = next((stated[name] for name in LISTS if stated.get(name)), [])
-    if older.get(LISTS[0]) and isinstance(extra, list):
-        more = older[LISTS[0]]
-        extra = [*extra, *(one for one in more if one not in extra)] if extra else more
-    elif not extra:
-        extra = older.get(LISTS[1]) or []
+    more = older.get(LISTS[0])
+    if isinstance(more, list) and isinstance(extra, list):
+        extra = [*extra, *(one for one in more if one not in extra)]
+    elif more or not extra:
+        extra = more or older.get(LISTS[1]) or []
     if not isinstance(extra, list | Mapping):
         raise CheckpointError(
             f"{source}: {LISTS[0]} is {extra!r:.60}, expected a list or an object"
@@ -169,8 +169,9 @@ def _added(
     """Return what added_tokens.json lists: ids by text, special where they are named elsewhere."""
     if ADDED not in found:
         return {}
-    named = {_text(stated[key]) for key in ROLES if key in stated}
-    named |= {_text(one) for one in stated.get(LISTS[0]) or []}
+    listed = stated.get(LISTS[0])
+    named = [_text(stated[key]) for key in ROLES if key in stated]
+    named += [_text(one) for one in listed] if isinstance(listed, list) else []
     made = {}
     for text, number in files.parse_object(found[ADDED], f"{source}: {ADDED}").items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:

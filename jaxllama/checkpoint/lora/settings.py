@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from jaxllama.checkpoint.lora.matching import Targets, check_expressions
@@ -161,7 +162,7 @@ def _ill_typed(content: Mapping[str, Any]) -> list[str]:
     """Say which fields hold what they cannot."""
 
     def is_number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
     def is_rank(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0

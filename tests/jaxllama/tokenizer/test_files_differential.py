@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from token_files import SPECIALS, tokenizer_config, tokenizer_json, write_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import CheckpointError, InputError
 from jaxllama.tokenizer import Tokenizer
 from jaxllama.tokenizer.special_tokens import ROLES
 
@@ -231,3 +231,37 @@ def test_damaged_files_beside_it_are_named(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, added_tokens_json=json.dumps({"<s>": "x"}))
     with pytest.raises(CheckpointError, match=r"added_tokens\.json: '<s>' has id 'x'"):
         Tokenizer.from_directory(tmp_path)
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, -1, 3, 1.5, "", "<s>", "x", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["content", "special", "name", "template", "x"]), inner)
+    ),
+    max_leaves=4,
+)
+KEYS = [*ROLES, "image_token", "extra_special_tokens", "additional_special_tokens", "chat_template"]
+KEYS += ["added_tokens_decoder", "chat_control_tokens", "add_bos_token", "tokenizer_class", "<s>"]
+
+
+@given(
+    st.sampled_from(
+        ["tokenizer_config", "special_tokens_map", "added_tokens", "generation_config"]
+    ),
+    st.dictionaries(st.sampled_from([*KEYS, "eos_token_id", "bos_token_id"]), JUNK, max_size=3),
+)
+@settings(max_examples=300, phases=[Phase.generate])
+def test_no_content_of_a_file_is_a_crash(folder: Path, name: str, content: dict[str, Any]) -> None:
+    shutil.rmtree(folder)
+    write_tokenizer(folder, **{f"{name}_json": json.dumps(content)})
+    try:
+        tokenizer = Tokenizer.from_directory(folder)
+        tokenizer.decode(tokenizer.encode("a<s>"), skip_special=True)
+        tokenizer.encode_chat([{"role": "user", "content": "x</s>"}])
+    except (CheckpointError, InputError) as error:
+        said = str(error)
+    else:
+        said = ""
+    assert len(said.splitlines()) <= 12
+    event("refused" if said else "read")

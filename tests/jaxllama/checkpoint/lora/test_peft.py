@@ -227,3 +227,26 @@ def test_factors_of_embedding_and_head(kind: str, base: Any, tmp_path: Path) -> 
     assert len(changed) == 3
     for name, value in expected.items():
         assert np.allclose(ours.read(name), value, rtol=1e-5, atol=1e-5), name
+
+
+JUNK = st.recursive(
+    st.sampled_from([None, True, 0, -1, 1.5, "", "(", "x", float("inf")]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("a("), inner),
+    max_leaves=3,
+)
+
+
+@given(configs(), st.sampled_from([*quiet({"target_modules": "x"}).to_dict()]), JUNK)
+@settings(max_examples=300, phases=[Phase.generate])
+def test_no_setting_is_a_crash(made: dict[str, Any], name: str, junk: Any) -> None:
+    try:
+        found = read_settings({**made, name: junk}, "adapter_config.json")
+    except CheckpointError as error:
+        said = str(error)
+    else:
+        said = ""
+        for module in MODULES:
+            found.targets.has(module)
+            by_pattern(found.ranks, module, found.rank)
+    assert len(said.splitlines()) <= 12
+    event("refused" if said else "read")
