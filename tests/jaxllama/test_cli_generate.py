@@ -175,7 +175,7 @@ def test_bad_input_is_one_clear_message(
 def test_beyond_the_stated_context_there_is_a_note(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short(*_: Any) -> Any:
+    def short(*_: Any, **__: Any) -> Any:
         checkpoint = tiny(max_position_embeddings=8)
         return Llama.from_pretrained(checkpoint), checkpoint.tokenizer()
 
