@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
+from parity.coverage import count_runs, count_witnesses
 
 if TYPE_CHECKING:
     from parity.comparison.snapshot import PassSnapshot
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
 # 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may
 # be; the modes `generate` and `tokens`, and the kinds `generation` and `tokens`.
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 # The modes of a run, in the words of what was not run.
 MODE_WORDS = {
@@ -289,17 +290,6 @@ class CauseReport(NamedCause):
         del document["wrong_reference"], document["wrong_inputs"]
         return document
 
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> CauseReport:
-        """Return what a JSON document has under `cause`; older ones lack some of it."""
-        known = {f.name for f in dataclasses.fields(cls)} - {"wrong_reference", "wrong_inputs"}
-        lists = {
-            "experiments": [Experiment(**one) for one in document.get("experiments", ())],
-            "suspects": [Suspect(**one) for one in document.get("suspects", ())],
-            "others": [NamedCause(**one) for one in document.get("others", ())],
-        }
-        return cls(**{**{k: v for k, v in document.items() if k in known}, **lists})
-
 
 def verdict_of(
     rows: Iterable[TapResult], witnesses: Sequence[WitnessResult], unmatched: Collection[str]
@@ -395,6 +385,8 @@ class Result:
         """See `verdict_of`; what was read otherwise than the file has it is a divergence, too."""
         if self.reading is not None and self.reading.differences:
             return "divergent"
+        if not self.rows:
+            return "inconclusive"  # of nothing
         return verdict_of(self.rows, self.witnesses, self.unmatched)
 
     @property
@@ -440,6 +432,8 @@ class Result:
                 "absent": list(self.absent),
                 "unmatched": list(self.unmatched),
                 "not_run": list(self.not_run),
+                "runs": count_runs(self.rows),
+                "witnesses": count_witnesses(self.witnesses),
             },
             "tolerance": self.tolerance,
             "environment": self.environment,

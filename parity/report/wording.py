@@ -231,6 +231,8 @@ def inconclusive_lines(result: Result) -> Iterable[str]:
         )
         for problem in row.problems[:3]:
             yield f"  {problem}"
+    if not result.rows and not (result.reading and result.reading.differences):
+        yield "nothing was compared"
     if result.unmatched:
         yield f"unmatched taps of the subject: {_few(result.unmatched)}"
     for row in result.witnesses:

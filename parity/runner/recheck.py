@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join
 from typing import Any
 
 from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
-from parity.comparison.difference import WorstElement
-from parity.comparison.extent import Extent
 from parity.comparison.tolerance import LIMITS, Limits
+from parity.coverage import check_coverage
 from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
-from parity.result import (
-    SCHEMA_VERSION,
-    CauseReport,
-    Reading,
-    ReadingDifference,
-    Result,
-    TapResult,
-    WitnessResult,
-)
+from parity.records import read_record
+from parity.result import SCHEMA_VERSION, CauseReport, Reading, Result, TapResult, WitnessResult
 
 RESULT_LIMIT = 1 << 30
 
@@ -46,55 +38,120 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
     Raises:
         InputError: not such a file, or a limit that cannot be read.
     """
-    document = _document(Path(path))
+    saved = _read(Path(path))
     asked = [_limit(text) for text in limits]
-    try:
-        rows = [_apply_limits(_row(fields_), asked) for fields_ in document["taps"]]
-        witnesses = [
-            replace(_fill(WitnessResult, one), limit=LIMITS[one["lane"]].witness_limit(one["mode"]))
-            for one in document["witnesses"]
-        ]
-        reading = _reading(document.get("reading"))
-        first = reading_divergence(reading) or first_divergence(rows)
-        before = document["first_divergence"]
-        same = (
-            first is not None
-            and before is not None
-            and (first.row.tap, first.row.lane) == (before["tap"], before["lane"])
-        )
-        told = document.get("difference") == "computation"  # by its confirmed cause
-        if same and first is not None and first.difference == "rounding" and told:
-            first = replace(first, difference="computation")
-        known = document["cause"] if same else None
-        coverage = document["coverage"]
-        lanes = list(dict.fromkeys(row.lane for row in rows))
-        facts = tolerance.facts(lanes)
-        for lane in lanes:
-            facts["lanes"][lane] |= {
-                mode: _limit_asked(asked, lane, mode, LIMITS[lane]) for mode in ("isolated", "free")
-            }
-        return Result(
-            rows=rows,
-            witnesses=witnesses,
-            expected=coverage["expected"],
-            absent=tuple(coverage["absent"]),
-            unmatched=tuple(coverage["unmatched"]),
-            first_divergence=first,
-            cause=None if known is None else CauseReport.from_dict(known),
-            reading=reading,
-            inputs=document["inputs"],
-            tolerance=facts,
-            environment=document["environment"],
-            checkpoint=document["checkpoint"],
-            command=join(["parity", "recheck", str(path), *(f"--limit={text}" for text in limits)]),
-            subject=document.get("subject", "subject"),
-            notes=document["notes"],
-            not_run=tuple(coverage.get("not_run", ())),
-            timing=document["timing"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path}: not a result of parity run --json: {what}") from error
+    rows = [_apply_limits(row, asked) for row in saved.taps]
+    witnesses = [
+        replace(one, limit=LIMITS[one.lane].witness_limit(one.mode)) for one in saved.witnesses
+    ]
+    first = reading_divergence(saved.reading) or first_divergence(rows)
+    before = saved.first_divergence or {}
+    place = (before.get("tap"), before.get("lane"))
+    same = first is not None and (first.row.tap, first.row.lane) == place
+    told = saved.difference == "computation"  # by its confirmed cause
+    if same and first is not None and first.difference == "rounding" and told:
+        first = replace(first, difference="computation")
+    lanes = list(dict.fromkeys(row.lane for row in rows))
+    facts = tolerance.facts(lanes)
+    for lane in lanes:
+        facts["lanes"][lane] |= {
+            mode: _limit_asked(asked, lane, mode, LIMITS[lane]) for mode in ("isolated", "free")
+        }
+    return Result(
+        rows=rows,
+        witnesses=witnesses,
+        expected=saved.coverage.expected,
+        absent=saved.coverage.absent,
+        unmatched=saved.coverage.unmatched,
+        first_divergence=first,
+        cause=saved.cause if same else None,
+        reading=saved.reading,
+        inputs=saved.inputs,
+        tolerance=facts,
+        environment=saved.environment,
+        checkpoint=saved.checkpoint,
+        command=join(["parity", "recheck", str(path), *(f"--limit={text}" for text in limits)]),
+        subject=saved.subject,
+        notes=saved.notes,
+        not_run=saved.coverage.not_run,
+        timing=saved.timing,
+    )
+
+
+@dataclass(frozen=True)
+class _Coverage:
+    expected: int
+    compared: int
+    absent: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    not_run: tuple[str, ...] = ()
+    runs: dict[str, int] | None = None
+    witnesses: dict[str, int] | None = None
+
+
+# What reports show of the parts that are kept as they are; the rest of them may be anything.
+@dataclass(frozen=True)
+class _Precision:
+    float32_at_highest: str
+    float32_at_default: str
+
+
+@dataclass(frozen=True)
+class _Machine:
+    line: str
+
+
+@dataclass(frozen=True)
+class _Environment:
+    versions: dict[str, str | None]
+    backend: str
+    device: str
+    matmul_precision: _Precision
+    machine: _Machine | None = None
+    reference: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    config: dict[str, Any] | None = None
+    subject_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What `parity run --json` writes, as far as it is judged again or shown."""
+
+    taps: list[TapResult]
+    witnesses: list[WitnessResult]
+    coverage: _Coverage
+    first_divergence: dict[str, Any] | None
+    cause: CauseReport | None
+    inputs: list[dict[str, Any]]
+    environment: dict[str, Any]
+    checkpoint: dict[str, Any]
+    notes: list[str]
+    timing: dict[str, float]
+    subject: str = "subject"
+    difference: str | None = None
+    reading: Reading | None = None
+
+
+def _read(path: Path) -> _Saved:
+    """Read a result; refuse one that holds less than it says."""
+    saved: _Saved = read_record(_Saved, _document(path), str(path))
+    read_record(_Environment, saved.environment, f"{path}.environment")
+    read_record(_Checkpoint, saved.checkpoint, f"{path}.checkpoint")
+    if reference := saved.environment.get("reference"):
+        read_record(_Environment, reference, f"{path}.environment.reference")
+    said_lanes = [row.lane for row in saved.taps] + [row.lane for row in saved.witnesses]
+    if unknown := {*said_lanes} - {*LIMITS}:
+        said = ", ".join(sorted(unknown))
+        raise InputError(f"{path}: dtypes {said}: expected {', '.join(LIMITS)}")
+    coverage = saved.coverage
+    check_coverage(
+        coverage.compared, coverage.runs, coverage.witnesses, saved.taps, saved.witnesses, str(path)
+    )
+    return saved
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -118,43 +175,6 @@ def _document(path: Path) -> dict[str, Any]:
             "parity run --json"
         )
     return document
-
-
-def _reading(document: Mapping[str, Any] | None) -> Reading | None:
-    if document is None:
-        return None
-    differences = tuple(ReadingDifference(**one) for one in document["differences"])
-    return Reading(document["fields"], document["tensors"], differences)
-
-
-def _row(document: Mapping[str, Any]) -> TapResult:
-    parts: dict[str, Any] = {
-        name: None if document[name] is None else _fill(kind, document[name])
-        for name, kind in (("worst", WorstElement), ("extent", Extent))
-    }
-    row: TapResult = _fill(TapResult, {**document, **parts})
-    return row
-
-
-def _fill(kind: type, document: Mapping[str, Any]) -> Any:
-    """Build a record from its JSON, which knows no tuples and only finite figures.
-
-    A field with a default may be missing: earlier documents of this version lack it.
-    """
-    known = [
-        one
-        for one in fields(kind)
-        if one.name in document or (one.default, one.default_factory) == (MISSING, MISSING)
-    ]
-    return kind(**{one.name: _figure(document[one.name]) for one in known})
-
-
-def _figure(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _figure(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _apply_limits(row: TapResult, asked: Sequence[tuple[str, str, float]]) -> TapResult:

@@ -1,0 +1,99 @@
+"""A saved result says what it must contain, and whatever else it holds is one clear error."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import result, row
+from typer.testing import CliRunner
+
+import parity
+from jaxllama.errors import InputError
+from parity.cli import app
+from parity.report import json_file
+
+ROWS = [
+    row("layers.0.q_proj"),
+    row("logits"),
+    row("layers.0.q_proj", lane="bf16"),
+    row("logits", lane="bf16", rho=40.0, limit=16.0, error=0.1, noise=0.0055),
+]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("saved") / "result.json"
+    json_file.write(result(ROWS), path)
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def saved(document: Any, folder: Path) -> Path:
+    path = folder / "changed.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_rows_that_are_missing_are_missed(
+    document: dict[str, Any], tmp_path: Path, left: int
+) -> None:
+    fewer = {**document, "taps": document["taps"][:left]}
+    with pytest.raises(InputError, match=r"changed\.json: holds .*, its coverage says"):
+        parity.recheck(saved(fewer, tmp_path))
+    assert parity.recheck(saved(document, tmp_path)).verdict == "divergent"
+
+
+def test_rows_told_twice_are_refused(document: dict[str, Any], tmp_path: Path) -> None:
+    more = {**document, "taps": [*document["taps"], document["taps"][0]]}
+    with pytest.raises(InputError, match="holds 3 rows of f64 causal free, its coverage says 2"):
+        parity.recheck(saved(more, tmp_path))
+
+
+def test_nothing_compared_is_never_equal(document: dict[str, Any], tmp_path: Path) -> None:
+    empty = copy.deepcopy(document) | {"taps": [], "witnesses": [], "first_divergence": None}
+    empty["coverage"] |= {"compared": 0, "runs": {}, "witnesses": {}}
+    again = CliRunner().invoke(app, ["recheck", str(saved(empty, tmp_path))])
+    assert again.exit_code == 3
+    assert again.output.startswith("inconclusive: 0 taps")
+    assert "nothing was compared" in again.output
+    assert result([]).verdict == "inconclusive"
+
+
+WRONG = (None, -1, 1e400, "\x1b[2Jx", [], {})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every part of a document."""
+    if path:
+        yield path
+    parts: Any = value.items() if isinstance(value, dict) else ()
+    parts = list(enumerate(value))[:2] if isinstance(value, list) else parts
+    for key, part in parts:
+        yield from places(part, (*path, key))
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    copied = copy.deepcopy(document)
+    holder = copied
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    return copied
+
+
+def test_no_change_of_a_part_is_an_internal_error(document: dict[str, Any], tmp_path: Path) -> None:
+    tried = 0
+    for path in places(document):
+        for value in WRONG:
+            tried += 1
+            target = saved(changed(document, path, value), tmp_path)
+            code = CliRunner().invoke(app, ["recheck", str(target)]).exit_code
+            assert code in (0, 1, 2, 3), (path, value)
+            assert code == 2 or path != ("taps",), value
+    assert tried > 400
