@@ -83,6 +83,7 @@ def call_operands(inputs: Inputs, start: int, stop: int) -> dict[str, Tensor]:
         "window": torch.tensor(window),
         "unlimited": torch.tensor(inputs.window is None),
         "zero": torch.tensor(0),
+        "start": torch.tensor(start),
     }
     return {n: to_torch(np.array(a)) for n, a in made.items()} | numbers
 
