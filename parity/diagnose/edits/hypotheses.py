@@ -20,6 +20,8 @@ from parity.subjects.torch_reference.program import operand_names
 if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
+# What edits have for operands that are no values.
+WORDS = ("*", "+", "left out", "twice", "after", "halves", "exchanged", "rows")
 # Explanations that are tried on the whole reference, with each of their taps.
 MOST = 6
 # What is left of an operator's inputs in float64 is its last places.
@@ -209,4 +211,4 @@ def _renamed(
 
 def _is_word(name: str) -> bool:
     """Return whether a name is an edit's own word or number, not that of a value."""
-    return name in ("*", "+", "left out", "twice", "after", "halves", "exchanged") or name.isdigit()
+    return name in WORDS or name.isdigit()

@@ -115,6 +115,25 @@ def cache_operands(inputs: Inputs, sizes: Sequence[int]) -> dict[str, Tensor]:
     }
 
 
+# Of so many layers before it an operator may read the keys and values.
+LAYERS_BEFORE = 8
+
+
+def keys_of_layers(made: Mapping[int, tuple[Tensor, Tensor]], layer: int) -> dict[str, Tensor]:
+    """Return keys and values of the layers before one, by name: no right operator reads them.
+
+    Args:
+        made: by number of the layer.
+        layer: the number of the one that might read them.
+    """
+    found: dict[str, Tensor] = {}
+    for other in range(max(0, layer - LAYERS_BEFORE), layer):
+        if other in made:
+            names = f"keys of layer {other}", f"values of layer {other}"
+            found |= dict(zip(names, made[other], strict=True))
+    return found
+
+
 def weight_name(tap: str, layer: int | None, config: LlamaConfig) -> str:
     """Return the canonical name of the weight behind a tap, given by its short name."""
     if tap == "logits" and config.tie_word_embeddings:

@@ -143,3 +143,118 @@ def test_off_by_one_through_a_cache_is_named_with_its_calls(first: int, said: st
     found = explained(Masked(strict(first)), cached=True)
     assert (found.id, found.confirmed) == ("mask-strict", True)
     assert said in found.summary
+
+
+class Blockwise(TorchReference):
+    """Softmax of blocks of keys, each over its own sum, and never merged."""
+
+    def probs(self, scores: Tensor, mask: Tensor) -> Tensor:
+        blocks = zip(scores.split(5, -1), mask.split(5, -1), strict=True)
+        return torch.cat([super(Blockwise, self).probs(*one) for one in blocks], -1)
+
+
+class OverTokens(TorchReference):
+    """Norms by the mean square over tokens."""
+
+    def rms_norm(self, x: Tensor, name: str) -> Tensor:
+        rms = (x.square().mean(1, keepdim=True) + self.config.rms_norm_eps).sqrt()
+        return x / rms * self.weight(f"{name}.weight").to(x.dtype)
+
+
+class Restarted(TorchReference):
+    """Positions by a rule of their own."""
+
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(CHECKPOINT)
+        self.rule = rule
+
+    def setup(self, tokens: Any, positions: Tensor, *rest: Any) -> Any:
+        return super().setup(tokens, self.rule(positions), *rest)
+
+
+class Mixed(TorchReference):
+    """Rows and tokens exchanged where they are to be joined."""
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        y = super().linear(x, name)
+        return y.transpose(0, 1).reshape(y.shape) if name.endswith("o_proj") else y
+
+
+class OfLayer(TorchReference):
+    """Odd layers attend to the keys and values of the layer before."""
+
+    def layer(self, i: int, x: Tensor, around: LayerContext, tap: Any) -> Tensor:
+        self.number = i
+        return super().layer(i, x, around, tap)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Any) -> Tensor:
+        if self.number % 2:
+            k, v = self.before
+        self.before = k, v
+        return super().attend(q, k, v, mask, tap)
+
+
+def test_softmax_in_blocks_is_explained() -> None:
+    found = explained(Blockwise(CHECKPOINT))
+    assert found.confirmed
+    assert "softmax is softmax over axis -1, in blocks of 5 by themselves" in found.summary
+
+
+def test_norms_over_tokens_are_explained() -> None:
+    found = explained(OverTokens(CHECKPOINT))
+    assert found.confirmed and "mean is mean over axis -2" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "cached", "said"),
+    [
+        (
+            lambda p: p.clamp(max=p.shape[1] - 1),
+            "left_padded",
+            True,
+            "positions held below the call's length",
+        ),
+        (lambda p: p % 7, "left_padded", False, "positions start anew after 7"),
+        (lambda p: p[:1].expand_as(p), "long_positions", False, "row 0's positions in every row"),
+    ],
+)
+def test_positions_by_another_rule_are_named(rule: Any, name: str, cached: bool, said: str) -> None:
+    found = explained(Restarted(rule), name, cached=cached)
+    assert (found.id, found.confirmed) == ("position-offset", True)
+    assert said in found.summary
+
+
+def test_rows_and_tokens_mixed_are_explained() -> None:
+    found = explained(Mixed(CHECKPOINT))
+    assert found.confirmed and "laid out as TBD and read as BTD" in found.summary
+
+
+def test_another_layers_keys_and_values_are_explained() -> None:
+    found = explained(OfLayer(CHECKPOINT))
+    assert found.confirmed
+    assert "keys of layer 0 in place of keys in layer 1" in found.summary
+    assert "values of layer 0 in place of values in layer 1" in found.summary
+
+
+class MaskedAfter(TorchReference):
+    """Weights of hidden keys are taken away, and the others not made to add up to 1.
+
+    Its pads see the first real key, which is nobody's business but mixes with the fault: what is
+    after a row's tokens would be another mask else.
+    """
+
+    def setup(self, tokens: Any, positions: Tensor, mask: Tensor, *rest: Any) -> Any:
+        first = mask.any(1).long().argmax(1)[:, None, None]
+        pads = ~mask.any(2, keepdim=True) & (torch.arange(mask.shape[2]) == first)
+        return super().setup(tokens, positions, mask | pads, *rest)
+
+    def probs(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return scores.softmax(-1) * mask[:, None]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_mask_after_the_softmax_is_one_edit(cached: bool) -> None:
+    found = explained(MaskedAfter(CHECKPOINT), cached=cached)
+    assert (found.id, found.confirmed) == ("softmax-renormalised", True)
+    assert "masked after softmax" in found.summary and " and " not in found.summary
+    assert not found.others
