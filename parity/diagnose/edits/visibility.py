@@ -176,7 +176,10 @@ RULES: dict[str, Rule] = {
         lambda s, n: s.past & s.k_valid.roll(n, 0),
         lambda s: range(1, len(s.mask)),
     ),
-    "documents": Rule("documents of a row see each other", lambda s, n: s.past & s.k_valid),
+    "documents": Rule(
+        "documents of a row see each other",
+        lambda s, n: s.past & s.k_valid & (s.q_column - s.k_column < s.window),
+    ),
     "top-left": Rule(
         "queries counted from 0 in each call",
         lambda s, n: (s.k_column <= s.row) & s.k_valid,

@@ -258,3 +258,29 @@ def test_a_mask_after_the_softmax_is_one_edit(cached: bool) -> None:
     assert (found.id, found.confirmed) == ("softmax-renormalised", True)
     assert "masked after softmax" in found.summary and " and " not in found.summary
     assert not found.others
+
+
+class Shared(TorchReference):
+    """All layers write to one cache, each over the one before."""
+
+    def setup(self, tokens: Any, positions: Tensor, mask: Tensor, cache: Any, tap: Any) -> Any:
+        x, around = super().setup(tokens, positions, mask, cache, tap)
+        if cache is not None:
+            around = OneCache(**vars(around))
+        return x, around
+
+
+class OneCache(LayerContext):
+    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.cache is not None
+        past = self.cache.get(0, (k[:, :0], v[:, :0]))
+        start = self.mask.shape[2] - k.shape[1]
+        k, v = (torch.cat([p[:, :start], new], 1) for p, new in zip(past, (k, v), strict=True))
+        self.cache[0] = self.cache[layer] = k, v
+        return k, v
+
+
+def test_layers_that_share_one_cache_are_named() -> None:
+    found = explained(Shared(CHECKPOINT), cached=True)
+    assert (found.id, found.confirmed) == ("cache-layer", True)
+    assert "all layers share one cache, which each writes over" in found.summary
