@@ -86,6 +86,11 @@ def _continued(s: Sight) -> range:
     return range(int(s.start > 0))
 
 
+def _padded(s: Sight) -> range:
+    """Return the one number of a rule about pads, where there are any."""
+    return range(int(not s.k_valid.all()))
+
+
 def _up_to_keys(first: int) -> Numbers:
     return lambda s: range(first, s.mask.shape[2])
 
@@ -165,16 +170,19 @@ RULES: dict[str, Rule] = {
         lambda s, n: s.past & s.alike & (s.q_column - s.k_column < s.window) & s.q_valid,
     ),
     "right-padding": Rule(
-        "right padding hidden", lambda s, n: s.past & (s.k_column < s.k_valid.sum(-1, keepdim=True))
+        "right padding hidden",
+        lambda s, n: s.past & (s.k_column < s.k_valid.sum(-1, keepdim=True)),
+        _padded,
     ),
     "left-padding": Rule(
         "left padding hidden",
         lambda s, n: s.past & (s.k_column >= (~s.k_valid).sum(-1, keepdim=True)),
+        _padded,
     ),
     "rows": Rule(
         "rows moved by {}",
         lambda s, n: s.past & s.k_valid.roll(n, 0),
-        lambda s: range(1, len(s.mask)),
+        lambda s: range(1, len(s.mask) if _padded(s) else 1),
     ),
     "documents": Rule(
         "documents of a row see each other",
