@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,10 @@ RAGGED = ("left_padded", "mixed_lengths", "right_padded")
 # The others share one shape: a compiled model is reused, where compiling it costs most of a run.
 DEFAULT_LENGTHS = dict.fromkeys(SCENARIOS, 17) | {"causal": 503}
 ROWS = 3
+# One token in so many of running text may be one that text never has.
+MARKED = 8
+# Of them these many come before others: bos, the last row, eos, the first row.
+LEADING = 4
 # Past the 8192 tokens that Llama 3 was first trained on, where scaled frequencies matter most.
 LONG_POSITION_STARTS = (8209, 12301, 20011)
 
@@ -54,10 +58,12 @@ def scenario(
     *,
     length: int | None = None,
     prompt: Prompt | None = None,
+    specials: Sequence[int] = (),
 ) -> Inputs:
     """Build a scenario's inputs.
 
-    `causal` is one row of running text. `long_positions` starts its rows past position 8192.
+    `causal` is one row of running text, with what text never has strewn in: special tokens, the
+    vocabulary's first and last rows. `long_positions` starts its rows past position 8192.
     `right_padded` and `left_padded` are ragged batches, positions counted from each row's first
     real token. `packed` puts several documents in a row, positions starting anew in each, and
     pads at one row's end. `windowed` limits how far back a token sees. `mixed_lengths` pads
@@ -70,13 +76,16 @@ def scenario(
             the prompt is given as ids.
         config: the model's; its vocabulary bounds the ids, its pad token fills pads.
         length: T; by default the scenario's own, or the prompt's length.
-        prompt: text or ids to use in place of the built-in text.
+        prompt: text or ids to use in place of the built-in text; nothing is strewn into it.
+        specials: ids of the tokenizer's special tokens; those of the configuration are known.
 
     Raises:
         InputError: an unknown scenario, a length below 1, an empty prompt, or an id outside the
             vocabulary.
     """
     source = _source(name, tokenizer, config, length, prompt)
+    if prompt is None:
+        source = replace(source, marks=_marks(config, specials))
     return _BUILDERS[name](name, source)
 
 
@@ -132,6 +141,13 @@ def _source(
     return _Source(ids, length, config)
 
 
+def _marks(config: LlamaConfig, specials: Sequence[int]) -> tuple[int, ...]:
+    """Return the ids that text never has, the most telling first."""
+    bos, eos = config.bos_token_id, config.eos_token_ids
+    known = (bos, config.vocab_size - 1, *eos[:1], 0, *eos[1:], *sorted(specials))
+    return tuple(dict.fromkeys(i for i in known if i is not None and 0 <= i < config.vocab_size))
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where rows take their tokens from."""
@@ -139,6 +155,7 @@ class _Source:
     ids: Int[np.ndarray, " n"]
     length: int
     config: LlamaConfig
+    marks: tuple[int, ...] = ()
 
     def rows(self, count: int) -> Int[np.ndarray, "B T"]:
         """Return `count` stretches of the text, each starting elsewhere; it repeats at its end."""
@@ -146,13 +163,25 @@ class _Source:
         columns = starts[:, None] + np.arange(self.length)
         return self.ids[columns % len(self.ids)]
 
+    def marked_row(self) -> Int[np.ndarray, "1 T"]:
+        """Return one stretch of the text, at even distances in it as many marks as there is room
+        for: of too many, some from all of them.
+        """
+        row, count = self.rows(1), min(len(self.marks), self.length // MARKED)
+        if count:
+            first, rest = self.marks[:LEADING], self.marks[LEADING:]
+            places = np.linspace(0, len(rest) - 1, max(0, count - len(first))).astype(int)
+            columns = ((np.arange(count) + 0.5) * self.length / count).astype(int)
+            row[0, columns] = [*first, *(rest[i] for i in places)][:count]
+        return row
+
     def ragged(self, count: int) -> list[int]:
         """Return `count` lengths, falling from T by equal steps, at least 1."""
         return [max(1, self.length * (count - i) // count) for i in range(count)]
 
 
 def _causal(name: str, source: _Source) -> Inputs:
-    return _assemble(name, source, source.rows(1))
+    return _assemble(name, source, source.marked_row())
 
 
 def _long_positions(name: str, source: _Source) -> Inputs:

@@ -145,8 +145,9 @@ class CauseFile:
         """Yield what the cause may be here."""
         from parity.diagnose.edits.hypotheses import named_edits
 
-        if evidence.short in self.cause.taps:
-            yield from named_edits(evidence, self.cause.id, self.edits)
+        here = evidence.short in self.cause.taps
+        edits = [one for one in self.edits if here or one.of in evidence.flagged]
+        yield from named_edits(evidence, self.cause.id, edits)
         if self.look is not None:
             yield from self.look(evidence)
 

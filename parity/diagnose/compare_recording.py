@@ -72,7 +72,7 @@ def compare_recording(
         inputs: its scenario: of the same tokens, but masks and positions may be wrong too.
     """
     lane, chunks, layers = recording.subject.dtype, recording.chunks, recording.layers
-
+    inputs = with_pads_shown(recording, inputs)
     mode = recording.mode
     chained = runs_chains(recording.subject.absent)
     honest = reference.noise_variants(lane, isolated=mode == "isolated" and not chained)
@@ -113,6 +113,23 @@ def compare_recording(
                 stage += 1
     flagged = tuple(dict.fromkeys(row.tap for row in comparator.rows if not row.passed))
     return RecordingComparison(comparator.rows, None, stage, flagged, None)
+
+
+def with_pads_shown(recording: Recording, inputs: Inputs) -> Inputs:
+    """Return a scenario whose pads see what the subject's do, and stand where they do.
+
+    What a pad does is nobody's business, but where a fault mixes it with tokens it counts.
+    """
+    if inputs.valid.all() or recording.mode == "grad":
+        return inputs
+    mask, at = recording.whole("mask"), recording.whole("positions")
+    if mask is not None and mask.shape == inputs.mask.shape and mask.dtype == bool:
+        mask = np.where(inputs.valid[:, :, None], inputs.mask, mask)
+        inputs = replace(inputs, mask=mask)
+    if at is not None and at.shape == inputs.positions.shape:
+        at = np.where(inputs.valid, inputs.positions, at).astype(inputs.positions.dtype)
+        inputs = replace(inputs, positions=at)
+    return inputs
 
 
 def _excuse(row: TapResult, truth: Arrays, reference: MutatedReference, chunk: Chunk) -> TapResult:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from parity.inputs import Inputs
 from parity.subjects.base import ReadArrays
-from parity.taps import CACHE_TAPS, GRAD_TAPS, SETUP_TAPS, split_name
+from parity.taps import CACHE_TAPS, GRAD_TAPS, HEAD_TAPS, LAYER_TAPS, SETUP_TAPS, split_name
 
 if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
@@ -131,6 +131,19 @@ class Evidence:
         from parity.diagnose.edits.trial import operator_trial
 
         return operator_trial(self)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the tap is computed of what queries see."""
+        later = tuple(LAYER_TAPS)[tuple(LAYER_TAPS).index("attn_probs") :]
+        return self.short in (*later, *HEAD_TAPS)
+
+    @cached_property
+    def sight(self) -> OperatorTrial | None:
+        """The program of the call's mask, and what is seen; None where nothing tells."""
+        from parity.diagnose.edits.trial import mask_trial
+
+        return mask_trial(self)
 
     def real(self, name: str) -> np.ndarray:
         """Return the subject's rows of one tap at real tokens, in float64 [tokens ...]."""

@@ -24,6 +24,7 @@ from parity.subjects.torch_reference.operands import (
     Operands,
     cache_operands,
     call_operands,
+    keys_of_layers,
     program_of,
     whole_program,
 )
@@ -145,7 +146,7 @@ class MutatedReference(TorchReference):
         edited = EditedTap(self, None, tap, None, self.given)
         x, around = super().setup(tokens, positions, mask, cache, edited)
         given = self.given | {n: edited.seen[n] for n in ("positions", *SETUP)}
-        return x, EditedContext(**vars(around), given=given)
+        return x, EditedContext(**vars(around), given=given, made={})
 
     def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
         changed = [change.loss for change in self.changes if change.loss is not None]
@@ -194,19 +195,24 @@ class EditedContext(LayerContext):
 
     Attributes:
         given: what the call is given, see `call_operands`.
+        made: keys and values of the layers so far, without a cache; see `keys_of_layers`.
         held: of the cache; None without one.
         tap: of the layer at hand.
     """
 
     given: dict[str, Tensor]
+    made: dict[int, tuple[Tensor, Tensor]]
     held: CacheWrites | None = None
     tap: EditedTap | None = None
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values to the layer's cache, change it, and return all that it holds."""
+        assert self.tap is not None
         if self.held is None:
+            self.tap.given = self.given | keys_of_layers(self.made, layer)
+            self.made[layer] = k, v
             return super().remember(layer, k, v)
-        assert self.cache is not None and self.tap is not None
+        assert self.cache is not None
         written = self.held.written
         past = written.get(layer, (k[:, :0], v[:, :0]))
         written[layer] = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)

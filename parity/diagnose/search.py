@@ -24,6 +24,7 @@ from parity.diagnose.describe import (
 )
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
+from parity.diagnose.lanes import said_of_lanes
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
 from parity.diagnose.trials import Tried
@@ -104,7 +105,7 @@ def _search(
         evidence = replace(others.beside(found.evidence), seconds=SHARE_FOR_EDITS * seconds)
         tried = Tried(recording, found, evidence, others, rounding)
         tried.add([*_same_elsewhere(steps, evidence), *tried.proposed()], deadline)
-        if not tried.explains:
+        if not (tried.explains or tried.goes_on):
             tried.add_edits(deadline)
         if tried.best is None or tried.best.after.first is not None:
             tried.add_chains(seconds, deadline)
@@ -168,6 +169,16 @@ def find_cause(
     for one in chosen[:MOST_SCENARIOS]:
         found = _cause_in(one, row, subject, inputs, checkpoint, decode_chunks, rounding, seconds)
         if found is not None:
+            if row.mode != "grad":
+                with np.errstate(all="ignore"):
+                    found = said_of_lanes(
+                        found,
+                        replace(row, scenario=one.name),
+                        rows,
+                        lambda lane, one=one: _recorded(  # type: ignore[misc]
+                            make_subject(lane), one, row, checkpoint, decode_chunks
+                        ),
+                    )
             break
     narrow = [r for r in rows if (r.mode, r.tap) == ("probe", row.tap) and not r.passed]
     if narrow and row.lane == "f32" and not (found and found.confirmed):
@@ -199,12 +210,7 @@ def _cause_in(
             rounding=rounding,
             seconds=seconds,
         )
-    # An isolated run is kept with the reference's values, in float64.
-    kept = "f64" if row.mode == "isolated" else row.lane
-    chosen = truncated_to_fit(chosen, checkpoint.config, kept, layers)
-    chunks = decode_chunks(chosen) if row.mode == "decode" else None
-    f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
-    recording = record(subject, chosen, chunks, layers, f64_reference)
+    recording = _recorded(subject, chosen, row, checkpoint, decode_chunks)
     elsewhere = record_elsewhere(recording, inputs, decode_chunks)
     found = diagnose(recording, checkpoint, rounding=rounding, seconds=seconds, elsewhere=elsewhere)
     if rounding and found and not found.confirmed:
@@ -213,6 +219,23 @@ def _cause_in(
         other = diagnose(recording, checkpoint, seconds=seconds, elsewhere=elsewhere)
         found = other if other and other.confirmed else found
     return found
+
+
+def _recorded(
+    subject: Subject,
+    chosen: Inputs,
+    row: TapResult,
+    checkpoint: CheckpointLike,
+    decode_chunks: Callable[[Inputs], list[int]],
+) -> Recording:
+    """Record a subject on as much of a scenario as can be kept, in a row's mode forwards."""
+    layers = checkpoint.config.num_hidden_layers
+    # An isolated run is kept with the reference's values, in float64.
+    kept = "f64" if row.mode == "isolated" else subject.dtype
+    chosen = truncated_to_fit(chosen, checkpoint.config, kept, layers)
+    chunks = decode_chunks(chosen) if row.mode == "decode" else None
+    f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
+    return record(subject, chosen, chunks, layers, f64_reference)
 
 
 def _poorness(inputs: Inputs) -> tuple[bool, bool, int]:

@@ -21,6 +21,7 @@ from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.operator_trial import remaining_error
 from parity.diagnose.recording import Recording
 from parity.inputs import Inputs
+from parity.taps import SETUP_TAPS, split_name
 
 # Hypotheses of one tap that are tried in full.
 MOST_TRIALS = 12
@@ -97,6 +98,19 @@ class Tried:
         best = self.best
         return (
             best is not None and best.after.first is None and not (best.fails_in or best.doubtful)
+        )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the best explains one layer whole, so that it is looked for in the next."""
+        best, found = self.best, self.found
+        return (
+            best is not None
+            and best.hypothesis.layer is not None
+            and best.left <= self.evidence.enough
+            and best.after.first is not None
+            and best.after.stage > found.stage
+            and split_name(best.after.first.tap)[0] == split_name(self.evidence.tap)[0]
         )
 
     @property
@@ -263,8 +277,9 @@ def _scopes(hypothesis: Hypothesis, evidence: Evidence) -> Iterator[Hypothesis]:
     """Yield the hypothesis for all layers, then for the one in question alone."""
     yield hypothesis
     layer, changes = evidence.layer, hypothesis.changes
-    if layer is not None and any(c.tap and c.layers is None for c in changes):
-        only = tuple(c.within(layer) if c.tap and c.layers is None else c for c in changes)
+    apart = [c for c in changes if c.tap and c.tap not in SETUP_TAPS and c.layers is None]
+    if layer is not None and apart:
+        only = tuple(c.within(layer) if c in apart else c for c in changes)
         yield replace(hypothesis, changes=only, layer=layer)
 
 

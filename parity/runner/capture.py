@@ -15,7 +15,7 @@ from jaxllama.checkpoint.staging import Staging
 from parity.inputs import Inputs, decode_chunks
 from parity.options import Dtypes, Overrides, apply_overrides, choose, override_texts
 from parity.runner import environment
-from parity.runner.prompt import encoder
+from parity.runner.prompt import encoder, special_ids
 from parity.runner.room import CAPTURED_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
@@ -89,7 +89,14 @@ def capture(
             shapes = [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
             check_room(shapes, opened.config.num_attention_heads, maps=CAPTURED_MAPS)
             inputs = [
-                scenario(name, encode, opened.config, prompt=prompt, length=length)
+                scenario(
+                    name,
+                    encode,
+                    opened.config,
+                    prompt=prompt,
+                    length=length,
+                    specials=special_ids(opened),
+                )
                 for name in names
             ]
             witness = subject in select.WITNESSES and not overrides

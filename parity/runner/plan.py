@@ -102,8 +102,14 @@ def expected_taps(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) ->
     return len(names)
 
 
-def left_out(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
-    """Return what of all that could be run was not, in words, and why if it was to be."""
+def left_out(plan: Plan, rows: Sequence[TapResult], unseen: int = 0) -> tuple[str, ...]:
+    """Return what of all that could be run was not, in words, and why if it was to be.
+
+    Args:
+        plan: what was asked for.
+        rows: what was run.
+        unseen: how many rows of the embedding no run has looked at.
+    """
     why = {}
     if "isolated" in plan.modes:
         why["isolated"] = "the subject takes no values"
@@ -115,4 +121,5 @@ def left_out(plan: Plan, rows: Sequence[TapResult]) -> tuple[str, ...]:
     left = [name for name in SCENARIOS if name not in run]
     scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
     decodes = [f"decode of {', '.join(beside)}"] if beside else []
-    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []))
+    rest = [f"{unseen} rows of the embedding"] if unseen else []
+    return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []), *rest)

@@ -26,6 +26,13 @@ def encoder(
     return (lambda text: [byte % vocab for byte in text.encode()]), [note]
 
 
+def special_ids(checkpoint: Checkpoint) -> list[int]:
+    """Return the ids of the tokenizer's special tokens; none where there is no tokenizer."""
+    if checkpoint.tokenizer_loader is None:
+        return []
+    return sorted(checkpoint.tokenizer().special_tokens.values())
+
+
 def token_texts(checkpoint: Checkpoint, tokens: np.ndarray) -> list[list[str]]:
     """Return what each token of a batch [B T] reads as, alone."""
     if checkpoint.tokenizer_loader is None:

@@ -13,7 +13,7 @@ from typing import Any
 from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
-from parity.coverage import check_coverage
+from parity.coverage import count_runs, count_witnesses
 from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
 from parity.records import read_record
@@ -147,11 +147,27 @@ def _read(path: Path) -> _Saved:
     if unknown := {*said_lanes} - {*LIMITS}:
         said = ", ".join(sorted(unknown))
         raise InputError(f"{path}: dtypes {said}: expected {', '.join(LIMITS)}")
-    coverage = saved.coverage
-    check_coverage(
-        coverage.compared, coverage.runs, coverage.witnesses, saved.taps, saved.witnesses, str(path)
-    )
+    _check_coverage(saved, str(path))
     return saved
+
+
+def _check_coverage(saved: _Saved, place: str) -> None:
+    """Refuse a document that holds other rows than it says; earlier ones say less."""
+    said, found = saved.coverage, {row.tap for row in saved.taps}
+    held = [("different taps", len(found), said.compared)]
+    for wanted, counted in (
+        (said.runs, count_runs(saved.taps)),
+        (said.witnesses, count_witnesses(saved.witnesses)),
+    ):
+        if wanted is not None:
+            names = {**wanted, **counted}
+            held += [(f"rows of {n}", counted.get(n, 0), wanted.get(n, 0)) for n in names]
+    for what, there, promised in held:
+        if there != promised:
+            raise InputError(
+                f"{place}: holds {there} {what}, its coverage says {promised}; it is not what was "
+                "written: write it again by parity run --json"
+            )
 
 
 def _document(path: Path) -> dict[str, Any]:

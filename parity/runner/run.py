@@ -28,10 +28,10 @@ from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
-from parity.runner import environment, forward, gradients
+from parity.runner import environment, forward, gradients, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.plan import Plan, expected_taps, left_out, make_plan
-from parity.runner.prompt import encoder, token_texts
+from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
@@ -129,17 +129,24 @@ def run(
             other = tokens.find_other(opened, alone=plan.modes == (tokens.MODE,))
         encode, encoding_notes = encoder(opened, prompt)
 
-        inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length)
+        specials = special_ids(opened)
+        inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length, specials)
         make = select.subject_factory(resolved, opened, config)
         prompts = _prompts(plan, truth.config, encode, prompt, length)
         passes, timed = _compare(
             plan, truth, make, inputs, differentiated, prompts, progress, timer
         )
+        rest = None
+        if {"free", "isolated"} & {*plan.modes}:
+            widest = min(plan.dtypes, key=lambda lane: tolerance.UNIT_ROUNDOFF[lane])
+            rest = vocabulary.compare_vocabulary(truth, make(widest), inputs)
+            passes.append(rest.found)
         found = PassResult.join(passes, plan.dtypes)
         if other is not None:  # after the rest: they are sorted by dtype, and these have none
             found = PassResult.join([found, tokens.compare_tokens(opened, other)])
         rows = found.rows
-        shown = list({i.name: i for i in (*inputs, *differentiated)}.values())
+        rows_only = [] if rest is None or rest.inputs is None else [rest.inputs]
+        shown = list({i.name: i for i in (*inputs, *differentiated, *rows_only)}.values())
         first, cause = _explain(rows, reading, shown, opened, truth, make, seconds)
         casts = [] if first is not None else _casts(plan, make, inputs, truth)
         facts = environment.describe()
@@ -150,7 +157,7 @@ def run(
         expected=expected_taps(plan, rows, config)
         + len(generated.names_for(rows))
         + len(tokens.names_for(rows)),
-        not_run=left_out(plan, rows),
+        not_run=left_out(plan, rows, 0 if rest is None else rest.unseen),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -242,7 +249,12 @@ def _casts(
 
 
 def _inputs(
-    plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
+    plan: Plan,
+    config: LlamaConfig,
+    encode: Tokenizer,
+    prompt: Prompt | None,
+    length: int | None,
+    specials: Sequence[int],
 ) -> tuple[list[Inputs], list[Inputs]]:
     """Return what is run forwards and what is differentiated, once it is known to fit memory."""
 
@@ -250,7 +262,10 @@ def _inputs(
         return [shape(n, encode, config, prompt=prompt, length=length) for n in names]
 
     def built(names: Sequence[str]) -> list[Inputs]:
-        return [scenario(n, encode, config, prompt=prompt, length=length) for n in names]
+        return [
+            scenario(n, encode, config, prompt=prompt, length=length, specials=specials)
+            for n in names
+        ]
 
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)

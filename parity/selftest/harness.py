@@ -135,18 +135,21 @@ class Harness:
         """Return a scenario's inputs, built once.
 
         Args:
-            name: the scenario's; `causal@61` is of 61 tokens, `repeated@503` one token 503 times.
+            name: the scenario's; `causal@61` is of 61 tokens, `repeated@503` one token 503 times,
+                `vocabulary` has every id once.
         """
         if name not in self._inputs:
             kind, _, stated = name.partition("@")
             length = int(stated) if stated else LENGTH
-            repeated = [REPEATED] * length if kind == "repeated" else None
+            config = self.checkpoint.config
+            prompts = {"repeated": [REPEATED] * length, "vocabulary": range(config.vocab_size)}
+            prompt = prompts.get(kind)
             made = scenario(
-                "causal" if repeated else kind,
+                "causal" if prompt else kind,
                 self.checkpoint.tokenizer().encode,
-                self.checkpoint.config,
-                length=length,
-                prompt=repeated,
+                config,
+                length=None if kind == "vocabulary" else length,
+                prompt=prompt,
             )
             self._inputs[name] = dataclasses.replace(made, name=name)
         return self._inputs[name]

@@ -98,6 +98,20 @@ def test_pads_hold_the_pad_token_and_are_known_by_validity_alone() -> None:
     assert zeros.valid[0].all()
 
 
+def test_running_text_has_special_tokens_and_the_ends_of_the_vocabulary() -> None:
+    ends = {TINY.bos_token_id, *TINY.eos_token_ids, 0, TINY.vocab_size - 1}
+    many = range(256, 264)
+    marked = build("causal", specials=many).tokens[0]
+    assert {*ends, *many} <= {*marked.tolist()}
+    plain = np.array([*prose().encode()])[: marked.size]
+    assert (marked != plain).sum() == len({*ends, *many})
+    # Where there is little room, the most telling; of too many, some from all of them.
+    assert {256, 263} <= {*build("causal", length=23, specials=many).tokens[0].tolist()}
+    crowded = build("causal", length=80, specials=range(100, 200)).tokens[0].tolist()
+    assert {256, 263, 257, 0, 100, 199} <= {*crowded}
+    assert not {*ends} & {*build("causal", prompt=[5, 6], length=99).tokens[0].tolist()}
+
+
 def test_prompts_of_the_user() -> None:
     assert build("causal", prompt="Hello").tokens.tolist() == [encode("Hello")]
     assert build("causal", prompt=[5, 6, 7]).tokens.tolist() == [[5, 6, 7]]

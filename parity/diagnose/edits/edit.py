@@ -27,8 +27,12 @@ from parity.taps import AXES
 AXIS_WORDS = {"B": "row", "T": "column", "N": "head", "K": "kv head"}
 
 # Calls through a cache in which alone a fault may hold, as sentences have them.
-LATER, SINGLE = "later", "single"
-CALL_WORDS = {LATER: "in calls after the first alone", SINGLE: "in calls of one column alone"}
+LATER, SINGLE, SEVERAL = "later", "single", "several"
+CALL_WORDS = {
+    LATER: "in calls after the first alone",
+    SINGLE: "in calls of one column alone",
+    SEVERAL: "in calls of several columns after the first alone",
+}
 
 # Operands that are counts, which no fault makes a broken number of.
 WHOLE = ("head_dim",)
@@ -111,7 +115,8 @@ class Scope:
 
     def in_call(self, number: int, columns: int) -> bool:
         """Return whether it reaches into a call of a number, of so many columns."""
-        return {LATER: number > 0, SINGLE: columns == 1}.get(self.calls, True)
+        reached = {LATER: number > 0, SINGLE: columns == 1, SEVERAL: number > 0 and columns > 1}
+        return reached.get(self.calls, True)
 
     def cells(self, tap: str, value: Tensor) -> Tensor | None:
         """Return which cells of a tap's value it holds for, broadcastable to it; None for all."""

@@ -20,6 +20,8 @@ from parity.subjects.torch_reference.program import operand_names
 if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
+# What edits have for operands that are no values.
+WORDS = ("*", "+", "left out", "twice", "after", "halves", "exchanged", "rows")
 # Explanations that are tried on the whole reference, with each of their taps.
 MOST = 6
 # What is left of an operator's inputs in float64 is its last places.
@@ -72,7 +74,7 @@ def hypotheses_of(
         found: the explanation.
         one: what the cause calls it; None where its parts may have names.
     """
-    trial = evidence.trial
+    trial = evidence.sight if one is not None and one.of else evidence.trial
     assert trial is not None
     if one is None:
         parts = tuple(_parts(trial, cause, found))
@@ -88,6 +90,9 @@ def hypotheses_of(
 
     tap, alone = evidence.short, _mutation(found)
     once = _at_setup(found, evidence)
+    if one is not None and one.of:
+        yield holding(_where_masked(evidence, alone, once))
+        return
     if once is not None and tap not in HELD_TAPS:
         yield holding(once)
     twins = [alone, *_at_twins(found, evidence)]
@@ -97,6 +102,16 @@ def hypotheses_of(
     if len(twins) > 1:
         yield holding(*twins)
     yield holding(alone)
+
+
+def _where_masked(evidence: Evidence, found: Mutation, once: Mutation | None) -> Mutation:
+    """Return edits of a mask where it is made, if it is shown to be wrong; else as layers go by
+    it.
+    """
+    if "mask" in evidence.flagged and once is not None:
+        return once
+    edits = tuple(replace(edit, tap="attn_probs") for edit in found.edits)
+    return replace(found, tap="attn_probs", edits=edits)
 
 
 def _names_at(tap: str) -> Iterator[tuple[str, NamedEdits]]:
@@ -132,12 +147,12 @@ def named_edits(
     evidence: Evidence, cause: str, named: Sequence[NamedEdits]
 ) -> Iterator[Hypothesis]:
     """Yield edits that a cause is the name of; see `edited_operators`."""
-    trial = evidence.trial
-    if trial is None:
-        return
-    # Numbers are rounded as far as noise allows, and no farther.
-    enough, before = evidence.enough / 4 or EXACT, trial.left(())
     for one in named:
+        trial = evidence.sight if one.of else evidence.trial
+        if trial is None:
+            continue
+        # Numbers are rounded as far as noise allows, and no farther.
+        enough, before = evidence.enough / 4 or EXACT, trial.left(())
         for found in one.explanations(trial, enough):
             if found.left < before:
                 yield from hypotheses_of(evidence, cause, found, one)
@@ -196,4 +211,4 @@ def _renamed(
 
 def _is_word(name: str) -> bool:
     """Return whether a name is an edit's own word or number, not that of a value."""
-    return name in ("*", "+", "left out", "twice", "after", "halves", "exchanged") or name.isdigit()
+    return name in WORDS or name.isdigit()

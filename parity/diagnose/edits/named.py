@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from parity.diagnose.edits.edit import EVERYWHERE, SOLVED, Edit, Explanation
+from parity.diagnose.edits.edit import EVERYWHERE, SOLVED, Edit, Explanation, Scope
 from parity.diagnose.edits.kinds import proposals
 from parity.diagnose.edits.search import Bases, scopes, solve_edits
 from parity.diagnose.solve import scaling_in_words
@@ -84,6 +84,8 @@ class NamedEdits:
         effective, configured: what the operator did, and what it ought to do.
         scoped: whether they may hold for some heads or tokens alone.
         searched: whether they are left to the search, and only recognised.
+        of: whose program they are edits of, where that is not the tap's own: `mask`; they may hold
+            in some calls alone.
     """
 
     said: str
@@ -92,6 +94,7 @@ class NamedEdits:
     configured: str
     scoped: bool = False
     searched: bool = False
+    of: str = ""
 
     def explanations(self, trial: OperatorTrial, enough: float) -> Iterator[Explanation]:
         """Yield these edits of an operator, with what they leave of it.
@@ -102,14 +105,18 @@ class NamedEdits:
         """
         if self.searched:
             return
-        for scope in scopes(trial) if self.scoped else (EVERYWHERE,):
-            if scope.calls:  # positions may be what is wrong there
+        for scope in self._scopes(trial):
+            if scope.calls and not self.of:  # positions may be what is wrong there
                 continue
             for edits in instances(trial.few, self.edits):
                 found = solve_edits(trial.few, scope, edits, enough)
                 if found is not None and not any(map(_is_nothing, found.edits)):
                     left = trial.left(found.edits, scope)
                     yield Explanation(found.edits, scope, left)
+
+    def _scopes(self, trial: OperatorTrial) -> Iterator[Scope]:
+        found = scopes(trial) if self.scoped or self.of else iter((EVERYWHERE,))
+        yield from (scope for scope in found if self.scoped or not scope.axes)
 
     def among(self, edits: Sequence[Edit], read: str) -> tuple[Edit, ...]:
         """Return those of some edits that are these; none if not all are there.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.rounding import nudged_rounding
-from parity.subjects.torch_reference.operations import Arithmetic
+from parity.subjects.torch_reference.operations import Arithmetic, Reduce, Softmax
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,26 @@ class SoftmaxWithSink:
 
 
 @dataclass(frozen=True)
+class InBlocks:
+    """A reduction or a softmax of blocks of its axis, each by itself; the last may be shorter.
+
+    What is reduced stands in each place of its block.
+    """
+
+    fn: Reduce | Softmax
+    size: int
+
+    @property
+    def said(self) -> str:
+        return f"{self.fn.said}, in blocks of {self.size} by themselves"
+
+    def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        axis = self.fn.axis
+        blocks = x.split(self.size, axis)
+        return torch.cat([self.fn(arithmetic, one).expand_as(one) for one in blocks], axis)
+
+
+@dataclass(frozen=True)
 class Moved:
     """Values of another index along an axis: `by` places before; from beyond the end, nothing.
 
@@ -202,14 +222,18 @@ class Regrouped:
 
 @dataclass(frozen=True)
 class Relaid:
-    """Heads apart in kv heads and groups, axes in another order, and the numbers read as before."""
+    """Heads apart in kv heads and groups, axes in another order, and the numbers read as before.
 
-    axis: int
+    `axis` is that of the heads; None where there are none.
+    """
+
+    axis: int | None
     kv_heads: int
     order: tuple[int, ...]
     said: str = "laid out otherwise"
 
     def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
         shape = list(x.shape)
-        shape[self.axis : self.axis + 1] = self.kv_heads, shape[self.axis] // self.kv_heads
+        if self.axis is not None:
+            shape[self.axis : self.axis + 1] = self.kv_heads, shape[self.axis] // self.kv_heads
         return x.reshape(shape).permute(self.order).reshape(x.shape)

@@ -18,6 +18,7 @@ from parity.diagnose.edits.edit import (
     AXIS_WORDS,
     EVERYWHERE,
     LATER,
+    SEVERAL,
     SINGLE,
     SOLVED,
     Edit,
@@ -259,7 +260,8 @@ def scopes(trial: OperatorTrial) -> Iterator[Scope]:
     yield EVERYWHERE
     number, columns = trial.call
     if number:
-        yield from (Scope(calls=calls) for calls in ((SINGLE, LATER) if columns == 1 else (LATER,)))
+        some = (SINGLE, LATER) if columns == 1 else (LATER, SEVERAL)
+        yield from (Scope(calls=calls) for calls in some)
     gap = trial.base - trial.target
     gap = torch.where(trial.compared & (trial.base != trial.target), gap, 0.0)
     gap = gap.nan_to_num(1e300, 1e300, 1e300).abs()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parity.diagnose.edits.edit import EVERYWHERE, Edit, Scope, axes_of
 from parity.diagnose.edits.kinds import apply_edits
+from parity.diagnose.edits.visibility import READ, Sees, Sight, fitting_rules
 from parity.diagnose.evidence import HELD_TAPS, Evidence
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.subjects.torch.arrays import to_torch
@@ -22,6 +23,7 @@ from parity.subjects.torch_reference.operands import (
     Operands,
     cache_operands,
     call_operands,
+    keys_of_layers,
     program_of,
 )
 from parity.subjects.torch_reference.operations import Value
@@ -98,6 +100,14 @@ class OperatorTrial:
         return GROWTH * max(self.target.numel(), *sizes, 1)
 
     @cached_property
+    def rules(self) -> list[Sees]:
+        """Which rules of seeing show what a call's queries see; none of any other tap."""
+        read = [self.base.bool(), *(self.seen.get(name) for name in READ[1:])]
+        if self.tap != "mask" or any(value is None for value in read):
+            return []
+        return fitting_rules(Sight(*read), self.target.bool(), self.compared)  # type: ignore[arg-type]
+
+    @cached_property
     def base(self) -> Tensor:
         """What the reference makes of the same."""
         return self.run(self.program)
@@ -105,7 +115,8 @@ class OperatorTrial:
     def run(self, program: Program) -> Tensor:
         """Return what a program makes of the operator's inputs."""
         with torch.no_grad():
-            return run_program(program, self.operands, self.reference)
+            made = run_program(program, self.operands, self.reference)
+            return made.double() if made.dtype == torch.bool else made
 
     def values(self, program: Program, known: Known | None = None) -> dict[str, Value]:
         """Return the values of a program's steps, and of the operands that they read.
@@ -151,7 +162,7 @@ class OperatorTrial:
             program = apply_edits(known.program, edits)
             found = self.values(program, known)[program[-1].name]
             assert isinstance(found, Tensor)
-            made = found
+            made = found.double() if found.dtype == torch.bool else found
         cells = scope.cells(self.tap, self.target)
         return made if cells is None else torch.where(cells, made, self.base)
 
@@ -211,7 +222,7 @@ class OperatorTrial:
     def few(self) -> OperatorTrial:
         """The operator at as many tokens as a first look needs, those farthest off among them."""
         letters = axes_of(self.tap)
-        if "T" not in letters:
+        if "T" not in letters or self.tap == "mask":  # cells are cheap, and some rules turn them
             return self
         axis, rows = letters.index("T"), self.target.shape[letters.index("B")]
         count, size = self.target.shape[axis], self.target.numel() // self.target.shape[axis]
@@ -227,7 +238,8 @@ class OperatorTrial:
     def halves(self) -> tuple[OperatorTrial, OperatorTrial]:
         """The operator at every second token, and at the others; both the same if there is one."""
         letters = axes_of(self.tap)
-        if "T" not in letters or self.target.shape[letters.index("T")] < 4:
+        few = "T" not in letters or self.target.shape[letters.index("T")] < 4
+        if few or self.tap == "mask":
             return self, self
         count = self.target.shape[letters.index("T")]
         return self.at_tokens(torch.arange(0, count, 2)), self.at_tokens(torch.arange(1, count, 2))
@@ -250,6 +262,9 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
     seen["mask"] = to_torch(np.array(evidence.mask))
     if cached:
         seen |= cache_operands(evidence.inputs, evidence.sizes)
+    elif tap in ("attn_scores", "attn_context") and evidence.layer:
+        made = {i: (_wide(k), _wide(v)) for i, (k, v) in evidence.written.items()}
+        seen |= keys_of_layers(made, evidence.layer)
     if tap in HELD_TAPS:
         if evidence.layer is None or evidence.layer not in evidence.written:
             return None
@@ -263,11 +278,53 @@ def operator_trial(evidence: Evidence) -> OperatorTrial | None:
     own = program_of(tap, evidence.config)
     assert own is not None
     try:
-        if "mask" in operand_names(own) and "mask" in {step.name for step in program}:
-            made = found.run(program[: [s.name for s in program].index("mask") + 1])
-            if not torch.equal(made, seen["mask"]):  # it is no rule's
-                found = replace(found, program=own)
+        if "mask" in operand_names(own) and not _masked_by_rule(found, cached):
+            found = replace(found, program=own)
         return found if found.base.shape == target.shape else None
+    except UNFIT:
+        return None
+
+
+def _masked_by_rule(trial: OperatorTrial, cached: bool) -> bool:
+    """Return whether the scenario's mask is what its program makes of the scenario."""
+    program = program_of("mask", trial.reference.config, cached=cached)
+    assert program is not None
+    mask, made = trial.seen["mask"].double(), trial.run(program)
+    # What pads see is nobody's business.
+    return made.shape == mask.shape and bool(((made == mask) | ~trial.seen["q_valid"]).all())
+
+
+def mask_trial(evidence: Evidence) -> OperatorTrial | None:
+    """Return the program of a call's mask, and which keys its queries see; None if that is unknown.
+
+    A mask that is shown tells, if it is wrong; else the weights that are not zero, in any head.
+    """
+    reference, cached = evidence.reference, evidence.chunks is not None
+    program = reference.program("mask", None, cached=cached)
+    tried = reference.changes_of("attn_probs", evidence.layer)
+    if program is None or tried or not evidence.masked:
+        return None
+    if "mask" in evidence.setup and "mask" in evidence.flagged:
+        shown = np.asarray(evidence.setup["mask"])
+    elif "attn_probs" in evidence.subject and evidence.short == "attn_probs":
+        shown = np.asarray((evidence.subject["attn_probs"] > 0).any(axis=1))
+    else:
+        return None
+    start, stop = evidence.columns.start, evidence.columns.stop
+    seen = call_operands(evidence.inputs, start, stop)
+    if cached:
+        seen |= cache_operands(evidence.inputs, evidence.sizes)
+    seen["mask"] = to_torch(np.array(evidence.mask))
+    compared = torch.from_numpy(np.array(evidence.valid))[:, :, None]
+    if cached:  # cells of pads' keys mean nothing there
+        compared = compared & torch.from_numpy(np.array(evidence.held))[:, None, :]
+    call, target = (len(evidence.sizes) - 1, stop - start), _wide(shown)
+    found = OperatorTrial(
+        "mask", None, program, seen, target, compared, reference, evidence.lane, call
+    )
+    try:
+        alike = found.base.shape == target.shape
+        return found if alike and _masked_by_rule(found, cached) else None
     except UNFIT:
         return None
 

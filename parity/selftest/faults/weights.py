@@ -31,6 +31,7 @@ def faults() -> list[Fault]:
         *_missing(),
         *_rounded(),
         *_others(),
+        *_vocabulary(),
     ]
 
 
@@ -372,4 +373,70 @@ def _others() -> list[Fault]:
             "token-shift",
             weights=_changed(HEAD, rows_moved),
         ),
+    ]
+
+
+def _vocabulary() -> list[Fault]:
+    """Rows of the vocabulary that text has none of: special tokens stand last."""
+
+    def rows(where: slice, value: Callable[[np.ndarray], Any]) -> Change:
+        def change(w: np.ndarray) -> np.ndarray:
+            kept = w.copy()
+            kept[where] = value(w)
+            return kept
+
+        return change
+
+    last, one, specials = slice(-1, None), slice(200, 201), slice(256, None)
+    means: Change = rows(specials, lambda w: w[:256].mean(0))
+    return [
+        Fault("W9", "rows of the vocabulary lost", variant, tap, cause, **more)
+        for variant, tap, cause, more in (
+            (
+                "the last row zero",
+                "embed",
+                "weight-zeros",
+                {"weights": _changed(EMBEDDING, rows(last, lambda w: 0))},
+            ),
+            (
+                "special tokens zero",
+                "embed",
+                "weight-zeros",
+                {
+                    "weights": _changed(EMBEDDING, rows(specials, lambda w: 0)),
+                    "scenario": "vocabulary",
+                },
+            ),
+            (
+                "special tokens clamped to the row before",
+                "embed",
+                "vocabulary-rows",
+                {
+                    "weights": _changed(EMBEDDING, rows(specials, lambda w: w[255])),
+                    "scenario": "vocabulary",
+                },
+            ),
+            (
+                "special tokens at the mean, in the head too",
+                "embed",
+                "vocabulary-rows",
+                {"weights": _changed(EMBEDDING, means), "model": "tied", "scenario": "vocabulary"},
+            ),
+            (
+                "one row that no text has, doubled",
+                "embed",
+                "vocabulary-rows",
+                {
+                    "weights": _changed(EMBEDDING, rows(one, lambda w: 2 * w[200])),
+                    "scenario": "vocabulary",
+                    "lane": "f32",
+                },
+            ),
+            (
+                "the head's last rows those before",
+                "logits",
+                "vocabulary-rows",
+                {"weights": _changed(HEAD, rows(specials, lambda w: w[248:256]))},
+            ),
+        )
     ]

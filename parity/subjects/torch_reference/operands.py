@@ -83,6 +83,7 @@ def call_operands(inputs: Inputs, start: int, stop: int) -> dict[str, Tensor]:
         "window": torch.tensor(window),
         "unlimited": torch.tensor(inputs.window is None),
         "zero": torch.tensor(0),
+        "start": torch.tensor(start),
     }
     return {n: to_torch(np.array(a)) for n, a in made.items()} | numbers
 
@@ -112,6 +113,25 @@ def cache_operands(inputs: Inputs, sizes: Sequence[int]) -> dict[str, Tensor]:
         "capacity": torch.tensor(inputs.tokens.shape[1]),
         "one": torch.tensor(1),
     }
+
+
+# Of so many layers before it an operator may read the keys and values.
+LAYERS_BEFORE = 8
+
+
+def keys_of_layers(made: Mapping[int, tuple[Tensor, Tensor]], layer: int) -> dict[str, Tensor]:
+    """Return keys and values of the layers before one, by name: no right operator reads them.
+
+    Args:
+        made: by number of the layer.
+        layer: the number of the one that might read them.
+    """
+    found: dict[str, Tensor] = {}
+    for other in range(max(0, layer - LAYERS_BEFORE), layer):
+        if other in made:
+            names = f"keys of layer {other}", f"values of layer {other}"
+            found |= dict(zip(names, made[other], strict=True))
+    return found
 
 
 def weight_name(tap: str, layer: int | None, config: LlamaConfig) -> str:

@@ -19,7 +19,7 @@ from witnesses import small
 
 from parity.diagnose.compare_recording import compare_recording, evidence_elsewhere
 from parity.diagnose.edits.edit import EVERYWHERE, Edit, Explanation, Scope, in_words
-from parity.diagnose.edits.kinds import apply_edits, kinds, proposals
+from parity.diagnose.edits.kinds import apply_edits, kinds, proposals, visible
 from parity.diagnose.edits.numbers import solve_numbers
 from parity.diagnose.edits.search import explanations
 from parity.diagnose.edits.trial import Known, OperatorTrial, operator_trial
@@ -373,7 +373,7 @@ def test_every_proposal_is_an_edit_that_can_be_made_or_refused() -> None:
             made = replace(edit, value=3.0) if edit.template else edit
             assert apply_edits(trial.program, [made]) != trial.program, edit
             tried.add(edit.kind)
-    assert tried == set(ALL)
+    assert tried == set(ALL) - {visible.ID}  # of a mask alone, see test_visibility.py
 
 
 _APART = ("embed", "norm", "logits", "keys", "values")

@@ -104,7 +104,7 @@ def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out
     steps = {(r.mode, r.scenario): r.step for r in result.rows}
     decoded = [(mode, name) for mode, name in steps if mode == "decode"]
     assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
-    assert {name for mode, name in steps if mode == "free"} == set(DEFAULT_SCENARIOS)
+    assert {name for mode, name in steps if mode == "free"} == {*DEFAULT_SCENARIOS, "vocabulary"}
     assert summary(result)[1] == (
         "not run: gradients; generation; tokenizer; decode of causal, long_positions, "
         "right_padded; scenarios packed, windowed, mixed_lengths"

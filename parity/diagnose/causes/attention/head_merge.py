@@ -25,6 +25,6 @@ EDITS = tuple(
     for pattern in (
         Pattern("operation", "joined", value=JoinHeads),
         Pattern("place", "attn_context"),
-        Pattern("layout", "attn_context"),
+        Pattern("layout", "attn_context", ()),
     )
 )

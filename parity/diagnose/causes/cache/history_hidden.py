@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="cache-history-hidden",
@@ -24,24 +19,4 @@ CAUSE = Cause(
     rank=2,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    if e.chunks is None:
-        return
-    own = np.zeros(e.inputs.mask.shape[1:], bool)
-    singles = np.ones_like(own)
-    stop = 0
-    for size in e.chunks:
-        start, stop = stop, stop + size
-        own[start:stop, start:stop] = True
-        if size == 1:
-            singles[start:stop] = False
-            singles[start:stop, start:stop] = True
-    yield "a call sees itself alone", e.inputs.mask & own
-    yield "a single token sees itself alone", e.inputs.mask & singles
+EDITS = seeing("own-call")

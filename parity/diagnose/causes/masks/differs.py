@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from parity.diagnose.cause import LAST, Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
 from parity.diagnose.evidence import Evidence
 
 CAUSE = Cause(
@@ -23,11 +24,17 @@ CAUSE = Cause(
 
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    if e.observed_mask is not None:
-        yield "the mask that the subject shows", e.observed_mask
+    """Propose the mask that the subject shows, whatever its rule."""
+    mask = e.observed_mask
+    if mask is None or "mask" not in e.flagged or not e.masked:
+        return
+    rows = e.inputs.valid
+    more = int((mask & ~e.inputs.mask)[rows].sum())
+    less = int((~mask & e.inputs.mask)[rows].sum())
+    yield Hypothesis(
+        CAUSE.id,
+        "the mask that the subject shows",
+        mask=np.array(mask),
+        effective=f"{more} cells more, {less} fewer",
+        configured="the scenario's mask",
+    )

@@ -19,7 +19,7 @@ CAUSE = Cause(
     sources=("torch-to-nnef#217",),
     taps=("attn_probs",),
     remedy="Pass the mask to the kernel, and probe what it obeys (`parity probe`).",
-    rank=2,
+    rank=1,
 )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-inverted",
@@ -22,14 +19,4 @@ CAUSE = Cause(
     rank=1,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    yield "mask inverted", ~e.inputs.mask
-    real = e.inputs.valid[:, None, :]
-    yield "mask inverted, pads hidden", ~e.inputs.mask & real
+EDITS = seeing("inverted", "inverted-real", "inverted-position")

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
-from parity.inputs import visible_keys
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-padding-ignored",
@@ -22,14 +16,4 @@ CAUSE = Cause(
     rank=1,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    unpadded = visible_keys(np.ones_like(e.inputs.valid), e.inputs.segments, e.inputs.window)
-    yield "pads visible", unpadded
-    yield "padding on the query axis", unpadded & e.inputs.valid[:, :, None]
+EDITS = seeing("pads", "pads-queries")

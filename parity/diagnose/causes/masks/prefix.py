@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-prefix",
@@ -21,16 +16,4 @@ CAUSE = Cause(
     rank=5,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    real = e.inputs.valid[:, None, :]
-    columns = np.arange(e.inputs.mask.shape[1])
-    for prefix in range(2, len(columns)):
-        opened = e.inputs.mask | (columns < prefix)[None, None, :]
-        yield f"prefix of {prefix} open", opened & real
+EDITS = seeing("prefix")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-strict",
@@ -21,14 +16,4 @@ CAUSE = Cause(
     rank=1,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    lower = np.tril(np.ones_like(e.inputs.mask))
-    yield "keys j < i visible", e.inputs.mask & ~np.eye(lower.shape[1], dtype=bool)
-    yield "keys j < i visible, pads too", np.tril(np.ones_like(lower), -1)
+EDITS = seeing("strict", "strict-pads")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-top-left",
@@ -21,26 +16,4 @@ CAUSE = Cause(
     rank=2,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    if e.chunks is None:
-        return
-    real = e.inputs.valid[:, None, :]
-    mask = np.zeros_like(e.inputs.mask)
-    by_slot = np.zeros_like(e.inputs.mask)
-    slots = np.cumsum(e.inputs.valid, axis=1) - 1
-    stop = 0
-    for size in e.chunks:
-        start, stop = stop, stop + size
-        rows = np.arange(size)
-        mask[:, start:stop] = np.arange(mask.shape[2])[None, None, :] <= rows[None, :, None]
-        by_slot[:, start:stop] = slots[:, None, :] <= rows[None, :, None]
-        by_slot[:, start:stop, stop:] = False
-    yield "queries counted from 0 in each call", mask & real
-    yield "queries counted from 0 in each call, keys by slot", by_slot & real
+EDITS = seeing("top-left", "top-left-slots")

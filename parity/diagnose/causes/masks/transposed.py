@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-transposed",
@@ -19,22 +16,4 @@ CAUSE = Cause(
     rank=2,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    yield "mask transposed", e.inputs.mask.swapaxes(1, 2)
-    real = e.inputs.valid[:, None, :]
-    yield "mask transposed, pads hidden", e.inputs.mask.swapaxes(1, 2) & real
-    # A mask that hides pads' keys alone has rows of pads, which become columns; by positions, in
-    # which pads stand where the first token does.
-    at = e.inputs.positions
-    away = at[:, :, None] - at[:, None, :]
-    by_position = (away >= 0) & (away < (e.inputs.window or away.max(initial=0) + 1)) & real
-    if e.inputs.segments is not None:
-        by_position &= e.inputs.segments[:, :, None] == e.inputs.segments[:, None, :]
-    yield "mask transposed, rows of pads too", by_position.swapaxes(1, 2)
+EDITS = seeing("transposed", "transposed-real", "transposed-position")

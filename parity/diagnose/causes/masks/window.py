@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-
-from parity.diagnose.cause import Cause, Hypothesis
-from parity.diagnose.causes.masks.common import Named, seeing
-from parity.diagnose.evidence import Evidence
+from parity.diagnose.cause import Cause
+from parity.diagnose.causes.masks.common import seeing
 
 CAUSE = Cause(
     id="mask-window",
@@ -24,19 +19,4 @@ CAUSE = Cause(
     rank=3,
 )
 
-
-def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose the masks of this kind; the one that the subject's cells show is kept."""
-    yield from seeing(e, CAUSE.id, wrong_masks)
-
-
-def wrong_masks(e: Evidence) -> Iterator[Named]:
-    """Yield masks [B T T] with their names."""
-    lower = np.tril(np.ones_like(e.inputs.mask))
-    real = e.inputs.valid[:, None, :]
-    at = np.arange(lower.shape[1])
-    for window in range(1, lower.shape[1]):
-        if window != e.inputs.window:
-            yield f"window {window}", lower & real & (at[:, None] - at < window)[None]
-    if e.inputs.window is not None:
-        yield "window ignored", lower & real
+EDITS = seeing("window", "window-position", "window-ignored")

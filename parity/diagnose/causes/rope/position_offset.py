@@ -33,4 +33,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose the positions that the subject shows, or that its rotation tells."""
     seen = observed(e)
     if seen is not None:
-        yield moved(e, "position-offset", *in_words(e, seen))
+        yield from (moved(e, "position-offset", *words) for words in in_words(e, seen))

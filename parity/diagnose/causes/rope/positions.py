@@ -53,29 +53,37 @@ def _elsewhere(rule: PositionsRule, inputs: Inputs, chunks: Sequence[int] | None
     return replace(inputs, positions=positions)
 
 
-def in_words(e: Evidence, seen: np.ndarray) -> tuple[str, PositionsRule | None]:
-    """Say how positions differ, and by which rule: an offset, a stride, a restart, or no rule."""
+def in_words(e: Evidence, seen: np.ndarray) -> Iterator[tuple[str, PositionsRule | None]]:
+    """Yield how positions may differ, in words, with the rules that give them; other scenarios
+    tell which.
+    """
     valid = e.inputs.valid
     got, right = seen[valid], e.inputs.positions[valid]
     wrong = got != right
-    for said, rule in _rules(got, right, wrong):
-        if np.array_equal(rule(e.inputs, e.chunks)[valid], got):
-            return said, rule
-    if not got[wrong].any():
-        return "positions 0", None
+    found = [
+        (said, rule)
+        for said, rule in _rules(e.inputs, got, right, wrong)
+        if np.array_equal(rule(e.inputs, e.chunks)[valid], got)
+    ]
+    yield from found
+    if found:
+        return
     offset = np.unique(got[wrong] - right[wrong])
-    if len(offset) == 1:
-        return f"positions shifted by {offset[0]:+d}", None
-    if len(np.unique(got[wrong])) == 1:
-        return f"positions held at {got[wrong][0]}", None
     by_call = _from_each_call(e.inputs, e.chunks)
-    if e.chunks is not None and np.array_equal(seen[:, e.columns], by_call[:, e.columns]):
-        return "positions start anew with each call", _from_each_call
-    return "other positions", None
+    if not got[wrong].any():
+        yield "positions 0", None
+    elif len(offset) == 1:
+        yield f"positions shifted by {offset[0]:+d}", None
+    elif len(np.unique(got[wrong])) == 1:
+        yield f"positions held at {got[wrong][0]}", None
+    elif e.chunks is not None and np.array_equal(seen[:, e.columns], by_call[:, e.columns]):
+        yield "positions start anew with each call", _from_each_call
+    else:
+        yield "other positions", None
 
 
 def _rules(
-    got: np.ndarray, right: np.ndarray, wrong: np.ndarray
+    inputs: Inputs, got: np.ndarray, right: np.ndarray, wrong: np.ndarray
 ) -> Iterator[tuple[str, PositionsRule]]:
     """Yield rules that positions may follow, the simplest first, with the words for them."""
     at, off = int(got[wrong][0]), int((got - right)[wrong][0])
@@ -92,6 +100,18 @@ def _rules(
         )
     yield "positions counted in columns, pads included", lambda i, _: _columns(i)
     yield "positions start anew with each call", _from_each_call
+    yield "positions held below the call's length", _below_length
+    around = int(np.gcd.reduce((right - got)[wrong]))
+    if around > 1:
+        yield f"positions start anew after {around}", lambda i, _: i.positions % around
+    for row in dict.fromkeys((0, len(inputs.tokens) - 1)):
+        where = "the last row" if row else "row 0"
+        yield (
+            f"{where}'s positions in every row",
+            lambda i, _, row=row: np.broadcast_to(  # type: ignore[misc]
+                i.positions[min(row, len(i.positions) - 1)], i.positions.shape
+            ),
+        )
 
 
 def _columns(inputs: Inputs) -> np.ndarray:
@@ -102,3 +122,9 @@ def _from_each_call(inputs: Inputs, chunks: Sequence[int] | None) -> np.ndarray:
     sizes = [inputs.tokens.shape[1]] if chunks is None else chunks
     columns = np.concatenate([np.arange(size) for size in sizes])
     return np.broadcast_to(columns, inputs.tokens.shape)
+
+
+def _below_length(inputs: Inputs, chunks: Sequence[int] | None) -> np.ndarray:
+    sizes = [inputs.tokens.shape[1]] if chunks is None else chunks
+    highest = np.concatenate([np.full(size, size - 1) for size in sizes])
+    return np.minimum(inputs.positions, highest)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
+from parity.diagnose.edits.edit import in_words
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.operators import LINEARS, WEIGHTED, map_weight, weight_name
 
@@ -36,6 +37,11 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         change = map_weight(name, lambda w: zeroed(w, axis if w.ndim > 1 else 0, dead))
         yield Hypothesis("weight-zeros", said, (change,), **facts)
         return
+    if e.short == "embed" and (gone := np.flatnonzero((outputs == 0).all(axis=1))).size:
+        ids = np.unique(e.inputs.tokens[:, e.columns][e.valid][gone])
+        said = f"row{'s' * (len(ids) > 1)} {in_words(ids.tolist())} of {name} zero"
+        change = map_weight(name, lambda w: zeroed(w, 0, ids))
+        yield Hypothesis("weight-zeros", said, (change,), **facts)
     if e.short not in LINEARS:
         return
     width = e.reference.weight(name).shape[1]
@@ -48,4 +54,4 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 def zeroed(w: Tensor, axis: int, which: np.ndarray) -> Tensor:
     """Return a weight with some rows or columns at zero."""
-    return w.index_fill(axis, torch.from_numpy(which), 0)
+    return w.index_fill(axis, torch.from_numpy(which).long(), 0)

@@ -1,4 +1,4 @@
-"""Axes of heads are laid out in another order, and read as if they were not."""
+"""Axes are laid out in another order, and read as if they were not."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "layout"
+# Of a layout that mixes rows of the batch with what is in them.
+ROWS = "rows"
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
-    """Propose every order of the axes of taps with heads: of the result, and of what is read."""
+    """Propose every order of the axes of taps with heads: of the result, and of what is read; of
+    others, rows and tokens exchanged.
+    """
     config = trial.reference.config
     kv_heads = config.num_key_value_heads
     for name in (program[-1].name, *trial.seen):
-        letters = AXES.get(f"layers.{trial.tap if name == program[-1].name else name}", "")
+        letters = axes(trial.tap if name == program[-1].name else name)
         value = values.get(name)
-        if not isinstance(value, Tensor) or "N" not in letters or value.ndim != len(letters):
+        if not isinstance(value, Tensor) or value.ndim != len(letters):
+            continue
+        if letters[:2] == "BT" and "N" not in letters:
+            fn = Relaid(None, 1, (1, 0, *range(2, value.ndim)))
+            said = f"{name} is laid out as TB{letters[2:]} and read as {letters}"
+            yield Edit(trial.tap, ID, name, (ROWS,), fn, said, cost=1.3)
+        if "N" not in letters:
             continue
         split = letters.replace("N", "KG")
         for order in permutations(range(len(split))):
@@ -35,7 +45,13 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
                 turned = "".join(split[i] for i in order)
                 fn = Relaid(letters.index("N"), kv_heads, order)
                 said = f"{name} is laid out as {turned} and read as {split}"
-                yield Edit(trial.tap, ID, name, (), fn, said, cost=1.3)
+                mixed = (ROWS,) if order[0] else ()
+                yield Edit(trial.tap, ID, name, mixed, fn, said, cost=1.3)
+
+
+def axes(tap: str) -> str:
+    """Return the letters of a tap's axes, by its short name; none of what is no tap."""
+    return AXES.get(f"layers.{tap}") or AXES.get(tap, "")
 
 
 def rewrite(program: Program, edit: Edit) -> Program:

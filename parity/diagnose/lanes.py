@@ -1,0 +1,64 @@
+"""In which dtypes a cause is, where not in all that were run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from parity.diagnose.compare_recording import compare_recording
+from parity.diagnose.recording import Recording
+from parity.result import CauseReport, TapResult
+
+# What is in one of these alone is said to be there.
+WORDS = {"f64": "float64", "f32": "float32", "bf16": "bfloat16"}
+
+
+def clean_lanes(row: TapResult, rows: Sequence[TapResult]) -> list[str]:
+    """Return the dtypes in which what fails in one passes, tap by tap, the widest first.
+
+    Args:
+        row: that failed.
+        rows: every tap judged.
+    """
+    alike = [one for one in rows if (one.scenario, one.mode) == (row.scenario, row.mode)]
+    failed = {one.lane for one in alike if not one.passed}
+    return [lane for lane in WORDS if lane not in failed and lane in {one.lane for one in alike}]
+
+
+def said_of_lanes(
+    found: CauseReport,
+    row: TapResult,
+    rows: Sequence[TapResult],
+    recorded: Callable[[str], Recording],
+) -> CauseReport:
+    """Return a confirmed cause with the dtypes that alone have it, if others are free of it.
+
+    That the subject passes in another dtype is not enough, whose noise may hide the cause: there
+    the reference with the cause has to differ from it.
+
+    Args:
+        found: the cause.
+        row: where it shows.
+        rows: every tap judged.
+        recorded: records the subject of a dtype on the same inputs.
+    """
+    if not found.confirmed or found.wrong_reference is None or found.wrong_inputs is None:
+        return found
+    lanes = {one.lane for one in rows if (one.scenario, one.mode) == (row.scenario, row.mode)}
+    free = []
+    for lane in clean_lanes(row, rows):
+        recording = recorded(lane)
+        inputs = found.wrong_inputs(recording.inputs, recording.chunks)
+        if inputs is None:
+            continue
+        if compare_recording(recording, found.wrong_reference, inputs).first is not None:
+            free.append(lane)
+    if not free or lanes - {*free} != {row.lane}:
+        return found
+    where = f"in {row.lane} alone"
+    line = f"{where}: with the same change the reference differs from the subject in "
+    return replace(
+        found,
+        summary=f"{found.summary}; {where}",
+        evidence=[*found.evidence, line + " and ".join(WORDS[lane] for lane in free)],
+    )

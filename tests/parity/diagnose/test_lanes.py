@@ -1,0 +1,56 @@
+"""A cause that is in one dtype alone is said to be; one that others' noise hides is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from witnesses import small
+
+from parity.result import Result
+from parity.runner import run
+from parity.subjects.torch_reference.subject import TorchReference
+
+CHECKPOINT = small()
+
+
+class Hotter(TorchReference):
+    """Scores carry a factor in some dtypes."""
+
+    factors: dict[str, float]
+
+    def scale(self) -> float:
+        # What runs beside, to give the noise, is not of this class.
+        return super().scale() * self.factors.get(self.dtype, 1.0)
+
+
+def judged(**factors: float) -> Result:
+    class Subject(Hotter):
+        pass
+
+    Subject.factors = factors
+    subjects = {lane: Subject(CHECKPOINT, dtype=lane) for lane in ("f64", "f32", "bf16")}
+    for one in subjects.values():
+        one.name = "hotter"
+    options: dict[str, Any] = {"modes": "free", "scenarios": "right_padded", "length": 11}
+    return run.run(CHECKPOINT, subject=subjects, prompt=range(1, 40), **options)
+
+
+def test_a_cause_in_bfloat16_alone_is_said_to_be_there() -> None:
+    result = judged(bf16=2.0)
+    assert result.cause is not None and result.cause.confirmed
+    assert result.cause.summary.endswith("; in bf16 alone")
+    assert "float64 and float32" in result.cause.evidence[-1]
+
+
+def test_a_cause_in_all_dtypes_is_said_of_none() -> None:
+    result = judged(f64=2.0, f32=2.0, bf16=2.0)
+    assert result.cause is not None and result.cause.confirmed
+    assert "alone" not in result.cause.summary
+
+
+def test_what_noise_hides_in_other_dtypes_is_not_said_to_be_in_one_alone() -> None:
+    faint = 1 + 1e-10
+    result = judged(f64=faint, f32=faint, bf16=faint)
+    assert result.cause is not None and result.cause.confirmed
+    assert {row.lane for row in result.rows if not row.passed} == {"f64"}
+    assert "alone" not in result.cause.summary
