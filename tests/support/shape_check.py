@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeCallHintForwardRefException, BeartypeDecorHintException
+
+# Calls of a function that are checked in each process: the same code that is run a thousand times
+# for a search or a selftest is not made surer by it, and took six parts of seven of the time.
+CHECKED_CALLS = 100
 
 # The numeric tower: an int where a float is annotated is right, as type checkers have it.
 _CONF = BeartypeConf(is_pep484_tower=True)
@@ -32,3 +38,33 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return check
+
+
+def check_first_calls() -> None:
+    """Have jaxtyping check the first calls of each function, and let the others be."""
+    decorate = jaxtyping.jaxtyped
+
+    def sampled(function: Any = None, *, typechecker: Any = None) -> Any:
+        if function is None:
+            return functools.partial(sampled, typechecker=typechecker)
+        checked = decorate(function, typechecker=typechecker)
+        return _sampled(function, checked) if inspect.isfunction(function) else checked
+
+    jaxtyping.jaxtyped = jaxtyping._decorator.jaxtyped = sampled  # type: ignore[assignment]
+
+
+def _sampled(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    left = CHECKED_CALLS
+
+    @functools.wraps(checked)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        if not left:
+            return function(*args, **kwargs)
+        left -= 1
+        return checked(*args, **kwargs)
+
+    return call
+
+
+check_first_calls()
