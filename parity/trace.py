@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
+from parity.records import read_record, read_value
 from parity.taps import AXES, split_name
 
 # 1: first published.
@@ -57,6 +58,7 @@ class TraceInfo:
         environment: see `parity.runner.environment.describe`; states the precision of matmuls.
         seconds: that the run took, taps included.
         notes: remarks of the scenario.
+        together: the runs captured with it, itself one of them; earlier traces do not say.
     """
 
     subject: str
@@ -74,6 +76,7 @@ class TraceInfo:
     window: int | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
 
     @property
     def run(self) -> tuple[str, str, str]:
@@ -208,12 +211,11 @@ def read_trace(path: Path) -> Trace:
                 raise InputError(
                     f"{path}: trace of format {document['format']}, this version reads {FORMAT}"
                 )
-            facts = document["info"]
-            facts["absent"] = tuple(facts["absent"])
-            facts["notes"] = tuple(facts["notes"])
-            facts["chunks"] = None if facts["chunks"] is None else tuple(facts["chunks"])
-            info = TraceInfo(**facts)
-            stages = [dict(stage) for stage in document["stages"]]
+            info: TraceInfo = read_record(TraceInfo, document["info"], f"{path}: info")
+            pairs = list[list[tuple[str, int]]]
+            stages = [dict(one) for one in read_value(pairs, document["stages"], f"{path}: stages")]
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its description cannot be read: {error!r}") from error
         arrays = {n: file.get_tensor(f"inputs/{n}") for n in _INPUTS if f"inputs/{n}" in held}

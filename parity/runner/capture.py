@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,8 +113,9 @@ def capture(
                 "overrides": list(override_texts(overrides)),
                 "sha256": weights_digest((n, truth.read(n)) for n in sorted(truth.tensors)),
             }
+            together = tuple(" ".join(run) for run in itertools.product(lanes, names, modes))
             written = [
-                _write(task, truth, staging.files, facts)
+                _write(task, truth, staging.files, facts, together)
                 for lane in lanes
                 for task in _tasks(make(lane), subject == "torch", truth, inputs, modes)
             ]
@@ -154,7 +156,13 @@ def _tasks(
                 yield _Task(implementation, role, one, mode)
 
 
-def _write(task: _Task, checkpoint: CheckpointLike, directory: Path, facts: dict[str, Any]) -> str:
+def _write(
+    task: _Task,
+    checkpoint: CheckpointLike,
+    directory: Path,
+    facts: dict[str, Any],
+    together: tuple[str, ...],
+) -> str:
     """Run one subject over one scenario into a file; return the file's name."""
     subject, inputs = task.subject, task.inputs
     layers = checkpoint.config.num_hidden_layers
@@ -173,7 +181,8 @@ def _write(task: _Task, checkpoint: CheckpointLike, directory: Path, facts: dict
             seconds += time.perf_counter() - began
             writer.stage(taps)
             began = time.perf_counter()
-        writer.close(_info(task, checkpoint, facts, chunks, seconds))
+        info = _info(task, checkpoint, facts, chunks, seconds)
+        writer.close(replace(info, together=together))
     return name
 
 

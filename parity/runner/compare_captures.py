@@ -5,7 +5,7 @@ NumPy and safetensors alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import join
 
@@ -16,9 +16,9 @@ from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.participants import Participant, Role
-from parity.result import Result, modes_not_run
+from parity.result import Result, TapResult, modes_not_run
 from parity.subjects.traces import TraceSubject
-from parity.taps import expected_names
+from parity.taps import expected_names, split_name
 from parity.trace import Trace, read_capture
 
 
@@ -47,6 +47,13 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     rows = found.rows
     first = primary[runs[0]].info
     alone = [" ".join(run) for run in primary if run not in theirs]
+    lost = _lost(primary.values(), subject) | _lost(
+        (trace for traces in theirs.values() for trace in traces), reference
+    )
+    held = [primary[run] for run in runs] + [one for run in runs for one in theirs[run]]
+    absent = {kind for one in held for kind in one.info.absent}
+    expected = expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))
+    missing = _missing(rows, expected, absent)
     notes = [f"{reference} holds no run {run} to compare with" for run in alone]
     notes += [
         f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
@@ -63,9 +70,9 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     return Result(
         rows=rows,
         witnesses=found.witnesses,
-        expected=len(expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))),
+        expected=len(expected),
         absent=first.absent,
-        unmatched=tuple(sorted({*alone, *found.unmatched})),
+        unmatched=tuple(sorted({*alone, *lost, *missing, *found.unmatched})),
         first_divergence=divergence,
         inputs=[
             {"scenario": name, "sha256": sha}
@@ -186,6 +193,20 @@ def _compare_run(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace
         subject.info.layers,
         chunks=subject.info.chunks,
     )
+
+
+def _lost(traces: Iterable[Trace], directory: str | Path) -> set[str]:
+    """Return the runs that were captured together with these, and are no more there."""
+    held = list(traces)
+    there = {" ".join(trace.info.run) for trace in held}
+    captured = {run for trace in held for run in trace.info.together}
+    return {f"{run} (captured, and missing in {directory})" for run in captured - there}
+
+
+def _missing(rows: Iterable[TapResult], expected: Sequence[str], absent: set[str]) -> set[str]:
+    """Return the taps that were compared in no run, though none is declared absent."""
+    compared = {row.tap for row in rows}
+    return {name for name in expected if name not in compared and split_name(name)[0] not in absent}
 
 
 def _thin(

@@ -155,6 +155,8 @@ def test_what_only_the_reference_holds_is_said(made: Path, tmp_path: Path) -> No
     (fewer / "f64-right_padded-free-jaxllama.safetensors").unlink()
     result = parity.compare(fewer, made / "torch")
     assert f"{fewer} holds no run f64 right_padded free: not judged" in result.notes
+    lost = f"f64 right_padded free (captured, and missing in {fewer})"
+    assert (result.verdict, result.unmatched) == ("inconclusive", (lost,))
     whole = parity.compare(made / "jax", made / "torch")
     assert not any("not judged" in note for note in whole.notes)
 
@@ -167,6 +169,20 @@ def test_an_undeclared_gap_in_a_capture_leaves_the_verdict_open(damaged: Path, m
             writer.stage(stage)
         writer.close(trace.info)
     result = parity.compare(damaged.parent, made / "torch")
+    assert result.verdict == "inconclusive"
+    assert [name for name in result.unmatched if "captured" not in name] == ["layers.1.up_proj"]
+
+
+def test_what_is_missing_on_both_sides_leaves_the_verdict_open(made: Path, tmp_path: Path) -> None:
+    for name in ("jax", "torch"):
+        shutil.copytree(made / name, tmp_path / name)
+        for path in (tmp_path / name).iterdir():
+            trace = read_trace(path)
+            with TraceWriter(path, trace.inputs) as writer:
+                for stage in trace:
+                    writer.stage({k: v for k, v in stage.items() if k != "layers.1.up_proj"})
+                writer.close(trace.info)
+    result = parity.compare(tmp_path / "jax", tmp_path / "torch")
     assert (result.verdict, result.unmatched) == ("inconclusive", ("layers.1.up_proj",))
 
 
