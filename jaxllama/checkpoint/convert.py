@@ -30,6 +30,7 @@ from jaxllama.checkpoint.orbax.write import OrbaxSink
 from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
 from jaxllama.dtypes import parse
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.model import Llama
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
 _HASHED_BYTES = 1 << 26
@@ -63,7 +64,7 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: str | os.PathLike[str] | Checkpoint | Llama,
     target: str | os.PathLike[str],
     *,
     to: str,
@@ -79,7 +80,7 @@ def convert(
     where it was when it is started again in the same way.
 
     Args:
-        source: a checkpoint of any format, see `open_checkpoint`.
+        source: a checkpoint of any format, or a model, see `open_checkpoint`.
         target: directory to write; for GGUF also a file whose name ends in `.gguf`.
         to: `hf`, `meta`, `orbax` or `gguf`.
         dtype: to cast the weights to; every tensor keeps its own if not given.

@@ -141,7 +141,7 @@ def test_other_answers(hub: HubServer, status: int, said: str):
     assert said in refusal("org/m")
 
 
-def test_where_the_network_is_forbidden_nothing_is_asked(hub: HubServer, online: pytest.MonkeyPatch):
+def test_what_is_forbidden_asks_nothing(hub: HubServer, online: pytest.MonkeyPatch):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         online.setenv(name, "yes")
         assert "forbids the network; unset it" in refusal("org/m")
