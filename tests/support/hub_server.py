@@ -29,6 +29,7 @@ class HubServer:
         status: that every request is answered with, if not 0.
         cut: bytes of a file's body after which a connection is closed, by file; each time once.
         dead: whether connections are closed without an answer after the first cut.
+        stalled: what the contents of a file wait for.
         asked: method and path of each request, and its range.
     """
 
@@ -37,6 +38,7 @@ class HubServer:
     status: int = 0
     cut: dict[str, int] = field(default_factory=dict)
     dead: bool = False
+    stalled: dict[str, threading.Event] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -122,6 +124,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             if body:
+                if name in hub.stalled:
+                    hub.stalled[name].wait()
                 at = hub.cut.pop(name, None)
                 self.wfile.write(content[start:at])
                 self.close_connection = self.close_connection or at is not None

@@ -6,13 +6,16 @@ import errno
 import glob
 import importlib.util
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jaxllama.checkpoint.hub.cache import cache_directory, is_offline
 from jaxllama.checkpoint.hub.name import MAIN, HubName
-from jaxllama.checkpoint.hub.needed import choose_files
+from jaxllama.checkpoint.hub.needed import choose_files, refuse_two_sets
 from jaxllama.errors import CheckpointError
 
 LIBRARY = "huggingface_hub"
@@ -41,24 +44,44 @@ def download(name: HubName, *, quiet: bool = False) -> None:
     """
     import huggingface_hub
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     options: dict[str, Any] = {"repo_id": name.repo, "revision": name.revision}
     api = huggingface_hub.HfApi(endpoint=endpoint, library_name="jaxllama")
     try:
         listed = api.model_info(**options).siblings or []
-        needed = choose_files([file.rfilename for file in listed], name)
+        names = [file.rfilename for file in listed]
+        needed = choose_files(names, name)
+        refuse_two_sets(names, name)
         with _shown(not quiet):
-            huggingface_hub.snapshot_download(
+            fetch = partial(
+                huggingface_hub.snapshot_download,
                 **options,
                 cache_dir=cache_directory(),
                 endpoint=endpoint,
                 allow_patterns=[glob.escape(file) for file in needed.files],
                 library_name="jaxllama",
             )
+            _call_interruptibly(fetch)
     except CheckpointError:
         raise
     except Exception as error:  # the library lets through what its own HTTP client raises
         raise CheckpointError(_said(error, name, endpoint or _HUB)) from error
+
+
+def _call_interruptibly(call: Callable[[], Any]) -> None:
+    """Call in a thread: in this one Ctrl-C would be heard when all that is begun is there."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jaxllama.checkpoint.hf.read import COMPANIONS, CONFIG
@@ -71,6 +71,20 @@ def choose_files(names: Iterable[str], repo: HubName) -> Needed:
     if any(_RANK.fullmatch(name.rpartition("/")[2]) for name in within):
         return Needed(tuple(within), ORIGINAL)
     raise _none(listed, repo)
+
+
+def refuse_two_sets(names: Collection[str], repo: HubName) -> None:
+    """Refuse a repository with two sets of safetensors, as a directory with two is.
+
+    Raises:
+        CheckpointError: it has both.
+    """
+    shards = sorted(name for name in names if _SHARD.fullmatch(name))
+    if shards and SINGLE in names:
+        raise CheckpointError(
+            f"{repo}: holds two sets of weights: {SINGLE}, and {len(shards)} files such as "
+            f"{shards[0]}; fetch one of them by `hf download` and --include, and give its directory"
+        )
 
 
 def _many(packed: list[str], repo: HubName) -> CheckpointError:

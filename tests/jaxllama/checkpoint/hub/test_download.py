@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -178,6 +180,7 @@ def test_a_cache_that_cannot_be_written_is_said(hub: HubServer, cache: Path):
         (["model.bin", "config.json"], "has no weights in a format that is read here"),
         (["arrays/d", "config.json"], "holds an Orbax checkpoint"),
         (["a-Q4.gguf", "a-Q8.gguf"], "holds 2 GGUF files (a-Q4.gguf, a-Q8.gguf); fetch one"),
+        (["model.safetensors", FIRST], "holds two sets of weights: model.safetensors, and 1 files"),
         (["model.safetensors"], "was fetched, but lacks config.json"),
     ],
 )
@@ -209,6 +212,25 @@ def test_commands_take_names(hub: HubServer, tmp_path: Path, capsys: pytest.Capt
     assert "models--org--m" in run("info", "org/m").replace("\n", "")
     assert run("verify", "org/m", str(tmp_path / "out")).startswith("equal")
     assert run("generate", "org/m", "ab", "--max-tokens", "2", "--quiet")
+
+
+def test_an_interrupt_ends_a_download_at_once(hub: HubServer, tmp_path: Path):
+    """Not when the file that is being fetched is there."""
+    hub.stalled[FIRST] = threading.Event()
+    words = [sys.executable, "-m", "jaxllama", "convert", "org/m", tmp_path / "out", "--to", "meta"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            while not any(how == "GET" and FIRST in path for how, path, _ in hub.asked):
+                assert run.poll() is None
+                time.sleep(0.05)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=10) == 130
+        finally:
+            run.kill()
+            hub.stalled[FIRST].set()
+        assert run.stderr is not None
+        assert "interrupted; nothing was written" in run.stderr.read()
+    assert not (tmp_path / "out").exists()
 
 
 def test_parity_reads_the_same_files_twice(hub: HubServer):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,17 @@ def pair(base: Checkpoint, name: str, rank: int = 3) -> tuple[np.ndarray, np.nda
     return a.astype(np.float32), b.astype(np.float32)
 
 
-def loaded_by_peft(theirs: Any, adapter: Path) -> Any:
+@contextmanager
+def pefts_warnings() -> Iterator[None]:
+    """Let PEFT warn of factors that it misses or does not know, but not of what it uses."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # PEFT warns of factors that it misses or does not know
+        warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+def loaded_by_peft(theirs: Any, adapter: Path) -> Any:
+    with pefts_warnings():
         return peft.PeftModel.from_pretrained(copy.deepcopy(theirs), adapter)
 
 
@@ -134,6 +143,19 @@ def test_logits_are_those_of_peft_and_of_our_merge(tmp_path: Path, base: Checkpo
     assert np.abs(found[0] - found[1]).max() > 1e-3 * size
     with torch.no_grad():
         assert np.abs(theirs(torch.tensor(tokens)).logits.numpy() - found[0]).max() > 1e-3 * size
+
+
+def test_peft_finds_the_base_that_is_named(tmp_path: Path, base: Checkpoint):
+    convert(base, tmp_path / "base", to="hf")
+    factors = {layer(1, V): pair(base, layer(1, V))}
+    named = str(tmp_path / "base")
+    save_lora(factors, base.config, tmp_path / "a", alpha=6.0, base=named)
+    assert '"lora_alpha": 6,' in (tmp_path / "a" / "adapter_config.json").read_text()
+    with pefts_warnings():
+        found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a").merge_and_unload()
+    ours = merge_lora(base, tmp_path / "a").read(layer(1, V))
+    assert np.allclose(found.state_dict()[layer(1, V)].numpy(), ours, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(base.read(layer(1, V)), ours, rtol=1e-2, atol=1e-2)
 
 
 def test_stacked_factors_are_taken_apart(tmp_path: Path, base: Checkpoint):
