@@ -10,6 +10,7 @@ from jaxllama.checkpoint.hf.read import COMPANIONS, CONFIG
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE
 from jaxllama.checkpoint.hub.name import HubName
 from jaxllama.checkpoint.lora.contents import WEIGHTS as ADAPTER_WEIGHTS
+from jaxllama.checkpoint.manifest import MANIFEST
 from jaxllama.checkpoint.meta.directory import PARAMS
 from jaxllama.errors import CheckpointError
 
@@ -53,20 +54,21 @@ def choose_files(names: Iterable[str], repo: HubName) -> Needed:
     """
     listed = sorted(names)
     top = [name for name in listed if "/" not in name]
-    beside = [name for name in top if name in (CONFIG, *COMPANIONS)]
+    manifests = [name for name in top if name.endswith(MANIFEST)]
+    companions = [*manifests, *(name for name in top if name in COMPANIONS)]
+    beside = [*companions, *(name for name in top if name == CONFIG)]
     if SINGLE in top:
         return Needed((*beside, SINGLE))
     if shards := [name for name in top if _SHARD.fullmatch(name)]:
         return Needed((*beside, *(name for name in top if name == INDEX), *shards))
     if ranks := [name for name in top if _RANK.fullmatch(name)]:
-        settings = [name for name in top if name == PARAMS or name in COMPANIONS]
-        return Needed((*settings, *ranks))
+        return Needed((*companions, *(name for name in top if name == PARAMS), *ranks))
     if ADAPTER in top:
         return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS)))
     if packed := [name for name in top if name.endswith(".gguf")]:
         if len({_SPLIT.sub(r"-of-\1", name) for name in packed}) > 1:
             raise _many(packed, repo)
-        return Needed(tuple(packed))
+        return Needed((*manifests, *packed))
     within = [name for name in listed if name.startswith(f"{ORIGINAL}/")]
     if any(_RANK.fullmatch(name.rpartition("/")[2]) for name in within):
         return Needed(tuple(within), ORIGINAL)

@@ -26,6 +26,7 @@ from jaxllama.errors import CheckpointError
 FIRST = "model-00001-of-00002.safetensors"
 NEEDED = [
     "config.json",
+    "jaxllama_manifest.json",
     FIRST,
     "model-00002-of-00002.safetensors",
     "model.safetensors.index.json",
@@ -211,6 +212,7 @@ def test_commands_take_names(hub: HubServer, tmp_path: Path, capsys: pytest.Capt
     assert "nothing lost" in run("convert", "org/m", str(tmp_path / "out"), "--to", "orbax")
     assert "models--org--m" in run("info", "org/m").replace("\n", "")
     assert run("verify", "org/m", str(tmp_path / "out")).startswith("equal")
+    assert "is as its manifest says" in run("verify", "org/m", "--manifest")
     assert run("generate", "org/m", "ab", "--max-tokens", "2", "--quiet")
 
 
