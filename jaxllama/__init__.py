@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxllama.cache import KVCache
     from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
     from jaxllama.checkpoint.convert import convert
+    from jaxllama.checkpoint.lora import save_lora
     from jaxllama.checkpoint.verify import verify
     from jaxllama.config import LlamaConfig, RopeScaling
     from jaxllama.errors import CheckpointError, ConfigError, InputError, JaxLlamaError
@@ -46,6 +47,7 @@ _HOME = {
     "next_token_loss": "loss",
     "open_checkpoint": "checkpoint",
     "preset": "presets",
+    "save_lora": "checkpoint.lora",
     "verify": "checkpoint.verify",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "next_token_loss",
     "open_checkpoint",
     "preset",
+    "save_lora",
     "verify",
 ]
 

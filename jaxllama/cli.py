@@ -25,7 +25,7 @@ from rich.table import Table
 
 from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
-from jaxllama.command_line.group import command
+from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.interrupt import on_interrupt
 
 app = command(
@@ -38,7 +38,7 @@ app = command(
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20
 _MOST_PROBLEMS = 10  # that `info` lists, those of one kind being one
-_Source = Annotated[str, typer.Argument(help="Directory, GGUF file, tiny or smollm2.")]
+_Source = Annotated[str, typer.Argument(help=CHECKPOINT)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,7 +96,9 @@ def convert(
     shards: Annotated[
         int | None, typer.Option(help="Weights files (hf) or model-parallel degree (meta).")
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="PEFT LoRA adapter to merge: directory or name of the Hub.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite/--no-overwrite", help="Replace a checkpoint that exists.")
     ] = False,
@@ -136,7 +138,7 @@ def convert(
                 shards=shards,
                 lora=lora,
                 overwrite=overwrite,
-                progress=advance,
+                progress=None if quiet else advance,
             )
         finally:
             if bar.live.is_started:

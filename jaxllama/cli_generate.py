@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.streams import is_unread
 
@@ -29,7 +30,7 @@ _Run = Callable[[str | Sequence[int]], "TextGeneration"]
 
 @on_interrupt()
 def generate(
-    checkpoint: Annotated[str, typer.Argument(help="Directory, GGUF file, tiny or smollm2.")],
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; read from stdin if left out.")
     ] = None,
@@ -124,7 +125,7 @@ def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Toke
 
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, quiet=quiet)
     for note in () if quiet else opened.notes:
         print(f"note: {note}", file=sys.stderr)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner

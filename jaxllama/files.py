@@ -18,7 +18,7 @@ def inside(directory: Path, name: str) -> Path:
     """Return the file `name` of a directory, refusing any that lies outside it.
 
     A symbolic link may only lead elsewhere in the directory - or, as in the Hugging Face cache,
-    from `snapshots/REVISION` to the `blobs` of the same repository.
+    from `snapshots/REVISION` and what is below it to the `blobs` of the same repository.
 
     Raises:
         CheckpointError: the name is absolute, climbs out, or links out.
@@ -32,9 +32,8 @@ def inside(directory: Path, name: str) -> Path:
     climbs = Path(name).is_absolute() or ".." in Path(name).parts
     if resolved.is_relative_to(root) and not climbs:
         return path
-    blobs = root.parent.parent / "blobs"
-    cached = root.parent.name == "snapshots" and path.parent == root and not climbs
-    if cached and resolved.parent == blobs:
+    snapshots = next((above for above in root.parents if above.name == "snapshots"), None)
+    if snapshots and not climbs and resolved.parent == snapshots.parent / "blobs":
         return path
     raise CheckpointError(
         f"{directory}: {name!r} lies outside the directory (at {resolved}); a checkpoint's files "

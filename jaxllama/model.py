@@ -10,6 +10,7 @@ rotations, softmax and logits in at least float32 - and in float64 when that is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
 from jaxllama.taps import Tap, untapped
 
 if TYPE_CHECKING:
-    from jaxllama.checkpoint import Checkpoint
+    from jaxllama.checkpoint import Checkpoint, Conversion
     from jaxllama.generate import Generation, Prompts
     from jaxllama.sampling import Sampling
 
@@ -231,6 +232,42 @@ class Llama(nnx.Module):
         model = load_model(opened, dtype=dtype, param_dtype=param_dtype)
         model.backend = backend
         return model
+
+    def save_pretrained(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        format: str = "hf",
+        dtype: DTypeLike | None = None,
+        shards: int | None = None,
+        tokenizer: str | os.PathLike[str] | Checkpoint | None = None,
+        overwrite: bool = False,
+    ) -> Conversion:
+        """Write the model as a checkpoint, whole or not at all; see `jaxllama.convert`.
+
+        Tokenizer, chat template and generation settings are those it was loaded with. A model that
+        was split and merged has forgotten them.
+
+        Args:
+            target: directory to write; for GGUF also a file whose name ends in `.gguf`.
+            format: `hf`, `meta`, `orbax` or `gguf`.
+            dtype: of the weights as written; each parameter's own if not given.
+            shards: number of weights files (hf), or model-parallel degree (meta).
+            tokenizer: a checkpoint whose tokenizer, template and settings are written beside it.
+            overwrite: whether a checkpoint at the target is replaced; nothing else is.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite, or the target exists or cannot be written.
+            ConfigError, InputError: the format cannot express the model, no such option, or the
+                model is being traced.
+        """
+        from jaxllama import checkpoint
+
+        carried = None if tokenizer is None else checkpoint.open_checkpoint(tokenizer)
+        made = checkpoint.from_model(self, tokenizer=carried)
+        return checkpoint.convert(
+            made, target, to=format, dtype=dtype, shards=shards, overwrite=overwrite
+        )
 
     def __call__(
         self,

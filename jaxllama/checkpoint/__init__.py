@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.checks import validate
 from jaxllama.checkpoint.convert import FORMATS, Conversion, convert
+from jaxllama.checkpoint.from_model import from_model
 from jaxllama.checkpoint.load import load_model
 from jaxllama.checkpoint.manifest import check_manifest
 from jaxllama.checkpoint.open import SAMPLES, open_checkpoint
@@ -21,6 +22,7 @@ __all__ = [
     "check_manifest",
     "convert",
     "fetch_smollm2",
+    "from_model",
     "in_memory",
     "load_model",
     "open_checkpoint",

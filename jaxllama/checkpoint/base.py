@@ -56,6 +56,7 @@ class Checkpoint:
         problems: what does stop it, beyond what `validate` finds.
         companions: files to carry along: tokenizer, chat template, generation settings.
         tokenizer_loader: reads the tokenizer, where it is not among the companions.
+        title: what to call one made in memory.
     """
 
     path: Path | None
@@ -70,11 +71,12 @@ class Checkpoint:
     problems: tuple[str, ...] = ()
     companions: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     tokenizer_loader: Callable[[], Tokenizer] | None = None
+    title: str = "memory checkpoint"
 
     @property
     def label(self) -> str:
         """Name it in a message."""
-        return str(self.path) if self.path else f"{self.format} checkpoint"
+        return str(self.path) if self.path else self.title
 
     @property
     def nbytes(self) -> int:

@@ -20,6 +20,7 @@ from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.write import lay_out_hf
+from jaxllama.checkpoint.hub import locate
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.manifest import MANIFEST, digest
 from jaxllama.checkpoint.meta.directory import PARAMS, lay_out_meta
@@ -29,6 +30,7 @@ from jaxllama.checkpoint.orbax.write import OrbaxSink
 from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
 from jaxllama.dtypes import parse
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.model import Llama
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
 _HASHED_BYTES = 1 << 26
@@ -62,7 +64,7 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: str | os.PathLike[str] | Checkpoint | Llama,
     target: str | os.PathLike[str],
     *,
     to: str,
@@ -78,14 +80,15 @@ def convert(
     where it was when it is started again in the same way.
 
     Args:
-        source: a checkpoint of any format, see `open_checkpoint`.
+        source: a checkpoint of any format, or a model, see `open_checkpoint`.
         target: directory to write; for GGUF also a file whose name ends in `.gguf`.
         to: `hf`, `meta`, `orbax` or `gguf`.
         dtype: to cast the weights to; every tensor keeps its own if not given.
         shards: number of weights files (hf), or model-parallel degree (meta).
-        lora: directory of a PEFT LoRA adapter to merge into the weights.
+        lora: a PEFT LoRA adapter to merge into the weights: a directory, or its name on the Hub.
         overwrite: whether a checkpoint at the target is replaced; nothing else is.
-        progress: called with a tensor's name, its bytes, and the bytes of all tensors.
+        progress: called with a tensor's name, its bytes, and the bytes of all tensors; without it
+            a download is quiet, too.
 
     Raises:
         CheckpointError: the source does not fit its configuration, a weight is NaN or infinite,
@@ -97,9 +100,11 @@ def convert(
     form: Format = to
     if shards is not None and (form not in ("hf", "meta") or not 1 <= shards <= 99):
         raise InputError(f"shards {shards}: from 1 to 99, and for hf and meta alone")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, quiet=progress is None)
+    adapter: Path | None = None
     if lora is not None:
-        checkpoint = merge_lora(checkpoint, Path(lora))
+        adapter, found = locate(lora, quiet=progress is None)
+        checkpoint = merge_lora(checkpoint, adapter).noted(*found)
     raise_problems(checkpoint, structure_problems(checkpoint) or head_problems(checkpoint))
     dtypes = {
         name: parse(dtype) if dtype else checkpoint.tensors[name].dtype
@@ -113,7 +118,7 @@ def convert(
         )
     if overwrite:
         _check_replaced(place)
-    plan = _plan(checkpoint, form, dtypes, shards, lora)
+    plan = _plan(checkpoint, form, dtypes, shards, adapter)
     total = sum(
         i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()
     )
@@ -217,7 +222,7 @@ def _plan(
     form: Format,
     dtypes: Mapping[str, np.dtype],
     shards: int | None,
-    lora: str | os.PathLike[str] | None,
+    adapter: Path | None,
 ) -> dict[str, Any]:
     """Describe a conversion such that an equal description gives an equal target."""
     return {
@@ -225,7 +230,7 @@ def _plan(
         "to": form,
         "dtypes": {name: dtype.name for name, dtype in dtypes.items()},
         "shards": shards,
-        "lora": [_state(file) for file in sorted(Path(lora).iterdir())] if lora else None,
+        "lora": [_state(file) for file in sorted(adapter.iterdir())] if adapter else None,
         "config": checkpoint.config.to_hf(),
     }
 

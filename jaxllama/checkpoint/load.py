@@ -21,6 +21,7 @@ from jaxllama.checkpoint.checks import (
     value_problems,
 )
 from jaxllama.checkpoint.dtypes import cast
+from jaxllama.checkpoint.from_model import remember
 from jaxllama.checkpoint.manifest import check_manifest
 from jaxllama.checkpoint.names import TABLE, Entry
 from jaxllama.dtypes import checked_float, parse
@@ -75,7 +76,9 @@ def load_model(
         if not problems:
             flat[entry.path] = flat[entry.path].replace(jax.device_put(stacked))
     raise_problems(checkpoint, problems)
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    model: Llama = nnx.merge(graph, nnx.from_flat_state(flat))
+    remember(model, checkpoint)
+    return model
 
 
 def _stack(

@@ -7,45 +7,53 @@ from pathlib import Path
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
+from jaxllama.checkpoint.from_model import from_model
 from jaxllama.checkpoint.gguf.read import is_gguf, open_gguf
 from jaxllama.checkpoint.hf.read import CONFIG, is_hf, open_hf
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE
+from jaxllama.checkpoint.hub import locate
 from jaxllama.checkpoint.meta.directory import PARAMS, is_meta, open_meta
 from jaxllama.checkpoint.orbax.read import ARRAYS, is_orbax, open_orbax
 from jaxllama.checkpoint.samples import open_smollm2, tiny
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.model import Llama
 
 SAMPLES = {"tiny": tiny, "smollm2": open_smollm2}
 
 
-def open_checkpoint(source: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
+def open_checkpoint(
+    source: str | os.PathLike[str] | Checkpoint | Llama, *, quiet: bool = False
+) -> Checkpoint:
     """Open a checkpoint, its format detected; weights are read only when asked for.
 
     Args:
-        source: a directory or file, or `tiny` or `smollm2`. (A directory of that name is `./tiny`.)
+        source: a directory or file; a model's name on the Hub, `ORGANISATION/MODEL[@REVISION]`,
+            which is taken from its cache or fetched; `tiny` or `smollm2` (a directory of that
+            name is `./tiny`); or a model, whose parameters are its tensors.
+        quiet: whether a download shows no progress on stderr.
 
     Raises:
-        CheckpointError: nothing is there, it is in no known format, or it is damaged.
-        InputError: no path and no checkpoint, or an empty one.
+        CheckpointError: nothing is there, it cannot be fetched, is in no known format, or damaged.
+        InputError: no path, checkpoint or model, an empty path, or a model without values.
         ConfigError: its configuration is contradictory or not understood.
     """
     if isinstance(source, Checkpoint):
         return source
+    if isinstance(source, Llama):
+        return from_model(source)
     if source in SAMPLES:
         return SAMPLES[str(source)]()
     if not isinstance(source, str | os.PathLike):
-        raise InputError(f"checkpoint {source!r}: expected a path, a name, or an open checkpoint")
+        raise InputError(
+            f"checkpoint {source!r}: expected a path, a name, a model, or an open checkpoint"
+        )
     if not str(source):
         raise InputError(
             f"checkpoint (nothing): give a directory, a file, or one of {', '.join(SAMPLES)}"
         )
-    path = Path(source)
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: does not exist; give a directory, a file, or one of {', '.join(SAMPLES)}"
-        )
+    path, notes = locate(source, known=f", or one of {', '.join(SAMPLES)}", quiet=quiet)
     try:
-        return _open(path)
+        return _open(path).noted(*notes)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 

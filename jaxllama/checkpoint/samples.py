@@ -127,6 +127,7 @@ def in_memory(
     weights: Mapping[str, np.ndarray],
     *,
     companions: Mapping[str, bytes] | None = None,
+    title: str = "memory checkpoint",
 ) -> Checkpoint:
     """Return a checkpoint of arrays.
 
@@ -134,6 +135,7 @@ def in_memory(
         config: its numbers.
         weights: tensors by canonical name, in canonical layout.
         companions: contents of tokenizer files by name.
+        title: what messages call it.
     """
     found = dict(companions or {})
 
@@ -150,6 +152,7 @@ def in_memory(
         config_source="its config",
         companions={name: partial(found.__getitem__, name) for name in found},
         tokenizer_loader=tokenizer if "tokenizer.json" in found else None,
+        title=title,
     )
 
 

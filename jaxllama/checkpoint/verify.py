@@ -17,6 +17,7 @@ from jaxllama.checkpoint.names import entry_of, half_split, heads_of, interleave
 from jaxllama.checkpoint.open import open_checkpoint
 from jaxllama.checkpoint.settings import compare_settings
 from jaxllama.dtypes import FLOATS
+from jaxllama.model import Llama
 
 Kind = Literal["missing", "unexpected", "differs", "invalid"]
 
@@ -67,9 +68,12 @@ class Verification:
 
 
 def verify(
-    first: str | os.PathLike[str] | Checkpoint, second: str | os.PathLike[str] | Checkpoint
+    first: str | os.PathLike[str] | Checkpoint | Llama,
+    second: str | os.PathLike[str] | Checkpoint | Llama,
 ) -> Verification:
     """Compare all that two checkpoints of any formats hold: tensors to the bit, and settings.
+
+    A model is a checkpoint of its parameters.
 
     What would stop either from being loaded is a difference too. One tensor of each is in memory
     at a time; a few more where one differs.

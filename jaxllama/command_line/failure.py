@@ -26,6 +26,7 @@ _EXTRAS = {
     "PIL": "parity",
     "llama_models": "meta",
     "fairscale": "meta",
+    "huggingface_hub": "hub",
 }
 
 

@@ -47,6 +47,10 @@ class CommandGroup(TyperGroup):
             ) from None
 
 
+# What both commands say of the argument that names a checkpoint.
+CHECKPOINT = "Directory, GGUF file, tiny, smollm2, or a name of the Hub (ORG/MODEL[@REVISION])."
+
+
 def command(
     name: str, *, about: str, exit_codes: str, no_cache: Callable[[bool], None]
 ) -> typer.Typer:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
 from parity import output_files
 from parity.commands import options
@@ -18,9 +19,7 @@ from parity.result import Result
 
 @on_interrupt()
 def capture_command(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
-    ],
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory to make.")],
     subject: Annotated[
         str, typer.Option(help="What is run; as for parity run: jaxllama, torch, hf, ...")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
 from parity import output_files
@@ -16,9 +17,7 @@ from parity.commands.progress import progress_bar
 
 @on_interrupt()
 def run_command(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Directory or file of a checkpoint, or: tiny, smollm2.")
-    ] = "tiny",
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)] = "tiny",
     reference: Annotated[
         str, typer.Option(help="Witnesses: torch, hf, meta, several with commas, or all.")
     ] = "torch",

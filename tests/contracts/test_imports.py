@@ -41,6 +41,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     planted = {
         "jaxllama/rope.py": "def _planted() -> None:\n    import torch\n",
+        "jaxllama/text.py": "def _planted() -> None:\n    import huggingface_hub\n",
         "jaxllama/cache.py": "from jaxllama import attention\n",
         "parity/comparison/tap.py": "from parity.taps import jax\n",
         "parity/taps.py": "import jax\n",
@@ -59,9 +60,10 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
             file.write("\n" + line)
     outcome = lint_imports(tmp_path)
     assert outcome.returncode == 1, outcome.stdout + outcome.stderr
-    assert "0 kept, 5 broken" in outcome.stdout
+    assert "0 kept, 6 broken" in outcome.stdout
     for said in (
         "jaxllama.rope -> torch",
+        "jaxllama.text -> huggingface_hub",
         "parity.diagnose.solve -> jaxllama.rope",
         "parity.diagnose.describe -> jaxllama.checkpoint",
         "parity.sources.names -> jaxllama.checkpoint.names",
@@ -166,7 +168,7 @@ def declared(*extras: str) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency(tmp_path: Path):
-    assert imported_distributions(ROOT / "jaxllama") <= declared() | {"torch"}
+    assert imported_distributions(ROOT / "jaxllama") <= declared("hub") | {"torch"}
     assert imported_distributions(ROOT / "parity") <= declared("parity", "meta")
     (tmp_path / "extra.py").write_text("def late():\n    from pandas.core import frame\n")
     assert imported_distributions(tmp_path) == {"pandas"}
@@ -176,5 +178,5 @@ def test_every_declared_dependency_is_imported():
     imported = imported_distributions(ROOT / "jaxllama")
     assert declared() - imported == set()
     imported |= imported_distributions(ROOT / "parity")
-    assert declared("parity", "meta") - imported == set()
+    assert declared("hub", "parity", "meta") - imported == set()
     assert {"numpy", "pandas"} - imported == {"pandas"}

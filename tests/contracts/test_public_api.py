@@ -43,6 +43,7 @@ JAXLLAMA = {
     "next_token_loss",
     "open_checkpoint",
     "preset",
+    "save_lora",
     "verify",
 }
 

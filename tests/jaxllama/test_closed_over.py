@@ -7,6 +7,7 @@ value for a number dies there, in the most usual of training steps.
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,6 +59,10 @@ class Stage:
     def run(self, **options: Any) -> Any:
         return self.model(self.ids, **{"positions": self.positions, "mask": self.mask} | options)
 
+    def saved(self) -> Any:
+        with tempfile.TemporaryDirectory() as work:
+            return dict(self.model.save_pretrained(f"{work}/out").digests)
+
     def bound(self, mask: Mask, **policy: Any) -> Any:
         return mask.bind(self.tokens, self.tokens, **policy).to_bool()
 
@@ -82,6 +87,7 @@ CALLS: dict[str, Callable[[Stage], Any]] = {
     "generate": lambda s: (
         generate.generate(s.model, s.ids, max_new_tokens=2, watch=lambda _: {}).tokens
     ),
+    "Llama.save_pretrained": lambda s: s.saved(),
     "KVCache.empty": lambda s: KVCache.empty(CONFIG, B, 8, jnp.float32).lengths,
     "KVCache.tokens": lambda s: s.cache.tokens().valid,
     "KVCache.extend": lambda s: s.cache.extend(s.positions, s.valid).slots,

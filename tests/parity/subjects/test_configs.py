@@ -48,7 +48,8 @@ def test_checkpoints_of_other_formats_and_samples(tmp_path: Path) -> None:
     [
         (3, "config= int: expected a LlamaConfig"),
         ({"model_type": "gpt2"}, "config="),
-        ("no/where", "no/where: does not exist"),
+        ("./no/where", "no/where: does not exist"),
+        ("no/where", "no/where: is no file or directory here"),
         ("no/where/config.json", "no/where/config.json"),
     ],
 )

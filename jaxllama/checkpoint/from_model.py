@@ -1,0 +1,134 @@
+"""A model as a checkpoint in memory, read from its parameters one tensor at a time.
+
+What came beside the weights that a model was loaded from is remembered for it: tokenizer, chat
+template, generation settings. Not on the model, where it would be part of what `jit` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxllama.checkpoint.base import Checkpoint, TensorInfo
+from jaxllama.checkpoint.names import TABLE
+from jaxllama.concrete import is_traced
+from jaxllama.config_formats.hf import HARMLESS
+from jaxllama.errors import CheckpointError, InputError, join_problems
+from jaxllama.model import Llama
+
+if TYPE_CHECKING:
+    from jaxllama.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What a checkpoint has beside weights and configuration, still unread."""
+
+    hf_config: Mapping[str, Any]
+    companions: Mapping[str, Callable[[], bytes]]
+    tokenizer_loader: Callable[[], Tokenizer] | None
+
+
+_BESIDE: WeakKeyDictionary[Llama, _Beside] = WeakKeyDictionary()
+_UNKNOWN = (
+    "no tokenizer is known of this model, which did not come whole from from_pretrained: "
+    "Llama.save_pretrained(tokenizer=...) takes a checkpoint that has it"
+)
+
+
+def remember(model: Llama, checkpoint: Checkpoint) -> None:
+    """Remember for a model what its checkpoint has beside the weights."""
+    _BESIDE[model] = _beside(checkpoint)
+
+
+def _beside(checkpoint: Checkpoint) -> _Beside:
+    return _Beside(checkpoint.hf_config, checkpoint.companions, checkpoint.tokenizer_loader)
+
+
+def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoint:
+    """Return a model as a checkpoint: its parameters as they are now.
+
+    Args:
+        model: its weights are brought to the host when they are read, one at a time.
+        tokenizer: whose tokenizer, chat template and generation settings go with it; those it was
+            loaded with if not given. A model that was split and merged has none of its own.
+
+    Raises:
+        InputError: the model is being traced, has no values here, or parameters of other names.
+    """
+    state = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    stored = {path: variable.get_value() for path, variable in state.items()}
+    _check(stored)
+    tensors: dict[str, TensorInfo] = {}
+    places: dict[str, tuple[Any, int | None]] = {}
+    for entry in TABLE:
+        if (values := stored.get(entry.path)) is None:
+            continue
+        for layer in range(values.shape[0]) if entry.layered else [None]:
+            name = entry.name("hf", layer)
+            shape = values.shape[1:] if entry.layered else values.shape
+            tensors[name] = TensorInfo(tuple(shape), np.dtype(values.dtype), None)
+            places[name] = values, layer
+    beside = _BESIDE.get(model) if tokenizer is None else _beside(tokenizer)
+    informative = {} if beside is None else beside.hf_config
+    return Checkpoint(
+        path=None,
+        format="memory",
+        config=model.config,
+        hf_config={
+            **{name: value for name, value in informative.items() if name in HARMLESS},
+            **model.config.to_hf(),
+        },
+        tensors=tensors,
+        reader=lambda name: _read(name, *places[name]),
+        config_source="the model's config",
+        title="the model",
+        notes=(_UNKNOWN,) if beside is None else (),
+        companions={} if beside is None else beside.companions,
+        tokenizer_loader=None if beside is None else beside.tokenizer_loader,
+    )
+
+
+def _check(stored: Mapping[tuple[Any, ...], Any]) -> None:
+    """Refuse a model whose parameters are not there to be read, or not those of a Llama."""
+    values = list(stored.values())
+    if is_traced(values):
+        raise InputError(
+            "the model is being traced (jit, grad, vmap), so that it has no values to save; save "
+            "it outside of the transformed function"
+        )
+    if any(isinstance(one, jax.ShapeDtypeStruct) for one in values):
+        raise InputError("the model has shapes and no values (nnx.eval_shape); nothing to save")
+    arrays = [one for one in values if isinstance(one, jax.Array)]
+    if any(one.is_deleted() for one in arrays):
+        raise InputError(
+            "the model's arrays were given away (donate_argnums); save what the step returned"
+        )
+    if not all(one.is_fully_addressable for one in arrays):
+        raise InputError(
+            "the model lies on devices of several hosts; save_sharded of "
+            "jaxllama.checkpoint.orbax.write has each host write its own"
+        )
+    known = {entry.path for entry in TABLE}
+    problems = [
+        f"{'.'.join(map(str, path))}: no parameter of a Llama; merge adapters into the weights, or "
+        "save them by jaxllama.save_lora"
+        for path in stored
+        if path not in known
+    ]
+    if problems:
+        raise InputError(join_problems("the model", problems))
+
+
+def _read(name: str, values: Any, layer: int | None) -> np.ndarray:
+    if isinstance(values, jax.Array) and values.is_deleted():
+        raise CheckpointError(f"{name}: its array was given away (donate_argnums) meanwhile")
+    # A model that a traced function closes over has values all the same.
+    with jax.ensure_compile_time_eval():
+        return np.asarray(values if layer is None else values[layer])
