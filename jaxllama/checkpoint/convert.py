@@ -16,7 +16,6 @@ from numpy.typing import DTypeLike
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.gguf.read import is_gguf
-from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
 from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.write import lay_out_hf
@@ -119,10 +118,11 @@ def convert(
     )
     report: Progress = _ignore if progress is None else lambda n, size: progress(n, size, total)
     started = time.monotonic()
+    make_sink, left_behind = _planned(checkpoint, form, dtypes, shards)
     written = run(
         checkpoint,
         dtypes,
-        _sink_maker(checkpoint, form, dtypes, shards),
+        make_sink,
         place,
         plan,
         _renames(form, place),
@@ -130,7 +130,7 @@ def convert(
         progress=report,
         hf_config=checkpoint.config.to_hf(),
     )
-    notes = (*checkpoint.notes, *_left_behind(checkpoint, form))
+    notes = (*checkpoint.notes, *left_behind)
     return _result(written, form, time.monotonic() - started, notes)
 
 
@@ -161,13 +161,6 @@ def _is_checkpoint_alone(place: Path) -> bool:
     )
 
 
-def _left_behind(checkpoint: Checkpoint, form: Format) -> list[str]:
-    """Return what the format has no form for; weights are never among it."""
-    if form == "gguf" and checkpoint.tokenizer_loader and not tokenizer_metadata(checkpoint):
-        return ["the tokenizer is of a kind that GGUF has no name for: not written"]
-    return []
-
-
 def _ignore(name: str, nbytes: int) -> None:
     """Report nothing."""
 
@@ -185,12 +178,12 @@ def _result(written: Written, form: Format, seconds: float, notes: tuple[str, ..
     )
 
 
-def _sink_maker(
+def _planned(
     checkpoint: Checkpoint, form: Format, dtypes: Mapping[str, np.dtype], shards: int | None
-) -> Callable[[Path], Sink]:
-    """Plan the target's files; what the format cannot express is refused here."""
+) -> tuple[Callable[[Path], Sink], list[str]]:
+    """Plan the target's files, and say what is left out of them; refuse what cannot be written."""
     if form == "orbax":
-        return lambda directory: OrbaxSink(checkpoint, dtypes, directory)
+        return lambda directory: OrbaxSink(checkpoint, dtypes, directory), []
     if form == "gguf":
         layout = lay_out_gguf(checkpoint, dtypes)
     elif form == "meta":
@@ -199,7 +192,7 @@ def _sink_maker(
         layout = lay_out_hf(checkpoint, dtypes, shards=shards)
     else:
         assert_never(form)
-    return lambda directory: FileSink(layout, directory)
+    return lambda directory: FileSink(layout, directory), layout.notes
 
 
 def _renames(form: Format, target: Path) -> dict[str, Path]:

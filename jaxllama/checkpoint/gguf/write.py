@@ -18,7 +18,7 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN
 from jaxllama.checkpoint.gguf.read import ROPE_FREQS, WIDENED
-from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
+from jaxllama.checkpoint.gguf.tokenizer import MODEL, tokenizer_metadata
 from jaxllama.checkpoint.layout import Layout, Piece, byte_size, store_as_is
 from jaxllama.checkpoint.names import entry_of, heads_of, interleave, to_dialect
 from jaxllama.config import LlamaConfig
@@ -64,6 +64,8 @@ def lay_out_gguf(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Layo
     if factors is not None:
         frame.append((offsets[ROPE_FREQS], factors.tobytes()))
     layout = Layout()
+    if checkpoint.tokenizer_loader and MODEL not in metadata:
+        layout.notes.append("the tokenizer is of a kind that GGUF has no name for: not written")
     layout.add_file(FILE, frame, length)
     for name in dtypes:
         entry, at = entry_of(name), to_dialect(name, "gguf")

@@ -34,6 +34,7 @@ from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.checkpoint.wrappers import unwrap
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, InputError, join_problems
+from jaxllama.tokenizer import write_model_file
 
 PARAMS = "params.json"
 _SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
@@ -260,6 +261,7 @@ def lay_out_meta(
     layout = Layout()
     layout.small[PARAMS] = json.dumps(config.to_meta(), indent=2).encode()
     layout.small |= companion_files(checkpoint)
+    _add_tokenizer_model(layout, config.vocab_size)
     stored = _stored_names(dtypes, config)
     shapes = {at: _local_shape(name, config, degree) for at, name in stored.items()}
     frame, offsets, length = plan_file({at: (shapes[at], dtypes[n]) for at, n in stored.items()})
@@ -270,6 +272,19 @@ def lay_out_meta(
             cut = partial(_part, name=name, config=config, degree=degree, rank=rank)
             layout.pieces.setdefault(name, []).append(Piece(file, offsets[at], cut))
     return layout
+
+
+def _add_tokenizer_model(layout: Layout, rows: int) -> None:
+    """Make Meta's tokenizer of Hugging Face's, which Meta's own programs do not read."""
+    if "tokenizer.json" not in layout.small or "tokenizer.model" in layout.small:
+        return
+    try:
+        layout.small["tokenizer.model"] = write_model_file(layout.small["tokenizer.json"], rows)
+    except CheckpointError as error:
+        layout.notes.append(
+            f"tokenizer.model, which Meta's own programs need, is not written, for tokenizer.json "
+            f"is of another kind: {error}"
+        )
 
 
 def _check_degree(config: LlamaConfig, degree: int) -> None:
