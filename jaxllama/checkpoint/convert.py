@@ -18,7 +18,7 @@ from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_
 from jaxllama.checkpoint.gguf.read import is_gguf
 from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf.read import CONFIG
-from jaxllama.checkpoint.hf.write import lay_out_hf
+from jaxllama.checkpoint.hf.write import hf_config, lay_out_hf
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.manifest import MANIFEST, digest
 from jaxllama.checkpoint.meta.directory import PARAMS, lay_out_meta
@@ -128,7 +128,7 @@ def convert(
         _renames(form, place),
         overwrite=overwrite,
         progress=report,
-        hf_config=checkpoint.config.to_hf(),
+        hf_config=hf_config(checkpoint, dtypes),
     )
     notes = (*checkpoint.notes, *left_behind)
     return _result(written, form, time.monotonic() - started, notes)

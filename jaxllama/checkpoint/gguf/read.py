@@ -16,14 +16,18 @@ from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_spli
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.fields import token_id
 from jaxllama.config_formats.gguf import tokenizer_problems
+from jaxllama.config_formats.hf import with_carried
 from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import parse_object
 from jaxllama.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 # Key of our own: tensors of another dtype than they had before, as `name=bfloat16`. llama.cpp
 # takes norms in float32 only; this makes the widening of a narrower norm reversible.
 WIDENED = "jaxllama.widened"
+# Likewise: what config.json says besides the numbers, as JSON.
+CARRIED = "jaxllama.config_json"
 
 
 def is_gguf(path: Path) -> bool:
@@ -47,7 +51,7 @@ def open_gguf(path: Path) -> Checkpoint:
     embedding = stored.get("token_embd.weight")
     said: list[str] = []
     config = LlamaConfig.from_gguf(
-        {key: value for key, value in file.metadata.items() if key != WIDENED},
+        {key: value for key, value in file.metadata.items() if key not in (WIDENED, CARRIED)},
         tie_word_embeddings="output.weight" not in stored,
         vocab_size=embedding.shape[0] if embedding and embedding.shape else None,
         rope_freqs=rope_freqs,
@@ -70,7 +74,7 @@ def open_gguf(path: Path) -> Checkpoint:
         path=path,
         format="gguf",
         config=config,
-        hf_config=config.to_hf(),
+        hf_config=_hf_config(file, config),
         tensors=tensors,
         reader=read,
         config_source="its metadata",
@@ -78,6 +82,14 @@ def open_gguf(path: Path) -> Checkpoint:
         problems=problems,
         **_tokenizer(file, config),
     )
+
+
+def _hf_config(file: GGUFFile, config: LlamaConfig) -> dict[str, Any]:
+    source = f"{file.path}: {CARRIED}"
+    text = file.metadata.get(CARRIED, "{}")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{source} is no text")
+    return with_carried(config, parse_object(text.encode(), source), source)
 
 
 def _dtype(tensor: GGUFTensor) -> np.dtype:
@@ -142,4 +154,4 @@ def _tokenizer(file: GGUFFile, config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-__all__ = ["HEAD", "ROPE_FREQS", "WIDENED", "is_gguf", "open_gguf"]
+__all__ = ["CARRIED", "HEAD", "ROPE_FREQS", "WIDENED", "is_gguf", "open_gguf"]

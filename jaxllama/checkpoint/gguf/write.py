@@ -6,6 +6,7 @@ along; values are encoded as its reader, llama.cpp's and transformers' expect th
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN
-from jaxllama.checkpoint.gguf.read import ROPE_FREQS, WIDENED
+from jaxllama.checkpoint.gguf.read import CARRIED, ROPE_FREQS, WIDENED
 from jaxllama.checkpoint.gguf.tokenizer import MODEL, tokenizer_metadata
 from jaxllama.checkpoint.layout import Layout, Piece, byte_size, store_as_is
 from jaxllama.checkpoint.names import entry_of, heads_of, interleave, to_dialect
 from jaxllama.config import LlamaConfig
+from jaxllama.config_formats.hf import carried_fields
 from jaxllama.errors import CheckpointError
 
 FILE = "model.gguf"
@@ -59,6 +61,8 @@ def lay_out_gguf(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Layo
     if factors is not None:
         stored[ROPE_FREQS] = (_F32, factors.shape)
     metadata = _metadata(checkpoint, dtypes) | ({WIDENED: widened} if widened else {})
+    if carried := carried_fields(checkpoint.hf_config):
+        metadata[CARRIED] = json.dumps(carried)
     head, offsets, length = _build_head(metadata, stored)
     frame = [(0, head)]
     if factors is not None:

@@ -33,6 +33,7 @@ from jaxllama.checkpoint.names import (
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.checkpoint.wrappers import unwrap
 from jaxllama.config import LlamaConfig
+from jaxllama.config_formats.hf import carried_fields
 from jaxllama.errors import CheckpointError, InputError, join_problems
 from jaxllama.tokenizer import write_model_file
 
@@ -61,7 +62,7 @@ def open_meta(path: Path) -> Checkpoint:
     if config_notes and len(set(plain.values())) == len(plain):
         for shard in shards:
             shard.rename(plain)
-    config = _config(path, params, shards, config_notes)
+    config, hf_config = _config(path, params, shards, config_notes)
     stored = {
         name: TensorInfo(shape, dtype, shards[0].file)
         for name, (shape, dtype) in shards[0].shapes.items()
@@ -88,7 +89,7 @@ def open_meta(path: Path) -> Checkpoint:
         path=path,
         format="meta",
         config=config,
-        hf_config=config.to_hf(),
+        hf_config=hf_config,
         tensors=tensors,
         reader=read,
         config_source=PARAMS,
@@ -132,8 +133,12 @@ def _shard_problems(shards: list[Shard]) -> list[str]:
 
 def _config(
     path: Path, params: dict[str, Any], shards: list[Shard], notes: list[str]
-) -> LlamaConfig:
-    """Read params.json, and what it leaves out from the weights and the manifest."""
+) -> tuple[LlamaConfig, dict[str, Any]]:
+    """Read params.json, and what it leaves out from the weights and the manifest.
+
+    Returns:
+        The numbers, and the same as a config.json with the fields that were carried along.
+    """
     table = [shard.shapes.get("tok_embeddings.weight") for shard in shards]
     rows = None
     if table[0] is not None and len(table[0][0]) == 2:
@@ -143,9 +148,10 @@ def _config(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
     if not (path / MANIFEST).is_file():
-        return config
+        return config, config.to_hf()
+    beside = read_manifest(path).hf_config
     try:
-        original = LlamaConfig.from_hf(read_manifest(path).hf_config, notes=notes)
+        original = LlamaConfig.from_hf(beside, notes=notes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Special tokens and the stated context, which the format has no place for.
@@ -160,7 +166,7 @@ def _config(
             f"{path}: {PARAMS} and {MANIFEST} describe different models; remove the manifest if "
             "the parameters were changed on purpose"
         )
-    return filled
+    return filled, {**filled.to_hf(), **carried_fields(beside)}
 
 
 def _is_tied(shards: list[Shard]) -> bool:
