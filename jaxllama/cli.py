@@ -7,23 +7,15 @@ error or no memory, 130 interrupted.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from jaxllama import compilation_cache
+from jaxllama.cli_convert import convert
 from jaxllama.cli_generate import generate
 from jaxllama.command_line.group import command
 from jaxllama.command_line.interrupt import on_interrupt
@@ -86,76 +78,6 @@ def info(
 
 
 @app.command()
-def convert(
-    source: _Source,
-    target: Annotated[Path, typer.Argument(help="Directory to write, or a .gguf file.")],
-    to: Annotated[str, typer.Option(help="hf, meta, orbax or gguf.")],
-    dtype: Annotated[
-        str | None, typer.Option(help="Cast weights; without it every tensor keeps its own.")
-    ] = None,
-    shards: Annotated[
-        int | None, typer.Option(help="Weights files (hf) or model-parallel degree (meta).")
-    ] = None,
-    lora: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter to merge.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite/--no-overwrite", help="Replace a checkpoint that exists.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet/--no-quiet", help="No progress bar.")] = False,
-) -> None:
-    """Convert a checkpoint to another format, without loss unless --dtype is given."""
-    from jaxllama.checkpoint import convert as run
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, disable=quiet)
-    task = bar.add_task(f"to {to}", total=None)
-
-    def advance(name: str, nbytes: int, total: int) -> None:
-        bar.start()  # the first time, for nothing should stand above an early error
-        bar.update(task, total=total, advance=nbytes)
-
-    def left() -> str:
-        partial = list(target.parent.glob(f".{target.name}*.partial"))
-        if not partial:
-            return "nothing was written"
-        return f"run it again to go on from {partial[0]}, or remove that"
-
-    with on_interrupt(left):
-        try:
-            done = run(
-                source,
-                target,
-                to=to,
-                dtype=dtype,
-                shards=shards,
-                lora=lora,
-                overwrite=overwrite,
-                progress=advance,
-            )
-        finally:
-            if bar.live.is_started:
-                bar.stop()
-    for note in done.notes:
-        print(f"note: {note}")
-    for name, (changed, size, largest) in done.losses.items():
-        print(f"rounded: {name}: {changed} of {size} elements changed, by up to {largest:.3g}")
-    if done.resumed:
-        print(f"resumed: {done.resumed} tensors were already written")
-    speed = done.nbytes / max(done.seconds, 1e-9) / 1e6
-    print(
-        f"{done.target}: {len(done.digests)} tensors, {done.nbytes:,} bytes in "
-        f"{done.seconds:.1f} s ({speed:.0f} MB/s), "
-        + (f"{len(done.losses)} tensors rounded" if done.losses else "nothing lost")
-    )
-
-
-@app.command()
 @on_interrupt()
 def verify(
     first: _Source,
@@ -195,4 +117,5 @@ def verify(
     raise typer.Exit(1)
 
 
+app.command()(convert)
 app.command()(generate)

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.dtypes import cast
-from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor, read_head
+from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor
+from jaxllama.checkpoint.gguf.parts import read_parts
 from jaxllama.checkpoint.gguf.tokenizer import recovered, tokenizer_files
 from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_split, heads_of
 from jaxllama.config import LlamaConfig
@@ -41,11 +42,14 @@ def is_gguf(path: Path) -> bool:
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file; weights are read, dequantised and put in canonical order when asked for.
 
+    Args:
+        path: the file, or any part of a model that is split.
+
     Raises:
-        CheckpointError: the file is truncated or damaged.
+        CheckpointError: a file is truncated or damaged, or parts do not fit together.
         ConfigError: its metadata is contradictory or not of a Llama model.
     """
-    file = read_head(path)
+    file = read_parts(path)
     stored = dict(file.tensors)
     rope_freqs = file.read(ROPE_FREQS) if stored.pop(ROPE_FREQS, None) else None
     embedding = stored.get("token_embd.weight")
@@ -62,7 +66,10 @@ def open_gguf(path: Path) -> Checkpoint:
     narrow = _narrow(file, set(stored))
     tensors = {
         name: TensorInfo(
-            stored[at].shape, narrow.get(at, _dtype(stored[at])), path, stored[at].type.name
+            stored[at].shape,
+            narrow.get(at, _dtype(stored[at])),
+            stored[at].path,
+            stored[at].type.name,
         )
         for name, at in canonical.items()
     }

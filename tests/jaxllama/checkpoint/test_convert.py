@@ -138,9 +138,10 @@ def test_cast_is_stated_tensor_by_tensor(tmp_path):
     assert set(result.losses) == set(original.tensors)
     name = "model.norm.weight"
     expected = cast(original.read(name), FLOATS["bfloat16"]).astype(np.float32)
-    changed, size, largest = result.losses[name]
-    gap = np.abs(expected - original.read(name))
-    assert (changed, size, largest) == (np.count_nonzero(gap), 96, gap.max())
+    loss, gap = result.losses[name], np.abs(expected - original.read(name))
+    assert (loss.changed, loss.size, loss.largest) == (np.count_nonzero(gap), 96, gap.max())
+    relative = np.sqrt(np.square(gap, dtype=float).sum() / np.square(original.read(name)).sum())
+    assert loss.relative_rms == pytest.approx(relative, rel=1e-6)
     wider = convert(tmp_path / "out", tmp_path / "wide", to="hf", dtype="float32")
     assert not wider.losses
 
