@@ -6,9 +6,9 @@ import pytest
 
 from jaxllama import Llama
 from jaxllama.checkpoint import tiny
+from jaxllama.checkpoint.perplexity import perplexity
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal
-from jaxllama.perplexity import perplexity
 
 TOKENS = np.random.default_rng(1).integers(0, 256, 23).tolist()
 
