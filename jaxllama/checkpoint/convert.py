@@ -15,11 +15,13 @@ from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
+from jaxllama.checkpoint.dtypes import Loss
+from jaxllama.checkpoint.gguf.parts import is_part, models_in
+from jaxllama.checkpoint.gguf.quantise import Quantisation, choose_quantisation, encoded_size
 from jaxllama.checkpoint.gguf.read import is_gguf
-from jaxllama.checkpoint.gguf.tokenizer import tokenizer_metadata
-from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
+from jaxllama.checkpoint.gguf.write import FILE, MODEL_NAME, lay_out_gguf
 from jaxllama.checkpoint.hf.read import CONFIG
-from jaxllama.checkpoint.hf.write import lay_out_hf
+from jaxllama.checkpoint.hf.write import hf_config, lay_out_hf
 from jaxllama.checkpoint.hub import locate
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.manifest import MANIFEST, digest
@@ -29,7 +31,7 @@ from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.checkpoint.orbax.write import OrbaxSink
 from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
 from jaxllama.dtypes import parse
-from jaxllama.errors import CheckpointError, InputError
+from jaxllama.errors import CheckpointError, InputError, argument
 from jaxllama.model import Llama
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
@@ -47,8 +49,8 @@ class Conversion:
         nbytes: size of the weights in bytes, as written.
         seconds: it took.
         digests: of every tensor as written, by canonical name.
-        losses: for each tensor that a cast changed: elements changed, of how many, and the
-            largest absolute change.
+        losses: of each tensor that a cast or quantising changed.
+        encodings: of the tensors that were quantised, such as `Q8_0`.
         resumed: tensors that an interrupted run had already written.
         notes: oddities of the source.
     """
@@ -58,7 +60,8 @@ class Conversion:
     nbytes: int
     seconds: float
     digests: Mapping[str, str]
-    losses: Mapping[str, tuple[int, int, float]]
+    losses: Mapping[str, Loss]
+    encodings: Mapping[str, str]
     resumed: int
     notes: tuple[str, ...]
 
@@ -70,6 +73,7 @@ def convert(
     to: str,
     dtype: DTypeLike | None = None,
     shards: int | None = None,
+    quantize: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -84,7 +88,8 @@ def convert(
         target: directory to write; for GGUF also a file whose name ends in `.gguf`.
         to: `hf`, `meta`, `orbax` or `gguf`.
         dtype: to cast the weights to; every tensor keeps its own if not given.
-        shards: number of weights files (hf), or model-parallel degree (meta).
+        shards: number of weights files (hf, gguf), or model-parallel degree (meta).
+        quantize: `q8_0` or `q4_0`, for the matrices of GGUF files.
         lora: a PEFT LoRA adapter to merge into the weights: a directory, or its name on the Hub.
         overwrite: whether a checkpoint at the target is replaced; nothing else is.
         progress: called with a tensor's name, its bytes, and the bytes of all tensors; without it
@@ -98,8 +103,10 @@ def convert(
     if to not in FORMATS:
         raise InputError(f"format {to!r}: expected one of {', '.join(FORMATS)}")
     form: Format = to
-    if shards is not None and (form not in ("hf", "meta") or not 1 <= shards <= 99):
-        raise InputError(f"shards {shards}: from 1 to 99, and for hf and meta alone")
+    if shards is not None and (form == "orbax" or not 1 <= shards <= 99):
+        raise InputError(f"{argument('shards', shards)}: from 1 to 99, and not for orbax")
+    if quantize is not None and form != "gguf":
+        raise InputError(f"{argument('quantize', quantize)}: for gguf alone, not for {form}")
     checkpoint = open_checkpoint(source, quiet=progress is None)
     adapter: Path | None = None
     if lora is not None:
@@ -110,6 +117,12 @@ def convert(
         name: parse(dtype) if dtype else checkpoint.tensors[name].dtype
         for name in checkpoint.tensors
     }
+    quantisation = Quantisation({})
+    notes: list[str] = []
+    if quantize is not None:
+        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+        quantisation, notes = choose_quantisation(quantize, shapes)
+        dtypes |= dict.fromkeys(quantisation.encodings, np.dtype(np.float32))
     place = Path(target)
     if checkpoint.path is not None and place.resolve() in checkpoint.path.resolve().parents:
         raise InputError(
@@ -118,25 +131,28 @@ def convert(
         )
     if overwrite:
         _check_replaced(place)
-    plan = _plan(checkpoint, form, dtypes, shards, adapter)
+    plan = _plan(checkpoint, form, dtypes, shards, quantize, adapter)
     total = sum(
         i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()
     )
     report: Progress = _ignore if progress is None else lambda n, size: progress(n, size, total)
     started = time.monotonic()
+    make_sink, left_behind = _planned(checkpoint, form, dtypes, shards, quantisation)
     written = run(
         checkpoint,
         dtypes,
-        _sink_maker(checkpoint, form, dtypes, shards),
+        make_sink,
         place,
         plan,
-        _renames(form, place),
+        _renames(form, place, shards),
         overwrite=overwrite,
         progress=report,
-        hf_config=checkpoint.config.to_hf(),
+        hf_config=hf_config(checkpoint, dtypes),
+        rounding=quantisation,
     )
-    notes = (*checkpoint.notes, *_left_behind(checkpoint, form))
-    return _result(written, form, time.monotonic() - started, notes)
+    said = (*checkpoint.notes, *notes, *left_behind)
+    seconds = time.monotonic() - started
+    return _result(checkpoint, written, form, seconds, quantisation, said)
 
 
 def _check_replaced(place: Path) -> None:
@@ -162,55 +178,72 @@ def _is_checkpoint_alone(place: Path) -> bool:
     return folders <= {ARRAYS} and (
         (CONFIG in names and (ARRAYS in folders or ".safetensors" in endings))
         or (PARAMS in names and ".pth" in endings)
-        or names <= {FILE, MANIFEST}
+        or (len(models_in(place)) <= 1 and names <= {MANIFEST, *_own_files(names)})
     )
 
 
-def _left_behind(checkpoint: Checkpoint, form: Format) -> list[str]:
-    """Return what the format has no form for; weights are never among it."""
-    if form == "gguf" and checkpoint.tokenizer_loader and not tokenizer_metadata(checkpoint):
-        return ["the tokenizer is of a kind that GGUF has no name for: not written"]
-    return []
+def _own_files(names: set[str]) -> set[str]:
+    """Return the GGUF files that are called as we call them."""
+    return {n for n in names if n == FILE or n.startswith(f"{MODEL_NAME}-") and is_part(n)}
 
 
 def _ignore(name: str, nbytes: int) -> None:
     """Report nothing."""
 
 
-def _result(written: Written, form: Format, seconds: float, notes: tuple[str, ...]) -> Conversion:
+def _result(
+    checkpoint: Checkpoint,
+    written: Written,
+    form: Format,
+    seconds: float,
+    quantisation: Quantisation,
+    notes: tuple[str, ...],
+) -> Conversion:
+    saved = sum(
+        checkpoint.tensors[name].nbytes * 4 // checkpoint.tensors[name].dtype.itemsize
+        - encoded_size(checkpoint.tensors[name].shape, encoding)
+        for name, encoding in quantisation.encodings.items()
+    )
     return Conversion(
         target=written.target,
         format=form,
-        nbytes=written.nbytes,
+        nbytes=written.nbytes - saved,
         seconds=seconds,
         digests=written.digests,
         losses=written.losses,
+        encodings={name: found.name for name, found in quantisation.encodings.items()},
         resumed=written.resumed,
         notes=notes,
     )
 
 
-def _sink_maker(
-    checkpoint: Checkpoint, form: Format, dtypes: Mapping[str, np.dtype], shards: int | None
-) -> Callable[[Path], Sink]:
-    """Plan the target's files; what the format cannot express is refused here."""
+def _planned(
+    checkpoint: Checkpoint,
+    form: Format,
+    dtypes: Mapping[str, np.dtype],
+    shards: int | None,
+    quantisation: Quantisation,
+) -> tuple[Callable[[Path], Sink], list[str]]:
+    """Plan the target's files, and say what is left out of them; refuse what cannot be written."""
     if form == "orbax":
-        return lambda directory: OrbaxSink(checkpoint, dtypes, directory)
+        return lambda directory: OrbaxSink(checkpoint, dtypes, directory), []
     if form == "gguf":
-        layout = lay_out_gguf(checkpoint, dtypes)
+        layout = lay_out_gguf(checkpoint, dtypes, shards=shards, quantised=quantisation.encodings)
     elif form == "meta":
         layout = lay_out_meta(checkpoint, dtypes, shards=shards)
     elif form == "hf":
         layout = lay_out_hf(checkpoint, dtypes, shards=shards)
     else:
         assert_never(form)
-    return lambda directory: FileSink(layout, directory)
+    return lambda directory: FileSink(layout, directory), layout.notes
 
 
-def _renames(form: Format, target: Path) -> dict[str, Path]:
+def _renames(form: Format, target: Path, shards: int | None) -> dict[str, Path]:
     """Return where staged files go; what makes the target loadable goes last."""
     if form != "gguf" or target.suffix != ".gguf":
         return {".": target}
+    if shards is not None:
+        raise InputError(f"{target}: {shards} files need a directory; give one as the target")
     if target.is_dir():
         raise CheckpointError(f"{target}: is a directory, expected a file to write")
     manifest = f"{target.name}.{MANIFEST}"
@@ -222,6 +255,7 @@ def _plan(
     form: Format,
     dtypes: Mapping[str, np.dtype],
     shards: int | None,
+    quantize: str | None,
     adapter: Path | None,
 ) -> dict[str, Any]:
     """Describe a conversion such that an equal description gives an equal target."""
@@ -230,6 +264,7 @@ def _plan(
         "to": form,
         "dtypes": {name: dtype.name for name, dtype in dtypes.items()},
         "shards": shards,
+        "quantize": quantize,
         "lora": [_state(file) for file in sorted(adapter.iterdir())] if adapter else None,
         "config": checkpoint.config.to_hf(),
     }
@@ -239,7 +274,9 @@ def _identity(checkpoint: Checkpoint) -> list[Any]:
     """Return what tells a source from any other: its files' states, or its weights' digests."""
     path = checkpoint.path
     if path is not None:
-        found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        found = sorted(f for f in path.rglob("*") if f.is_file())
+        if path.is_file():  # with its other parts
+            found = sorted({path, *(i.file for i in checkpoint.tensors.values() if i.file)})
         return [_state(file) for file in found]
     if checkpoint.nbytes <= _HASHED_BYTES:
         return [digest(checkpoint.read(name)) for name in checkpoint.tensors]

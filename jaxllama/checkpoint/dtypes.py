@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import ml_dtypes
 import numpy as np
 
@@ -61,14 +64,36 @@ def _round_to_odd(values: np.ndarray) -> np.ndarray:
     return np.where(exact, bits, truncated | 1).astype(np.uint32).view(np.float32)
 
 
-def lost(values: np.ndarray, rounded: np.ndarray) -> tuple[int, float]:
-    """Return how many elements a cast changed, and the largest absolute change."""
-    count, largest = 0, 0.0
+@dataclass(frozen=True)
+class Loss:
+    """What rounding did to a tensor.
+
+    Attributes:
+        changed: elements that are not the same.
+        size: of how many.
+        largest: change of one of them, absolute.
+        relative_rms: root of the mean square of all changes, over that of the values; infinite
+            where all values were 0.
+    """
+
+    changed: int
+    size: int
+    largest: float
+    relative_rms: float
+
+
+def lost(values: np.ndarray, rounded: np.ndarray) -> Loss:
+    """Return what rounding changed."""
+    count, largest, squares, power = 0, 0.0, 0.0, 0.0
     flat, other = values.reshape(-1), rounded.reshape(-1)
     for i in range(0, flat.size, _BLOCK):
         block = slice(i, i + _BLOCK)
+        before = flat[block].astype(np.float64)
         with np.errstate(invalid="ignore"):
-            change = np.abs(other[block].astype(np.float64) - flat[block].astype(np.float64))
+            change = np.abs(other[block].astype(np.float64) - before)
         count += int(np.count_nonzero(change > 0))
         largest = max(largest, float(change.max(initial=0.0, where=change > 0)))
-    return count, largest
+        squares += float(change @ change)
+        power += float(before @ before)
+    relative = math.sqrt(squares / power) if power else math.inf if squares else 0.0
+    return Loss(count, flat.size, largest, relative)

@@ -39,12 +39,14 @@ class Layout:
         lengths: total lengths of the large files in bytes.
         pieces: places of every tensor, by canonical name.
         small: whole contents of the small files.
+        notes: what the format has no form for; weights are never among it.
     """
 
     frames: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
     small: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add_file(self, name: str, frame: list[tuple[int, bytes]], length: int) -> None:
         """Plan a large file of `length` bytes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.from_model import from_model
+from jaxllama.checkpoint.gguf.parts import models_in
 from jaxllama.checkpoint.gguf.read import is_gguf, open_gguf
 from jaxllama.checkpoint.hf.read import CONFIG, is_hf, open_hf
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE
@@ -70,7 +71,7 @@ def _open(path: Path) -> Checkpoint:
         )
     for form in weights:
         return openers[form](path).noted(*_side_files(path, form))
-    gguf_files = sorted(path.glob("*.gguf"))
+    gguf_files = models_in(path)
     if len(gguf_files) == 1:
         others = " and its config.json is not read" if is_hf(path) else ""
         found = open_gguf(files.inside(path, gguf_files[0].name))

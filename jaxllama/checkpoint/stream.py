@@ -14,12 +14,14 @@ import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import raise_problems, value_problems
-from jaxllama.checkpoint.dtypes import cast, lost
+from jaxllama.checkpoint.dtypes import Loss, cast, lost
 from jaxllama.checkpoint.layout import Layout
 from jaxllama.checkpoint.manifest import MANIFEST, Manifest, digest
 from jaxllama.checkpoint.staging import Staging
 
 Progress = Callable[[str, int], None]
+# Given a tensor's name, its values and the dtype it is to have, returns what it becomes.
+Rounding = Callable[[str, np.ndarray, np.dtype], np.ndarray]
 # How much may be written before it is flushed to the disk and entered in the journal.
 _FLUSH_BYTES = 1 << 29
 # Tensors up to this size are read while the one before is written.
@@ -113,15 +115,14 @@ class Written:
         target: what was written.
         nbytes: size of the weights in bytes, as written.
         digests: by canonical name.
-        losses: for each tensor that a cast changed: elements changed, of how many, and the
-            largest absolute change.
+        losses: of each tensor that rounding changed.
         resumed: tensors that an interrupted run had already written.
     """
 
     target: Path
     nbytes: int
     digests: dict[str, str]
-    losses: dict[str, tuple[int, int, float]]
+    losses: dict[str, Loss]
     resumed: int
 
 
@@ -132,6 +133,7 @@ def stream(
     staging: Staging,
     plan: dict[str, Any],
     progress: Progress,
+    rounding: Rounding,
 ) -> Written:
     """Write every tensor, check its values on the way, and return what was written.
 
@@ -154,7 +156,7 @@ def stream(
         progress(entry["name"], entry["nbytes"])
     with ThreadPoolExecutor(3) as pool:
         journal = _Journal(sink, staging, pool)
-        for converted in _read_ahead(checkpoint, dtypes, staging, pool):
+        for converted in _read_ahead(checkpoint, dtypes, staging, pool, rounding):
             entry, name = converted.entry, converted.entry["name"]
             problems += converted.problems
             if not problems:
@@ -171,7 +173,7 @@ def stream(
         target=staging.target,
         nbytes=sum(entry["nbytes"] for entry in entries.values()),
         digests={name: entries[name]["digest"] for name in dtypes},
-        losses={name: tuple(entries[name]["lost"]) for name in dtypes if entries[name]["lost"][0]},
+        losses={name: loss for name in dtypes if (loss := Loss(**entries[name]["lost"])).changed},
         resumed=len(staging.done),
     )
 
@@ -181,15 +183,20 @@ def _read_ahead(
     dtypes: Mapping[str, np.dtype],
     staging: Staging,
     pool: ThreadPoolExecutor,
+    rounding: Rounding,
 ) -> Iterator[_Converted]:
     """Yield the tensors still to be written; while one is, the next is read if it is not large."""
     names = [name for name in dtypes if name not in staging.done]
+
+    def convert(name: str) -> _Converted:
+        return _converted(checkpoint, name, dtypes[name], rounding)
+
     ahead: Future[_Converted] | None = None
     for name, following in zip_longest(names, names[1:]):
-        converted = ahead.result() if ahead else _converted(checkpoint, name, dtypes[name])
+        converted = ahead.result() if ahead else convert(name)
         ahead = None
         if following and checkpoint.tensors[following].nbytes <= _AHEAD_BYTES:
-            ahead = pool.submit(_converted, checkpoint, following, dtypes[following])
+            ahead = pool.submit(convert, following)
         yield converted
         del converted  # before the next is read
 
@@ -235,21 +242,22 @@ class _Converted:
     problems: list[str]
 
 
-def _converted(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> _Converted:
+def _converted(
+    checkpoint: Checkpoint, name: str, dtype: np.dtype, rounding: Rounding
+) -> _Converted:
     values = checkpoint.read(name)
     problems = value_problems(name, values)
-    rounded = cast(values, dtype)
-    changed: tuple[int, float] = (0, 0.0)
-    if rounded is not values and not problems:
-        changed = lost(values, rounded)
+    rounded = values if problems else rounding(name, values, dtype)
+    loss = Loss(0, int(values.size), 0.0, 0.0)
+    if rounded is not values:
+        loss = lost(values, rounded)
         if value_problems(name, rounded):
             largest = max(float(values.max()), -float(values.min()))
             problems = [
                 f"{name}: values up to {largest:g} overflow in {dtype}; "
                 "bfloat16 and float32 hold them"
             ]
-    lost_entry = [changed[0], int(values.size), changed[1]]
-    entry = {"name": name, "nbytes": int(rounded.nbytes), "lost": lost_entry}
+    entry = {"name": name, "nbytes": int(rounded.nbytes), "lost": vars(loss)}
     return _Converted(entry, rounded, problems)
 
 
@@ -274,6 +282,7 @@ def run(
     overwrite: bool = False,
     progress: Progress = lambda name, nbytes: None,
     hf_config: Mapping[str, Any] | None = None,
+    rounding: Rounding = lambda name, values, dtype: cast(values, dtype),
 ) -> Written:
     """Write a target through its staging directory.
 
@@ -288,6 +297,7 @@ def run(
         overwrite: whether a target that exists is replaced.
         progress: called with a tensor's name and bytes after each.
         hf_config: for the manifest; no manifest is written without it.
+        rounding: what tensors become; cast to their dtype if not given.
 
     Raises:
         CheckpointError: see `stream`; or the target cannot be written.
@@ -296,7 +306,7 @@ def run(
     sink: Sink | None = None
     try:
         sink = make_sink(staging.files)
-        result = stream(checkpoint, dtypes, sink, staging, plan, progress)
+        result = stream(checkpoint, dtypes, sink, staging, plan, progress, rounding)
         if hf_config is not None:
             # Beside a target that is one file, in one that is a directory.
             name = MANIFEST if "." in renames else f"{target.name}.{MANIFEST}"

@@ -155,6 +155,30 @@ def read_hf(
     return LlamaConfig(**fields)
 
 
+def carried_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says besides the numbers: what a conversion carries along."""
+    known = HARMLESS | _ONLY.keys() - {"architectures", "model_type", "hidden_act"}
+    return {name: value for name, value in content.items() if name in known}
+
+
+def with_carried(config: LlamaConfig, fields: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the dict of a config.json of a model and of fields that were carried along.
+
+    Args:
+        config: the model's numbers.
+        fields: what `carried_fields` returned once.
+        source: where they stand now, for an error.
+
+    Raises:
+        ConfigError: they say more than what no number depends on.
+    """
+    if others := sorted(fields.keys() - carried_fields(fields).keys()):
+        raise ConfigError(f"{source}: {others[0]!r} is no field that is carried along; remove it")
+    merged = {**config.to_hf(), **fields}
+    read_hf(merged, source=source)  # says which of the fields is harmful with its value
+    return merged
+
+
 def _taken_then(problem: str, config: Mapping[str, Any]) -> str:
     """Return what transformers takes for a field that is missing, to be stated if it is right."""
     taken = {

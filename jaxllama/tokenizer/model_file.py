@@ -32,7 +32,7 @@ _META_SPECIALS = (
     "<|python_tag|>",
     "<|image|>",
 )
-_META_SPECIAL_COUNT = 256
+META_SPECIAL_COUNT = 256
 # tiktoken fails on longer runs. Source: the constants of the same names' file in llama-models.
 _MAX_CHARACTERS, _MAX_RUN = 400_000, 25_000
 
@@ -67,6 +67,13 @@ def _short_runs(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def meta_special_tokens(first: int) -> dict[str, int]:
+    """Return the special tokens that Meta's reader knows, by text; their ids begin at `first`."""
+    count = META_SPECIAL_COUNT - len(_META_SPECIALS)
+    reserved = (f"<|reserved_special_token_{2 + i}|>" for i in range(count))
+    return {text: first + i for i, text in enumerate((*_META_SPECIALS, *reserved))}
+
+
 def read_model_file(content: bytes, source: str) -> Parts:
     """Read Meta's tokenizer.model: a line for each token, its bytes in base64 and its rank.
 
@@ -86,9 +93,7 @@ def read_model_file(content: bytes, source: str) -> Parts:
         ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
         raise CheckpointError(f"{source}: tokenizer.model does not rank its tokens 0, 1, 2, ...")
-    count = _META_SPECIAL_COUNT - len(_META_SPECIALS)
-    reserved = (f"<|reserved_special_token_{2 + i}|>" for i in range(count))
-    special = {text: len(ranks) + i for i, text in enumerate((*_META_SPECIALS, *reserved))}
+    special = meta_special_tokens(len(ranks))
     encoding = tiktoken.Encoding(
         name=source, pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
     )

@@ -50,15 +50,21 @@ _AS_WRITTEN = 1e-5
 
 
 def open_gguf(path: Path) -> Source:
-    """Open a GGUF file."""
-    reader = gguf.GGUFReader(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    """Open a GGUF file, or any part of a model that is split into several."""
+    parts = _parts(path)
+    readers = [gguf.GGUFReader(part) for part in parts]
+    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+    holder = {
+        tensor.name: part.name
+        for part, reader in zip(parts, readers, strict=True)
+        for tensor in reader.tensors
+    }
     values = {
         name: _value(found.contents())
-        for name, found in reader.fields.items()
+        for name, found in readers[0].fields.items()
         if name.startswith(("llama.", "jaxllama.")) or name.endswith("_token_id")
     }
-    stated = _config(path.name, values, tensors)
+    stated = _config(parts[0].name, values, tensors)
     # llama.cpp takes norms in float32 alone; jaxllama writes down what they were before.
     narrowed = dict(str(item).split("=") for item in values.get("jaxllama.widened", []))
 
@@ -76,8 +82,19 @@ def open_gguf(path: Path) -> Source:
         stated=stated,
         hf_config=stated.to_hf(),
         reader=read,
-        place=lambda name: f"{path.name}: {gguf_name(name)}",
+        place=lambda name: f"{holder.get(gguf_name(name), path.name)}: {gguf_name(name)}",
     )
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return all files of a model, that with its keys first.
+
+    Source: `llama_split_path` of llama.cpp, which names parts `NAME-00001-of-00003.gguf`.
+    """
+    name, of, count = path.stem.rpartition("-of-")
+    if not of or not count.isdecimal() or not name[-5:].isdecimal():
+        return [path]
+    return [path.with_name(f"{name[:-5]}{i + 1:05}-of-{count}.gguf") for i in range(int(count))]
 
 
 def _read(tensor: Any) -> np.ndarray:

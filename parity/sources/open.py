@@ -35,7 +35,7 @@ def _open(path: Path) -> Source:
         from parity.sources.meta import open_meta
 
         return open_meta(path)
-    if path.is_dir() and (any(path.glob("model*.safetensors*")) or len(packed) != 1):
+    if path.is_dir() and (any(path.glob("model*.safetensors*")) or not packed):
         from parity.sources.hf import open_hf
 
         return open_hf(path)

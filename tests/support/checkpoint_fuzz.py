@@ -256,6 +256,7 @@ COMMON += [blank_a_block, move_a_block, replace_file, delete_file]
 DAMAGE: dict[str, list[Damage]] = {
     "hf": [*COMMON, bomb, change_settings, change_header, not_a_number],
     "sharded": [replace_file, delete_file, bomb, change_header, change_index, change_index],
+    "split": [*COMMON, replace_file, delete_file],
     "gguf": [*COMMON, extreme_number, flip_in_head, not_a_number],
     "meta": [*COMMON, bomb, change_settings, evil_pickle, other_state],
     "orbax": [truncate, flip_anywhere, replace_file, delete_file, bomb, change_settings],
@@ -291,7 +292,7 @@ def main() -> None:
         num_hidden_layers=1, num_attention_heads=4, hidden_size=64, intermediate_size=72
     )
     for name in DAMAGE:
-        to, shards = ("hf", 3) if name == "sharded" else (name, None)
+        to, shards = {"sharded": ("hf", 3), "split": ("gguf", 3)}.get(name, (name, None))
         convert(original, work / "whole" / name, to=to, shards=shards)
         assert outcome(original, work / "whole" / name) == "harmless"
         shutil.rmtree(work / "whole" / "converted")

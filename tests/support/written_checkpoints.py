@@ -113,11 +113,17 @@ def write_meta(checkpoint: Checkpoint, path: Path, ranks: int = RANKS) -> Path:
     return path
 
 
-def write_gguf(checkpoint: Checkpoint, path: Path) -> Path:
-    """Write a file whose gates are Q8_0, llama3's divisors as `convert_hf_to_gguf.py` has them."""
+def write_gguf(checkpoint: Checkpoint, path: Path, **splitting: Any) -> Path:
+    """Write a file whose gates are Q8_0, llama3's divisors as `convert_hf_to_gguf.py` has them.
+
+    Args:
+        checkpoint: what is written.
+        path: the file; of a split model what its parts are called after.
+        splitting: how the writer splits it: `split_max_tensors`, `small_first_shard`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     c, scaling = checkpoint.config, checkpoint.config.rope_scaling
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **splitting)
     writer.add_vocab_size(c.vocab_size)
     writer.add_context_length(c.max_position_embeddings or 1)
     writer.add_embedding_length(c.hidden_size)

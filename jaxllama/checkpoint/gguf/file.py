@@ -66,12 +66,14 @@ class GGUFTensor:
     """Where a tensor lies in a file.
 
     Attributes:
+        path: the file, of which a model may have several.
         type: how it is encoded.
         shape: outermost axis first, as in the other formats.
         offset: first byte, from the start of the file.
         nbytes: encoded length in bytes.
     """
 
+    path: Path
     type: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -80,7 +82,7 @@ class GGUFTensor:
 
 @dataclass
 class GGUFFile:
-    """What a GGUF file says about itself.
+    """What a GGUF file says about itself, or the files that a model is split into.
 
     Attributes:
         metadata: values by key; arrays of numbers as NumPy arrays.
@@ -99,7 +101,7 @@ class GGUFFile:
         """
         tensor = self.tensors[name]
         if tensor.type in PLAIN:
-            raw = read_raw(self.path, tensor.offset, tensor.nbytes)
+            raw = read_raw(tensor.path, tensor.offset, tensor.nbytes)
             return raw.view(PLAIN[tensor.type]).reshape(tensor.shape)
         row_bytes = tensor.nbytes // max(1, math.prod(tensor.shape[:-1]))
         result = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), np.float32)
@@ -108,7 +110,7 @@ class GGUFFile:
         for first in range(0, len(result), step):
             rows = result[first : first + step]
             at = tensor.offset + first * row_bytes
-            raw = read_raw(self.path, at, len(rows) * row_bytes).reshape(len(rows), row_bytes)
+            raw = read_raw(tensor.path, at, len(rows) * row_bytes).reshape(len(rows), row_bytes)
             rows[...] = gguf.dequantize(raw, tensor.type)
         return result.reshape(tensor.shape)
 
@@ -180,8 +182,8 @@ def read_head(path: Path) -> GGUFFile:
     """Read a file's metadata and tensor directory.
 
     Raises:
-        CheckpointError: the file is truncated (with both sizes), damaged, of another version or
-            byte order, or one part of several.
+        CheckpointError: the file is truncated (with both sizes), damaged, or of another version or
+            byte order.
     """
     cursor = _Cursor(path)
     with cursor.file:
@@ -201,11 +203,6 @@ def read_head(path: Path) -> GGUFFile:
             if key in found.metadata:
                 raise CheckpointError(f"{path}: metadata key {key!r} occurs twice")
             found.metadata[key] = cursor.value(cursor.number("<I", key), key)
-        if int(found.metadata.get("split.count") or 1) > 1:
-            raise CheckpointError(
-                f"{path}: one of {found.metadata['split.count']} parts; join them first with "
-                "llama.cpp's `llama-gguf-split --merge`"
-            )
         directory = [_directory_entry(cursor) for _ in range(tensor_count)]
     alignment = found.metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -264,7 +261,7 @@ def _place(
             problems.append(f"{name}: rows of shape {shape} are no multiple of {block}")
             continue
         nbytes = math.prod(shape) // block * block_bytes
-        found.tensors[name] = GGUFTensor(encoding, shape, start + offset, nbytes)
+        found.tensors[name] = GGUFTensor(found.path, encoding, shape, start + offset, nbytes)
     end, previous = start, "the metadata"
     for name, tensor in sorted(found.tensors.items(), key=lambda item: item[1].offset):
         if tensor.offset < end:

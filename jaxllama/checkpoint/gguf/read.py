@@ -10,20 +10,25 @@ import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.dtypes import cast
-from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor, read_head
+from jaxllama.checkpoint.gguf.file import MAGIC, PLAIN, GGUFFile, GGUFTensor
+from jaxllama.checkpoint.gguf.parts import read_parts
 from jaxllama.checkpoint.gguf.tokenizer import recovered, tokenizer_files
 from jaxllama.checkpoint.names import HEAD, canonical_names, entry_of, half_split, heads_of
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.fields import token_id
 from jaxllama.config_formats.gguf import tokenizer_problems
+from jaxllama.config_formats.hf import with_carried
 from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import parse_object
 from jaxllama.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
 # Key of our own: tensors of another dtype than they had before, as `name=bfloat16`. llama.cpp
 # takes norms in float32 only; this makes the widening of a narrower norm reversible.
 WIDENED = "jaxllama.widened"
+# Likewise: what config.json says besides the numbers, as JSON.
+CARRIED = "jaxllama.config_json"
 
 
 def is_gguf(path: Path) -> bool:
@@ -37,17 +42,20 @@ def is_gguf(path: Path) -> bool:
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file; weights are read, dequantised and put in canonical order when asked for.
 
+    Args:
+        path: the file, or any part of a model that is split.
+
     Raises:
-        CheckpointError: the file is truncated or damaged.
+        CheckpointError: a file is truncated or damaged, or parts do not fit together.
         ConfigError: its metadata is contradictory or not of a Llama model.
     """
-    file = read_head(path)
+    file = read_parts(path)
     stored = dict(file.tensors)
     rope_freqs = file.read(ROPE_FREQS) if stored.pop(ROPE_FREQS, None) else None
     embedding = stored.get("token_embd.weight")
     said: list[str] = []
     config = LlamaConfig.from_gguf(
-        {key: value for key, value in file.metadata.items() if key != WIDENED},
+        {key: value for key, value in file.metadata.items() if key not in (WIDENED, CARRIED)},
         tie_word_embeddings="output.weight" not in stored,
         vocab_size=embedding.shape[0] if embedding and embedding.shape else None,
         rope_freqs=rope_freqs,
@@ -58,7 +66,10 @@ def open_gguf(path: Path) -> Checkpoint:
     narrow = _narrow(file, set(stored))
     tensors = {
         name: TensorInfo(
-            stored[at].shape, narrow.get(at, _dtype(stored[at])), path, stored[at].type.name
+            stored[at].shape,
+            narrow.get(at, _dtype(stored[at])),
+            stored[at].path,
+            stored[at].type.name,
         )
         for name, at in canonical.items()
     }
@@ -70,7 +81,7 @@ def open_gguf(path: Path) -> Checkpoint:
         path=path,
         format="gguf",
         config=config,
-        hf_config=config.to_hf(),
+        hf_config=_hf_config(file, config),
         tensors=tensors,
         reader=read,
         config_source="its metadata",
@@ -78,6 +89,14 @@ def open_gguf(path: Path) -> Checkpoint:
         problems=problems,
         **_tokenizer(file, config),
     )
+
+
+def _hf_config(file: GGUFFile, config: LlamaConfig) -> dict[str, Any]:
+    source = f"{file.path}: {CARRIED}"
+    text = file.metadata.get(CARRIED, "{}")
+    if not isinstance(text, str):
+        raise CheckpointError(f"{source} is no text")
+    return with_carried(config, parse_object(text.encode(), source), source)
 
 
 def _dtype(tensor: GGUFTensor) -> np.dtype:
@@ -142,4 +161,4 @@ def _tokenizer(file: GGUFFile, config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-__all__ = ["HEAD", "ROPE_FREQS", "WIDENED", "is_gguf", "open_gguf"]
+__all__ = ["CARRIED", "HEAD", "ROPE_FREQS", "WIDENED", "is_gguf", "open_gguf"]

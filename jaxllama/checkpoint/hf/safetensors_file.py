@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +160,37 @@ def read_raw(path: Path, offset: int, nbytes: int) -> np.ndarray:
     spare = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -spare.ctypes.data % ALIGNMENT
     raw = spare[start : start + nbytes]
-    done = 0
+    with open_raw(path) as file:
+        read_into(file, offset, raw)
+    return raw
+
+
+@contextmanager
+def open_raw(path: Path) -> Iterator[FileIO]:
+    """Open a file to be read by `read_into`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         # Unbuffered and into huge pages: np.fromfile takes ten times the processor's time.
         with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while done < nbytes and (count := file.readinto(raw[done:].data)):
-                done += count
+            yield file
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_into(file: FileIO, offset: int, raw: np.ndarray) -> None:
+    """Fill an array of bytes; see `read_raw`."""
+    done, nbytes = 0, raw.size
+    file.seek(offset)
+    while done < nbytes and (count := file.readinto(raw[done:].data)):
+        done += count
     if done != nbytes:
         raise CheckpointError(
-            f"{path}: {done} bytes at offset {offset}, expected {nbytes}; the file changed while "
-            "it was read"
+            f"{file.name}: {done} bytes at offset {offset}, expected {nbytes}; the file changed "
+            "while it was read"
         )
-    return raw
 
 
 def read_tensor(path: Path, slot: Slot) -> np.ndarray:

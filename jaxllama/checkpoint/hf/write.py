@@ -12,7 +12,7 @@ from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.hf.read import COMPANIONS, CONFIG, INDEX, SINGLE
 from jaxllama.checkpoint.hf.safetensors_file import build_header
 from jaxllama.checkpoint.layout import Layout, Piece, byte_size, split_evenly, store_as_is
-from jaxllama.config_formats.hf import HARMLESS
+from jaxllama.config_formats.hf import carried_fields
 
 # transformers' own default for one file.
 _SHARD_BYTES = 5_000_000_000
@@ -55,12 +55,7 @@ def hf_config(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> dict[st
 
     What the source's says besides, such as `initializer_range`, is kept.
     """
-    config = dict(checkpoint.config.to_hf())
-    config |= {
-        name: value
-        for name, value in checkpoint.hf_config.items()
-        if name in HARMLESS and not name.startswith("_")
-    }
+    config = {**checkpoint.config.to_hf(), **carried_fields(checkpoint.hf_config)}
     count: dict[str, int] = {}
     for name, dtype in dtypes.items():
         size = byte_size(checkpoint.tensors[name].shape, np.dtype(np.uint8))

@@ -33,7 +33,9 @@ from jaxllama.checkpoint.names import (
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.checkpoint.wrappers import unwrap
 from jaxllama.config import LlamaConfig
+from jaxllama.config_formats.hf import carried_fields
 from jaxllama.errors import CheckpointError, InputError, join_problems
+from jaxllama.tokenizer import write_model_file
 
 PARAMS = "params.json"
 _SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
@@ -60,7 +62,7 @@ def open_meta(path: Path) -> Checkpoint:
     if config_notes and len(set(plain.values())) == len(plain):
         for shard in shards:
             shard.rename(plain)
-    config = _config(path, params, shards, config_notes)
+    config, hf_config = _config(path, params, shards, config_notes)
     stored = {
         name: TensorInfo(shape, dtype, shards[0].file)
         for name, (shape, dtype) in shards[0].shapes.items()
@@ -87,7 +89,7 @@ def open_meta(path: Path) -> Checkpoint:
         path=path,
         format="meta",
         config=config,
-        hf_config=config.to_hf(),
+        hf_config=hf_config,
         tensors=tensors,
         reader=read,
         config_source=PARAMS,
@@ -131,8 +133,12 @@ def _shard_problems(shards: list[Shard]) -> list[str]:
 
 def _config(
     path: Path, params: dict[str, Any], shards: list[Shard], notes: list[str]
-) -> LlamaConfig:
-    """Read params.json, and what it leaves out from the weights and the manifest."""
+) -> tuple[LlamaConfig, dict[str, Any]]:
+    """Read params.json, and what it leaves out from the weights and the manifest.
+
+    Returns:
+        The numbers, and the same as a config.json with the fields that were carried along.
+    """
     table = [shard.shapes.get("tok_embeddings.weight") for shard in shards]
     rows = None
     if table[0] is not None and len(table[0][0]) == 2:
@@ -142,9 +148,10 @@ def _config(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
     if not (path / MANIFEST).is_file():
-        return config
+        return config, config.to_hf()
+    beside = read_manifest(path).hf_config
     try:
-        original = LlamaConfig.from_hf(read_manifest(path).hf_config, notes=notes)
+        original = LlamaConfig.from_hf(beside, notes=notes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Special tokens and the stated context, which the format has no place for.
@@ -159,7 +166,7 @@ def _config(
             f"{path}: {PARAMS} and {MANIFEST} describe different models; remove the manifest if "
             "the parameters were changed on purpose"
         )
-    return filled
+    return filled, {**filled.to_hf(), **carried_fields(beside)}
 
 
 def _is_tied(shards: list[Shard]) -> bool:
@@ -260,6 +267,7 @@ def lay_out_meta(
     layout = Layout()
     layout.small[PARAMS] = json.dumps(config.to_meta(), indent=2).encode()
     layout.small |= companion_files(checkpoint)
+    _add_tokenizer_model(layout, config.vocab_size)
     stored = _stored_names(dtypes, config)
     shapes = {at: _local_shape(name, config, degree) for at, name in stored.items()}
     frame, offsets, length = plan_file({at: (shapes[at], dtypes[n]) for at, n in stored.items()})
@@ -270,6 +278,19 @@ def lay_out_meta(
             cut = partial(_part, name=name, config=config, degree=degree, rank=rank)
             layout.pieces.setdefault(name, []).append(Piece(file, offsets[at], cut))
     return layout
+
+
+def _add_tokenizer_model(layout: Layout, rows: int) -> None:
+    """Make Meta's tokenizer of Hugging Face's, which Meta's own programs do not read."""
+    if "tokenizer.json" not in layout.small or "tokenizer.model" in layout.small:
+        return
+    try:
+        layout.small["tokenizer.model"] = write_model_file(layout.small["tokenizer.json"], rows)
+    except CheckpointError as error:
+        layout.notes.append(
+            f"tokenizer.model, which Meta's own programs need, is not written, for tokenizer.json "
+            f"is of another kind: {error}"
+        )
 
 
 def _check_degree(config: LlamaConfig, degree: int) -> None:

@@ -6,23 +6,22 @@ than asked for, and in chunks, so that a host reads only the slices of its own d
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-import tensorstore
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.hf.read import CONFIG, directory_checkpoint
+from jaxllama.checkpoint.orbax.arrays import ArrayStore, damaged
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
 
@@ -49,17 +48,9 @@ def open_orbax(path: Path) -> Checkpoint:
     content = files.read_json(config_file)
     notes: list[str] = []
     config = LlamaConfig.from_hf(content, source=str(config_file), notes=notes)
-    stored = _metadata(path)
-    infos = {
-        name: TensorInfo(tuple(found.shape), np.dtype(found.dtype), path / ARRAYS)
-        for name, found in stored.items()
-    }
-
-    def read(name: str) -> np.ndarray:
-        # Shape and dtype without a sharding ask for an array of the host.
-        return np.asarray(_restore(path, stored, {name: infos[name]})[name])
-
-    found = directory_checkpoint(path, "orbax", config, content, infos, read)
+    store = ArrayStore(path / ARRAYS)
+    infos = {n: TensorInfo(a.shape, a.dtype, path / ARRAYS) for n, a in store.arrays.items()}
+    found = directory_checkpoint(path, "orbax", config, content, infos, store.read)
     return found.noted(*(f"{CONFIG}: {note}" for note in notes))
 
 
@@ -78,14 +69,16 @@ def restore_sharded(
         CheckpointError: it is damaged or not complete.
     """
     _refuse_links(path / ARRAYS)
-    stored = _metadata(path)
     wanted = {
-        name: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding_of(name, tuple(leaf.shape))
-        )
-        for name, leaf in stored.items()
+        name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding_of(name, one.shape))
+        for name, one in ArrayStore(path / ARRAYS).arrays.items()
     }
-    return _restore(path, stored, wanted)
+    try:
+        with context():
+            restored: dict[str, jax.Array] = ocp.load(path / ARRAYS, wanted)
+    except Exception as error:
+        raise damaged(path / ARRAYS, error) from None
+    return restored
 
 
 def _hush_event_loops() -> None:
@@ -114,54 +107,22 @@ def context() -> ocp.Context:
     return context
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    try:
-        _check_store(path / ARRAYS / "state")
-        with context():
-            stored = ocp.metadata(path / ARRAYS).metadata
-    except Exception as error:  # Orbax and TensorStore raise many kinds on a damaged directory
-        raise _damaged(path, error) from None
-    flat = isinstance(stored, dict) and all(hasattr(leaf, "shape") for leaf in stored.values())
-    if not flat:
-        raise _damaged(path, ValueError("it does not describe one array for each name"))
-    return stored
-
-
 def _refuse_links(directory: Path) -> None:
     """Refuse links out of the directory, and pipes, which would be waited for without end."""
-    for entry in (directory, *directory.rglob("*")):
-        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-            raise CheckpointError(
-                f"{entry}: is a symbolic link or no regular file; the arrays of a checkpoint "
-                "belong in its directory"
-            )
+    if directory.is_symlink() or not directory.is_dir():
+        raise _linked(directory)
+    waiting = [str(directory)]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for one in found:
+                if one.is_dir(follow_symlinks=False):
+                    waiting.append(one.path)
+                elif not one.is_file(follow_symlinks=False):
+                    raise _linked(Path(one.path))
 
 
-def _check_store(directory: Path) -> None:
-    """Read every array's description once, since Orbax does so in tasks that it forgets.
-
-    Where several of these fail, the rest complain on standard error long after the first error.
-    """
-    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}}
-    if (directory / "manifest.ocdbt").exists():
-        opened = tensorstore.KvStore.open(store).result()
-        for key in opened.list().result():
-            if key.endswith(b"zarr.json"):
-                json.loads(opened.read(key).result().value)
-    for description in directory.rglob("zarr.json"):
-        json.loads(description.read_bytes())
-
-
-def _restore(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        with context():
-            tree = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored}
-            restored = ocp.load(path / ARRAYS, tree)
-    except Exception as error:
-        raise _damaged(path, error) from None
-    return {name: restored[name] for name in wanted}
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return CheckpointError(f"{path / ARRAYS}: damaged or not complete: {reason}")
+def _linked(entry: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{entry}: is a symbolic link or no regular file; the arrays of a checkpoint belong in "
+        "its directory"
+    )

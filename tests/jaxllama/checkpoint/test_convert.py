@@ -77,17 +77,51 @@ def test_a_round_trip_keeps_the_whole_config(tmp_path):
     assert open_checkpoint(meta).config.eos_token_ids == ()
 
 
-@pytest.mark.parametrize("via", ["hf", "orbax"])
-def test_what_config_json_says_besides_is_kept(single, tmp_path, via):
+SAID = {
+    "initializer_range": 1 / 24,  # which no float32 holds
+    "use_cache": False,
+    "transformers_version": "4.43.0",
+    "attention_dropout": 0.0,
+    "pretraining_tp": 1,
+    "sliding_window": None,
+    "task_specific_params": {"a": [1, "\u00e9"]},
+    "_name_or_path": "someone/llama",
+}
+
+
+def _saying(single, **fields):
     file = single / "config.json"
-    said = {"initializer_range": 0.03, "use_cache": False, "transformers_version": "4.43.0"}
-    stale = {"dtype": "float16", "torch_dtype": "float16", "_name_or_path": "/home/me/llama"}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **said, **stale}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    return file
+
+
+@pytest.mark.parametrize("via", FORMATS)
+def test_what_config_json_says_besides_is_kept(single, tmp_path, via):
+    _saying(single, **SAID, dtype="float16", torch_dtype="float16")
     convert(single, tmp_path / "via", to=via)
     convert(tmp_path / "via", tmp_path / "out", to="hf", dtype="bfloat16")
     found = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert said.items() <= found.items() and "_name_or_path" not in found
+    assert SAID.items() <= found.items()
     assert found["dtype"] == found["torch_dtype"] == "bfloat16"
+    assert found["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_what_is_carried_along_changes_no_number(single, tmp_path):
+    """Meta's manifest and GGUF's key are read by the same list of fields as config.json."""
+    _saying(single, **SAID)
+    meta = convert(single, tmp_path / "meta", to="meta").target
+    manifest = meta / "jaxllama_manifest.json"
+    text = manifest.read_text()
+    for wrong in ('"pretraining_tp": 2', '"mystery": 1'):
+        manifest.write_text(text.replace('"pretraining_tp": 1', wrong))
+        with pytest.raises(ValueError, match=wrong[1:8]):
+            open_checkpoint(meta)
+    packed = convert(single, tmp_path / "a.gguf", to="gguf").target
+    content = packed.read_bytes()
+    for wrong in (b'"pretraining_tp": 2', b'"pretraining_xy": 1', b'"rms_norm_eps__": 1'):
+        packed.write_bytes(content.replace(b'"pretraining_tp": 1', wrong))
+        with pytest.raises(ConfigError, match=f"jaxllama.config_json.*{wrong[1:9].decode()}"):
+            open_checkpoint(packed)
 
 
 def test_public_names_and_progress(tmp_path):
@@ -104,9 +138,10 @@ def test_cast_is_stated_tensor_by_tensor(tmp_path):
     assert set(result.losses) == set(original.tensors)
     name = "model.norm.weight"
     expected = cast(original.read(name), FLOATS["bfloat16"]).astype(np.float32)
-    changed, size, largest = result.losses[name]
-    gap = np.abs(expected - original.read(name))
-    assert (changed, size, largest) == (np.count_nonzero(gap), 96, gap.max())
+    loss, gap = result.losses[name], np.abs(expected - original.read(name))
+    assert (loss.changed, loss.size, loss.largest) == (np.count_nonzero(gap), 96, gap.max())
+    relative = np.sqrt(np.square(gap, dtype=float).sum() / np.square(original.read(name)).sum())
+    assert loss.relative_rms == pytest.approx(relative, rel=1e-6)
     wider = convert(tmp_path / "out", tmp_path / "wide", to="hf", dtype="float32")
     assert not wider.losses
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from rich.console import Console
-from written_checkpoints import model, weights_of, write_all, write_hf
+from written_checkpoints import model, weights_of, write_all, write_gguf, write_hf
 
 from jaxllama.checkpoint import convert, load, names, open_checkpoint
 from jaxllama.checkpoint.gguf import file as gguf_file
 from jaxllama.checkpoint.gguf import read as gguf_read
 from jaxllama.checkpoint.hf import read as hf_read
 from jaxllama.checkpoint.meta import directory as meta
-from jaxllama.checkpoint.orbax import read as orbax
+from jaxllama.checkpoint.orbax.arrays import ArrayStore
 from jaxllama.config import LlamaConfig, RopeScaling
 from jaxllama.config_formats import gguf as gguf_config
 from jaxllama.config_formats import hf as hf_config
@@ -43,7 +43,10 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_all(model(), tmp_path_factory.mktemp("written"))
+    found = write_all(model(), tmp_path_factory.mktemp("written"))
+    split = tmp_path_factory.mktemp("split")
+    write_gguf(model(), split / "model.gguf", split_max_tensors=8)
+    return found | {"split": split}
 
 
 def quick(path: Any, **options: Any) -> Result:
@@ -105,11 +108,16 @@ def dequantised_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gguf_file, "gguf", own)
 
 
-def of_another_layer(right: Any, path: Path, stored: Any, wanted: Mapping[str, Any]) -> Any:
-    """Restore the second layer's o_proj in place of the first's."""
-    asked = {name.replace("0.self_attn.o", "1.self_attn.o"): one for name, one in wanted.items()}
-    restored = right(path, stored, asked)
-    return dict(zip(wanted, restored.values(), strict=True))
+def of_another_layer(right: Any, store: Any, name: str) -> Any:
+    """Read the second layer's o_proj in place of the first's."""
+    return right(store, name.replace("0.self_attn.o", "1.self_attn.o"))
+
+
+def of_another_part(right: Any, path: Path) -> Any:
+    """Read the second layer's output in the place of the first's, which lies in another file."""
+    found = right(path)
+    found.tensors["blk.0.attn_output.weight"] = found.tensors["blk.1.attn_output.weight"]
+    return found
 
 
 ANOTHER = RopeScaling(
@@ -192,9 +200,15 @@ FAULTS: dict[str, tuple[str, Plant, str, str]] = {
         "config.rms_norm_eps",
         "layer_norm_rms_epsilon",
     ),
+    "another part": (
+        "split",
+        replaced(gguf_read, "read_parts", of_another_part),
+        "model.layers.0.self_attn.o_proj.weight",
+        "what the file has as blk.1.attn_output.weight",
+    ),
     "another layer": (
         "orbax",
-        replaced(orbax, "_restore", of_another_layer),
+        replaced(ArrayStore, "read", of_another_layer),
         "model.layers.0.self_attn.o_proj.weight",
         "what the file has as model.layers.1.self_attn.o_proj.weight",
     ),
@@ -219,7 +233,7 @@ def test_a_fault_of_a_reader_is_named(
     assert bool(moved) == (fault != "end")
 
 
-@pytest.mark.parametrize("format", ["hf", "meta", "gguf", "orbax"])
+@pytest.mark.parametrize("format", ["hf", "meta", "gguf", "split", "orbax"])
 def test_an_honest_run_of_each_format_is_equal(format: str, written: dict[str, Path]) -> None:
     result = quick(written[format], reference="torch,hf")
     assert result.verdict == "equal" and result.cause is None

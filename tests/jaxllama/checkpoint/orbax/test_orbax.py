@@ -17,6 +17,7 @@ from jaxllama.checkpoint import convert, open_checkpoint, tiny, validate, verify
 from jaxllama.checkpoint.orbax import read as orbax_read
 from jaxllama.checkpoint.orbax.write import save_sharded
 from jaxllama.errors import CheckpointError
+from parity.sources.open import open_source
 
 # Eight devices have to be asked for before JAX starts, so in a process of its own.
 MESHES = textwrap.dedent("""
@@ -173,3 +174,42 @@ def test_relative_paths_will_do(tmp_path, monkeypatch):
     assert verify("tiny", "out").equal
     save_sharded(Path("saved"), {"a": jnp.arange(3.0)}, tiny().config)
     assert (tmp_path / "saved" / "arrays").is_dir()
+
+
+@pytest.mark.parametrize("ocdbt", [False, True])
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_directories_as_orbax_saves_them_by_itself(tmp_path, ocdbt, zarr3):
+    """Compressed, in one store or in files: read to the bit, by parity's own reader too."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    source = tiny(num_hidden_layers=1)
+    target = convert(source, tmp_path / "out", to="orbax").target
+    shutil.rmtree(target / "arrays")
+    saving = orbax_read.context()  # which is quiet
+    saving.array.saving.use_compression = True
+    saving.array.saving.use_ocdbt, saving.array.saving.use_zarr3 = ocdbt, zarr3
+    with saving:
+        ocp.save(target / "arrays", {n: jnp.asarray(source.read(n)) for n in source.tensors})
+    assert verify(source, target).equal
+    again = open_source(target)
+    for name in source.tensors:
+        assert np.array_equal(again.read(name), source.read(name))
+
+
+def test_what_is_no_array_for_each_name_is_refused(tmp_path):
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
+    shutil.rmtree(target / "arrays")
+    with orbax_read.context():
+        ocp.save(target / "arrays", {"model": {"norm": jnp.ones(3)}})
+    with pytest.raises(CheckpointError, match="does not describe one array for each name"):
+        open_checkpoint(target)
+
+
+def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path):
+    target = convert(tiny(num_hidden_layers=1), tmp_path / "out", to="orbax").target
+    file = target / "arrays" / "state" / "_METADATA"
+    file.write_text(file.read_text().replace('"lm_head.weight"', '"../../elsewhere"'))
+    with pytest.raises(CheckpointError, match="is no name of an array's directory"):
+        open_checkpoint(target)
