@@ -22,6 +22,8 @@ import parity
 from jaxllama import cli
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny, verify
 from jaxllama.errors import CheckpointError
+from parity.runner.readings import compare_readings
+from parity.sources.open import open_source
 
 FIRST = "model-00001-of-00002.safetensors"
 NEEDED = [
@@ -196,8 +198,13 @@ def test_other_formats_are_fetched(hub: HubServer, tmp_path: Path, model: Checkp
     meta = {file.name: file.read_bytes() for file in (tmp_path / "meta").iterdir()}
     hub.models["org/meta"] = {**meta, "README.md": b""}
     hub.models["org/gguf"] = {"a.gguf": (tmp_path / "a.gguf").read_bytes(), "README.md": b""}
-    for name in ("org/meta", "org/gguf"):
-        assert verify(model, open_checkpoint(name, quiet=True)).equal
+    original = {name: hub.models["org/m"][name] for name in hub.models["org/m"] if "/" in name}
+    hub.models["org/original"] = original
+    for name in ("org/meta", "org/gguf", "org/original", "org/m"):
+        opened = open_checkpoint(name, quiet=True)
+        assert verify(model, opened).equal
+        assert opened.path is not None
+        assert not compare_readings(opened, open_source(opened.path)).differences
     assert "README.md" not in hub.fetched()
 
 
