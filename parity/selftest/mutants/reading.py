@@ -49,6 +49,7 @@ FILES = {
     "meta-replicated": _File("meta", {"num_key_value_heads": 1, "rope_scaling": None}, shards=3),
     "linear.gguf": _File("gguf", {**_OTHER, "rope_scaling": _LINEAR}, "bfloat16"),
     "tied.gguf": _File("gguf", {"tie_word_embeddings": True, "rope_theta": 1e4}, "float16"),
+    "split": _File("gguf", shards=3),
     "orbax-other": _File("orbax", {**_OTHER, "tie_word_embeddings": True}, "bfloat16"),
 }
 

@@ -235,7 +235,8 @@ def test_a_target_that_holds_its_source_is_refused(tmp_path):
         ({"to": "onnx"}, "'onnx': expected one of hf, meta, orbax, gguf"),
         ({"to": "hf", "dtype": "int8"}, "dtype int8: expected one of f64"),
         ({"to": "hf", "shards": 0}, "from 1 to 99"),
-        ({"to": "gguf", "shards": 2}, "for hf and meta alone"),
+        ({"to": "orbax", "shards": 2}, "not for orbax"),
+        ({"to": "gguf", "shards": 100}, "from 1 to 99"),
         ({"to": "meta", "shards": 5}, "num_attention_heads 6 by 5"),
     ],
 )

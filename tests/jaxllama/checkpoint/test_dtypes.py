@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxllama.checkpoint.dtypes import BFLOAT16, cast, lost
+from jaxllama.checkpoint.dtypes import BFLOAT16, Loss, cast, lost
 from jaxllama.dtypes import parse
 from jaxllama.errors import InputError
 
@@ -44,8 +44,11 @@ def test_same_dtype_is_no_copy():
 
 def test_lost_counts_and_measures():
     values = np.array([1.0, 1.0 + 2**-9], np.float32)
-    assert lost(values, cast(values, BFLOAT16)) == (1, 2.0**-9)
-    assert lost(values, values) == (0, 0.0)
+    relative = 2.0**-9 / np.hypot(1.0, 1.0 + 2.0**-9)
+    found = lost(values, cast(values, BFLOAT16))
+    assert (found.changed, found.size, found.largest) == (1, 2, 2.0**-9)
+    assert found.relative_rms == pytest.approx(relative)
+    assert lost(values, values) == Loss(0, 2, 0.0, 0.0)
 
 
 def test_names():
