@@ -170,11 +170,11 @@ def test_the_installed_commands_end_so(name: str) -> None:
         (["--bar"], "No such option: --bar ({} --help)"),
         (["inf", "x"], "No such command 'inf'"),
         (["{verb}"], "Missing argument '"),
-        (["{verb}", "--foo"], "No such option: --foo ({} {verb} --help)"),
+        (["{verb}", "--zz"], "No such option: --zz ({} {verb} --help)"),
     ],
 )
 def test_misuse_is_one_line_as_other_errors_are(program: str, words: list[str], said: str) -> None:
-    verb = {"jaxllama": "info", "parity": "lint"}[program]
+    verb = {"jaxllama": "info", "parity": "probe"}[program]
     words = [word.format(verb=verb) for word in words]
     done = subprocess.run([sys.executable, "-m", program, *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
