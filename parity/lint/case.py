@@ -16,6 +16,7 @@ from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
 from parity.lint.facts import Facts, Layout, Side, read_axes, read_lengths, read_validity
 from parity.lint.reading import Reading, read
+from parity.lint.slots import Slots
 
 _FACTS = ("ids", "labels", "positions", "segments", "valid")
 Use = Literal["bool", "additive"]
@@ -164,22 +165,7 @@ class Case:
         if slots.dtype.kind not in "iu" or slots.shape not in ((batch, s), (1, s)):
             said = f"{slots.dtype} {slots.shape}, expected integers ({batch}, {s}) = [B, S]"
             return [f"{argument('slot_positions')}: {said}, -1 in slots never written"]
-        for row, held in enumerate(np.maximum(slots, -1)):
-            positions, count = np.unique(held[held >= 0], return_counts=True)
-            if (count > 1).any():
-                twice = positions[count.argmax()]
-                return [
-                    f"{argument('slot_positions')}: row {row} holds position {twice} in two slots"
-                ]
-        lost = np.argwhere(~self.own.any(-1))
-        if self.valid is None and len(lost):
-            row, query = lost[0]
-            return [
-                f"{argument('slot_positions')}: row {row}, query {query}: position"
-                f" {self.own_order[row, query]} is in no slot; give them as they are once this"
-                " call has written its tokens"
-            ]
-        return []
+        return self.slots.misfits(queries=self.valid is None)
 
     # Sizes
 
@@ -225,41 +211,14 @@ class Case:
         _, t, s = self.sizes
         return self.past if self.past is not None else max(s - t, 0)
 
-    @property
-    def in_order(self) -> bool:
-        """Whether it is known in which slots the tokens lie: one after another, or where said."""
-        if self.slot_positions is not None or self.capacity is None:
-            return True
-        if self.past is None:  # of a cache of so many slots, nobody knows how many are written
-            return self.sizes[1] == self.sizes[2]
-        return self.past + self.sizes[1] <= self.capacity  # beyond, it is written in a ring
-
     @cached_property
-    def order(self) -> np.ndarray:
-        """[B or 1, S]: what grows from a slot to the one that is written next."""
-        return (
-            np.arange(self.sizes[2])[None] if self.slot_positions is None else self.slot_positions
+    def slots(self) -> Slots:
+        """Where each token of a row lies among the keys."""
+        _, t, s = self.sizes
+        own = (
+            self.positions if self.positions is not None and self.positions.shape[1] == t else None
         )
-
-    @cached_property
-    def own_order(self) -> np.ndarray:
-        """[B or 1, T]: `order` of each query's own key."""
-        t = self.sizes[1]
-        if self.slot_positions is None:
-            return (self.offset + np.arange(t))[None]
-        if self.positions is not None and self.positions.shape[1] == t:
-            return self.positions
-        return self.slot_positions.max(1, keepdims=True) - t + 1 + np.arange(t)  # the newest
-
-    @cached_property
-    def own(self) -> np.ndarray:
-        """[B or 1, T, S] bool: each query's own key."""
-        return self.order[:, None, :] == self.own_order[:, :, None]
-
-    @cached_property
-    def after(self) -> np.ndarray:
-        """[B or 1, T, S] bool: keys that came later than the query's own."""
-        return self.order[:, None, :] > self.own_order[:, :, None]
+        return Slots(t, s, self.offset, self.past, self.capacity, self.slot_positions, own)
 
     # Facts about keys and queries
 
@@ -267,7 +226,7 @@ class Case:
         """Write [B, T] or [B, S] facts over [B, S] ones: those of the new tokens, or of all."""
         out = keys.copy()
         if self.slot_positions is not None and array.shape[1] != self.sizes[2]:
-            own = np.broadcast_to(self.own, (len(out), *self.sizes[1:]))
+            own = np.broadcast_to(self.slots.own, (len(out), *self.sizes[1:]))
             row, query, slot = own.nonzero()
             out[row, slot] = array[row, query]
             return out
@@ -285,16 +244,9 @@ class Case:
 
     def of_queries(self, keys: np.ndarray) -> np.ndarray:
         """Return [B, T] of the queries' own keys, from [B, S] of all keys."""
-        slots = self.own.argmax(-1)
-        slots[~self.own.any(-1)] = self.sizes[2] - 1  # a mask too short for its own tokens
+        slots = self.slots.own.argmax(-1)
+        slots[~self.slots.own.any(-1)] = self.sizes[2] - 1  # a mask too short for its own tokens
         return np.take_along_axis(keys, np.broadcast_to(slots, (len(keys), self.sizes[1])), axis=1)
-
-    @cached_property
-    def written(self) -> np.ndarray:
-        """[B or 1, S] bool: slots that hold a token once this call has written its own."""
-        if self.slot_positions is not None:
-            return self.slot_positions >= 0
-        return (np.arange(self.sizes[2]) < self.offset + self.sizes[1])[None]
 
     @cached_property
     def k_valid(self) -> np.ndarray:
@@ -429,7 +381,7 @@ class Case:
         """Queries and keys as `jaxllama.masks` takes them."""
         k_segments = self.k_segments
         q_segments = None if k_segments is None else self.of_queries(k_segments)
-        usable = self.k_valid & self.written
+        usable = self.k_valid & self.slots.written
         keys = Tokens(self.k_positions, usable, k_segments)
         return Tokens(self.q_positions, self.q_valid, q_segments), keys
 

@@ -49,15 +49,15 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
     "padding": (lambda c: bool((~c.k_valid).any()), "padding (none is known)"),
     "validity": (lambda c: c.valid is not None, "validity of each token"),
     "order": (
-        lambda c: c.in_order,
+        lambda c: c.slots.known,
         "the cache's length, or positions of its slots where it is a ring",
     ),
     "sequence": (
-        lambda c: c.in_order and c.slot_positions is None,
+        lambda c: c.slots.known and c.slot_positions is None,
         "tokens in the order of their slots",
     ),
     "slots": (
-        lambda c: c.slot_positions is not None or c.past is not None and c.in_order,
+        lambda c: c.slot_positions is not None or c.past is not None and c.slots.known,
         "the cache's length, or positions of its slots",
     ),
     "past": (lambda c: c.past is not None, "the cache's length"),

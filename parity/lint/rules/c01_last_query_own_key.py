@@ -36,8 +36,8 @@ def check(case: Case) -> Iterator[Finding]:
         if not len(real):
             continue
         query = int(real[-1])
-        order = case.order[min(row, len(case.order) - 1)]
-        own = _last(case.own[min(row, len(case.own) - 1), query], order)
+        order = case.slots.order[min(row, len(case.slots.order) - 1)]
+        own = _last(case.slots.own[min(row, len(case.slots.own) - 1), query], order)
         intended = _last(case.expected[row, 0, query], order)
         actual = _last(seen[row, 0, query], order)
         if intended == own != actual:

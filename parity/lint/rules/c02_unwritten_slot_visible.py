@@ -27,10 +27,10 @@ RULE = Rule(
 def check(case: Case) -> Iterator[Finding]:
     """Fire on visible slots that hold no token."""
     assert case.seen is not None
-    wrong = case.seen & ~case.written[:, None, None, :] & case.q_valid[:, None, :, None]
+    wrong = case.seen & ~case.slots.written[:, None, None, :] & case.q_valid[:, None, :, None]
     if wrong.any():
         yield RULE.finding(
-            f"a slot beside the {int(case.written[0].sum())} written ones is seen",
+            f"a slot beside the {int(case.slots.written[0].sum())} written ones is seen",
             "seen",
             "hidden",
             where=places(wrong),

@@ -30,11 +30,11 @@ def check(case: Case) -> Iterator[Finding]:
     """Fire on visible future and on a missing diagonal, on real tokens."""
     assert case.seen is not None
     assert case.expected is not None
-    live = case.q_valid[:, None, :, None] & (case.k_valid & case.written)[:, None, None, :]
-    future = case.seen & ~case.expected & live & case.after[:, None]
+    live = case.q_valid[:, None, :, None] & (case.k_valid & case.slots.written)[:, None, None, :]
+    future = case.seen & ~case.expected & live & case.slots.after[:, None]
     if future.any():
         yield RULE.finding("a later key is seen", "seen", "hidden", where=places(future))
-    missing = ~case.seen & case.expected & live & case.own[:, None]
+    missing = ~case.seen & case.expected & live & case.slots.own[:, None]
     if case.empty_row not in ("zero", "self"):
         missing &= case.seen.any(-1, keepdims=True)  # a row without any key is M05's to report
     if missing.any():

@@ -97,7 +97,7 @@ def _padding_on_queries(case: Case) -> np.ndarray | None:
         return None
     padding = ~case.k_valid
     row_empty = ~case.seen.any((1, 3))
-    later = (case.q_valid[:, :, None] & case.after.swapaxes(1, 2))[:, None]  # [B, 1, T, S]
+    later = (case.q_valid[:, :, None] & case.slots.after.swapaxes(1, 2))[:, None]  # [B, 1, T, S]
     seen_by_real = (case.seen | ~later).all((1, 2)) & later.any((1, 2))
     return padding & row_empty & seen_by_real
 

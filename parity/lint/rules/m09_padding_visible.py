@@ -26,7 +26,7 @@ RULE = Rule(
 def check(case: Case) -> Iterator[Finding]:
     """Fire on visible padding keys."""
     assert case.seen is not None
-    padding = (~case.k_valid & case.written)[:, None, None, :]
+    padding = (~case.k_valid & case.slots.written)[:, None, None, :]
     wrong = case.seen & padding & case.q_valid[:, None, :, None]
     if wrong.any():
         yield RULE.finding("a padding key is seen", "seen", "hidden", where=places(wrong))

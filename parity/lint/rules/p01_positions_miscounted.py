@@ -31,7 +31,7 @@ RULE = Rule(
 
 def check(case: Case) -> Iterator[Finding]:
     """Fire where a real token's position is not its number."""
-    wrong = (case.k_positions != case.counted_positions) & case.k_valid & case.written
+    wrong = (case.k_positions != case.counted_positions) & case.k_valid & case.slots.written
     if wrong.any():
         row, key = np.argwhere(wrong)[0]
         first, count = places(wrong, ("row", "key"))

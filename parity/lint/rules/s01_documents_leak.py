@@ -29,7 +29,7 @@ def check(case: Case) -> Iterator[Finding]:
     assert case.k_segments is not None
     queries = case.of_queries(case.k_segments)
     apart = queries[:, None, :, None] != case.k_segments[:, None, None, :]
-    real = case.q_valid[:, None, :, None] & (case.k_valid & case.written)[:, None, None, :]
+    real = case.q_valid[:, None, :, None] & (case.k_valid & case.slots.written)[:, None, None, :]
     wrong = case.seen & apart & real
     if wrong.any():
         where = places(wrong)

@@ -31,7 +31,7 @@ def check(case: Case) -> Iterator[Finding]:
     assert case.seen is not None
     if case.segments is not None:
         return
-    real = case.k_valid & case.written
+    real = case.k_valid & case.slots.written
     positions = case.k_positions
     falls = np.zeros(real.shape, bool)
     falls[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) & real[:, 1:] & real[:, :-1]

@@ -30,7 +30,7 @@ def check(case: Case) -> Iterator[Finding]:
     """Fire where the number of visible past keys is not the window's."""
     assert case.seen is not None
     assert case.expected is not None
-    counted = (case.k_valid & case.written)[:, None, None, :] & ~case.after[:, None]
+    counted = (case.k_valid & case.slots.written)[:, None, None, :] & ~case.slots.after[:, None]
     actual = (case.seen & counted).sum(-1)
     expected = (case.expected & counted).sum(-1)
     wrong = (actual != expected) & case.q_valid[:, None, :]
