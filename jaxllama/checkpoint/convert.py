@@ -17,7 +17,7 @@ from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.dtypes import Loss
 from jaxllama.checkpoint.gguf.parts import is_part, models_in
-from jaxllama.checkpoint.gguf.quantise import Quantisation, choose_quantisation, encoded_size
+from jaxllama.checkpoint.gguf.quantise import Quantisation, choose_quantisation
 from jaxllama.checkpoint.gguf.read import is_gguf
 from jaxllama.checkpoint.gguf.write import FILE, MODEL_NAME, lay_out_gguf
 from jaxllama.checkpoint.hf.read import CONFIG
@@ -152,7 +152,8 @@ def convert(
     )
     said = (*checkpoint.notes, *notes, *left_behind)
     seconds = time.monotonic() - started
-    return _result(checkpoint, written, form, seconds, quantisation, said)
+    nbytes = written.nbytes - quantisation.saved_bytes(checkpoint.tensors)
+    return _result(written, form, nbytes, seconds, quantisation, said)
 
 
 def _check_replaced(place: Path) -> None:
@@ -192,22 +193,17 @@ def _ignore(name: str, nbytes: int) -> None:
 
 
 def _result(
-    checkpoint: Checkpoint,
     written: Written,
     form: Format,
+    nbytes: int,
     seconds: float,
     quantisation: Quantisation,
     notes: tuple[str, ...],
 ) -> Conversion:
-    saved = sum(
-        checkpoint.tensors[name].nbytes * 4 // checkpoint.tensors[name].dtype.itemsize
-        - encoded_size(checkpoint.tensors[name].shape, encoding)
-        for name, encoding in quantisation.encodings.items()
-    )
     return Conversion(
         target=written.target,
         format=form,
-        nbytes=written.nbytes - saved,
+        nbytes=nbytes,
         seconds=seconds,
         digests=written.digests,
         losses=written.losses,

@@ -16,7 +16,7 @@ import tensorstore
 from parity.sources.hf import CONFIG, config_of, read_object
 from parity.sources.source import Source
 
-ARRAYS, ABOUT = Path("arrays", "state"), "_METADATA"
+ARRAYS = Path("arrays", "state")
 
 
 def open_orbax(path: Path) -> Source:
@@ -29,7 +29,7 @@ def open_orbax(path: Path) -> Source:
         opened = tensorstore.open(spec, open=True, read=True).result()
         return np.asarray(opened.read().result())
 
-    ours = not read_object(state / ABOUT)["use_ocdbt"] and not _is_compressed(state)
+    ours = not (state / "manifest.ocdbt").exists() and not _is_compressed(state)
     return Source(
         path=path,
         format="orbax",

@@ -65,7 +65,9 @@ def read_parts(path: Path) -> GGUFFile:
     if count <= 1 and (named is None or int(named["count"]) <= 1):
         return head
     if named is None or int(named["count"]) != count:
-        says = "no part" if named is None else f"part {int(named['number'])} of {named['count']}"
+        says = (
+            "no part" if named is None else f"part {int(named['number'])} of {int(named['count'])}"
+        )
         raise CheckpointError(
             f"{path}: by its name it is {says}, by {_COUNT} one of {count}; a part is called "
             f"{part_name('NAME', 1, max(count, 1))} and on"

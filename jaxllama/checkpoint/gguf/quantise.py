@@ -10,8 +10,10 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Encoding
 
+from jaxllama.checkpoint.base import TensorInfo
 from jaxllama.checkpoint.checks import all_finite
 from jaxllama.checkpoint.dtypes import cast
+from jaxllama.checkpoint.layout import byte_size
 from jaxllama.checkpoint.names import EMBEDDING, HEAD
 from jaxllama.errors import CheckpointError, InputError
 
@@ -99,6 +101,14 @@ class Quantisation:
                 "float16; without --quantize they are kept"
             )
         return result
+
+    def saved_bytes(self, tensors: Mapping[str, TensorInfo]) -> int:
+        """Return by how many bytes what is stored is smaller than what is read again."""
+        return sum(
+            byte_size(tensors[name].shape, np.dtype(np.float32))
+            - encoded_size(tensors[name].shape, encoding)
+            for name, encoding in self.encodings.items()
+        )
 
 
 def _row_blocks(values: np.ndarray) -> Iterator[slice]:

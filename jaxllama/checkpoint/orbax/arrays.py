@@ -88,7 +88,7 @@ class ArrayStore:
 def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
     found: dict[str, StoredArray] = {}
     opening = {}
-    in_files = about.get("use_zarr3") and not about.get("use_ocdbt")
+    in_files = about.get("use_zarr3") and not _in_one_store(state)
     for name in _names(about):
         if Path(name).name != name:
             raise ValueError(f"{name!r} is no name of an array's directory")
@@ -112,10 +112,15 @@ def _names(about: Mapping[str, Any]) -> Iterator[str]:
         yield keys[0]
 
 
+def _in_one_store(state: Path) -> bool:
+    """Whether all arrays lie in one store, as Orbax puts them by itself."""
+    return (state / "manifest.ocdbt").exists()
+
+
 def _spec(place: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return where TensorStore finds an array."""
     store: dict[str, Any] = {"driver": "file", "path": f"{place.resolve()}/"}
-    if about.get("use_ocdbt"):  # all arrays in one store, as Orbax does by itself
+    if _in_one_store(place.parent):
         base = {"driver": "file", "path": f"{place.parent.resolve()}/"}
         store = {"driver": "ocdbt", "base": base, "path": f"{place.name}/"}
     return {
