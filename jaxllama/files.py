@@ -92,7 +92,7 @@ _SAVED_ERRORS = (
 _LOOKED_AT = 512
 
 
-def stranger(head: bytes, *, own: bytes = b"") -> str:
+def stranger(head: bytes, *, own: bytes | tuple[bytes, ...] = b"") -> str:
     """Return what a file is that is not what it is called, to put into a message; empty if unknown.
 
     Args:
@@ -115,7 +115,7 @@ def stranger(head: bytes, *, own: bytes = b"") -> str:
     return ""
 
 
-def refuse_stranger(path: Path, *, own: bytes = b"") -> None:
+def refuse_stranger(path: Path, *, own: bytes | tuple[bytes, ...] = b"") -> None:
     """Look at a file's first bytes, and refuse what is plainly of another kind.
 
     Args:

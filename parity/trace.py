@@ -242,6 +242,11 @@ def read_capture(directory: str | Path) -> list[Trace]:
     except OSError as error:
         raise InputError(f"{directory}: cannot be read: {error.strerror}") from error
     if not paths:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(
+                f"{directory}: a file, expected a directory of traces, which parity capture makes;"
+                " a saved result is judged again by parity recheck"
+            )
         what = "no traces in it" if directory.is_dir() else "not a directory"
         raise InputError(f"{directory}: {what}; parity capture CHECKPOINT -o {directory} makes one")
     return [read_trace(path) for path in paths]

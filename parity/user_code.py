@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, JaxLlamaError
 
 
 def import_named(place: str, asker: str) -> Any:
@@ -32,7 +32,7 @@ def import_named(place: str, asker: str) -> Any:
             found = getattr(found, part)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         known = isinstance(error, ImportError | AttributeError | ValueError)
         said = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
@@ -74,14 +74,14 @@ def call(function: Callable[..., Any], asker: str, how: str, *arguments: Any) ->
     """
     try:
         return function(*arguments)
-    except InputError:
+    except (JaxLlamaError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{asker}: it raised {type(error).__name__}: {first_line(error)}; it is {how}"
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return what an error says, in one line."""
     return (str(error).strip() or "no message").splitlines()[0][:200]

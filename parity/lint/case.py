@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxllama import dtypes
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
 from parity.lint.facts import Facts, Layout, Side, read_axes, read_lengths, read_validity
@@ -94,7 +95,7 @@ class Case:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = self._settle()
+        problems = self._settle() + self._out_of_range()
         if (self.mask is None) == (self.spec is None):
             problems.append("give either a mask array or a spec")
         widths = set()
@@ -122,6 +123,28 @@ class Case:
         if problems:
             raise InputError(join_problems("lint", problems))
 
+    def _out_of_range(self) -> list[str]:
+        """Return the numbers and names that cannot be."""
+        least = {"heads": 1, "capacity": 1, "queries": 1, "past": 0}
+        problems = [
+            f"{argument(name, value)}: expected at least {bound}"
+            for name, bound in least.items()
+            if (value := getattr(self, name)) is not None and value < bound
+        ]
+        if not 0 < self.score_limit < np.inf:
+            problems.append(f"{argument('score_limit', self.score_limit)}: expected one above 0")
+        if self.scores_dtype is not None:
+            try:
+                dtypes.parse(self.scores_dtype, argument("scores_dtype"))
+            except InputError as error:
+                problems.append(error.marked)
+        shape = () if self.mask is None else self.mask.shape
+        if self.queries is not None and len(shape) > 2 and shape[-2] != self.queries:
+            problems.append(
+                f"{argument('queries', self.queries)}: the mask {shape} has {shape[-2]} queries"
+            )
+        return problems
+
     def _settle(self) -> list[str]:
         """Bring the facts into their one form; return what is wrong with them."""
         found = Facts()
@@ -136,6 +159,11 @@ class Case:
             width = min(widths, default=self.queries)
             read_lengths(found, self.lengths, width, self.padding_side)
             found.changes["lengths"] = None
+        whole = self.mask is not None and self.mask.dtype.kind in "iu" and self.mask.size
+        if whole and self.use != "additive" and self.mask.min() >= 0 and self.mask.max() > 1:  # type: ignore[union-attr]
+            found.notes.append(
+                f"the mask holds numbers up to {self.mask.max()}: all but 0 is read as seen"  # type: ignore[union-attr]
+            )
         if self.mask is not None:
             known = [a for a in (*self.facts, self.lengths) if a is not None]
             rows = known[0].shape[0] if known else None

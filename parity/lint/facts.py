@@ -127,8 +127,9 @@ def read_axes(
     if layout is None and rows and heads and first == rows * heads and first not in fits:
         layout = "bnts"
         found.notes.append(f"{first} = {rows} rows x {heads} heads: read as {LAYOUTS[layout]}")
-    if layout is None and rows and first not in fits and (heads or rows > 1):
-        said = f"{rows} rows" + (f" or {heads} heads" if heads else "")
+    if layout is None and first not in fits and (heads or (rows or 1) > 1):
+        known = [(rows, "rows"), (heads, "heads")]
+        said = " or ".join(f"{number} {what}" for number, what in known if number)
         readings = ", ".join(f"{name} {meaning}" for name, meaning in LAYOUTS.items())
         found.problems.append(
             f"mask: shape {mask.shape}: {first} is not 1, {said} or their product; say what the"

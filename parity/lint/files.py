@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxllama.errors import InputError
+from jaxllama.errors import CheckpointError, InputError
+from jaxllama.files import refuse_stranger, stranger
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 STDIN = "-"
+# How array files begin: NumPy's, zip archives (.npz and .pt), and PyTorch's of old.
+OWN = (b"\x93NUMPY", b"PK", b"\x80")
 
 
 def looks_like_file(text: str) -> bool:
@@ -42,6 +46,8 @@ def load_array(text: str, *, key: str = "mask") -> np.ndarray:
     """
     if text.lstrip().startswith("["):
         return _from_list(text)
+    if re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        return _from_list(f"[{text}]")
     name, _, chosen = text.partition(":")
     return choose(name, load_file(Path(name)), chosen, key)
 
@@ -59,7 +65,7 @@ def choose(name: str, arrays: dict[str, np.ndarray], chosen: str, key: str) -> n
     if chosen not in arrays:
         raise InputError(
             f"{name}: several arrays ({', '.join(arrays)}) and none called {key!r}; say which, as"
-            f" {name}:{next(iter(arrays), 'NAME')}"
+            f" {'-- ' * (name == STDIN)}{name}:{next(iter(arrays), 'NAME')}"
         )
     return arrays[chosen]
 
@@ -80,6 +86,10 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path}: is no array file by its name; give a {', '.join(SUFFIXES)} file or a spec"
         )
+    try:
+        refuse_stranger(path, own=OWN)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
     with path.open("rb") as file:
         return _arrays(file, str(path), path.suffix)
 
@@ -91,7 +101,7 @@ def _stdin_arrays() -> dict[str, np.ndarray]:
         return {"mask": _from_list(content.decode("utf-8", "replace"))}
     suffix = next((s for start, s in _FIRST_BYTES.items() if content.startswith(start)), None)
     if suffix is None:
-        said = repr(content[:16]) if content else "empty"
+        said = stranger(content[:512]) or f"{content[:16]!r}, of no known kind"
         raise InputError(
             f"standard input: {said}: expected what an .npy, .npz or .pt file holds, or a list such"
             " as [[1, 1, 0]]"

@@ -45,9 +45,10 @@ def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> Reading:
     values = mask if mask.dtype.kind in "biuf" else mask.astype(np.float64)
     distinct = np.unique(values).astype(np.float64)
     is_binary = bool(np.isin(distinct, (0, 1)).all())
+    counts = not floating and use != "additive" and bool((distinct >= 0).all())
     if mask.dtype == np.bool_:
         kind: Kind = "bool"
-    elif is_binary and not (floating and distinct.tolist() == [0.0]):
+    elif counts or is_binary and not (floating and distinct.tolist() == [0.0]):
         kind = "zero_one"
     else:
         kind = "additive"  # all zeros included: nothing is hidden

@@ -56,6 +56,8 @@ class Slots:
             return (self.offset + np.arange(self.queries))[None]
         if self.own_positions is not None:
             return self.own_positions
+        if self.past is not None:
+            return (self.past + np.arange(self.queries))[None]
         newest = self.positions.max(1, keepdims=True)
         return newest - self.queries + 1 + np.arange(self.queries)
 

@@ -17,7 +17,7 @@ from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
-from parity.user_code import import_named
+from parity.user_code import call, import_named
 
 # From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
 # traces, `package.module:name`.
@@ -140,7 +140,8 @@ def _made(factory: Callable[[Llama, str], Subject], model: Llama, lane: str) -> 
         raise InputError(f"{how}, which it does not take ({error}); {remedy}") from error
     except ValueError:  # what is written in C may hide its signature
         pass
-    made = factory(model, lane)
+    own = (getattr(factory, "__module__", None) or "").startswith(("jaxllama", "parity"))
+    made = factory(model, lane) if own else call(factory, f"subject {name}", how, model, lane)
     if not _is_subject(made):
         raise InputError(f"{how}, it gave {type(made).__name__}; {remedy}")
     return made

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from jax.nn import softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jaxllama import Llama
@@ -119,3 +120,67 @@ def without_attention() -> None:
 
 def with_an_argument(model: str) -> None:
     del model
+
+
+def _sdpa(**options: object) -> None:
+    q = torch.ones(2, 4, 1, 16)
+    torch.nn.functional.scaled_dot_product_attention(
+        q, torch.ones(2, 4, 9, 16), torch.ones(2, 4, 9, 16), **options
+    )
+
+
+def causal_at_the_top_left() -> None:
+    """One query and nine keys: it sees the first alone."""
+    _sdpa(is_causal=True)
+
+
+def folded_sdpa() -> None:
+    """Rows and heads in one axis, [B*N, T, S], with the padding of each row."""
+    seen = torch.tril(torch.ones(6, 6, dtype=torch.bool))[None] & torch.tensor(VALID)[:, None] > 0
+    q = torch.ones(8, 6, 16)
+    folded = torch.repeat_interleave(seen, 4, 0)
+    torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=folded)
+
+
+def bfloat16_sdpa() -> None:
+    seen = torch.tril(torch.ones(6, 6, dtype=torch.bool))
+    q = torch.ones(2, 4, 6, 16, dtype=torch.bfloat16)
+    bias = torch.where(seen, 0.0, -torch.inf).to(torch.bfloat16)
+    torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=bias)
+
+
+def added_to_scores() -> None:
+    """-1e4 is added, so that every hidden cell has another number."""
+    scores = 5 * torch.randn(2, 4, 6, 6) + torch.where(torch.tril(torch.ones(6, 6)) > 0, 0.0, -1e4)
+    torch.softmax(scores, -1)
+
+
+def softmax_with_where() -> None:
+    scores = jnp.ones((2, 4, 6, 6), jnp.float32)
+    seen = jnp.broadcast_to(jnp.tril(jnp.ones((6, 6), bool)), scores.shape)
+    jax.nn.softmax(scores, axis=-1, where=seen)
+
+
+def softmax_imported_by_name() -> None:
+    softmax(jnp.where(jnp.tril(jnp.ones((6, 6), bool), 1)[None, None], 1.0, -1e9), axis=-1)
+
+
+def _router(experts: int) -> None:
+    scores = torch.randn(2, 6, experts)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(2).indices, True)
+    torch.softmax(torch.where(kept, scores, -torch.inf), -1)
+
+
+def router_of_experts() -> None:
+    _router(6)
+    _router(8)
+
+
+def banned_tokens() -> None:
+    logits = torch.randn(2, 6, 64)
+    logits[..., 3:9] = -torch.inf
+    torch.softmax(logits, -1)
+
+
+def leaving() -> None:
+    raise SystemExit(3)

@@ -6,12 +6,14 @@ The model runs without `jit`, so that what arrives are values; what `vmap` stand
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxllama.concrete import is_traced
@@ -44,14 +46,27 @@ def watch_jax(seen: Callable[[AttentionCall], None]) -> Iterator[None]:
 
         return watched
 
-    for name in _READERS:
-        setattr(jax.nn, name, exchanged(name))
+    places = [(jax.nn, name, name) for name in _READERS] + _imported(before)
+    watched = {name: exchanged(name) for name in _READERS}
+    for module, name, what in places:
+        setattr(module, name, watched[what])
     try:
         with jax.disable_jit():
             yield
     finally:
-        for name, original in before.items():
-            setattr(jax.nn, name, original)
+        for module, name, what in places:
+            setattr(module, name, before[what])
+
+
+def _imported(originals: Mapping[str, Any]) -> list[tuple[Any, str, str]]:
+    """Return where other modules have the functions: `from jax.nn import softmax`."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        if module is None or name == "jax" or name.startswith("jax."):
+            continue
+        for key, value in list(vars(module).items()):
+            found += [(module, key, what) for what, one in originals.items() if value is one]
+    return found
 
 
 def _softmax(args: Any, kwargs: Any) -> AttentionCall | None:
@@ -59,7 +74,10 @@ def _softmax(args: Any, kwargs: Any) -> AttentionCall | None:
     axis = kwargs.get("axis", args[1] if len(args) > 1 else -1)
     if axis not in (-1, scores.ndim - 1) or scores.ndim < 3:
         return None
-    return of_scores("jax.nn.softmax", _numpy(scores), short_name(scores.dtype))
+    values = _numpy(scores).astype(np.float32)
+    if (where := kwargs.get("where")) is not None:
+        values = np.where(np.broadcast_to(_numpy(where), values.shape), values, -np.inf)
+    return of_scores("jax.nn.softmax", values, short_name(scores.dtype))
 
 
 def _attention(args: Any, kwargs: Any) -> AttentionCall:
@@ -83,7 +101,7 @@ def _attention(args: Any, kwargs: Any) -> AttentionCall:
         seen = seen & (query < _numpy(said["query_seq_lengths"])[:, None, None, None])
     if said["bias"] is not None:
         bias = _four_axes(_numpy(said["bias"]))
-        seen = np.where(seen, bias, np.finfo(np.float32).min).astype(np.float32)
+        seen = np.where(seen, bias, jnp.finfo(bias.dtype).min.astype(bias.dtype))
     dtype = short_name(said["query"].dtype)
     return AttentionCall("jax.nn.dot_product_attention", seen, heads, dtype, causal)
 
@@ -99,11 +117,10 @@ def _four_axes(array: np.ndarray) -> np.ndarray:
 
 
 def _numpy(array: Any) -> np.ndarray:
-    """Return bool and integers as they are, and other numbers in at least float32."""
+    """Return an array of the same dtype."""
     if is_traced(array):
         raise InputError(
-            "--from: an attention is inside vmap, grad or a compiled call, where its mask has no"
+            "an attention is inside vmap, grad, remat or a compiled call, where its mask has no"
             " values; give a function that runs the model without them"
         )
-    found = np.asarray(array)
-    return found if found.dtype.kind in "biuf" and found.itemsize != 2 else found.astype(np.float32)
+    return np.asarray(array)

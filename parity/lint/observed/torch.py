@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from jaxllama.dtypes import short_name
+from jaxllama import dtypes
 from parity.lint.observed.call import AttentionCall, of_scores
 
 _MHA = inspect.signature(torch.nn.functional.multi_head_attention_forward)
@@ -55,18 +55,20 @@ def _softmax(args: Any, kwargs: Any) -> AttentionCall | None:
     axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if axis not in (-1, scores.ndim - 1) or not scores.is_floating_point():
         return None
-    return of_scores("softmax in PyTorch", _numpy(scores), _dtype(scores))
+    return of_scores("softmax in PyTorch", _numpy(scores.float()), _dtype(scores))
 
 
 def _sdpa(args: Any, kwargs: Any) -> AttentionCall:
     given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
     q, k, mask = given["query"], given["key"], given.get("attn_mask")
     t, s = q.shape[-2], k.shape[-2]
-    array = np.ones((1, 1, t, s), bool) if mask is None else _four_axes(_numpy(mask))
+    folded = q.ndim == 3 and mask is not None and mask.ndim == 3
+    array = np.ones((1, 1, t, s), bool) if mask is None else _numpy(mask)
+    array = array if folded else _four_axes(array)
     causal = bool(given.get("is_causal"))
     if causal:  # aligned at the top left, and never beside a mask
         array = np.tri(t, s, dtype=bool)[None, None]
-    heads = q.shape[-3] if q.ndim > 3 else 1
+    heads = q.shape[-3] if q.ndim > 3 else None
     name = "scaled_dot_product_attention in PyTorch"
     return AttentionCall(name, array, heads, _dtype(q), causal)
 
@@ -76,13 +78,13 @@ def _mha(args: Any, kwargs: Any) -> AttentionCall:
     query, key, heads = given["query"], given["key"], given["num_heads"]
     t, s = query.shape[0], key.shape[0]  # batch_first is undone before
     rows = query.shape[1] if query.ndim == 3 else 1
-    bias = np.zeros((1, 1, t, s), np.float32)
+    bias = np.zeros((1, 1, t, s), dtypes.parse(_dtype(query)))
     for mask in (given.get("attn_mask"), given.get("key_padding_mask")):
         if mask is None:
             continue
         array = _numpy(mask)
         if array.dtype == np.bool_:  # True is hidden, against all other functions here
-            array = np.where(array, np.float32(-np.inf), np.float32(0))
+            array = np.where(array, -np.inf, 0.0).astype(bias.dtype)
         if mask is given.get("key_padding_mask"):
             array = np.atleast_2d(array)[:, None, None]
         elif array.ndim == 3:
@@ -103,11 +105,12 @@ def _four_axes(array: np.ndarray) -> np.ndarray:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    """Return bool as it is, and numbers in float32, which holds the narrower ones exactly."""
-    tensor = tensor.detach().cpu()
-    narrow = tensor.dtype in (torch.bfloat16, torch.float16)
-    return (tensor.float() if narrow else tensor).numpy().copy()
+    """Return an array of the tensor's own dtype."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(dtypes.parse("bf16")).copy()
+    return tensor.numpy().copy()
 
 
 def _dtype(tensor: Tensor) -> str:
-    return short_name(str(tensor.dtype).removeprefix("torch."))
+    return dtypes.short_name(str(tensor.dtype).removeprefix("torch."))

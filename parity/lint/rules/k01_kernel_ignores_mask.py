@@ -45,7 +45,7 @@ def _question(probed: Probed, case: ProbeCase, name: str, mask: Any) -> Finding 
     try:
         weights = identity_probe(probed, case, mask)
     except Exception as error:  # whatever a foreign attention raises is the finding
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:400] if str(error) else ''}"
         return RULE.finding(f"the attention fails on `{name}`", reason, "an output")
     given = np.broadcast_to(case.mask[:, None], weights.shape)
     live = np.broadcast_to(case.live[:, None, :, None], weights.shape)

@@ -174,6 +174,44 @@ def test_slots_that_cannot_be_are_refused(slots, said):
         ring(seen_in_ring(), slot_positions=slots)
 
 
+def test_the_caches_length_says_where_the_query_stands():
+    one = np.ones((1, 4), bool)
+    facts = {"slot_positions": np.array([[4, 5, 6, 3]]), "past": 5, "capacity": None, "window": 4}
+    assert "M07" in fired(ring(one, **facts))  # slot 2 holds what comes after
+    assert fired(ring(one, **facts | {"slot_positions": np.array([[4, 5, 2, 3]])})) == []
+    with pytest.raises(InputError, match="position 5 is in no slot"):
+        ring(one, **facts | {"slot_positions": np.array([[0, 1, 2, 3]])})
+
+
+def test_numbers_in_a_mask_are_seen_and_noted():
+    numbers = np.tri(5, dtype=int)[None, None] * 2
+    found = lint(Case(mask=numbers))
+    assert found.findings == [] and "all but 0 is read as seen" in found.notes[0]
+    assert "M07" in fired(Case(mask=np.full((1, 1, 5, 5), 2)))
+
+
+@pytest.mark.parametrize("heads", [4, 5])
+def test_heads_alone_do_not_tell_rows(heads):
+    with pytest.raises(InputError, match=f"12 is not 1, {heads} heads"):
+        Case(mask=np.repeat(np.tri(6, dtype=bool)[None], 12, 0), heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"heads": 0}, "heads=0: expected at least 1"),
+        ({"past": -1}, "past=-1: expected at least 0"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"score_limit": float("nan")}, "score_limit=nan"),
+        ({"scores_dtype": "f8"}, "scores_dtype f8"),
+        ({"queries": 99}, "queries=99: the mask"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(facts, said):
+    with pytest.raises(InputError, match=said):
+        case(ROWS[:, None], **facts)
+
+
 def test_queries_that_are_in_no_slot_are_refused():
     with pytest.raises(InputError, match="query 1: position 9 is in no slot"):
         ring(seen_in_ring(), positions=np.array([[7, 9]]))

@@ -61,7 +61,18 @@ def rules(name: str, **facts) -> set[str]:
     return {finding.rule for report in found for finding in report.findings}
 
 
-@pytest.mark.parametrize("name", ["transformers_eager", "multihead", "ours"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformers_eager",
+        "multihead",
+        "ours",
+        "folded_sdpa",
+        "bfloat16_sdpa",
+        "added_to_scores",
+        "softmax_with_where",
+    ],
+)
 def test_sound_ones_are_clean_though_nothing_is_said_of_their_tokens(name):
     assert rules(name, empty_row="zero") == set()
 
@@ -70,6 +81,8 @@ def test_sound_ones_are_clean_though_nothing_is_said_of_their_tokens(name):
     ("name", "facts", "rule"),
     [
         ("leaking_in_jit", {}, "M07"),
+        ("causal_at_the_top_left", {}, "C04"),
+        ("softmax_imported_by_name", {}, "M07"),
         ("transformers_without_mask", {"valid": VALID}, "M09"),
         ("multihead_with_validity_for_padding", {"valid": VALID}, "M09"),
     ],
@@ -83,7 +96,10 @@ def test_faults_are_found(name, facts, rule):
     [
         ("failing", "it raised RuntimeError: no such weights; it is called without arguments"),
         ("without_attention", "no attention was seen"),
-        ("in_vmap", "inside vmap, grad or a compiled call"),
+        ("router_of_experts", "no attention was seen"),
+        ("banned_tokens", "no attention was seen"),
+        ("leaving", "it raised SystemExit: 3"),
+        ("in_vmap", "inside vmap, grad, remat or a compiled call"),
         ("with_an_argument", "which it does not take"),
         ("VALID", "a list, expected a function"),
         ("nowhere", "has no attribute 'nowhere'"),
@@ -92,6 +108,15 @@ def test_faults_are_found(name, facts, rule):
 def test_what_cannot_be_watched_is_refused(name, said):
     with pytest.raises(InputError, match=said):
         observe(f"observed_models:{name}")
+
+
+def test_rows_and_heads_in_one_axis_are_told_apart_where_rows_are_known():
+    assert rules("folded_sdpa", valid=VALID, empty_row="zero") == set()
+    assert rules("folded_sdpa", valid=np.ones_like(VALID), empty_row="zero") == {"M07"}
+
+
+def test_a_mask_keeps_its_dtype():
+    assert watched("bfloat16_sdpa").call.mask.dtype.name == "bfloat16"
 
 
 def test_everything_is_put_back(capsys):

@@ -52,8 +52,8 @@ def test_what_lies_beside_it_is_read_too(run_lint):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "standard input: empty: expected what an .npy"),
-        (b"<html>", "standard input: b'<html>'"),
+        (b"", "standard input: empty; fetch it again: expected what"),
+        (b"<html>", "standard input: a web page"),
         (CONTENT["npy"][:-9], "standard input: not a readable .npy"),
         (CONTENT["npz"][:200], "standard input: not a readable .npz"),
         (b"[[1, 0], [1]]", "rows of unequal length|not a list of lists"),
