@@ -84,6 +84,13 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     special |= _special(tokenizer)  # what was special once is left out of texts for good
     around = tokenizer.encode("").ids
     adds_bos = bos is not None and around[:1] == [bos]
+    chat = TemplateChat(
+        templates=templates,
+        variables=named.variables,
+        added=AddedTexts(ids=added, special=special, control=settings.get("chat_control_tokens")),
+        encode_plain=backend.encode_plain,
+        source=source,
+    )
     return Parts(
         backend=backend,
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1),
@@ -93,22 +100,13 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
         pad_id=_role("pad_token", tokenizer, named, stated, notes),
         adds_bos=adds_bos,
         chat_template=templates.get("default"),
-        chat=TemplateChat(
-            templates=templates,
-            variables=named.variables,
-            added=AddedTexts(
-                ids=added, special=special, control=settings.get("chat_control_tokens")
-            ),
-            encode_plain=backend.encode_plain,
-            source=source,
-        )
-        if templates
-        else None,
+        chat=chat if templates else None,
         notes=(
             *notes,
             *_disagreements(found, settings, adds_bos),
             *_around(tokenizer, around, bos),
         ),
+        problems=chat.problems,
     )
 
 

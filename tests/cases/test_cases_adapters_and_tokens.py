@@ -16,7 +16,7 @@ from adapters import ALPHA, RANK, write_adapter
 from safetensors.numpy import load_file, save_file
 
 import parity
-from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny
+from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny, verify
 from jaxllama.checkpoint.gguf.tokenizer import MERGES, PRE, TYPES
 from jaxllama.checkpoint.info import describe
 from jaxllama.cli import main
@@ -304,6 +304,24 @@ def test_case_26_messages_are_not_blamed_for_a_template(tmp_path: Path) -> None:
         Tokenizer.from_directory(tmp_path).render_chat(USER)
     said = str(got.value).removeprefix(str(tmp_path))
     assert "messages" not in said and "made_up" in said
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{% do x %}", "{{ 'a' | made_up }}"])
+def test_case_26_a_template_that_cannot_be_parsed(tmp_path: Path, template: str) -> None:
+    made = convert(tiny(num_hidden_layers=1), tmp_path / "broken", to="hf").target
+    settings = json.loads((made / "tokenizer_config.json").read_text())
+    broken = json.dumps(settings | {"chat_template": template})
+    (made / "tokenizer_config.json").write_text(broken)
+    opened = open_checkpoint(made)
+    tokenizer = opened.tokenizer()
+    assert tokenizer.encode("hi", bos=False) == [104, 105]
+    for encode in (tokenizer.render_chat, tokenizer.encode_chat):
+        with pytest.raises(CheckpointError, match="the chat template cannot be parsed: line 1"):
+            encode(USER)
+    assert ["cannot be parsed" in line for line in describe(opened).problems] == [True]
+    assert len(verify(made, made).config) == 2  # one of each side
+    (made / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert verify(made, made).equal and not describe(open_checkpoint(made)).problems
 
 
 def test_case_27_eos_token_is_the_text_of_the_files(tmp_path: Path) -> None:

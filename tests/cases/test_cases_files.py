@@ -258,6 +258,14 @@ def test_case_07_two_formats_in_a_directory(hf: Path, written: dict[str, Path]):
     assert "2 GGUF files (model-f16.gguf, model-q8.gguf)" in refused(hf)
 
 
+def test_case_08_an_index_of_nothing(hf: Path):
+    (hf / ff.WEIGHTS).rename(hf / "model-00001-of-00001.safetensors")
+    (hf / f"{ff.WEIGHTS}.index.json").write_text('{"weight_map": {}}')
+    assert "weight_map names no tensor" in refused(hf)
+    (hf / "model-00001-of-00001.safetensors").rename(hf / ff.WEIGHTS)
+    noted(hf, "weight_map names no tensor")
+
+
 def test_case_08_the_index_leaves_a_tensor_out(hf: Path):
     found = ff.tensors(hf)
     (hf / ff.WEIGHTS).unlink()
