@@ -72,7 +72,7 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     named = read_special_tokens(found, settings, tokenizer, source)
     special = _special(tokenizer)
     notes = [*named.notes, *_without_state(tokenizer), *_add(tokenizer, named, source)]
-    stated = {**model, **generation}
+    stated = {**model, **generation}  # of both, generation's word comes first
     bos = _role("bos_token", tokenizer, named, stated, notes)
     if bos is None and config is not None:
         bos = config.bos_token_id
@@ -104,6 +104,7 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
         notes=(
             *notes,
             *_disagreements(found, settings, adds_bos),
+            *_other_ids(tokenizer, named, {GENERATION: generation, "config.json": model}),
             *_around(tokenizer, around, bos),
         ),
         problems=chat.problems,
@@ -228,6 +229,8 @@ def _disagreements(
 ) -> list[str]:
     """Say where two files answer one question, and which is taken."""
     notes = []
+    if "tokenizer.model" in found:
+        notes.append(f"{JSON} is read, tokenizer.model beside it is not")
     stated = settings.get("chat_template")
     if TEMPLATE in found and stated not in (None, found[TEMPLATE].decode("utf-8", "replace")):
         notes.append(f"{TEMPLATE} is taken, another chat template in {SETTINGS} is left")
@@ -237,6 +240,24 @@ def _disagreements(
             f"add_bos_token {str(asked).lower()} in {SETTINGS} is left, as in transformers 5: "
             f"{JSON} puts {'a' if adds_bos else 'no'} bos first"
         )
+    return notes
+
+
+def _other_ids(
+    tokenizer: tokenizers.Tokenizer, named: SpecialTokens, stated: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say where the model's files give a role to another token than the tokenizer's own, taken."""
+    notes = []
+    for role in ("bos_token", "pad_token"):
+        text = named.variables.get(role)
+        for file, content in stated.items():
+            number = token_id(f"{role}_id", content.get(f"{role}_id"), [])
+            own = None if text is None else tokenizer.token_to_id(text)
+            if own is not None and number is not None and number != own:
+                notes.append(
+                    f"{role} {text!r} of the tokenizer, id {own}, is taken: {role}_id {number} in "
+                    f"{file} is left"
+                )
     return notes
 
 

@@ -135,6 +135,20 @@ def test_case_18_factors_for_a_tied_head(tmp_path: Path, module: str) -> None:
     assert "no weight of this model" not in message
 
 
+def test_case_18_what_an_adapter_leaves_is_said(tmp_path: Path) -> None:
+    checkpoint = base(tie_word_embeddings=False)
+    adapter = tmp_path / "lora"
+    write_adapter(adapter, checkpoint, MODULES, modules_to_save=["lm_head"])
+    assert "modules_to_save: 'lm_head' is left" in merge(checkpoint, adapter, tmp_path / "a")[1]
+    factors = load_file(adapter / "adapter_model.safetensors")
+    head = {"base_model.model.lm_head.weight": checkpoint.read("lm_head.weight")}
+    save_file(factors | head, adapter / "adapter_model.safetensors")
+    assert "is left" not in merge(checkpoint, adapter, tmp_path / "b")[1]
+    (adapter / "adapter_model.bin").write_bytes(b"x")
+    notes = merge(checkpoint, adapter, tmp_path / "c")[1]
+    assert "adapter_model.bin; adapter_model.safetensors is" in notes
+
+
 def test_case_18_the_remedy_does(tmp_path: Path) -> None:
     """The base untied as the message says takes the same adapter."""
     checkpoint = base(tie_word_embeddings=True)
@@ -334,6 +348,33 @@ def test_case_27_eos_token_is_the_text_of_the_files(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert tokenizer.render_chat(USER) == "hi<|turn|>"
     assert tokenizer.eos_ids == (257, 259)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"special_tokens_map_json": {"bos_token": "a"}},
+            "bos_token '<s>', special_tokens_map.json",
+        ),
+        (
+            {"config_json": {"bos_token_id": 97}},
+            "bos_token '<s>' of the tokenizer, id 256, is taken",
+        ),
+        (
+            {"generation_config_json": {"pad_token_id": 5}},
+            "pad_token_id 5 in generation_config.json",
+        ),
+        ({"tokenizer_model": "x"}, "tokenizer.json is read, tokenizer.model beside it is not"),
+    ],
+)
+def test_case_27_of_two_answers_one_is_said(tmp_path: Path, files: Any, said: str) -> None:
+    tf.write_tokenizer(tmp_path, **files)
+    notes = Tokenizer.from_directory(tmp_path).notes
+    assert sum(said in note for note in notes) == 1
+    agreed = {"bos_token_id": 256, "pad_token_id": 258}
+    tf.write_tokenizer(tmp_path / "x", config_json=agreed, generation_config_json=agreed)
+    assert not Tokenizer.from_directory(tmp_path / "x").notes
 
 
 @pytest.mark.parametrize(("asked", "ids"), [(True, [97]), (False, [256, 97])])

@@ -71,16 +71,21 @@ def test_no_token_in_every_width(absent: int):
 
 def test_generation_settings():
     usual = {"do_sample": False, "temperature": 1.0, "top_k": 50, "max_length": 20}
-    assert read_generation(usual | {"eos_token_id": [5, 4]}, 10, (4, 5)) == ([], [])
-    notes, problems = read_generation({"eos_token_id": 5, "temperature": 0.6, "magic": 1}, 10, (4,))
+    assert read_generation(usual | {"eos_token_id": [5, 4]}, 10, {"eos_token_id": (4, 5)}) == (
+        [],
+        [],
+    )
+    given = {"eos_token_id": 5, "temperature": 0.6, "magic": 1, "bos_token_id": 2}
+    notes, problems = read_generation(given, 10, {"eos_token_id": (4,), "bos_token_id": (3,)})
     assert [n.split(":")[0] for n in notes] == [
+        "bos_token_id [2] is taken, [3] of the configuration is left",
         "eos_token_id [5] is taken for the ends of a text, [4] of the configuration is left",
         "not obeyed, as generation takes its settings from its arguments",
         "not obeyed",
     ]
-    assert "temperature 0.6" in notes[1] and "magic 1" in notes[2] and not problems
+    assert "temperature 0.6" in notes[2] and "magic 1" in notes[3] and not problems
     for wrong in (10, "x", 1.5, True):
-        assert read_generation({"eos_token_id": wrong}, 10, ())[1] == [
+        assert read_generation({"eos_token_id": wrong}, 10, {})[1] == [
             f"eos_token_id {wrong!r}, expected a token id in 0..9; correct or remove it"
         ]
 
