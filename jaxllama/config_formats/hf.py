@@ -148,7 +148,8 @@ def read_hf(
     fields["eos_token_ids"] = token_ids("eos_token_id", config.get("eos_token_id"), notes)
     fields["head_dim"] = _head_dim(config)
     fields["rope_theta"], fields["rope_scaling"] = _rope(config, problems)
-    problems += [p + _taken_then(p, config) for p in config_problems(fields)]
+    named = (p.replace("eos_token_ids ", "eos_token_id ", 1) for p in config_problems(fields))
+    problems += [p + _taken_then(p, config) for p in named]
     problems += TABLE.unknown(config)
     if problems:
         raise ConfigError(join_problems(source, problems))

@@ -21,8 +21,9 @@ class Scaling:
 
 
 def token_or_none(value: Any) -> Any:
-    """Return a stored token id; None for -1, of whatever width, which says that there is none."""
-    absent = isinstance(value, int) and value in (-1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+    """Return a stored token id; None for what stands for none: below zero as a signed integer of
+    any width, a word, an empty list."""
+    absent = isinstance(value, str | list) or (value is not None and not 0 <= value < 1 << 31)
     return None if absent else value
 
 

@@ -86,6 +86,19 @@ def test_case_01_minus_one_is_no_token(hf: Path, tmp_path: Path, name: str):
         assert "pad_token_id -2, expected a token id" in refused(hf)
 
 
+@pytest.mark.parametrize("none", [-100, "none", []])
+def test_case_01_other_words_for_no_token(hf: Path, none: object):
+    (hf / "generation_config.json").write_text(json.dumps({"pad_token_id": none}))
+    ff.edit(hf / ff.CONFIG, pad_token_id=none)
+    opened = open_checkpoint(hf)
+    assert f"config.json: pad_token_id {none!r} is read as no such token" in opened.notes
+    assert opened.config.pad_token_id is None and open_source(hf).config == opened.config
+    assert not describe(open_checkpoint(hf)).problems
+    open_checkpoint(hf).tokenizer()
+    ff.edit(hf / ff.CONFIG, eos_token_id="x")
+    assert "eos_token_id 'x', expected a token id in 0..263" in refused(hf)
+
+
 def test_case_01_minus_one_in_other_files(hf: Path, written: dict[str, Path], tmp_path: Path):
     (hf / "generation_config.json").write_text('{"pad_token_id": -1}')
     noted(hf, "generation_config.json", "pad_token_id -1")
@@ -122,8 +135,9 @@ def test_case_03_saved_again_by_an_older_release(hf: Path):
 
 
 def test_case_04_swish_is_silu(hf: Path, written: dict[str, Path], tmp_path: Path):
-    ff.edit(hf / ff.CONFIG, hidden_act="swish")
-    noted(hf, "'swish'", "'silu'")
+    for name in ("SiLU", "silu ", "swish"):
+        ff.edit(hf / ff.CONFIG, hidden_act=name)
+        noted(hf, repr(name), "'silu'")
     again = ff.write(open_checkpoint(hf), tmp_path / "again")
     assert json.loads((again / ff.CONFIG).read_text())["hidden_act"] == "silu"
     assert same_weights(again, written["hf"])

@@ -37,6 +37,10 @@ def test_harmful_and_lacking():
 
 def test_aliases_are_passed_and_said():
     assert not TABLE.harmful({"act": "swish"})
+    for act in ("SiLU", "silu ", "Swish"):
+        assert not TABLE.harmful(SOUND | {"act": act})
+        assert TABLE.aliased({"act": act})[0].startswith(f"act {act!r} is read as 'silu'")
+    assert not TABLE.aliased({"act": "silu"}) and TABLE.harmful(SOUND | {"act": "gelu"})
     assert TABLE.aliased({"act": "swish"}) == [
         "act 'swish' is read as 'silu', of which it is another name"
     ]
@@ -53,11 +57,11 @@ def test_true_is_not_one():
     assert is_one_of(1, (1.0,)) and not is_one_of(True, (1,)) and not is_one_of(0, (False,))
 
 
-@pytest.mark.parametrize("absent", [-1, 2**32 - 1, 2**64 - 1])
-def test_no_token_in_every_width(absent: int):
+@pytest.mark.parametrize("absent", [-1, 2**32 - 1, 2**64 - 1, -100, 2**32 - 100, "none", "", []])
+def test_no_token_in_every_width(absent: object):
     notes: list[str] = []
     assert token_id("pad", absent, notes) is None and notes == [
-        f"pad {absent} is read as no such token"
+        f"pad {absent!r} is read as no such token"
     ]
     assert token_ids("eos", [3, absent, None], notes) == (3,)
     assert [token_id("pad", kept, []) for kept in (0, -2, "x", True, None)] == [
