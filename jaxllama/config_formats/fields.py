@@ -15,7 +15,7 @@ from typing import Any
 _NAMED = 8  # unknown fields that are named, of one file
 # What stands for no token: -1, the -100 of losses, both as signed and unsigned integers of the
 # widths that files store ids in; and words that templates of files leave.
-_NO_TOKEN = tuple(none % 2**bits for none in (-1, -100) for bits in (32, 64)) + (-1, -100)
+_NO_TOKEN = (-1, -100, *(none % 2**bits for none in (-1, -100) for bits in (32, 64)))
 _NO_TOKEN_WORDS = ("", "none", "null")
 
 
@@ -29,6 +29,7 @@ class Only:
         remedy: what to do about that, where something can be done.
         aliases: other names that publishers give to the first of `values`, in lower case.
         required: whether the field has to be there, holding something.
+        each: whether it may be a list, as of a value for each layer.
     """
 
     values: tuple[Any, ...]
@@ -36,6 +37,12 @@ class Only:
     remedy: str = ""
     aliases: tuple[Any, ...] = ()
     required: bool = False
+    each: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the harmless ones, or a list of such where each may be."""
+        listed = value if self.each and isinstance(value, list) else [value]
+        return all(is_one_of(one, self.values) for one in listed)
 
     def spelt(self, value: Any) -> str:
         """Return which text of `values` a text is another name or spelling of; empty if of none."""
@@ -73,7 +80,7 @@ class FieldTable:
             value = content.get(name)
             if rule.required and value is None:
                 said.append(f"{name} is missing, expected {rule.values[0]!r}")
-            elif name in content and not (is_one_of(value, rule.values) or rule.spelt(value)):
+            elif name in content and not (rule.allows(value) or rule.spelt(value)):
                 remedy = f"; {rule.remedy}" if rule.remedy else ""
                 said.append(
                     f"{name} {repr(value)} means {rule.means}, which is not supported{remedy}"
@@ -107,8 +114,7 @@ class FieldTable:
         return [
             f"{name} {content[name]!r} is read as {usual!r}, of which it is another name"
             for name, rule in self.only.items()
-            if not is_one_of(content.get(name), rule.values)
-            and (usual := rule.spelt(content.get(name)))
+            if not rule.allows(content.get(name)) and (usual := rule.spelt(content.get(name)))
         ]
 
     def _is_anybodys(self, name: Any) -> bool:

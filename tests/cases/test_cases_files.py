@@ -174,6 +174,37 @@ def test_case_05_fields_of_another_library(hf: Path):
     assert len(lines) == 4
 
 
+OFF = {
+    "layer_types": ["full_attention"] * 3,
+    "no_rope_layers": [1, 1],
+    "gradient_checkpointing": True,
+    "embd_pdrop": 0.1,
+    "neftune_noise_alpha": 5,
+    "max_window_layers": 28,
+    "max_seq_len": 2048,
+}
+ON = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "no_rope_layers": [1, 0],
+    "scale_emb": 12,
+}
+
+
+def test_case_05_fields_of_other_models(hf: Path, meta: Path):
+    before = open_checkpoint(hf).config
+    ff.edit(hf / ff.CONFIG, **OFF)
+    ff.edit(hf / "tokenizer_config.json", bos_token_id=256, eos_token_id=257, pad_token_id=None)
+    assert open_checkpoint(hf).config == before and open_checkpoint(hf).tokenizer()
+    ff.edit(meta / "params.json", max_seq_len=2048, dropout=0, bos_id=1, eos_id=2)
+    open_checkpoint(meta)
+    for name, value in ON.items():
+        ff.edit(hf / ff.CONFIG, **{name: value})
+        assert f"{name} {value!r} means" in refused(hf)
+        ff.edit(hf / ff.CONFIG, **{name: OFF.get(name)})
+    ff.edit(meta / "params.json", moe_args={"num_experts": 8})
+    assert "means a mixture of experts" in refused(meta)
+
+
 def _packed(name: str, part: str, dtype: Any) -> dict[str, np.ndarray]:
     return {f"{name}.{part}": np.ones((4, 4), dtype)}
 
