@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,52 @@ def test_case_18_factors_for_a_tied_head(tmp_path: Path, module: str) -> None:
     assert f"2 tensors, such as base_model.model.{module}.lora_A.weight" in message
     assert "are tied in this model" in message and "untie the base first" in message
     assert "no weight of this model" not in message
+
+
+def renamed(adapter: Path, rename: Callable[[str], str]) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file({rename(name): values for name, values in load_file(file).items()}, file)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "_orig_mod.": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    "module.": lambda name: "module." + name,
+    "'model.'": lambda name: name.replace("model.layers", "model.model.layers"),
+    ".default": lambda name: name.replace(".weight", ".default.weight"),
+}
+
+
+@pytest.mark.parametrize("around", WRAPPED)
+def test_case_18_names_in_wrappers(tmp_path: Path, around: str) -> None:
+    checkpoint = base()
+    write_adapter(tmp_path / "lora", checkpoint, MODULES)
+    plain, _ = merge(checkpoint, tmp_path / "lora", tmp_path / "a")
+    renamed(tmp_path / "lora", WRAPPED[around])
+    merged, notes = merge(checkpoint, tmp_path / "lora", tmp_path / "b")
+    assert verify(plain, merged).equal
+    assert sum(around in line and "read without it" in line for line in notes.splitlines()) == 1
+
+
+def test_case_18_parts_of_other_adapters(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "lora", base(), MODULES)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    sound, at = load_file(file), f"base_model.model.{MODULES[0]}"
+    for part, said in {
+        "lora_magnitude_vector": "DoRA, which scales",
+        "lora_B.bias": "biases beside the factors",
+    }.items():
+        save_file(sound | {f"{at}.{part}": np.ones(4, np.float32)}, file)
+        assert said in refused(base(), tmp_path / "lora", tmp_path / "out")
+    both = {
+        name.replace(".weight", f".{one}.weight"): v for one in "ab" for name, v in sound.items()
+    }
+    save_file(both, file)
+    assert "several adapters: 'a', 'b'" in refused(base(), tmp_path / "lora", tmp_path / "out")
+    renamed(
+        tmp_path / "lora", lambda name: name.replace(".a.", ".").replace("self_attn", "attention")
+    )
+    assert "several" not in (message := refused(base(), tmp_path / "lora", tmp_path / "out"))
+    assert "no weight of this model" in message
 
 
 def test_case_18_what_an_adapter_leaves_is_said(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def merge_lora(checkpoint: Checkpoint, adapter: Path) -> Checkpoint:
         left, right = (a.T, b.T) if used[name].transposed else (b, a)
         return _merged(base, left, right, scales[name])
 
-    notes = [f"LoRA adapter {adapter} merged into {len(used)} tensors"]
+    notes = [f"LoRA adapter {adapter} merged into {len(used)} tensors", *contents.notes]
     if contents.whole:
         notes.append(f"{_some(contents.whole)} stored whole in the adapter: the base's is replaced")
     notes += _left_out(named, contents, settings, used)
