@@ -203,7 +203,7 @@ def _templates(
 ) -> dict[str, str]:
     """Return chat templates by name; a file of its own stands before those of the settings."""
     if TEMPLATE in found:
-        return {"default": found[TEMPLATE].decode("utf-8", "replace")}
+        return {"default": _text(found[TEMPLATE], source)}
     stated = settings.get("chat_template")
     if stated is None:
         return {}
@@ -224,6 +224,20 @@ def _templates(
     return templates
 
 
+def _text(content: bytes, source: str) -> str:
+    """Return a template's text; raises where it is none."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{source}: {TEMPLATE} is no text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise CheckpointError(
+            f"{source}: {TEMPLATE} holds a zero byte at {text.index(chr(0))}, so it is no text; "
+            "fetch it again"
+        )
+    return text
+
+
 def _disagreements(
     found: Mapping[str, bytes], settings: Mapping[str, Any], adds_bos: bool
 ) -> list[str]:
@@ -232,7 +246,7 @@ def _disagreements(
     if "tokenizer.model" in found:
         notes.append(f"{JSON} is read, tokenizer.model beside it is not")
     stated = settings.get("chat_template")
-    if TEMPLATE in found and stated not in (None, found[TEMPLATE].decode("utf-8", "replace")):
+    if TEMPLATE in found and stated not in (None, found[TEMPLATE].decode("utf-8")):
         notes.append(f"{TEMPLATE} is taken, another chat template in {SETTINGS} is left")
     asked = settings.get("add_bos_token")
     if isinstance(asked, bool) and asked != adds_bos:

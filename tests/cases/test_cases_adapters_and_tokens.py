@@ -385,6 +385,23 @@ def test_case_26_a_template_that_cannot_be_parsed(tmp_path: Path, template: str)
     assert verify(made, made).equal and not describe(open_checkpoint(made)).problems
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"\xff\xfe{", "no text in UTF-8"),
+        (b"{{ 'a' }}\0", "zero byte at 9"),
+    ],
+)
+def test_case_26_a_template_file_that_is_none(tmp_path: Path, content: bytes, said: str) -> None:
+    tf.write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert "chat_template.jinja" in str(caught.value)
+
+
 def test_case_27_eos_token_is_the_text_of_the_files(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     tf.write_tokenizer(
