@@ -107,7 +107,15 @@ def test_quantised_tensors_and_what_is_left_of_them():
     refused, noted = quantised_tensors(["a.weight_scale", "b.k_scale"], floats)
     assert not refused and "2 tensors that quantisation leaves" in noted[0]
     refused, noted = quantised_tensors(["a.weight_scale", "c.weight_scale"], floats)
-    assert refused[0].startswith("1 tensors, such as c.weight_scale, mean FP8") and not noted
+    assert refused[0].startswith("1 tensors, such as c.weight_scale, mean quantised") and not noted
+    for dtype, name in (("int8", "INT8"), ("float8_e4m3fn", "FP8")):
+        (said,), _ = quantised_tensors(["c.weight_scale"], floats, narrow={"c.weight": dtype})
+        assert f"mean {name} quantised weights" in said and "FineGrained" not in said
+    (said,), _ = quantised_tensors(["c.weight_scale_inv"], floats)
+    assert "FineGrainedFP8Config" in said
+    for method in ("fbgemm_fp8", "modelopt"):
+        (said,) = quantised_fields({"quantization_config": {"quant_method": method}})
+        assert "load it with the library that quantised it" in said and "FineGrained" not in said
     (said,), _ = quantised_tensors(["c.scales", "c.qweight"], floats)
     assert "GPTQ's or AWQ's" in said
     assert not quantised_fields({"quantization_config": None, "quantization": {}})
