@@ -126,9 +126,9 @@ def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Toke
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
     opened = open_checkpoint(checkpoint, quiet=quiet)
-    for note in () if quiet else opened.notes:
-        print(f"note: {note}", file=sys.stderr)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
+    for note in () if quiet else (*opened.notes, *tokenizer.notes):
+        print(f"note: {note}", file=sys.stderr)
     return Llama.from_pretrained(opened, dtype=dtype), tokenizer
 
 

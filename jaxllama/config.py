@@ -246,7 +246,8 @@ def _token_problems(fields: Mapping[str, Any]) -> list[str]:
     if not is_count(vocab):
         return []  # said already
     return [
-        f"{name} {token!r}, expected a token id in 0..{vocab - 1}; check vocab_size"
+        f"{name} {token!r}, expected a token id in 0..{vocab - 1}"
+        + ("; check vocab_size" if _is_int(token) and token >= vocab else "")
         + _added_alone(name, token, vocab)
         for name, token in ids
         if not (token is None and name != "eos_token_ids" or _is_int(token) and 0 <= token < vocab)

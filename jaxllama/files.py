@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def size(path: Path) -> int:
 
 
 # How files begin that are often found in another's place, and what they are then.
+_LFS = "a Git LFS pointer instead of the file itself; run `git lfs pull` where it was cloned"
+_PICKLE = "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (
-        b"version https://git-lfs.github.com",
-        "a Git LFS pointer instead of the file itself; run `git lfs pull` where it was cloned",
-    ),
+    (b"version https://git-lfs.github.com", _LFS),
+    (b"version https://hawser.github.com", _LFS),  # as LFS was called first
     (b"../.git/annex/", "a git-annex pointer instead of the file itself; run `git annex get`"),
     (b"/annex/objects/", "a git-annex pointer instead of the file itself; run `git annex get`"),
     (b"\x1f\x8b\x08", "compressed by gzip; unpack it (gunzip, or tar xzf) first"),
@@ -74,20 +75,19 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive (PyTorch's files are such); give it in its own format's place"),
     (b"GGUF", "a GGUF file; name it so, *.gguf, and give its path"),
     (b"\x89HDF", "an HDF5 file; convert it to safetensors first"),
-    (b"\x80\x02", "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"),
-    (b"\x80\x04", "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"),
+    *((bytes([0x80, protocol]), _PICKLE) for protocol in range(2, 6)),
 )
-_WEB = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")
-_SAVED_ERRORS = (
-    b"entry not found",
-    b"repository not found",
-    b"invalid username or password",
-    b"not found",
-    b"access to model",
-    b"access to this",
-    b"access denied",
-    b"unauthorized",
-    b"forbidden",
+_TAR, _TAR_AT = b"ustar", 257
+_WEB = (b"<!doctype", b"<!--", b"<html", b"<?xml", b"<head", b"<error")
+# In words, perhaps after the status, or as an object in JSON.
+_SAVED_ERROR = re.compile(
+    rb"(?:(?:http/\S+ )?[1-5]\d\d\b[ :,-]*)?(?:"
+    rb"(?:entry |repository |revision )?not found|found\. redirecting|moved permanently|"
+    rb"(?:temporary|permanent) redirect|see other|bad gateway|service unavailable|"
+    rb"too many requests|internal server error|invalid username or password|"
+    rb"access (?:to model|to this|denied)|"
+    rb"unauthorized|forbidden)"
+    rb'|\{\s*"(?:error|message|detail)"\s*:'
 )
 _LOOKED_AT = 512
 
@@ -109,8 +109,10 @@ def stranger(head: bytes, *, own: bytes | tuple[bytes, ...] = b"") -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(_WEB):
         return "a web page, as a failed download leaves; fetch the file itself"
-    if text.startswith(_SAVED_ERRORS) or text.startswith(b'{"error"'):
-        said = head.split(b"\n")[0][:60].decode("ascii", "replace")
+    if head[_TAR_AT:].startswith(_TAR):
+        return "a tar archive; unpack it (tar xf) first"
+    if _SAVED_ERROR.match(text):
+        said = head.strip().split(b"\n")[0][:60].decode("ascii", "replace")
         return f"a server's answer ({said!r}) instead of the file; fetch it again"
     return ""
 

@@ -132,4 +132,8 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str], list[str]]:
     if not tokenizer.eos_ids:
         odd.append("no file names a token that ends a text: generation ends at its limit alone")
     template = "a chat template" if tokenizer.has_chat else "no chat template"
-    return f"{tokenizer.vocab_size} tokens, {template}", odd, []
+    return (
+        f"{tokenizer.vocab_size} tokens, {template}",
+        odd,
+        [f"tokenizer: {problem}" for problem in tokenizer.problems],
+    )

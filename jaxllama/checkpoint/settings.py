@@ -64,6 +64,9 @@ def _tokenizers(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
             read.append(checkpoint.tokenizer())
         except JaxLlamaError as error:
             yield f"tokenizer: cannot be read in the {which}: {error}", True
+            continue
+        for problem in read[-1].problems:
+            yield f"tokenizer: in the {which}: {problem}", True
     if len(read) == 2:
         for name, one, other in _tokenizer_differences(*read):
             yield f"tokenizer: {name}: {one} in the first, {other} in the second", True

@@ -46,7 +46,8 @@ def resolve(
     # Before names are looked at: a quantised layer has none of the expected ones.
     parts = [name for name, info in stored.items() if is_part(name) or _is_narrow(info)]
     floats = [name for name, info in stored.items() if is_float(info.dtype)]
-    refused, passed = quantised_tensors(parts, floats, metas=dialect == "meta")
+    narrow = {name: info.dtype.name for name, info in stored.items() if not is_float(info.dtype)}
+    refused, passed = quantised_tensors(parts, floats, narrow=narrow, metas=dialect == "meta")
     if refused:
         raise CheckpointError(f"{source}: {refused[0]}")
     plain, wrapped = unwrap((n for n in stored if n not in set(parts)), dialect, source)

@@ -32,18 +32,12 @@ def unwrap(
     Raises:
         CheckpointError: the tensors are of a model within a larger one, or beside an adapter.
     """
-    plain = {name: name for name in stored}
+    stored = list(stored)
     if dialect == "gguf":  # one program writes them all
-        return plain, []
-    _refuse_adapter(plain, source)
-    notes = []
-    for module, whose in _MODULES.items():
-        around = [name for name, inner in plain.items() if module in inner.split(".")]
-        if around:
-            notes.append(_note(len(around), f"'{module}.' of {whose}", "in them"))
-        for name in around:
-            plain[name] = ".".join(p for p in plain[name].split(".") if p != module)
-    prefix = _common_prefix(plain.values(), dialect)
+        return {name: name for name in stored}, []
+    _refuse_adapter(stored, source)
+    plain, notes = without_modules(stored)
+    prefix = common_prefix(plain.values(), dialect)
     if not prefix:
         return plain, notes
     outside = [name for name, inner in plain.items() if not inner.startswith(prefix)]
@@ -53,11 +47,24 @@ def unwrap(
             f"{prefix!r}, others, such as {outside[0]}, do not: a Llama within a larger model; "
             "save the inner model alone"
         )
-    notes.append(_note(len(plain), f"{prefix!r}", "in front of them"))
+    notes.append(note(len(plain), f"{prefix!r}", "in front of them"))
     return {name: inner.removeprefix(prefix) for name, inner in plain.items()}, notes
 
 
-def _note(count: int, what: str, where: str) -> str:
+def without_modules(stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return every stored name without the wrappers at any depth, and a note on each of these."""
+    plain, notes = {name: name for name in stored}, []
+    for module, whose in _MODULES.items():
+        around = [name for name, inner in plain.items() if module in inner.split(".")]
+        if around:
+            notes.append(note(len(around), f"'{module}.' of {whose}", "in them"))
+        for name in around:
+            plain[name] = ".".join(p for p in plain[name].split(".") if p != module)
+    return plain, notes
+
+
+def note(count: int, what: str, where: str) -> str:
+    """Return a note on `what` stands `where` in some names and is not read."""
     return f"{count} tensor names have {what} {where}: read without it"
 
 
@@ -71,7 +78,7 @@ def _refuse_adapter(names: Iterable[str], source: str) -> None:
         )
 
 
-def _common_prefix(names: Iterable[str], dialect: Dialect) -> str:
+def common_prefix(names: Iterable[str], dialect: Dialect) -> str:
     """Return what stands before names of the table where names themselves are not in it."""
     found: Counter[str] = Counter()
     for name in names:

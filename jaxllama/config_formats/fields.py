@@ -13,8 +13,10 @@ from reprlib import repr  # of bounded length: a value may be a whole vocabulary
 from typing import Any
 
 _NAMED = 8  # unknown fields that are named, of one file
-# -1 as signed and unsigned integers of the widths that files store ids in.
-_NO_TOKEN = (-1, 2**32 - 1, 2**64 - 1)
+# What stands for no token: -1, the -100 of losses, both as signed and unsigned integers of the
+# widths that files store ids in; and words that templates of files leave.
+_NO_TOKEN = (-1, -100, *(none % 2**bits for none in (-1, -100) for bits in (32, 64)))
+_NO_TOKEN_WORDS = ("", "none", "null")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Only:
         values: the harmless ones; True is not 1 here, and False not 0.
         means: what any other value would mean.
         remedy: what to do about that, where something can be done.
-        aliases: other names that publishers give to the first of `values`.
+        aliases: other names that publishers give to the first of `values`, in lower case.
         required: whether the field has to be there, holding something.
+        each: whether it may be a list, as of a value for each layer.
     """
 
     values: tuple[Any, ...]
@@ -34,6 +37,20 @@ class Only:
     remedy: str = ""
     aliases: tuple[Any, ...] = ()
     required: bool = False
+    each: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the harmless ones, or a list of such where each may be."""
+        listed = value if self.each and isinstance(value, list) else [value]
+        return all(is_one_of(one, self.values) for one in listed)
+
+    def spelt(self, value: Any) -> str:
+        """Return which text of `values` a text is another name or spelling of; empty if of none."""
+        if not isinstance(value, str):
+            return ""
+        text = value.strip().lower()
+        same = [one for one in self.values if isinstance(one, str) and one.lower() == text]
+        return same[0] if same else self.values[0] if text in self.aliases else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +80,7 @@ class FieldTable:
             value = content.get(name)
             if rule.required and value is None:
                 said.append(f"{name} is missing, expected {rule.values[0]!r}")
-            elif name in content and not is_one_of(value, (*rule.values, *rule.aliases)):
+            elif name in content and not (rule.allows(value) or rule.spelt(value)):
                 remedy = f"; {rule.remedy}" if rule.remedy else ""
                 said.append(
                     f"{name} {repr(value)} means {rule.means}, which is not supported{remedy}"
@@ -95,9 +112,9 @@ class FieldTable:
     def aliased(self, content: Mapping[str, Any]) -> list[str]:
         """Return a note for each field whose value is read under its usual name."""
         return [
-            f"{name} {content[name]!r} is read as {rule.values[0]!r}, of which it is another name"
+            f"{name} {content[name]!r} is read as {usual!r}, of which it is another name"
             for name, rule in self.only.items()
-            if name in content and is_one_of(content[name], rule.aliases)
+            if not rule.allows(content.get(name)) and (usual := rule.spelt(content.get(name)))
         ]
 
     def _is_anybodys(self, name: Any) -> bool:
@@ -110,15 +127,20 @@ def is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 
 def token_id(name: str, value: Any, notes: list[str]) -> Any:
-    """Return a stored token id, None where it says that there is none: null, or -1.
+    """Return a stored token id, None where it says that there is none: null, -1, -100, "none", [].
 
     Args:
         name: of the field, for the note.
         value: as stored; what is no id is returned as it is, to be refused.
-        notes: gets a line where -1 was read so.
+        notes: gets a line where anything but null was read so.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value in _NO_TOKEN:
-        notes.append(f"{name} {value} is read as no such token")
+    absent = value == [] or (
+        value.strip().lower() in _NO_TOKEN_WORDS
+        if isinstance(value, str)
+        else isinstance(value, int) and value in _NO_TOKEN
+    )
+    if absent:
+        notes.append(f"{name} {value!r} is read as no such token")
         return None
     return value
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxllama.config_formats.fields import FieldTable, Only, is_one_of, token_ids
 
 _IDS = frozenset(["bos_token_id", "eos_token_id", "pad_token_id"])
+_USE = {"eos_token_id": " for the ends of a text"}
 _OFF = (None, False)
 # Settings that choose other tokens than plain greedy search, unless they hold one of these values.
 _SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -68,14 +69,14 @@ _TABLE = FieldTable(
 
 
 def read_generation(
-    content: Mapping[str, Any], vocab_size: int, stated_ends: tuple[int, ...]
+    content: Mapping[str, Any], vocab_size: int, stated: Mapping[str, Sequence[int | None]]
 ) -> tuple[list[str], list[str]]:
     """Look at a generation_config.json.
 
     Args:
         content: the parsed file.
         vocab_size: ids of the model are below it.
-        stated_ends: the ends that the model's configuration states, which this file's go before.
+        stated: ids that the model's configuration states, by field, which this file's go before.
 
     Returns:
         Notes: what is read otherwise than it stands, left, or not obeyed; and problems: ids that
@@ -92,12 +93,13 @@ def read_generation(
         for value in values
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size
     ]
-    ends = ids["eos_token_id"]
-    if ends and stated_ends and not problems and set(ends) != set(stated_ends):
-        notes.append(
-            f"eos_token_id {list(ends)} is taken for the ends of a text, {list(stated_ends)} of "
-            "the configuration is left"
-        )
+    for name, values in ids.items() if not problems else ():
+        others = [other for other in stated.get(name, ()) if other is not None]
+        if values and others and set(values) != set(others):
+            notes.append(
+                f"{name} {list(values)} is taken{_USE.get(name, '')}, {others} of the "
+                "configuration is left"
+            )
     unlike = {
         name: content[name]
         for name, usual in _SETTINGS.items()

@@ -68,6 +68,7 @@ _TABLE = FieldTable(
         "llama.use_parallel_residual": Only((False,), _OTHER),
         "llama.attention.sliding_window": Only((0,), "another attention mask"),
         "llama.pooling_type": Only((0,), _OTHER),
+        "llama.attention.scale": Only((0,), "another scale of the scores"),
         "llama.rope.scaling.attn_factor": Only((0, 1), "scaled attention"),
         "llama.embedding_scale": Only((0, 1), "scaled embeddings"),
         "llama.residual_scale": Only((0, 1), "scaled residual branches"),

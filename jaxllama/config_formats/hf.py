@@ -49,6 +49,9 @@ _ONLY = {
     "sliding_window": Only((None,), _OTHER_MASK),
     "use_sliding_window": Only(_OFF, _OTHER_MASK),
     "attention_chunk_size": Only((None,), _OTHER_MASK),
+    "layer_types": Only((None, "full_attention"), _OTHER_MASK, each=True),
+    "no_rope_layers": Only((None, 1), "layers without rotation", each=True),  # 0 is without
+    "no_rope_layer_interval": Only((None, 0), "layers without rotation"),
     "partial_rotary_factor": Only(_ONE, "rotation of a part of each head"),
     "rotary_pct": Only(_ONE, "rotation of a part of each head"),
     "rope_interleaved": Only(_OFF, "interleaved rotary pairs"),
@@ -62,6 +65,12 @@ _ONLY = {
     "use_parallel_residual": Only(_OFF, "attention and MLP side by side"),
     "logit_scale": Only(_ONE, "scaled logits"),
     "logits_scaling": Only(_ONE, "scaled logits"),
+    "scale_emb": Only(_ONE, "scaled embeddings"),
+    "scale_depth": Only((None,), "scaled residual branches"),
+    "dim_model_base": Only((None,), "scaled logits"),
+    "attention_multiplier": Only((None,), "another scale of the scores"),
+    "query_pre_attn_scalar": Only((None,), "another scale of the scores"),
+    "clip_qkv": Only((None,), "capped projections"),
     "embedding_multiplier": Only(_ONE, "scaled embeddings"),
     "residual_multiplier": Only(_ONE, "scaled residual branches"),
     "attn_logit_softcapping": Only((None,), "capped attention scores"),
@@ -95,6 +104,9 @@ HARMLESS = frozenset([
     "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "typical_p",
     "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attn",
     "use_flash_attention_2",
+    # Of training: dropout, noise and recomputation; and limits of length.
+    "attn_pdrop", "classifier_dropout", "embd_pdrop", "embedding_dropout", "gradient_checkpointing",
+    "hidden_dropout", "max_seq_len", "max_window_layers", "neftune_noise_alpha",
     # PaddleNLP: how a training was laid out, and which of several equal kernels ran.
     "dpo_config", "fuse_attention_ffn", "fuse_attention_qkv", "fuse_sequence_parallel_allreduce",
     "fuse_swiglu", "long_sequence_init_args", "long_sequence_strategy_name",
@@ -148,7 +160,8 @@ def read_hf(
     fields["eos_token_ids"] = token_ids("eos_token_id", config.get("eos_token_id"), notes)
     fields["head_dim"] = _head_dim(config)
     fields["rope_theta"], fields["rope_scaling"] = _rope(config, problems)
-    problems += [p + _taken_then(p, config) for p in config_problems(fields)]
+    named = (p.replace("eos_token_ids ", "eos_token_id ", 1) for p in config_problems(fields))
+    problems += [p + _taken_then(p, config) for p in named]
     problems += TABLE.unknown(config)
     if problems:
         raise ConfigError(join_problems(source, problems))

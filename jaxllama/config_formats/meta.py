@@ -37,8 +37,17 @@ _ALSO_READ = {
 _OFF = (None, False)
 _TABLE = FieldTable(
     read=frozenset({*_FIELDS, *_ALSO_READ, *FIELDS}),
-    harmless=frozenset(["max_batch_size", "max_seq_len", "model_parallel_size", "max_context_len"]),
+    # The tokenizer says the special tokens' ids, and nothing is dropped in inference.
+    harmless=frozenset(
+        [
+            *("max_batch_size", "max_seq_len", "model_parallel_size", "max_context_len"),
+            *("bos_id", "eos_id", "pad_id", "dropout"),
+        ]
+    ),
     only={
+        "moe": Only((None,), "a mixture of experts"),
+        "moe_args": Only((None,), "a mixture of experts"),
+        "sliding_window": Only((None,), "another attention mask"),
         "bias": Only(_OFF, "biases in the projections"),
         "attn_bias": Only(_OFF, "biases in the attention projections"),
         "norm_type": Only((None, "rmsnorm"), "another norm"),

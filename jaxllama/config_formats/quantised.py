@@ -6,13 +6,16 @@ Block encodings that GGUF readers dequantise are no part of this: those are read
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from reprlib import repr  # of bounded length
 from typing import Any
 
 _FLOATS_TAKEN = "take the float checkpoint that it was made of"
 _BY_TRANSFORMERS = (
     "load it with transformers, `dequantize()` the model and save it, or " + _FLOATS_TAKEN
+)
+_BY_ITS_MAKER = (
+    "load it with the library that quantised it and save it dequantised, or " + _FLOATS_TAKEN
 )
 
 
@@ -55,14 +58,17 @@ _FP8 = Method(
     "FP8",
     "load it with transformers' FineGrainedFP8Config(dequantize=True) and save it, or "
     + _FLOATS_TAKEN,
-    (
-        *("weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale", "input_scale_ub"),
-        *("output_scale", "activation_scale"),
-    ),
+    ("weight_scale_inv", "activation_scale"),
+)
+# Of several libraries; the weights' dtype says to what they are quantised.
+_SCALED = Method(
+    "",
+    _BY_ITS_MAKER,
+    ("weight_scale", "weight_scale_2", "input_scale", "input_scale_ub", "output_scale"),
 )
 _META = Method("Meta's QLoRA or SpinQuant", _FLOATS_TAKEN, ("adaptor.A.weight", "adaptor.B.weight"))
 _OTHER = Method("", _FLOATS_TAKEN, ("W_q", "codebooks", "codes", "SVh", "Qidxs", "qscales"))
-_METHODS = (_META, _GPTQ, _BITSANDBYTES, _COMPRESSED, _FP8, _MLX, _OTHER)
+_METHODS = (_META, _GPTQ, _BITSANDBYTES, _COMPRESSED, _FP8, _SCALED, _MLX, _OTHER)
 # Of a cache in FP8: the weights are whole without them.
 _CACHE_PARTS = ("k_scale", "v_scale", "q_scale", "prob_output_scale", "kv_scale")
 _BY_NAME = {
@@ -73,8 +79,8 @@ _BY_NAME = {
     "bitsandbytes_8bit": _BITSANDBYTES,
     "compressed-tensors": _COMPRESSED,
     "fp8": _FP8,
-    "fbgemm_fp8": _FP8,
-    "modelopt": _FP8,
+    "fbgemm_fp8": Method("FBGEMM's FP8", _BY_ITS_MAKER),
+    "modelopt": Method("ModelOpt's", _BY_ITS_MAKER),
 }
 # Fields of config.json and params.json that say so.
 FIELDS = (
@@ -121,13 +127,18 @@ def is_part(name: str) -> bool:
 
 
 def quantised_tensors(
-    parts: Iterable[str], floats: Iterable[str], *, metas: bool = False
+    parts: Iterable[str],
+    floats: Iterable[str],
+    *,
+    narrow: Mapping[str, str] | None = None,
+    metas: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Tell quantised weights from what was left beside float ones.
 
     Args:
         parts: names of the stored tensors that `is_part` says yes to, and of those in FP8.
         floats: names of the tensors that are stored as floats.
+        narrow: dtypes of the tensors that are not, by name.
         metas: whether the names are Meta's, whose scales are called like MLX's.
 
     Returns:
@@ -139,10 +150,14 @@ def quantised_tensors(
         if method is None or (
             method is not _CACHE and f"{_layer_of(name, method)}.weight" not in whole
         ):
-            decisive.append((name, method or _FP8))
+            decisive.append((name, method or _SCALED))
     if decisive:
         name, method = next((d for d in decisive if d[1] is not _MLX), decisive[0])
         method = _META if metas and method is _MLX else method
+        if method is _SCALED:
+            layer = _layer_of(name, method) if is_part(name) else name.removesuffix(".weight")
+            stored = (narrow or {}).get(f"{layer}.weight", "")
+            method = replace(method, name="FP8" if "float8" in stored else stored.upper())
         return [
             f"{len(decisive)} tensors, such as {name}, mean {_weights(method)}; dequantise the "
             f"checkpoint first: {method.how}"

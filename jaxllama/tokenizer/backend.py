@@ -54,6 +54,7 @@ class Parts:
     chat_template: str | None
     chat: Chat | None
     notes: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = field(default=())
 
 
 def check_text(text: str) -> None:

@@ -72,7 +72,7 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     named = read_special_tokens(found, settings, tokenizer, source)
     special = _special(tokenizer)
     notes = [*named.notes, *_without_state(tokenizer), *_add(tokenizer, named, source)]
-    stated = {**model, **generation}
+    stated = {**model, **generation}  # of both, generation's word comes first
     bos = _role("bos_token", tokenizer, named, stated, notes)
     if bos is None and config is not None:
         bos = config.bos_token_id
@@ -84,6 +84,13 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     special |= _special(tokenizer)  # what was special once is left out of texts for good
     around = tokenizer.encode("").ids
     adds_bos = bos is not None and around[:1] == [bos]
+    chat = TemplateChat(
+        templates=templates,
+        variables=named.variables,
+        added=AddedTexts(ids=added, special=special, control=settings.get("chat_control_tokens")),
+        encode_plain=backend.encode_plain,
+        source=source,
+    )
     return Parts(
         backend=backend,
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1),
@@ -93,22 +100,14 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
         pad_id=_role("pad_token", tokenizer, named, stated, notes),
         adds_bos=adds_bos,
         chat_template=templates.get("default"),
-        chat=TemplateChat(
-            templates=templates,
-            variables=named.variables,
-            added=AddedTexts(
-                ids=added, special=special, control=settings.get("chat_control_tokens")
-            ),
-            encode_plain=backend.encode_plain,
-            source=source,
-        )
-        if templates
-        else None,
+        chat=chat if templates else None,
         notes=(
             *notes,
             *_disagreements(found, settings, adds_bos),
+            *_other_ids(tokenizer, named, {GENERATION: generation, "config.json": model}),
             *_around(tokenizer, around, bos),
         ),
+        problems=chat.problems,
     )
 
 
@@ -204,7 +203,7 @@ def _templates(
 ) -> dict[str, str]:
     """Return chat templates by name; a file of its own stands before those of the settings."""
     if TEMPLATE in found:
-        return {"default": found[TEMPLATE].decode("utf-8", "replace")}
+        return {"default": _text(found[TEMPLATE], source)}
     stated = settings.get("chat_template")
     if stated is None:
         return {}
@@ -225,13 +224,29 @@ def _templates(
     return templates
 
 
+def _text(content: bytes, source: str) -> str:
+    """Return a template's text; raises where it is none."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{source}: {TEMPLATE} is no text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise CheckpointError(
+            f"{source}: {TEMPLATE} holds a zero byte at {text.index(chr(0))}, so it is no text; "
+            "fetch it again"
+        )
+    return text
+
+
 def _disagreements(
     found: Mapping[str, bytes], settings: Mapping[str, Any], adds_bos: bool
 ) -> list[str]:
     """Say where two files answer one question, and which is taken."""
     notes = []
+    if "tokenizer.model" in found:
+        notes.append(f"{JSON} is read, tokenizer.model beside it is not")
     stated = settings.get("chat_template")
-    if TEMPLATE in found and stated not in (None, found[TEMPLATE].decode("utf-8", "replace")):
+    if TEMPLATE in found and stated not in (None, found[TEMPLATE].decode("utf-8")):
         notes.append(f"{TEMPLATE} is taken, another chat template in {SETTINGS} is left")
     asked = settings.get("add_bos_token")
     if isinstance(asked, bool) and asked != adds_bos:
@@ -239,6 +254,24 @@ def _disagreements(
             f"add_bos_token {str(asked).lower()} in {SETTINGS} is left, as in transformers 5: "
             f"{JSON} puts {'a' if adds_bos else 'no'} bos first"
         )
+    return notes
+
+
+def _other_ids(
+    tokenizer: tokenizers.Tokenizer, named: SpecialTokens, stated: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say where the model's files give a role to another token than the tokenizer's own, taken."""
+    notes = []
+    for role in ("bos_token", "pad_token"):
+        text = named.variables.get(role)
+        for file, content in stated.items():
+            number = token_id(f"{role}_id", content.get(f"{role}_id"), [])
+            own = None if text is None else tokenizer.token_to_id(text)
+            if own is not None and number is not None and number != own:
+                notes.append(
+                    f"{role} {text!r} of the tokenizer, id {own}, is taken: {role}_id {number} in "
+                    f"{file} is left"
+                )
     return notes
 
 

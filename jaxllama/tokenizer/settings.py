@@ -31,6 +31,8 @@ _HARMLESS = frozenset([
     "max_len", "max_length", "model_input_names", "model_max_length", "pad_to_multiple_of",
     "pad_token_type_id", "padding", "padding_side", "return_token_type_ids", "stride",
     "truncation", "truncation_side", "truncation_strategy",
+    # The texts of these tokens are read.
+    "bos_token_id", "eos_token_id", "pad_token_id",
     # Where it came from, and what reads answers.
     "_commit_hash", "auto_map", "backend", "cache_dir", "device_map", "files_loaded", "init_inputs",
     "is_local", "local_files_only", "name_or_path", "processor_class", "response_schema",

@@ -65,10 +65,11 @@ def read_special_tokens(
     stated = {key: value for key, value in settings.items() if value is not None}
     older = _older(found, source)
     if "added_tokens_decoder" in settings:
-        notes = _unread(older, stated)
+        left = {key: stated.get(key) for key in ROLES if key in older}
+        notes = _contradicted(_SETTINGS, left, MAP, older)
         older, listed = {}, _listed(stated.get("added_tokens_decoder"), source)
     else:
-        notes = []
+        notes = _contradicted(MAP, older, _SETTINGS, stated)
         listed = _added(found, {**stated, **older}, source)
         listed |= tokenizer.get_added_tokens_decoder()
     by_text = {token.content: token for token in listed.values()}
@@ -184,13 +185,13 @@ def _text(value: Any) -> Any:
     return value.get("content") if isinstance(value, Mapping) else value
 
 
-def _unread(older: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
-    """Say where the older file names other tokens than the newer, which is taken."""
-    for key in ROLES:
-        theirs, ours = _text(older.get(key)), _text(stated.get(key))
-        if key in older and theirs != ours:
-            return [
-                f"{MAP} is left, as in transformers 5: it has {key} {theirs!r}, {_SETTINGS} "
-                f"{ours!r}"
-            ]
-    return []
+def _contradicted(
+    taken: str, ours: Mapping[str, Any], left: str, theirs: Mapping[str, Any]
+) -> list[str]:
+    """Say which tokens a file that is left names otherwise than the one that is taken."""
+    said = [
+        f"{key} {_text(theirs[key])!r}, {taken} {_text(ours[key])!r}"
+        for key in ROLES
+        if key in ours and key in theirs and _text(theirs[key]) != _text(ours[key])
+    ]
+    return [f"{left} is left, as in transformers 5: it has {'; '.join(said)}"] if said else []

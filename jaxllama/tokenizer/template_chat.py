@@ -20,6 +20,7 @@ _PLAIN = (
     [{"role": "user", "content": "Hi"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
 )
+_MEND = "mend the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
 # Names of what an assistant thought; templates read the first, or else the second.
 # Source: `_REASONING_FIELDS` in transformers' `chat_template_utils.py`.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -98,8 +99,7 @@ class TemplateChat:
                 ) from error
             raise CheckpointError(
                 f"{self.source}: the chat template fails on any conversation: {_said(error)}; "
-                "mend the template (chat_template.jinja, or chat_template in "
-                "tokenizer_config.json)"
+                f"{_MEND}"
             ) from error
 
     def encode(
@@ -115,6 +115,19 @@ class TemplateChat:
             text, self.added.ids, partial(encode, specials=True), self.encode_plain
         )
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with templates that cannot be parsed, a line each."""
+        return tuple(filter(None, map(self._problem, self.templates)))
+
+    def _problem(self, name: str) -> str:
+        try:
+            compile_template(self.templates[name])
+        except Exception as error:  # the parser of a template fails in many ways
+            called = "the chat template" if name == "default" else f"the chat template {name!r}"
+            return f"{called} cannot be parsed: {_said(error)}; {_MEND}"
+        return ""
+
     def _template(self, tools: Any) -> str:
         name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
         if name not in self.templates:
@@ -122,6 +135,8 @@ class TemplateChat:
                 f"{self.source}: has chat templates {', '.join(sorted(self.templates))}, and none "
                 "called default"
             )
+        if problem := self._problem(name):
+            raise CheckpointError(f"{self.source}: {problem}")
         return self.templates[name]
 
 

@@ -30,6 +30,7 @@ class Tokenizer:
         chat_template: Jinja source, if there is one; Meta's format of chats has none.
         has_chat: whether conversations can be encoded.
         notes: what is odd in the files and does no harm.
+        problems: what is damaged in them, though plain texts can be encoded.
     """
 
     def __init__(self, parts: Parts):
@@ -40,7 +41,7 @@ class Tokenizer:
         self.adds_bos = parts.adds_bos
         self.chat_template = parts.chat_template
         self.has_chat = parts.chat is not None
-        self.notes = parts.notes
+        self.notes, self.problems = parts.notes, parts.problems
 
     @classmethod
     def from_directory(cls, path: Path | str) -> Tokenizer:

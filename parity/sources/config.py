@@ -21,8 +21,11 @@ class Scaling:
 
 
 def token_or_none(value: Any) -> Any:
-    """Return a stored token id; None for -1, of whatever width, which says that there is none."""
-    absent = isinstance(value, int) and value in (-1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+    """Return a stored token id; None for what stands for none.
+
+    That is below zero as a signed integer of any width, a word, or an empty list.
+    """
+    absent = isinstance(value, str | list) or (value is not None and not 0 <= value < 1 << 31)
     return None if absent else value
 
 

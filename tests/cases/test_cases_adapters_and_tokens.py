@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from adapters import ALPHA, RANK, write_adapter
 from safetensors.numpy import load_file, save_file
 
 import parity
-from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny
+from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, tiny, verify
 from jaxllama.checkpoint.gguf.tokenizer import MERGES, PRE, TYPES
 from jaxllama.checkpoint.info import describe
 from jaxllama.cli import main
@@ -133,6 +134,66 @@ def test_case_18_factors_for_a_tied_head(tmp_path: Path, module: str) -> None:
     assert f"2 tensors, such as base_model.model.{module}.lora_A.weight" in message
     assert "are tied in this model" in message and "untie the base first" in message
     assert "no weight of this model" not in message
+
+
+def renamed(adapter: Path, rename: Callable[[str], str]) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file({rename(name): values for name, values in load_file(file).items()}, file)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "_orig_mod.": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    "module.": lambda name: "module." + name,
+    "'model.'": lambda name: name.replace("model.layers", "model.model.layers"),
+    ".default": lambda name: name.replace(".weight", ".default.weight"),
+}
+
+
+@pytest.mark.parametrize("around", WRAPPED)
+def test_case_18_names_in_wrappers(tmp_path: Path, around: str) -> None:
+    checkpoint = base()
+    write_adapter(tmp_path / "lora", checkpoint, MODULES)
+    plain, _ = merge(checkpoint, tmp_path / "lora", tmp_path / "a")
+    renamed(tmp_path / "lora", WRAPPED[around])
+    merged, notes = merge(checkpoint, tmp_path / "lora", tmp_path / "b")
+    assert verify(plain, merged).equal
+    assert sum(around in line and "read without it" in line for line in notes.splitlines()) == 1
+
+
+def test_case_18_parts_of_other_adapters(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "lora", base(), MODULES)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    sound, at = load_file(file), f"base_model.model.{MODULES[0]}"
+    for part, said in {
+        "lora_magnitude_vector": "DoRA, which scales",
+        "lora_B.bias": "biases beside the factors",
+    }.items():
+        save_file(sound | {f"{at}.{part}": np.ones(4, np.float32)}, file)
+        assert said in refused(base(), tmp_path / "lora", tmp_path / "out")
+    both = {
+        name.replace(".weight", f".{one}.weight"): v for one in "ab" for name, v in sound.items()
+    }
+    save_file(both, file)
+    assert "several adapters: 'a', 'b'" in refused(base(), tmp_path / "lora", tmp_path / "out")
+    renamed(
+        tmp_path / "lora", lambda name: name.replace(".a.", ".").replace("self_attn", "attention")
+    )
+    assert "several" not in (message := refused(base(), tmp_path / "lora", tmp_path / "out"))
+    assert "no weight of this model" in message
+
+
+def test_case_18_what_an_adapter_leaves_is_said(tmp_path: Path) -> None:
+    checkpoint = base(tie_word_embeddings=False)
+    adapter = tmp_path / "lora"
+    write_adapter(adapter, checkpoint, MODULES, modules_to_save=["lm_head"])
+    assert "modules_to_save: 'lm_head' is left" in merge(checkpoint, adapter, tmp_path / "a")[1]
+    factors = load_file(adapter / "adapter_model.safetensors")
+    head = {"base_model.model.lm_head.weight": checkpoint.read("lm_head.weight")}
+    save_file(factors | head, adapter / "adapter_model.safetensors")
+    assert "is left" not in merge(checkpoint, adapter, tmp_path / "b")[1]
+    (adapter / "adapter_model.bin").write_bytes(b"x")
+    notes = merge(checkpoint, adapter, tmp_path / "c")[1]
+    assert "adapter_model.bin; adapter_model.safetensors is" in notes
 
 
 def test_case_18_the_remedy_does(tmp_path: Path) -> None:
@@ -306,6 +367,41 @@ def test_case_26_messages_are_not_blamed_for_a_template(tmp_path: Path) -> None:
     assert "messages" not in said and "made_up" in said
 
 
+@pytest.mark.parametrize("template", ["{% for %}", "{% do x %}", "{{ 'a' | made_up }}"])
+def test_case_26_a_template_that_cannot_be_parsed(tmp_path: Path, template: str) -> None:
+    made = convert(tiny(num_hidden_layers=1), tmp_path / "broken", to="hf").target
+    settings = json.loads((made / "tokenizer_config.json").read_text())
+    broken = json.dumps(settings | {"chat_template": template})
+    (made / "tokenizer_config.json").write_text(broken)
+    opened = open_checkpoint(made)
+    tokenizer = opened.tokenizer()
+    assert tokenizer.encode("hi", bos=False) == [104, 105]
+    for encode in (tokenizer.render_chat, tokenizer.encode_chat):
+        with pytest.raises(CheckpointError, match="the chat template cannot be parsed: line 1"):
+            encode(USER)
+    assert ["cannot be parsed" in line for line in describe(opened).problems] == [True]
+    assert len(verify(made, made).config) == 2  # one of each side
+    (made / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert verify(made, made).equal and not describe(open_checkpoint(made)).problems
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"\xff\xfe{", "no text in UTF-8"),
+        (b"{{ 'a' }}\0", "zero byte at 9"),
+    ],
+)
+def test_case_26_a_template_file_that_is_none(tmp_path: Path, content: bytes, said: str) -> None:
+    tf.write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert "chat_template.jinja" in str(caught.value)
+
+
 def test_case_27_eos_token_is_the_text_of_the_files(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     tf.write_tokenizer(
@@ -316,6 +412,33 @@ def test_case_27_eos_token_is_the_text_of_the_files(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert tokenizer.render_chat(USER) == "hi<|turn|>"
     assert tokenizer.eos_ids == (257, 259)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"special_tokens_map_json": {"bos_token": "a"}},
+            "bos_token '<s>', special_tokens_map.json",
+        ),
+        (
+            {"config_json": {"bos_token_id": 97}},
+            "bos_token '<s>' of the tokenizer, id 256, is taken",
+        ),
+        (
+            {"generation_config_json": {"pad_token_id": 5}},
+            "pad_token_id 5 in generation_config.json",
+        ),
+        ({"tokenizer_model": "x"}, "tokenizer.json is read, tokenizer.model beside it is not"),
+    ],
+)
+def test_case_27_of_two_answers_one_is_said(tmp_path: Path, files: Any, said: str) -> None:
+    tf.write_tokenizer(tmp_path, **files)
+    notes = Tokenizer.from_directory(tmp_path).notes
+    assert sum(said in note for note in notes) == 1
+    agreed = {"bos_token_id": 256, "pad_token_id": 258}
+    tf.write_tokenizer(tmp_path / "x", config_json=agreed, generation_config_json=agreed)
+    assert not Tokenizer.from_directory(tmp_path / "x").notes
 
 
 @pytest.mark.parametrize(("asked", "ids"), [(True, [97]), (False, [256, 97])])

@@ -86,6 +86,19 @@ def test_case_01_minus_one_is_no_token(hf: Path, tmp_path: Path, name: str):
         assert "pad_token_id -2, expected a token id" in refused(hf)
 
 
+@pytest.mark.parametrize("none", [-100, "none", []])
+def test_case_01_other_words_for_no_token(hf: Path, none: object):
+    (hf / "generation_config.json").write_text(json.dumps({"pad_token_id": none}))
+    ff.edit(hf / ff.CONFIG, pad_token_id=none)
+    opened = open_checkpoint(hf)
+    assert f"config.json: pad_token_id {none!r} is read as no such token" in opened.notes
+    assert opened.config.pad_token_id is None and open_source(hf).config == opened.config
+    assert not describe(open_checkpoint(hf)).problems
+    open_checkpoint(hf).tokenizer()
+    ff.edit(hf / ff.CONFIG, eos_token_id="x")
+    assert "eos_token_id 'x', expected a token id in 0..263" in refused(hf)
+
+
 def test_case_01_minus_one_in_other_files(hf: Path, written: dict[str, Path], tmp_path: Path):
     (hf / "generation_config.json").write_text('{"pad_token_id": -1}')
     noted(hf, "generation_config.json", "pad_token_id -1")
@@ -122,8 +135,9 @@ def test_case_03_saved_again_by_an_older_release(hf: Path):
 
 
 def test_case_04_swish_is_silu(hf: Path, written: dict[str, Path], tmp_path: Path):
-    ff.edit(hf / ff.CONFIG, hidden_act="swish")
-    noted(hf, "'swish'", "'silu'")
+    for name in ("SiLU", "silu ", "swish"):
+        ff.edit(hf / ff.CONFIG, hidden_act=name)
+        noted(hf, repr(name), "'silu'")
     again = ff.write(open_checkpoint(hf), tmp_path / "again")
     assert json.loads((again / ff.CONFIG).read_text())["hidden_act"] == "silu"
     assert same_weights(again, written["hf"])
@@ -158,6 +172,37 @@ def test_case_05_fields_of_another_library(hf: Path):
     assert "30 fields are not known" in lines[3] and "and 22 more" in lines[3]
     assert lines[3].endswith("remove those that are certain not to")
     assert len(lines) == 4
+
+
+OFF = {
+    "layer_types": ["full_attention"] * 3,
+    "no_rope_layers": [1, 1],
+    "gradient_checkpointing": True,
+    "embd_pdrop": 0.1,
+    "neftune_noise_alpha": 5,
+    "max_window_layers": 28,
+    "max_seq_len": 2048,
+}
+ON = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "no_rope_layers": [1, 0],
+    "scale_emb": 12,
+}
+
+
+def test_case_05_fields_of_other_models(hf: Path, meta: Path):
+    before = open_checkpoint(hf).config
+    ff.edit(hf / ff.CONFIG, **OFF)
+    ff.edit(hf / "tokenizer_config.json", bos_token_id=256, eos_token_id=257, pad_token_id=None)
+    assert open_checkpoint(hf).config == before and open_checkpoint(hf).tokenizer()
+    ff.edit(meta / "params.json", max_seq_len=2048, dropout=0, bos_id=1, eos_id=2)
+    open_checkpoint(meta)
+    for name, value in ON.items():
+        ff.edit(hf / ff.CONFIG, **{name: value})
+        assert f"{name} {value!r} means" in refused(hf)
+        ff.edit(hf / ff.CONFIG, **{name: OFF.get(name)})
+    ff.edit(meta / "params.json", moe_args={"num_experts": 8})
+    assert "means a mixture of experts" in refused(meta)
 
 
 def _packed(name: str, part: str, dtype: Any) -> dict[str, np.ndarray]:
@@ -256,6 +301,14 @@ def test_case_07_two_formats_in_a_directory(hf: Path, written: dict[str, Path]):
     noted(hf, "model-q8.gguf is read", "config.json is not")
     shutil.copy(written["gguf"], hf / "model-f16.gguf")
     assert "2 GGUF files (model-f16.gguf, model-q8.gguf)" in refused(hf)
+
+
+def test_case_08_an_index_of_nothing(hf: Path):
+    (hf / ff.WEIGHTS).rename(hf / "model-00001-of-00001.safetensors")
+    (hf / f"{ff.WEIGHTS}.index.json").write_text('{"weight_map": {}}')
+    assert "weight_map names no tensor" in refused(hf)
+    (hf / "model-00001-of-00001.safetensors").rename(hf / ff.WEIGHTS)
+    noted(hf, "weight_map names no tensor")
 
 
 def test_case_08_the_index_leaves_a_tensor_out(hf: Path):

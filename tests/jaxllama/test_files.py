@@ -16,6 +16,28 @@ from jaxllama.checkpoint.hf.safetensors_file import read_header
 from jaxllama.errors import CheckpointError
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"Found. Redirecting to https://host/x", "a server's answer ('Found. Redirecting"),
+        (b"404: Not Found", "a server's answer"),
+        (b"HTTP/1.1 503 Service Unavailable", "a server's answer"),
+        (b'{"message":"Not Found"}', "a server's answer"),
+        (b'\n{ "error" : "x"}', "a server's answer"),
+        (b"<!-- a page --><html>", "a web page"),
+        (b"config.json" + bytes(246) + b"ustar\x0000", "a tar archive"),
+        (b"version https://hawser.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\x80\x03}", "a pickle"),
+        (b'{"model_type": "llama", "message": 1}', ""),
+        (b"404 words and no status", ""),
+        (b"{% if message %}not found{% endif %}", ""),
+    ],
+)
+def test_more_strangers(content: bytes, said: str):
+    found = files.stranger(content)
+    assert said in found and bool(said) == bool(found)
+
+
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_strangers_are_named(kind: str, tmp_path: Path):
     content, word = STRANGERS[kind]

@@ -104,7 +104,12 @@ def generation_settings(path: Path, config: LlamaConfig) -> tuple[list[str], lis
     if not (path / GENERATION).exists():
         return [], []
     content = files.read_json(files.inside(path, GENERATION))
-    notes, problems = read_generation(content, config.vocab_size, config.eos_token_ids)
+    stated = {
+        "bos_token_id": (config.bos_token_id,),
+        "eos_token_id": config.eos_token_ids,
+        "pad_token_id": (config.pad_token_id,),
+    }
+    notes, problems = read_generation(content, config.vocab_size, stated)
     return [f"{GENERATION}: {n}" for n in notes], [f"{GENERATION}: {p}" for p in problems]
 
 

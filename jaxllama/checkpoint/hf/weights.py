@@ -73,6 +73,8 @@ def _weight_map(path: Path) -> dict[str, str]:
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise CheckpointError(f"{path / INDEX}: weight_map is not an object of file names")
+    if not weight_map:
+        raise CheckpointError(f"{path / INDEX}: weight_map names no tensor; fetch the index again")
     return weight_map
 
 

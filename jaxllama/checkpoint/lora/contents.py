@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,19 @@ from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.dtypes import is_float
 from jaxllama.checkpoint.hf.safetensors_file import Slot, read_header
+from jaxllama.checkpoint.lora.names import plain_names
+from jaxllama.checkpoint.lora.settings import unsupported
 from jaxllama.checkpoint.names import EMBEDDING, HEAD, from_dialect
 from jaxllama.errors import CheckpointError, join_problems
 
 WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.base_layer|\.modules_to_save)?\.weight")
+# Parts of other kinds of LoRA, by the field of adapter_config.json that ought to say so.
+_OTHERS = {
+    "use_dora": re.compile(r".+\.lora_magnitude_vector(?:\.weight)?"),
+    "lora_bias": re.compile(r".+\.lora_(?:embedding_)?[AB]\.bias"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class Contents:
         file: where.
         factors: to be added.
         whole: weights that replace the base's.
+        notes: on names that are read otherwise than they are stored.
     """
 
     file: Path
     factors: Mapping[str, Factors]
     whole: Mapping[str, Slot]
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -63,6 +72,7 @@ class _Found:
     whole: dict[str, Slot] = field(default_factory=dict)
     tied: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
+    others: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -79,8 +89,10 @@ def read_contents(checkpoint: Checkpoint, adapter: Path) -> Contents:
             f"PEFT and save it again, which writes {WEIGHTS}"
         )
     found = _Found()
-    for name, slot in read_header(file).items():
-        _sort(found, name, slot, checkpoint)
+    header = read_header(file)
+    plain, notes = plain_names(header, str(adapter))
+    for name, slot in header.items():
+        _sort(found, plain[name], slot, checkpoint)
     factors = {}
     for name, pair in found.pairs.items():
         if pair.keys() == {"A", "B"}:
@@ -95,10 +107,13 @@ def read_contents(checkpoint: Checkpoint, adapter: Path) -> Contents:
         raise CheckpointError(
             join_problems(str(adapter), problems or ["holds no LoRA factors of this model"])
         )
-    return Contents(file, factors, found.whole)
+    return Contents(file, factors, found.whole, notes)
 
 
 def _sort(found: _Found, name: str, slot: Slot, checkpoint: Checkpoint) -> None:
+    if kind := next((kind for kind, part in _OTHERS.items() if part.fullmatch(name)), None):
+        found.others.setdefault(kind, []).append(name)
+        return
     factor, whole = _FACTOR.fullmatch(name), _WHOLE.fullmatch(name)
     match = factor or whole
     target = from_dialect(f"{match.group(1)}.weight", "hf") if match else None
@@ -141,7 +156,7 @@ def _unlike(name: str, slot: Slot, shape: tuple[int, ...]) -> list[str]:
 
 def _collapsed(found: _Found) -> list[str]:
     """Say like problems once, with how many there are and one of them."""
-    problems = []
+    problems = [f"{_some(names)}: {unsupported(kind)}" for kind, names in found.others.items()]
     if found.tied:
         problems.append(
             f"{_some(found.tied)}: for one of head and embedding, which are tied in this model and "

@@ -13,7 +13,8 @@ from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import value_problems
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.hf.safetensors_file import read_tensor
-from jaxllama.checkpoint.lora.contents import Contents, Factors, read_contents
+from jaxllama.checkpoint.hf.weights import left_beside
+from jaxllama.checkpoint.lora.contents import WEIGHTS, Contents, Factors, read_contents
 from jaxllama.checkpoint.lora.matching import by_pattern, matches
 from jaxllama.checkpoint.lora.settings import CONFIG, AdapterSettings, read_settings
 from jaxllama.errors import CheckpointError, join_problems
@@ -62,10 +63,11 @@ def merge_lora(checkpoint: Checkpoint, adapter: Path) -> Checkpoint:
         left, right = (a.T, b.T) if used[name].transposed else (b, a)
         return _merged(base, left, right, scales[name])
 
-    notes = [f"LoRA adapter {adapter} merged into {len(used)} tensors"]
+    notes = [f"LoRA adapter {adapter} merged into {len(used)} tensors", *contents.notes]
     if contents.whole:
         notes.append(f"{_some(contents.whole)} stored whole in the adapter: the base's is replaced")
     notes += _left_out(named, contents, settings, used)
+    notes += left_beside(adapter, {WEIGHTS})
     return replace(checkpoint, reader=read, notes=(*checkpoint.notes, *notes))
 
 
@@ -132,6 +134,11 @@ def _left_out(
     bare = [name for name in named if name not in used]
     if bare and settings.targets.modules is not None:
         notes.append(f"{_some(bare)} left as it is: {CONFIG} names it, but there are no factors")
+    for key in settings.targets.saved:
+        if not any(
+            replace(settings.targets, saved=[key]).is_saved(_module(n)) for n in contents.whole
+        ):
+            notes.append(f"modules_to_save: {key!r} is left as it is: no weights of it are stored")
     for field, patterns in (("rank_pattern", settings.ranks), ("alpha_pattern", settings.alphas)):
         for key in patterns:
             if not any(matches(key, module) for module in modules):

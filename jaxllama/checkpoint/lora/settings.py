@@ -71,6 +71,13 @@ _TABLE = FieldTable(
 )  # fmt: skip
 
 
+def unsupported(name: str) -> str:
+    """Return what a field means that is not merged, where the tensors say it and not the field."""
+    rule = _TABLE.only[name]
+    remedy = f"; {rule.remedy}" if rule.remedy else ""
+    return f"{rule.means}, which is not supported{remedy}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
     """What of adapter_config.json a merge depends on.

@@ -37,6 +37,10 @@ def test_harmful_and_lacking():
 
 def test_aliases_are_passed_and_said():
     assert not TABLE.harmful({"act": "swish"})
+    for act in ("SiLU", "silu ", "Swish"):
+        assert not TABLE.harmful(SOUND | {"act": act})
+        assert TABLE.aliased({"act": act})[0].startswith(f"act {act!r} is read as 'silu'")
+    assert not TABLE.aliased({"act": "silu"}) and TABLE.harmful(SOUND | {"act": "gelu"})
     assert TABLE.aliased({"act": "swish"}) == [
         "act 'swish' is read as 'silu', of which it is another name"
     ]
@@ -53,11 +57,11 @@ def test_true_is_not_one():
     assert is_one_of(1, (1.0,)) and not is_one_of(True, (1,)) and not is_one_of(0, (False,))
 
 
-@pytest.mark.parametrize("absent", [-1, 2**32 - 1, 2**64 - 1])
-def test_no_token_in_every_width(absent: int):
+@pytest.mark.parametrize("absent", [-1, 2**32 - 1, 2**64 - 1, -100, 2**32 - 100, "none", "", []])
+def test_no_token_in_every_width(absent: object):
     notes: list[str] = []
     assert token_id("pad", absent, notes) is None and notes == [
-        f"pad {absent} is read as no such token"
+        f"pad {absent!r} is read as no such token"
     ]
     assert token_ids("eos", [3, absent, None], notes) == (3,)
     assert [token_id("pad", kept, []) for kept in (0, -2, "x", True, None)] == [
@@ -71,16 +75,21 @@ def test_no_token_in_every_width(absent: int):
 
 def test_generation_settings():
     usual = {"do_sample": False, "temperature": 1.0, "top_k": 50, "max_length": 20}
-    assert read_generation(usual | {"eos_token_id": [5, 4]}, 10, (4, 5)) == ([], [])
-    notes, problems = read_generation({"eos_token_id": 5, "temperature": 0.6, "magic": 1}, 10, (4,))
+    assert read_generation(usual | {"eos_token_id": [5, 4]}, 10, {"eos_token_id": (4, 5)}) == (
+        [],
+        [],
+    )
+    given = {"eos_token_id": 5, "temperature": 0.6, "magic": 1, "bos_token_id": 2}
+    notes, problems = read_generation(given, 10, {"eos_token_id": (4,), "bos_token_id": (3,)})
     assert [n.split(":")[0] for n in notes] == [
+        "bos_token_id [2] is taken, [3] of the configuration is left",
         "eos_token_id [5] is taken for the ends of a text, [4] of the configuration is left",
         "not obeyed, as generation takes its settings from its arguments",
         "not obeyed",
     ]
-    assert "temperature 0.6" in notes[1] and "magic 1" in notes[2] and not problems
+    assert "temperature 0.6" in notes[2] and "magic 1" in notes[3] and not problems
     for wrong in (10, "x", 1.5, True):
-        assert read_generation({"eos_token_id": wrong}, 10, ())[1] == [
+        assert read_generation({"eos_token_id": wrong}, 10, {})[1] == [
             f"eos_token_id {wrong!r}, expected a token id in 0..9; correct or remove it"
         ]
 
@@ -98,7 +107,15 @@ def test_quantised_tensors_and_what_is_left_of_them():
     refused, noted = quantised_tensors(["a.weight_scale", "b.k_scale"], floats)
     assert not refused and "2 tensors that quantisation leaves" in noted[0]
     refused, noted = quantised_tensors(["a.weight_scale", "c.weight_scale"], floats)
-    assert refused[0].startswith("1 tensors, such as c.weight_scale, mean FP8") and not noted
+    assert refused[0].startswith("1 tensors, such as c.weight_scale, mean quantised") and not noted
+    for dtype, name in (("int8", "INT8"), ("float8_e4m3fn", "FP8")):
+        (said,), _ = quantised_tensors(["c.weight_scale"], floats, narrow={"c.weight": dtype})
+        assert f"mean {name} quantised weights" in said and "FineGrained" not in said
+    (said,), _ = quantised_tensors(["c.weight_scale_inv"], floats)
+    assert "FineGrainedFP8Config" in said
+    for method in ("fbgemm_fp8", "modelopt"):
+        (said,) = quantised_fields({"quantization_config": {"quant_method": method}})
+        assert "load it with the library that quantised it" in said and "FineGrained" not in said
     (said,), _ = quantised_tensors(["c.scales", "c.qweight"], floats)
     assert "GPTQ's or AWQ's" in said
     assert not quantised_fields({"quantization_config": None, "quantization": {}})

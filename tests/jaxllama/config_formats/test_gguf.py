@@ -109,7 +109,10 @@ def gguf(**changes: Any) -> dict[str, Any]:
         ({"general__type": "adapter"}, "general.type 'adapter' means another kind of model"),
         ({"llama__expert_count": 8}, "llama.expert_count 8 means another kind of model"),
         ({"llama__attention__causal": False}, "llama.attention.causal False"),
-        ({"llama__attention__scale": 0.1}, "llama.attention.scale 0.1 is not a known key"),
+        (
+            {"llama__attention__scale": 0.1},
+            "llama.attention.scale 0.1 means another scale of the scores",
+        ),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count 8 differ"),
         ({"llama__attention__value_length": 8}, "llama.attention.value_length 8"),
         ({"llama__attention__head_count": [6, 6, 4]}, "llama.attention.head_count [6, 6, 4]"),

@@ -122,11 +122,14 @@ ROPE = CONFIG.to_hf()["rope_scaling"]
         ({"quantization_config": {"bits": 4}}, "quantised weights; dequantise"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 means"),
         ({"rope_interleaved": True}, "rope_interleaved True means interleaved"),
-        ({"attention_multiplier": 0.1}, "attention_multiplier 0.1 is not a known field"),
+        (
+            {"attention_multiplier": 0.1},
+            "attention_multiplier 0.1 means another scale of the scores",
+        ),
         # A tokenizer.json by mistake: its vocabulary is not printed whole.
         ({"model": list(range(10**5))}, "model [0, 1, 2, 3, 4, 5, ...] is not a known field"),
         ({"use_qk_norm": True}, "use_qk_norm True is not a known field"),
-        ({"no_rope_layers": [1, 0, 1]}, "no_rope_layers [1, 0, 1] is not a known field"),
+        ({"no_rope_layers": [1, 0, 1]}, "no_rope_layers [1, 0, 1] means layers without rotation"),
         ({"norm": "layernorm"}, "norm 'layernorm' is not a known field"),
         ({"rms_norm_eps": "1e-05"}, "rms_norm_eps '1e-05', expected a finite number"),
         ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple"),

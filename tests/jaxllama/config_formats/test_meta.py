@@ -129,7 +129,10 @@ def test_says_what_its_format_cannot():
         ({"use_scaled_rope": "yes"}, "use_scaled_rope 'yes', expected true or false"),
         ({"rope_scaling_factor": 8.0}, "use_scaled_rope is not true"),
         ({"use_scaled_rope": True, "rope_scaling_factor": 0.1}, "rope_scaling_factor: "),
-        ({"moe_args": {"num_experts": 16}}, "moe_args {'num_experts': 16} is not a known field"),
+        (
+            {"moe_args": {"num_experts": 16}},
+            "moe_args {'num_experts': 16} means a mixture of experts",
+        ),
         ({"quantization_args": {"group_size": 32}}, "quantization_args"),
     ],
 )
