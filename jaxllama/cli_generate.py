@@ -74,7 +74,7 @@ def generate(
     from jaxllama.errors import InputError
     from jaxllama.sampling import Sampling
 
-    wanted = parse(dtype, "--dtype")
+    wanted = parse(dtype)
     if system is not None and not chat:
         raise InputError("--system is a message of a chat; add --chat")
     sampling = Sampling(

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 
 # As reports and command lines have them; NumPy's names and dtypes are taken in their place.
 SHORT = {
@@ -17,10 +17,11 @@ SHORT = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "f16": np.dtype(np.float16),
 }
+_NAME = argument("dtype")
 FLOATS = {dtype.name: dtype for dtype in SHORT.values()}
 
 
-def parse(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
+def parse(dtype: DTypeLike, name: str = _NAME) -> np.dtype:
     """Return a floating dtype.
 
     >>> parse("bf16") == parse("bfloat16") == parse(ml_dtypes.bfloat16)
@@ -51,7 +52,7 @@ def parse(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
     return found
 
 
-def short_name(dtype: DTypeLike, name: str = "dtype") -> str:
+def short_name(dtype: DTypeLike, name: str = _NAME) -> str:
     """Return `f64`, `f32`, `bf16` or `f16`; takes and refuses what `parse` does.
 
     >>> short_name("float32")
@@ -61,7 +62,7 @@ def short_name(dtype: DTypeLike, name: str = "dtype") -> str:
     return next(short for short, found in SHORT.items() if found == wanted)
 
 
-def checked_float(dtype: DTypeLike, name: str = "dtype") -> np.dtype:
+def checked_float(dtype: DTypeLike, name: str = _NAME) -> np.dtype:
     """Return `dtype` as `parse` does, once it is known that JAX will really use it.
 
     Raises:

@@ -113,7 +113,8 @@ def _prompts(prompts: Any, vocabulary: int) -> tuple[list[np.ndarray], list[str]
         ids = np.asarray(given)
         if ids.size == 0:
             problems.append(
-                f"prompt {row} is empty, expected at least one token; start with the bos token"
+                f"prompt {row} is empty, expected at least one token; give the bos token alone to "
+                "begin from nothing"
             )
         elif ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             problems.append(
@@ -135,12 +136,12 @@ def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
         return [int(seed), *(int(other.generate_state(1)[0]) for other in others)][:rows], []
     seeds = [seed] * rows if _whole(seed) else seed
     if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str):
-        return [], [f"seed {seed!r}: expected an integer, or one per row"]
+        return [], [f"{argument('seed')} {seed!r}: expected an integer, or one per row"]
     if len(seeds) != rows:
         return [], [f"seed: {len(seeds)} seeds for {rows} prompts, expected one for each"]
     bad = [s for s in seeds if not _whole(s) or not 0 <= s < 2**32]
     if bad:
-        return [], [f"seed {bad[0]!r}: expected integers from 0 to 2**32 - 1"]
+        return [], [f"{argument('seed')} {bad[0]!r}: expected integers from 0 to 2**32 - 1"]
     return [int(s) for s in seeds], []
 
 

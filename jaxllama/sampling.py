@@ -53,8 +53,9 @@ class Sampling:
         ]
         ignored = [n for n in ("top_k", "top_p", "min_p") if getattr(self, n) != _default(n)]
         if not problems and self.greedy and ignored:
+            named = ", ".join(map(argument, ignored))
             problems.append(
-                f"{', '.join(ignored)} would change nothing, since temperature 0 always takes the "
+                f"{named} would change nothing, since temperature 0 always takes the "
                 "most likely token; give a temperature above 0, such as 1.0, or leave them out"
             )
         if problems:
@@ -65,7 +66,12 @@ class Sampling:
         above = f"a finite number from {LEAST:g} on"
         return [
             ("temperature", t, _real(t) and (t == 0 or t >= LEAST), f"0 (greedy) or {above}"),
-            ("top_k", k, k is None or _whole(k) and k >= 1, "an integer of at least 1, or None"),
+            (
+                "top_k",
+                k,
+                k is None or _whole(k) and k >= 1,
+                "an integer of at least 1, or none (keeps all)",
+            ),
             ("top_p", p, _real(p) and LEAST <= p <= 1, f"from {LEAST:g} up to 1 (keeps all)"),
             ("min_p", m, _real(m) and 0 <= m < 1, "a number from 0 (keeps all) to below 1"),
             ("repetition_penalty", r, _real(r) and r >= LEAST, f"{above} (1: none)"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from jaxllama.generate import Generation, generate
 from jaxllama.model import Llama
 from jaxllama.sampling import Sampling
@@ -137,7 +137,8 @@ def generate_text(
     """
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(s, str) and s for s in stop):
-        raise InputError(f"stop {list(stop)!r}: expected texts of at least one character")
+        wrong = next(s for s in stop if not (isinstance(s, str) and s))
+        raise InputError(f"{argument('stop')} {wrong!r}: expected a text of at least one character")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     rows = [tokenizer.encode(p, specials=specials) if isinstance(p, str) else p for p in prompts]
     if eos_ids is None:

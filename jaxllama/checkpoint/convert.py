@@ -101,7 +101,8 @@ def convert(
         ConfigError, InputError: the format cannot express the model, or no such option.
     """
     if to not in FORMATS:
-        raise InputError(f"format {to!r}: expected one of {', '.join(FORMATS)}")
+        expected = f"expected one of {', '.join(FORMATS)}"
+        raise InputError(f"format {to!r}: {expected}", command=f"--to {to!r}: {expected}")
     form: Format = to
     if shards is not None and (form == "orbax" or not 1 <= shards <= 99):
         raise InputError(f"{argument('shards', shards)}: from 1 to 99, and not for orbax")

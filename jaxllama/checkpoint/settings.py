@@ -35,7 +35,28 @@ def compare_settings(a: Checkpoint, b: Checkpoint) -> tuple[list[str], list[str]
 
 
 def _said(name: str, first: Any, second: Any) -> str:
-    return f"{name}: {first!r} in the first, {second!r} in the second"
+    """Return a line on two values; on their first parts that differ, where those would be lost."""
+    while isinstance(first, Mapping) or repr(first) == repr(second):
+        if (part := _first_unlike(first, second)) is None:
+            break
+        name, first, second = name + part[0], part[1], part[2]
+    return f"{name}: {repr(first)} in the first, {repr(second)} in the second"
+
+
+def _first_unlike(first: Any, second: Any) -> tuple[str, Any, Any] | None:
+    """Return where two values of several parts differ first, and those parts; None if of one."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in (*first, *second):
+            if first.get(key) != second.get(key):
+                return f"[{key!r}]", first.get(key), second.get(key)
+    if isinstance(first, list | tuple | str) and isinstance(second, list | tuple | str):
+        least = min(len(first), len(second))
+        at = next((i for i in range(least) if first[i] != second[i]), least)
+        if isinstance(first, str):
+            return f" from character {at}", first[at:], second[at:]
+        one, other = (next(iter(values[at : at + 1]), None) for values in (first, second))
+        return f"[{at}]", one, other
+    return None
 
 
 def _configs(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
@@ -69,22 +90,22 @@ def _tokenizers(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
             yield f"tokenizer: in the {which}: {problem}", True
     if len(read) == 2:
         for name, one, other in _tokenizer_differences(*read):
-            yield f"tokenizer: {name}: {one} in the first, {other} in the second", True
+            yield f"tokenizer: {_said(name, one, other)}", True
 
 
-def _tokenizer_differences(a: Tokenizer, b: Tokenizer) -> Iterator[tuple[str, str, str]]:
+def _tokenizer_differences(a: Tokenizer, b: Tokenizer) -> Iterator[tuple[str, Any, Any]]:
     for name in ("bos_id", "eos_ids", "pad_id", "adds_bos", "special_tokens", "chat_template"):
         one, other = getattr(a, name), getattr(b, name)
         if one != other:
-            yield name, repr(one), repr(other)
+            yield name, one, other
     for text in _TEXTS:
         one, other = a.encode(text), b.encode(text)
         if one != other:
-            yield f"ids of {text[:20]!r}", repr(one), repr(other)
+            yield f"ids of {text[:20]!r}", one, other
     # Above the smaller vocabulary are the fillers that a format needs for an embedding's rows.
     for i in range(min(a.vocab_size, b.vocab_size)):
-        if (one := a.decode([i])) != (other := b.decode([i])):
-            yield f"token {i}", repr(one), repr(other)
+        if a.decode([i]) != b.decode([i]):
+            yield f"token {i}", a.decode([i]), b.decode([i])
             return
 
 

@@ -103,15 +103,17 @@ def verify(
         for name in b.tensors
         if name not in a.tensors
     ]
-    named = {found.name for found in differences}
+    named, beside = {found.name for found in differences}, []
     for side, checkpoint in (("first", a), ("second", b)):
         for problem in structure_problems(checkpoint) + head_problems(checkpoint):
             name, _, detail = problem.partition(": ")
-            if name not in named:
+            if " " in name or name.endswith(".json"):  # of no tensor
+                beside.append(f"in the {side}: {problem}")
+            elif name not in named:
                 kind: Kind = "invalid" if name in a.tensors else "unexpected"
                 differences.append(Difference(name, kind, f"in the {side}: {detail or problem}"))
     settings, notes = compare_settings(a, b)
-    return Verification(digests, tuple(differences), tuple(settings), tuple(notes))
+    return Verification(digests, tuple(differences), (*beside, *settings), tuple(notes))
 
 
 def _detail(values: np.ndarray, other: np.ndarray) -> str:

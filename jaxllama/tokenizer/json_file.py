@@ -207,7 +207,11 @@ def _templates(
     stated = settings.get("chat_template")
     if stated is None:
         return {}
-    entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
+    if isinstance(stated, str):
+        stated = {"default": stated}
+    if isinstance(stated, Mapping):
+        stated = [{"name": name, "template": text} for name, text in stated.items()]
+    entries = stated if isinstance(stated, list) else [stated]
     templates: dict[str, str] = {}
     for entry in entries:
         name, text = (
@@ -217,8 +221,8 @@ def _templates(
         )
         if not isinstance(name, str) or not isinstance(text, str):
             raise CheckpointError(
-                f"{source}: chat_template in {SETTINGS} holds {entry!r:.80}, expected a text, or a "
-                "list of objects with name and template"
+                f"{source}: chat_template in {SETTINGS} holds {entry!r:.80}, expected a text, "
+                "texts by name, or a list of objects with name and template"
             )
         templates[name] = text
     return templates

@@ -367,6 +367,15 @@ def test_case_26_messages_are_not_blamed_for_a_template(tmp_path: Path) -> None:
     assert "messages" not in said and "made_up" in said
 
 
+def test_case_26_templates_by_name(tmp_path: Path) -> None:
+    by_name = {"default": HEAD + "{% endfor %}", "tool_use": "{{ tools }}"}
+    tf.write_tokenizer(tmp_path, tokenizer_config_json=tf.tokenizer_config(chat_template=by_name))
+    assert Tokenizer.from_directory(tmp_path).render_chat(USER) == "<s>[user]"
+    tf.write_tokenizer(tmp_path, tokenizer_config_json=tf.tokenizer_config(chat_template=7))
+    with pytest.raises(CheckpointError, match="holds 7, expected a text, texts by name"):
+        Tokenizer.from_directory(tmp_path)
+
+
 @pytest.mark.parametrize("template", ["{% for %}", "{% do x %}", "{{ 'a' | made_up }}"])
 def test_case_26_a_template_that_cannot_be_parsed(tmp_path: Path, template: str) -> None:
     made = convert(tiny(num_hidden_layers=1), tmp_path / "broken", to="hf").target

@@ -352,6 +352,9 @@ def test_case_09_other_common_causes(hf: Path, meta: Path, written: dict[str, Pa
     ff.store(hf, inner | {"vision_tower.patch.weight": np.ones((4, 4), np.float32)})
     said = refused(hf)
     assert "'language_model.'" in said and "vision_tower.patch.weight" in said and "\n" not in said
+    stray = {"ema.model.norm.weight": plain["model.norm.weight"]}
+    ff.store(hf, plain | stray)
+    assert "ema.model.norm.weight: " in (said := refused(hf)) and "begin with" not in said
     ff.store(hf, plain | {f"{LAYER}.lora_A.default.weight": np.ones((4, 4), np.float32)})
     assert "merge_and_unload" in refused(hf)
     ff.store(hf, {f"transformer.h.{i}.c_attn.weight": v for i, v in enumerate(plain.values())})
@@ -441,6 +444,30 @@ def test_case_13_verify_compares_settings(hf: Path, tmp_path: Path):
     assert any("temperature: 0.6 in the first" in line for line in verify(hf, other).config)
     (other / "tokenizer.json").write_text("{}")
     assert any("cannot be read in the second" in line for line in verify(hf, other).config)
+
+
+def test_case_13_verify_says_what_differs(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = Path(shutil.copytree(hf, tmp_path / "other"))
+    tokens = json.loads((hf / "tokenizer.json").read_text())
+    tokens["added_tokens"][-1]["content"] = "<|other|>"
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    lines = [line for line in verify(hf, other).config if "special_tokens" in line]
+    assert "special_tokens['<|reserved_4|>']: 263 in the first, None in the second" in lines[0]
+    for where, text in ((hf, "a"), (other, "b")):
+        ff.edit(where / "tokenizer_config.json", chat_template="{{ x }}" * 30 + text + "y" * 60)
+    assert any("chat_template from character 210: 'ay" in line for line in verify(hf, other).config)
+    shutil.copy(hf / "tokenizer.json", other)
+    shutil.copy(hf / "tokenizer_config.json", other)
+    (other / "generation_config.json").write_text('{"eos_token_id": 9999}')
+    found = verify(hf, other)
+    assert (
+        not found.differences
+        and "in the second: generation_config.json: eos_token_id 9999" in (found.config[0])
+    )
+    code, out, _ = command(capsys, "verify", hf, other)
+    assert code == 1 and out.startswith("different: settings")
 
 
 def test_case_14_only_a_bin(hf: Path):

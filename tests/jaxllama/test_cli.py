@@ -98,7 +98,8 @@ def test_of_two_models_all_tensors_of_both_are_counted(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["info", "nowhere"], "jaxllama: nowhere: does not exist"),
-        (["convert", "tiny", "x", "--to", "onnx"], "jaxllama: format 'onnx': expected one of"),
+        (["convert", "tiny", "x", "--to", "onnx"], "jaxllama: --to 'onnx': expected one of"),
+        (["convert", "tiny", "x", "--to", "hf", "--dtype", "f8"], "--dtype f8: expected one of"),
         (["verify", "tiny"], "jaxllama: give two checkpoints"),
         (["verify", "tiny", "--manifest"], "made in memory, so it has no manifest"),
         (["convert", "tiny", "x"], "Missing option '--to'"),

@@ -148,14 +148,15 @@ def test_one_answer_to_one_message(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tiny", "Ab", "--top-p", "0.5"], "top_p would change nothing"),
+        (["tiny", "Ab", "--top-p", "0.5"], "--top-p would change nothing"),
+        (["tiny", "Ab", "--top-k", "-1"], "--top-k -1: expected an integer of at least 1, or none"),
         (["tiny", "Ab", "--temperature", "-1"], "temperature -1.0: expected 0 (greedy) or"),
         (["tiny", "Ab", "--max-tokens", "0"], "--max-tokens 0: expected an integer of at"),
         (["tiny", "Ab", "--cache-tokens", "6"], "cache too small: row 0 needs 2 prompt tokens"),
         (["tiny", "Ab", "--cache-tokens", "0"], "capacity 0: both must be at least 1"),
         (["tiny", ""], "prompt 0 is empty"),
-        (["tiny", "Ab", "--stop", ""], "stop ['']: expected texts of at least one character"),
-        (["tiny", "Ab", "--seed", "-3"], "seed -3: expected integers from 0"),
+        (["tiny", "Ab", "--stop", ""], "--stop '': expected a text of at least one character"),
+        (["tiny", "Ab", "--seed", "-3"], "--seed -3: expected integers from 0"),
         (["tiny", "Ab", "--dtype", "int4"], "--dtype int4: expected one of f64, f32, bf16, f16"),
         (["tiny", "Ab", "--system", "Be"], "--system is a message of a chat; add --chat"),
         (["nowhere", "Ab"], "nowhere: does not exist"),

@@ -60,7 +60,7 @@ def _pending(tokens: int) -> KVCache:
     ("prompts", "options", "words"),
     [
         ([], {}, "prompts: none given"),
-        ([[]], {}, "prompt 0 is empty, expected at least one token; start with the bos token"),
+        ([[]], {}, "prompt 0 is empty, expected at least one token; give the bos token alone"),
         ([[1], []], {}, "prompt 1 is empty"),
         ([1, 2], {}, "one sequence of ids, expected one per row; write [ids]"),
         ("text", {}, "prompts: text, expected token ids; use generate_text"),

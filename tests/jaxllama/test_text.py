@@ -151,7 +151,7 @@ def test_eos_of_the_tokenizer_counts_too(model: Llama) -> None:
 
 
 def test_empty_stop_strings_and_prompts_are_refused(model: Llama) -> None:
-    with pytest.raises(InputError, match="expected texts of at least one character"):
+    with pytest.raises(InputError, match="expected a text of at least one character"):
         generate_text(model, TOKENIZER, "Ab", max_new_tokens=4, stop=["x", ""])
     without_bos = tiny().tokenizer()
     without_bos.adds_bos = False
