@@ -197,7 +197,7 @@ def test_what_is_left_or_made_is_noted(tmp_path: Path) -> None:
         ({"bos_token": 3}, "bos_token in tokenizer_config.json is 3, expected a text"),
         ({"extra_special_tokens": 3}, "extra_special_tokens is 3, expected a list"),
         ({"added_tokens_decoder": {"x": "<s>"}}, "no object of tokens by id"),
-        ({"chat_template": 3}, "expected a text, or a list of objects"),
+        ({"chat_template": 3}, "expected a text, texts by name, or a list"),
         ({"chat_control_tokens": "x"}, "expected a list of texts"),
     ],
 )
