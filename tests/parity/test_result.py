@@ -9,11 +9,13 @@ from dataclasses import asdict
 import pytest
 from records import result, row, witness_row
 
+from parity.records import read_record
 from parity.result import EXIT_CODES, SCHEMA_VERSION, CauseReport, Experiment, NamedCause, Suspect
 
 # Fields that scripts rely on.
 DOCUMENT = {
     "schema_version",
+    "subject",
     "verdict",
     "difference",
     "first_divergence",
@@ -157,6 +159,6 @@ def test_a_cause_goes_through_json_and_older_documents_are_read() -> None:
         suspects=[Suspect("rope-sign", "backwards", 0.1)],
         others=[NamedCause("norm-eps", "eps", "eps 1e-6")],
     )
-    assert CauseReport.from_dict(json.loads(json.dumps(asdict(cause)))) == cause
+    assert read_record(CauseReport, json.loads(json.dumps(asdict(cause))), "cause") == cause
     old = {"id": "x", "title": "t", "summary": "s", "confirmed": True, "some_later_field": 1}
-    assert CauseReport.from_dict(old) == CauseReport("x", "t", "s", confirmed=True)
+    assert read_record(CauseReport, old, "cause") == CauseReport("x", "t", "s", confirmed=True)

@@ -82,6 +82,7 @@ def result(rows: Sequence[TapResult], **changes: Any) -> Result:
         },
         "checkpoint": {},
         "command": "parity run tiny",
+        "subject": "jaxllama",
     }
     return Result(**(fields | changes))
 

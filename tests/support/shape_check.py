@@ -56,7 +56,7 @@ def check_first_calls() -> None:
 def _sampled(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
     left = CHECKED_CALLS
 
-    @functools.wraps(checked)
+    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal left
         if not left:

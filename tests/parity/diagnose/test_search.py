@@ -243,7 +243,8 @@ def test_a_cache_of_wrong_keys_is_no_crash() -> None:
     recording.stages[1]["cache.0.k"] = -recording.stages[1]["cache.0.k"]
     found = diagnose(recording, CHECKPOINT)
     assert found is not None
-    assert not found.confirmed
+    # What no model does is left open, or said as it was done.
+    assert not found.confirmed or "keys: held is multiplied by -1" in found.summary
 
 
 class RoughlySummed(TorchReference):

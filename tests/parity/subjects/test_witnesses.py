@@ -136,7 +136,8 @@ def test_forced_values_replace_every_operators_inputs(
     subject = witness(checkpoint, dtype="f32")
     inputs = inputs_for(checkpoint, name)
     # The same positions and mask over other tokens: forced to their values, the run shows them.
-    tokens = np.where(inputs.valid, 255 - inputs.tokens, inputs.tokens)
+    last = checkpoint.config.vocab_size - 1
+    tokens = np.where(inputs.valid, last - inputs.tokens, inputs.tokens)
     other = dataclasses.replace(inputs, tokens=tokens)
     own, wanted = whole(subject, inputs), subject.start(other)
     run = subject.start(inputs)
