@@ -134,6 +134,8 @@ def test_the_document_survives_a_round_trip() -> None:
         "absent": ["layers.attn_probs"],
         "unmatched": [],
         "not_run": ["gradients"],
+        "runs": {"f64 causal free": 2},
+        "witnesses": {"torch": 1},
     }
     assert document["witnesses"][0]["agrees"] is True
 
