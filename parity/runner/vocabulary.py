@@ -23,6 +23,9 @@ from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import split_name
 
 SCENARIO, TAP = "vocabulary", "embed"
+# Tokens of a batch at least, where a subject is asked for its first stage alone: in batches as
+# small as a short prompt a vocabulary would take thousands of them.
+_LEAST = 4096
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ def compare_vocabulary(
 ) -> Vocabulary:
     """Compare the rows of the embedding that no scenario holds.
 
-    A subject that takes values in runs stage by stage: its first stage is asked for all rows, and
-    no other stage is run. One that does not runs whole; it is asked once, for as many rows as the
-    smallest of its batches has tokens, the first and the last among them.
+    A subject that takes values in runs stage by stage: its first stage is asked for all rows, some
+    thousand at a time, and no other stage is run. One that does not runs whole; it is asked once,
+    for as many rows as the smallest of its batches has tokens, the first and the last among them.
 
     Args:
         checkpoint: what both run.
@@ -62,12 +65,19 @@ def compare_vocabulary(
         return Vocabulary(PassResult(), None, len(unseen))
     groups = sorted(batch_alike(scenarios), key=lambda parts: sum(i.valid.sum() for i in parts))
     like = join_inputs(groups[-1 if subject.can_force else 0])
+    if subject.can_force:
+        like = widen(like, min(_LEAST, len(unseen)))
     ids = unseen if subject.can_force else spread(unseen, int(like.valid.sum()))
     looked = [(r, one) for one in batches(like, ids) for r in _compare(checkpoint, subject, one)]
     if not looked:  # nothing under the name, of which other passes tell
         return Vocabulary(PassResult(), None, len(unseen))
     row, inputs = max(looked, key=lambda one: (not one[0].passed, one[0].rho))
     return Vocabulary(PassResult([row]), inputs, len(unseen) - len(ids))
+
+
+def widen(like: Inputs, least: int) -> Inputs:
+    """Return a batch with its rows repeated until it has so many real tokens."""
+    return join_inputs([like] * -(-least // int(like.valid.sum())))
 
 
 def spread(ids: np.ndarray, count: int) -> np.ndarray:

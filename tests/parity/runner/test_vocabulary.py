@@ -14,7 +14,7 @@ from parity.comparison.tolerance import LIMITS
 from parity.lockstep.comparator import PassResult
 from parity.result import Result
 from parity.runner import run, vocabulary
-from parity.runner.vocabulary import Vocabulary, batches, spread
+from parity.runner.vocabulary import Vocabulary, batches, spread, widen
 from parity.scenarios import scenario
 from parity.subjects.jaxllama.subject import JaxLlama
 
@@ -56,6 +56,15 @@ def test_without_that_look_nobody_would_see_it(
     result = judged()
     assert result.verdict == "equal"
     assert result.not_run[-1] == "261 rows of the embedding"
+
+
+def test_a_short_prompt_takes_no_more_batches_than_a_long_one() -> None:
+    checkpoint = small()
+    like = scenario("left_padded", list, checkpoint.config, length=6, prompt=[1, 2])
+    wide = widen(like, 100)
+    assert 100 <= wide.valid.sum() < 100 + like.valid.sum()
+    assert np.array_equal(wide.mask[: len(like.mask)], like.mask)
+    assert len(batches(wide, np.arange(100))) == 1 < len(batches(like, np.arange(100)))
 
 
 def test_a_whole_vocabulary_takes_as_many_batches_as_it_needs() -> None:
