@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from jaxllama.config import LlamaConfig
 from parity.diagnose.cause import Hypothesis
 from parity.diagnose.compare_recording import compare_recording, evidence_elsewhere
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.probe_inputs import probe_inputs
-from parity.diagnose.recording import Recording, first_columns, record
+from parity.diagnose.recording import MOST_BYTES, Recording, first_columns, record, truncated_to_fit
 from parity.inputs import Inputs
 
 # Of each other scenario.
@@ -83,28 +84,38 @@ def inputs_like(
 
 
 def record_elsewhere(
-    recording: Recording, inputs: Sequence[Inputs], decode_chunks: Callable[[Inputs], list[int]]
+    recording: Recording,
+    inputs: Sequence[Inputs],
+    config: LlamaConfig,
+    decode_chunks: Callable[[Inputs], list[int]],
 ) -> Elsewhere:
     """Record a subject on a run's other scenarios, and on what tells explanations apart.
+
+    All of these together take no more memory than the recording of a scenario that is diagnosed.
 
     Args:
         recording: of the scenario that is diagnosed.
         inputs: all of the run's.
+        config: of the model.
         decode_chunks: how a scenario is fed through a cache.
     """
     if recording.mode == "isolated":
         return Elsewhere()
 
+    others = [one for one in inputs if one.name != recording.inputs.name]
+    probes = probe_inputs(recording.inputs)
+    share = MOST_BYTES // max(1, len(others) + len(probes))
+
     def recorded(one: Inputs) -> Recording:
         cut = first_columns(one, min(one.tokens.shape[1], MOST_COLUMNS))
+        cut = truncated_to_fit(cut, config, recording.subject.dtype, recording.layers, share)
         chunks = decode_chunks(cut) if recording.mode == "decode" else None
         return record(recording.subject, cut, chunks, recording.layers)
 
-    others = [recorded(one) for one in inputs if one.name != recording.inputs.name]
-    probes = []
-    for probe in probe_inputs(recording.inputs):
+    taken = []
+    for probe in probes:
         try:
-            probes.append(recorded(probe))
+            taken.append(recorded(probe))
         except Exception:  # a subject need not take what the run did not ask of it
             continue
-    return Elsewhere(others, probes)
+    return Elsewhere([recorded(one) for one in others], taken)

@@ -125,7 +125,9 @@ def _copied(stage: Arrays) -> Arrays:
     return {name: np.array(value) for name, value in stage.items()}
 
 
-def truncated_to_fit(inputs: Inputs, config: LlamaConfig, lane: str, layers: int) -> Inputs:
+def truncated_to_fit(
+    inputs: Inputs, config: LlamaConfig, lane: str, layers: int, most_bytes: int = MOST_BYTES
+) -> Inputs:
     """Return as many of the first columns as can be kept of a whole run."""
     c = config
     B, T = inputs.tokens.shape
@@ -138,7 +140,7 @@ def truncated_to_fit(inputs: Inputs, config: LlamaConfig, lane: str, layers: int
         return B * columns * (layers * (per_token + maps) + c.vocab_size) * size
 
     columns = T
-    while columns > 8 and needed(columns) > MOST_BYTES:
+    while columns > 8 and needed(columns) > most_bytes:
         columns = columns * 3 // 4
     return first_columns(inputs, columns)
 

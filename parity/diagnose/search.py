@@ -211,7 +211,7 @@ def _cause_in(
             seconds=seconds,
         )
     recording = _recorded(subject, chosen, row, checkpoint, decode_chunks)
-    elsewhere = record_elsewhere(recording, inputs, decode_chunks)
+    elsewhere = record_elsewhere(recording, inputs, checkpoint.config, decode_chunks)
     found = diagnose(recording, checkpoint, rounding=rounding, seconds=seconds, elsewhere=elsewhere)
     if rounding and found and not found.confirmed:
         # A path of this dtype's own may do anything, and not be far off: then a cause of another

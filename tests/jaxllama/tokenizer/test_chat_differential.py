@@ -250,7 +250,7 @@ def test_faults_of_a_template_are_its_own(tmp_path: Path, template: str) -> None
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.from_directory(tmp_path).render_chat([{"role": "user", "content": "x"}])
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path}: the chat template fails on any conversation: ")
+    assert said.startswith(f"{tmp_path}: the chat template ")
     assert BROKEN[template] in said and "mend the template" in said and "messages" not in said
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from witnesses import LLAMA3
 
 from jaxllama.checkpoint import tiny
+from parity.diagnose import elsewhere
 from parity.diagnose.chains import chain_of, hidden_taps
 from parity.diagnose.compare_recording import compare_recording
 from parity.diagnose.elsewhere import record_elsewhere
 from parity.diagnose.mutated_reference import MutatedReference
-from parity.diagnose.recording import record
+from parity.diagnose.recording import Recording, record
 from parity.diagnose.search import diagnose
 from parity.inputs import Inputs, decode_chunks
 from parity.result import CauseReport
@@ -74,10 +75,32 @@ def inputs() -> list[Inputs]:
 def explained(whole: TorchReference, kinds: frozenset[str], seconds: float = 120.0) -> CauseReport:
     first, *_ = batches = inputs()
     recording = record(Few(whole, kinds), first, None, LAYERS)
-    elsewhere = record_elsewhere(recording, batches, decode_chunks)
-    found = diagnose(recording, CHECKPOINT, elsewhere=elsewhere, seconds=seconds)
+    others = record_elsewhere(recording, batches, CONFIG, decode_chunks)
+    found = diagnose(recording, CHECKPOINT, elsewhere=others, seconds=seconds)
     assert found is not None
     return found
+
+
+def test_other_scenarios_together_take_no_more_room_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, *_ = batches = [*inputs(), replace(inputs()[1], name="another")]
+    recording = record(TorchReference(CHECKPOINT), first, None, LAYERS)
+
+    def recorded() -> list[Recording]:
+        found = record_elsewhere(recording, batches, CONFIG, decode_chunks)
+        return [*found.recordings, *found.probes]
+
+    def kept(recordings: list[Recording]) -> int:
+        return sum(
+            tap.nbytes for one in recordings for stage in one.stages for tap in stage.values()
+        )
+
+    whole = recorded()
+    assert [one.inputs.tokens.shape[1] for one in whole] == [13, 13, 11, 11]
+    monkeypatch.setattr(elsewhere, "MOST_BYTES", kept(whole) * 9 // 10)
+    cut = recorded()
+    assert len(cut) == 4 and kept(cut) <= elsewhere.MOST_BYTES
 
 
 def configured(**fields: Any) -> TorchReference:

@@ -14,7 +14,7 @@ from parity.comparison.tolerance import LIMITS
 from parity.lockstep.comparator import PassResult
 from parity.result import Result
 from parity.runner import run, vocabulary
-from parity.runner.vocabulary import Vocabulary, batches, spread, widen
+from parity.runner.vocabulary import Vocabulary, batches, spread, widen, worst_first
 from parity.scenarios import scenario
 from parity.subjects.jaxllama.subject import JaxLlama
 
@@ -46,6 +46,8 @@ def test_a_row_that_no_text_has_is_looked_at_and_named(forgetful: None) -> None:
     assert result.cause is not None and result.cause.confirmed
     assert result.cause.id == "vocabulary-rows"
     assert f"row {UNSEEN} replaced by row 7" in result.cause.summary
+    # The batch of 264 tokens in which it was found is never run whole.
+    assert [i["real_tokens"] for i in result.inputs] == [len(PROMPT)] * 2
 
 
 def test_without_that_look_nobody_would_see_it(
@@ -65,6 +67,16 @@ def test_a_short_prompt_takes_no_more_batches_than_a_long_one() -> None:
     assert 100 <= wide.valid.sum() < 100 + like.valid.sum()
     assert np.array_equal(wide.mask[: len(like.mask)], like.mask)
     assert len(batches(wide, np.arange(100))) == 1 < len(batches(like, np.arange(100)))
+
+
+def test_a_batch_is_narrowed_to_its_worst_rows_with_some_right_ones(forgetful: None) -> None:
+    checkpoint = small()
+    like = scenario("causal", list, checkpoint.config, length=3, prompt=PROMPT)
+    (wide,) = batches(widen(like, 90), np.arange(120, 210))
+    subject = JaxLlama(Llama.from_pretrained(checkpoint, dtype="float64"), "f64")
+    found = worst_first(checkpoint, subject, wide)
+    assert len(found) == 90 and found[0] == UNSEEN
+    assert found[3] == 209  # exact, as all but one
 
 
 def test_a_whole_vocabulary_takes_as_many_batches_as_it_needs() -> None:
