@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.interrupt import on_interrupt
 
@@ -84,7 +84,7 @@ def info(
             table.add_row("odd", escape(line))
         for line in summarise(found.problems, _MOST_PROBLEMS):
             table.add_row("problem", escape(line))
-        Console().print(table)
+        SafeConsole().print(table)
     if found.problems:
         raise typer.Exit(2)
 
@@ -121,7 +121,7 @@ def convert(
 
     tokens = None if perplexity is None else _tokens(source, perplexity)
 
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

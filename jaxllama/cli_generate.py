@@ -16,7 +16,7 @@ import typer
 from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
-from jaxllama.command_line.streams import is_unread
+from jaxllama.command_line.streams import as_is, is_unread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,14 +150,15 @@ def _show(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     times: list[float] = []
-    clean = _visible if sys.stdout.isatty() else str
+    # A model may write escape sequences: a terminal shows them, a file has them as they are.
+    out = sys.stdout if sys.stdout.isatty() else as_is(sys.stdout)
 
     def show(row: int, text: str) -> None:
         times.append(time.perf_counter())
         if not silent:
             shown.append(text)
-            sys.stdout.write(clean(text))
-            sys.stdout.flush()
+            out.write(text)
+            out.flush()
             if is_unread(sys.stdout):  # a long text is not written for nobody
                 raise typer.Exit
 
@@ -247,11 +248,6 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _visible(text: str) -> str:
-    """Return `text` without what a terminal would obey: a model may write escape sequences."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 @contextmanager

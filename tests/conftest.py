@@ -6,6 +6,7 @@ the `--jaxtyping-packages` option in pyproject.toml and `support/shape_check.py`
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from jaxllama import compilation_cache
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Thousands of tests and their modules are made here and stay: no collection need look at them.
+gc.disable()
 
 # As the commands do: processes of one run, and files of one process, compile the same programs.
 compilation_cache.turn_on()
@@ -76,6 +80,13 @@ def _why_no_gpu() -> str | None:
     except RuntimeError as error:
         return f"JAX finds no GPU: {error}"
     return None
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, of what tests make."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

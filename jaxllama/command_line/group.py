@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from jaxllama.command_line import failure
+from jaxllama.command_line.streams import as_is
 
 _DEBUG = "jaxllama.debug"
 
@@ -26,6 +28,8 @@ class CommandGroup(TyperGroup):
         super().__init__(params=[*(params or []), _debug_option()], **settings)
         for command in self.commands.values():
             command.params.append(_debug_option())
+        for command in (self, *self.commands.values()):
+            command.format_help = _in_colour(command.format_help)  # type: ignore[method-assign]
 
     def make_context(self, *words: Any, **extra: Any) -> Any:
         try:
@@ -92,6 +96,16 @@ def _misused(error: Any, program: str) -> BaseException:
     said = error.format_message().rstrip(".")
     print(f"{program}: {said} ({command} --help)", file=sys.stderr)
     return SystemExit(failure.BAD_INPUT)
+
+
+def _in_colour(format_help: Callable[..., None]) -> Callable[..., None]:
+    """Let help write its own control sequences: none of it is a stranger's."""
+
+    def formatted(*words: Any, **named: Any) -> None:
+        with redirect_stdout(as_is(sys.stdout)):
+            format_help(*words, **named)
+
+    return formatted
 
 
 def _noted(ctx: Any, option: object, wanted: bool) -> None:

@@ -1,4 +1,8 @@
-"""Standard output and error of a command: what becomes of them never becomes its exit code."""
+"""Standard output and error of a command: the one place where its text leaves.
+
+What becomes of them never becomes its exit code, and what a terminal would obey is escaped:
+names, messages and results come from files, and files from strangers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import os
 import sys
 from contextlib import suppress
 from typing import Any
+
+from jaxllama.command_line.printable import spell_out
 
 
 class Outlet(io.FileIO):
@@ -39,6 +45,32 @@ class Outlet(io.FileIO):
             return super().write(data)
 
 
+class EscapedText(io.TextIOWrapper):
+    """A stream that escapes what is written to it."""
+
+    def write(self, text: str) -> int:
+        super().write(spell_out(text))
+        return len(text)
+
+
+class TextAsItIs:
+    """The same stream without the escapes, for who writes control sequences of its own."""
+
+    def __init__(self, stream: EscapedText) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def as_is(stream: Any) -> Any:
+    """Return a stream that obeys what is written to it, whoever else has it escaped."""
+    return TextAsItIs(stream) if isinstance(stream, EscapedText) else stream
+
+
 def prepare() -> None:
     """Make the standard streams of this process fit for a command.
 
@@ -59,13 +91,13 @@ def prepare() -> None:
 
 def _outlet(stream: Any, descriptor: int) -> Any:
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(Outlet(descriptor)), encoding="utf-8")
+        return EscapedText(io.BufferedWriter(Outlet(descriptor)), encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):  # another program's own
         return stream
     stream.flush()
     # What a terminal's encoding lacks would raise in the middle of a verdict.
     errors = "replace" if stream.errors == "strict" else stream.errors
-    return io.TextIOWrapper(
+    return EscapedText(
         io.BufferedWriter(Outlet(stream.fileno())),
         encoding=stream.encoding,
         errors=errors,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jaxllama.command_line.console import SafeConsole
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on standard error; yield a function of what is under way, done, and to be done."""
-    errors = Console(stderr=True)
+    errors = SafeConsole(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
 from parity import output_files
@@ -94,7 +94,7 @@ def selftest_command(
             jobs=processes,
             progress=progress,
         )
-    show(matrix, Console())
+    show(matrix, SafeConsole())
     if json_path is not None:
         with after_verdict():
             output_files.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
@@ -112,5 +112,5 @@ def _mutants(count: int, seed: int, group: str | None, jobs: int, path: Path | N
         found = examine_population(
             count, seed, groups=groups, jobs=jobs, path=path, progress=progress
         )
-    show(found, Console())
+    show(found, SafeConsole())
     return 0 if found.passed else 1

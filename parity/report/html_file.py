@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jaxllama.command_line.printable import spell_out
 from parity.output_files import write_text
 from parity.report import figures
 from parity.report.sections import PageModel, readable
@@ -68,7 +69,7 @@ def _render(model: PageModel, result: Result) -> str:
             sprites=model.sprites,
             left_out=model.left_out,
             where=_where(result),
-            data=model.data(),
+            data=_spelled_out(model.data()),
             start=model.start,
             logits=logits_figures(result),
             overrides=_overrides(result),
@@ -82,6 +83,17 @@ def _render(model: PageModel, result: Result) -> str:
     )
 
 
+def _spelled_out(value: Any) -> Any:
+    """Spell out what would turn or hide the text of a page, wherever a file's text gets into it."""
+    if isinstance(value, str):
+        return type(value)(spell_out(value))  # markup stays markup
+    if isinstance(value, dict):
+        return {_spelled_out(key): _spelled_out(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(item) for item in value]
+    return value
+
+
 def _source(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
@@ -92,6 +104,7 @@ def _templates() -> Environment:
         loader=PackageLoader("parity.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_spelled_out,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from jaxllama.command_line.printable import spell_out
 from parity.output_files import write_text
 from parity.report.wording import reading_line, summary
 from parity.result import Result, TapResult
 from parity.taps import SETUP_TAPS, split_name
 
-# What XML 1.0 cannot hold, not even escaped.
+# What XML 1.0 cannot hold, not even escaped, beside what is spelled out.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -40,7 +41,7 @@ def document(result: Result) -> str:
     if "machine" in result.environment:  # older results name none
         told.append(("machine", result.environment["machine"]["line"]))
     for name, value in told:
-        ET.SubElement(properties, "property", name=name, value=_clean(value))
+        ET.SubElement(properties, "property", name=name, value=value)
     first = None if result.first_divergence is None else result.first_divergence.row
     for (lane, scenario, mode, layer), rows in _cases(result).items():
         case = ET.SubElement(
@@ -92,12 +93,19 @@ def _said(row: TapResult) -> Iterator[str]:
 
 def _fail(case: ET.Element, kind: str, message: str, lines: object) -> None:
     assert isinstance(lines, list | tuple)
-    fault = ET.SubElement(case, kind, message=_clean(message), type=kind)
-    fault.text = _clean("\n".join(lines))
+    fault = ET.SubElement(case, kind, message=message, type=kind)
+    fault.text = "\n".join(lines)
 
 
-def _clean(text: str) -> str:
-    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+def _clean(element: ET.Element) -> None:
+    """Spell out of an element and all in it what XML cannot hold, or a page would obey."""
+
+    def clean(text: str) -> str:
+        return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", spell_out(text))
+
+    for one in element.iter():
+        one.text = one.text and clean(one.text)
+        one.attrib |= {name: clean(value) for name, value in one.attrib.items()}
 
 
 def _numbered(suite: ET.Element, result: Result) -> str:
@@ -112,5 +120,6 @@ def _numbered(suite: ET.Element, result: Result) -> str:
     suite.attrib |= {**counts, "timestamp": now}
     root = ET.Element("testsuites", {"name": "parity", **counts})
     root.append(suite)
+    _clean(root)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
 from jaxllama.command_line import streams
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.failure import type_and_message
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, ReportError, join_problems
@@ -50,7 +49,7 @@ def publish(
     Raises:
         ReportError: a file cannot be written; the others are.
     """
-    terminal.show(result, Console())
+    terminal.show(result, SafeConsole())
     with after_verdict():
         _write(result, _places(json, html, junit))
 

@@ -208,10 +208,6 @@ def test_a_prompt_on_stdin_that_is_not_text_is_refused(
     assert code == 2 and "the prompt on stdin is not text in UTF-8" in err
 
 
-def test_a_terminal_is_not_given_what_it_would_obey() -> None:
-    assert cli_generate._visible("a\x1b[2Jé\n\t\x07漢") == "a\ufffd[2Jé\n\t\ufffd漢"
-
-
 def test_ctrl_c_ends_the_text_with_a_word() -> None:
     # A shell may have told its background jobs to ignore the signal.
     program = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import jaxtyping
@@ -47,21 +48,32 @@ def check_first_calls() -> None:
     def sampled(function: Any = None, *, typechecker: Any = None) -> Any:
         if function is None:
             return functools.partial(sampled, typechecker=typechecker)
-        checked = decorate(function, typechecker=typechecker)
-        return _sampled(function, checked) if inspect.isfunction(function) else checked
+        decorated = functools.partial(decorate, typechecker=typechecker)
+        if not inspect.isfunction(function):
+            return decorated(function)
+        return _sampled(function, decorated)
 
     jaxtyping.jaxtyped = jaxtyping._decorator.jaxtyped = sampled  # type: ignore[assignment]
 
 
-def _sampled(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
-    left = CHECKED_CALLS
+# By code: a function within another is made anew with each of its calls.
+_left: dict[CodeType, int] = {}
+
+
+def _sampled(function: Callable[..., Any], decorated: Callable[..., Any]) -> Callable[..., Any]:
+    code = function.__code__
+    if not _left.setdefault(code, CHECKED_CALLS):
+        return function
+    checked: Callable[..., Any] | None = None
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal left
-        if not left:
+        nonlocal checked
+        if not _left[code]:
             return function(*args, **kwargs)
-        left -= 1
+        if checked is None:  # made for what is called alone: that takes a millisecond
+            checked = decorated(function)
+        _left[code] -= 1
         return checked(*args, **kwargs)
 
     return call

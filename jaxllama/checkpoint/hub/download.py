@@ -6,16 +6,18 @@ import errno
 import glob
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
 from jaxllama.checkpoint.hub.cache import cache_directory, is_offline
 from jaxllama.checkpoint.hub.name import MAIN, HubName
 from jaxllama.checkpoint.hub.needed import choose_files, refuse_two_sets
+from jaxllama.command_line.streams import as_is
 from jaxllama.errors import CheckpointError
 
 LIBRARY = "huggingface_hub"
@@ -94,7 +96,8 @@ def _shown(bars: bool) -> Iterator[None]:
     if not bars:
         utils.disable_progress_bars()
     try:
-        yield
+        with redirect_stderr(as_is(sys.stderr)):  # bars are drawn by control sequences
+            yield
     finally:
         utils.logging.set_verbosity(level)
         if not (bars or before):

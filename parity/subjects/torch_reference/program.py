@@ -75,15 +75,17 @@ def run_program(program: Program, operands: Mapping[str, Value], arithmetic: Ari
     Raises:
         KeyError: an operand that is not given.
     """
+    last_read = {name: step for step in program for name in step.inputs}
     made: dict[str, Any] = {}
-    for number, step in enumerate(program):
+    value: Any = None
+    for step in program:
         values = [made[name] if name in made else operands[name] for name in step.inputs]
-        made[step.name] = step.fn(arithmetic, *values)
+        value = made[step.name] = step.fn(arithmetic, *values)
         del values
-        later = {name for one in program[number + 1 :] for name in one.inputs}
-        for name in set(made) - later - {program[-1].name}:
-            del made[name]  # a step's value may be as large as all attention maps of a layer
-    value: Tensor = made[program[-1].name]
+        # A step's value may be as large as all attention maps of a layer.
+        for name in step.inputs:
+            if last_read[name] is step:
+                made.pop(name, None)
     return value
 
 

@@ -153,7 +153,7 @@ def test_what_standard_output_lacks_is_no_verdict(ended, what: str) -> None:
 
 def test_letters_that_a_terminal_lacks_are_replaced(ended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
-    assert ended("letters") == (1, "said\n??\ntaken down\n", "")
+    assert ended("letters") == (1, "said\n?\\udc80\ntaken down\n", "")
     assert "UnicodeEncodeError" in ended("letters", program=_PLAIN)[2]
 
 

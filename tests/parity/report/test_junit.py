@@ -91,10 +91,12 @@ def test_what_leaves_a_run_open_is_no_success(changes, classname: str, kind: str
 
 
 def test_what_xml_cannot_hold_is_replaced(tmp_path: Path) -> None:
-    found = result([row("embed", failed=True, problems=("token \x00\x1b\ud800 of \U0001f600",))])
+    problems = ("token \x00\x1b\ud800\uffff of \U0001f600",)
+    found = result([row("embed\x07\u202e", scenario="\x1b[2J", failed=True, problems=problems)])
     junit_file.write(found, tmp_path / "out.xml")
     text = (tmp_path / "out.xml").read_text(encoding="utf-8")
-    assert "token \ufffd\ufffd\ufffd of \U0001f600" in text
+    assert r"token \x00\x1b\ud800" + "\ufffd of \U0001f600" in text
+    assert r"embed\x07\u202e" in text and r".\x1b[2J." in text
     ET.fromstring(text)
 
 

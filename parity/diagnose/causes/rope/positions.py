@@ -60,14 +60,17 @@ def in_words(e: Evidence, seen: np.ndarray) -> Iterator[tuple[str, PositionsRule
     valid = e.inputs.valid
     got, right = seen[valid], e.inputs.positions[valid]
     wrong = got != right
-    found = [
-        (said, rule)
-        for said, rule in _rules(e.inputs, got, right, wrong)
-        if np.array_equal(rule(e.inputs, e.chunks)[valid], got)
-    ]
-    yield from found
-    if found:
-        return
+    rules = list(_rules(e.inputs, got, right, wrong))
+    in_some = [words for calls in _SOME_CALLS for words in _in_calls(rules, *calls)]
+    for tried in (rules, in_some if e.chunks else []):
+        found = [
+            (said, rule)
+            for said, rule in tried
+            if np.array_equal(rule(e.inputs, e.chunks)[valid], got)
+        ]
+        yield from found
+        if found:
+            return
     offset = np.unique(got[wrong] - right[wrong])
     by_call = _from_each_call(e.inputs, e.chunks)
     if not got[wrong].any():
@@ -80,6 +83,30 @@ def in_words(e: Evidence, seen: np.ndarray) -> Iterator[tuple[str, PositionsRule
         yield "positions start anew with each call", _from_each_call
     else:
         yield "other positions", None
+
+
+# Calls that may go by positions of their own, told by their numbers and sizes.
+_SOME_CALLS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
+    ("in calls after the first alone", lambda number, size: number > 0),
+    ("in calls of one column alone", lambda number, size: size == 1),
+    ("in the first call alone", lambda number, size: number == 0),
+)
+
+
+def _in_calls(
+    rules: Sequence[tuple[str, PositionsRule]],
+    where: str,
+    chosen: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Iterator[tuple[str, PositionsRule]]:
+    """Yield rules as they are where only some calls follow them."""
+
+    def within(rule: PositionsRule, inputs: Inputs, chunks: Sequence[int] | None) -> np.ndarray:
+        sizes = np.array([inputs.tokens.shape[1]] if chunks is None else chunks)
+        columns = np.repeat(chosen(np.arange(len(sizes)), sizes), sizes)
+        return np.where(columns, rule(inputs, chunks), inputs.positions)
+
+    for said, rule in rules:
+        yield f"{said} {where}", partial(within, rule)
 
 
 def _rules(
