@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,13 +20,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from jaxllama import compilation_cache
 from jaxllama.cli_generate import generate
-from jaxllama.command_line.console import SafeConsole
+from jaxllama.command_line.console import SafeConsole, SafeTable
 from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.printable import one_line
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint.convert import Conversion
@@ -65,7 +64,7 @@ def info(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        table = Table(show_header=False, box=None)
+        table = SafeTable(show_header=False, box=None)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")  # a long path has to be seen whole
         rows = {
@@ -79,11 +78,11 @@ def info(
             **{name: str(value) for name, value in found.config.items()},
         }
         for name, value in rows.items():
-            table.add_row(name, escape(value))
+            table.add_row(name, value)
         for line in found.odd:
-            table.add_row("odd", escape(line))
+            table.add_row("odd", line)
         for line in summarise(found.problems, _MOST_PROBLEMS):
-            table.add_row("problem", escape(line))
+            table.add_row("problem", line)
         SafeConsole().print(table)
     if found.problems:
         raise typer.Exit(2)
@@ -190,7 +189,7 @@ def verify(
         return
     result = compare(first, second)
     for note in result.notes:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     if result.equal:
         print(f"equal: {len(result.digests)} tensors, to the bit")
         return
@@ -199,7 +198,7 @@ def verify(
     print(f"different: {count} of {total} tensors" if count else "different: settings")
     # The configuration first: it may be why the tensors differ.
     for line in (*result.config, *result.differences[:MOST_DIFFERENCES]):
-        print(f"  {line}")
+        print(f"  {one_line(str(line))}")
     if count > MOST_DIFFERENCES:
         print(f"  and {count - MOST_DIFFERENCES} more tensors")
     raise typer.Exit(1)
@@ -254,13 +253,14 @@ def _as_dict(done: Conversion, measured: dict[str, Any] | None) -> dict[str, Any
 
 def _print(done: Conversion, measured: dict[str, Any] | None) -> None:
     for note in done.notes:
-        print(f"note: {note}")
+        print(f"note: {one_line(note)}")
     for name, loss in done.losses.items():
         error = f"relative RMS error {loss.relative_rms:.2e}, largest {loss.largest:.3g}"
         if name in done.encodings:
-            print(f"quantised: {name}: {done.encodings[name]}, {error}")
+            print(f"quantised: {one_line(name)}: {done.encodings[name]}, {error}")
         else:
-            print(f"rounded: {name}: {loss.changed} of {loss.size} elements changed, {error}")
+            changed = f"{loss.changed} of {loss.size} elements changed"
+            print(f"rounded: {one_line(name)}: {changed}, {error}")
     if done.encodings:
         worst = max(done.encodings, key=lambda name: _relative(done, name))
         print(f"worst: {worst}: relative RMS error {_relative(done, worst):.2e}")

@@ -16,6 +16,7 @@ import typer
 from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.printable import one_line
 from jaxllama.command_line.streams import as_is, is_unread
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Toke
     opened = open_checkpoint(checkpoint, quiet=quiet)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
     for note in () if quiet else (*opened.notes, *tokenizer.notes):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
     return Llama.from_pretrained(opened, dtype=dtype), tokenizer
 
 
@@ -255,7 +256,7 @@ def _notes() -> Iterator[None]:
     """Show warnings as plain notes."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"note: {message}", file=sys.stderr)
+        print(f"note: {one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)

@@ -20,6 +20,10 @@ _OPTIONS = {
 # A name, and perhaps its value as Python writes it and as a command line does.
 _MARKED = re.compile("\x1a([^\x1a\x1f]*)(?:\x1f([^\x1a\x1f]*)\x1f([^\x1a]*))?\x1a")
 
+# An end of line that is none of `join_problems`: of a name or a text in a file, which must not pass
+# for a line of ours.
+_LINE_END = re.compile(r"\r|\n(?!  - )")
+
 
 def argument(name: str, value: object = None) -> str:
     """Return an argument for a message, which an error says as its asker would: `modes="grad"` in
@@ -34,6 +38,10 @@ def argument(name: str, value: object = None) -> str:
 
 def _in_python(found: re.Match[str]) -> str:
     return found[1] if found[2] is None else f"{found[1]}={found[2]}"
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
 
 
 def _on_the_command_line(found: re.Match[str]) -> str:
@@ -57,9 +65,11 @@ class JaxLlamaError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "", *, command: str | None = None):
+        message = _LINE_END.sub(_spelled, message)
+        command = message if command is None else _LINE_END.sub(_spelled, command)
         super().__init__(_MARKED.sub(_in_python, message))
         self.marked = message
-        self.command = _MARKED.sub(_on_the_command_line, message if command is None else command)
+        self.command = _MARKED.sub(_on_the_command_line, command)
 
 
 class ConfigError(JaxLlamaError, ValueError):

@@ -7,8 +7,10 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
 
-from jaxllama.command_line.printable import spell_out
+from jaxllama.command_line.printable import one_line, spell_out
 from jaxllama.command_line.streams import as_is
 
 
@@ -28,3 +30,11 @@ class SafeConsole(Console):
     @file.setter
     def file(self, stream: IO[str]) -> None:
         self._file = stream
+
+
+class SafeTable(Table):
+    """A table whose cells are plain text: no markup in them counts, and no line ends in them."""
+
+    def add_row(self, *cells: Any, **named: Any) -> None:
+        """Add a row; cells that are no strings stay as they are."""
+        super().add_row(*(Text(one_line(c)) if isinstance(c, str) else c for c in cells), **named)

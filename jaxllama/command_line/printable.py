@@ -20,5 +20,10 @@ def spell_out(text: str) -> str:
     return _OBEYED.sub(_code_point, text)
 
 
+def one_line(text: str) -> str:
+    """Return a text as `spell_out` does, with the ends of its lines spelled out, too."""
+    return spell_out(text).replace("\n", "\\n")
+
+
 def _code_point(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")

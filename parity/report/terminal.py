@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxllama.command_line.console import SafeTable
+from jaxllama.command_line.printable import one_line
 from parity.report.wording import (
     cause_lines,
     divergence_lines,
@@ -34,9 +36,11 @@ def show(result: Result, console: Console) -> None:
 
     def say(lines: Iterable[str], style: str | None = None) -> None:
         for line in lines:
-            console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+            console.print(
+                one_line(line), style=style, soft_wrap=True, highlight=False, markup=False
+            )
 
-    verdict = Text(headline(result))
+    verdict = Text(one_line(headline(result)))
     verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
     console.print(verdict, soft_wrap=True)
     say(not_run_lines(result))
@@ -134,7 +138,7 @@ def _gap(forward: list[WitnessResult]) -> str:
 
 
 def _table(title: str, gap: int = 1) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0))
+    return SafeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0))
 
 
 def _grid(result: Result) -> Table:
