@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -49,7 +50,7 @@ def document(reports: Mapping[str, LintReport]) -> dict[str, Any]:
 
 def _uri(file: Path) -> str:
     """Return a path as a URI reference: relative ones are for the reader to resolve."""
-    return file.as_uri() if file.is_absolute() else quote(file.as_posix())
+    return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()))
 
 
 @cache

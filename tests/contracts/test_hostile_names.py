@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import field_files
 import gguf
@@ -165,8 +166,13 @@ def test_names_in_results_and_masks(tmp_path: Path) -> None:
     saved = tmp_path / "result.json"
     json_file.write(found, saved)
     np.savez(tmp_path / "mask.npz", **{"a\x1b[2J\u202e": np.ones((4, 4), bool)})
+    odd = tmp_path / "mask\x1b\udc80\u202e.npy"
+    np.save(odd, np.ones((4, 4), bool))
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("sarif", "html", "junit")}
+    reports = ["--html", str(files["html"]), "--junit", str(files["junit"])]
     for arguments in (
-        ["recheck", str(saved)],
+        ["recheck", str(saved), *reports],
+        ["lint", str(odd), "--sarif", str(files["sarif"])],
         ["lint", str(tmp_path / "mask.npz")],
         ["lint", HOSTILE],
         ["run", HOSTILE],
@@ -177,3 +183,8 @@ def test_names_in_results_and_masks(tmp_path: Path) -> None:
     ):
         code, text = said(parity_cli.app, arguments)
         assert code in (1, 2, 3) and is_harmless(text), (arguments, text)
+    ET.fromstring(files["junit"].read_text(encoding="utf-8"))
+    (run,) = json.loads(files["sarif"].read_text(encoding="utf-8"))["runs"]
+    assert run["artifacts"][0]["location"]["uri"].endswith("mask%1B%80%E2%80%AE.npy")
+    for kind in ("html", "junit"):
+        assert not OBEYED.search(files[kind].read_text(encoding="utf-8")), kind
