@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 # Options of the commands that have another name than the argument they become.
 _OPTIONS = {
     "dtypes": "dtype",
+    "intended": "expect",
     "ids": "input-ids",
     "modes": "mode",
     "overrides": "override",
@@ -34,6 +35,16 @@ def argument(name: str, value: object = None) -> str:
         value: that it has, or ought to be given; True for a flag, None to name it alone.
     """
     return f"\x1a{name}\x1a" if value is None else f"\x1a{name}\x1f{value!r}\x1f{value}\x1a"
+
+
+def in_python(text: str) -> str:
+    """Return a text with its arguments as a caller of the library writes them."""
+    return _MARKED.sub(_in_python, text)
+
+
+def on_the_command_line(text: str) -> str:
+    """Return a text with its arguments as options of the commands."""
+    return _MARKED.sub(_on_the_command_line, text)
 
 
 def _in_python(found: re.Match[str]) -> str:
@@ -67,9 +78,9 @@ class JaxLlamaError(Exception):
     def __init__(self, message: str = "", *, command: str | None = None):
         message = _LINE_END.sub(_spelled, message)
         command = message if command is None else _LINE_END.sub(_spelled, command)
-        super().__init__(_MARKED.sub(_in_python, message))
+        super().__init__(in_python(message))
         self.marked = message
-        self.command = _MARKED.sub(_on_the_command_line, command)
+        self.command = on_the_command_line(command)
 
 
 class ConfigError(JaxLlamaError, ValueError):

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from jaxllama.command_line.interrupt import on_interrupt
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_the_command_line
 from parity.commands import options
 from parity.output_files import check_outputs, write_text
 from parity.report.outputs import after_verdict
@@ -160,7 +160,7 @@ def lint_command(
     }
     said = {name: fact for name, fact in facts.items() if fact is not None or name == "intended"}
     cases = _observed_cases(observed, said) if observed else _given_case(str(mask), said)
-    reports = {name: lint(case) for name, case in cases.items()}
+    reports = {name: lint(case, on_the_command_line) for name, case in cases.items()}
     document = json.dumps(_document(observed, reports), indent=1)
     typer.echo(document if options.is_stdout(json_path) else _text(observed, reports, cases))
     with after_verdict():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxllama.errors import in_python
 from parity.lint.case import Case
 from parity.lint.findings import Finding
 from parity.lint.needs import lacks
@@ -62,11 +64,15 @@ class LintReport(_Report):
         }
 
 
-def lint(case: Case) -> LintReport:
+def lint(case: Case, words: Callable[[str], str] = in_python) -> LintReport:
     """Check a mask against every static rule that has what it needs.
 
     A rule that fires explains the findings of the rules it lists as consequences: of an inverted
     mask, that it is inverted is said, not that it also shows the future.
+
+    Args:
+        case: what is checked.
+        words: says the arguments in a text as the asker writes them.
     """
     found: list[Finding] = []
     checked, unchecked = [], {}
@@ -74,10 +80,10 @@ def lint(case: Case) -> LintReport:
         if file.rule.kind != "static":
             continue
         if lacking := lacks(case, file.rule.needs):
-            unchecked[rule_id] = lacking
+            unchecked[rule_id] = [words(need) for need in lacking]
         else:
             checked.append(rule_id)
-            found += file.check(case)
+            found += (replace(f, remedy=words(f.remedy)) for f in file.check(case))
     explained = {
         consequence: finding.rule
         for finding in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from jaxllama.errors import argument
 from jaxllama.masks import Mask
 from jaxllama.masks.specs import Chunked, Window
 from parity.lint.case import Case
@@ -34,7 +35,7 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
     "additive": (lambda c: c.reading.kind == "additive", "an additive mask"),
     "stated": (
         lambda c: c.intended is not None and c.intended != "default",
-        "a rule stated with --expect",
+        f"a rule stated with {argument('intended')}",
     ),
     "cache": (
         lambda c: c.past is not None or c.slot_positions is not None or c.sizes[1] != c.sizes[2],

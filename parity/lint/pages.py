@@ -7,6 +7,7 @@ import textwrap
 from functools import cache
 from pathlib import Path
 
+from jaxllama.errors import on_the_command_line
 from parity.lint.report import drawing
 from parity.lint.rule import RuleFile, catalogue
 
@@ -17,18 +18,19 @@ def page(file: RuleFile) -> str:
     """Return one rule's page as Markdown, with what its mutant makes it say."""
     rule, mutant = file.rule, file.mutant()
     said = next(finding for finding in file.check(mutant) if finding.rule == rule.id)
+    message = on_the_command_line(said.message)
     sections = [
         f"# {rule.id}: {rule.name}",
         f"Severity: {rule.severity}. {_kind(rule.kind)}",
         f"## What it checks\n\n{rule.checks}",
         f"## Why it is bad\n\n{rule.why}",
         f"## Example\n\n```python\n{rule.example}\n```",
-        f"It says, of its own example:\n\n```text\n{_wrapped(said.message)}\n```",
+        f"It says, of its own example:\n\n```text\n{_wrapped(message)}\n```",
     ]
     picture = drawing(mutant) if rule.kind == "static" else ""
     if picture:
         sections.append(f"```text\n{picture}\n```")
-    sections.append(f"## What to do\n\n{_capital(rule.remedy)}.")
+    sections.append(f"## What to do\n\n{_capital(on_the_command_line(rule.remedy))}.")
     if rule.sources:
         sections.append(f"## Seen in\n\n{', '.join(rule.sources)}")
     return "\n\n".join(sections) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from jaxllama.errors import on_the_command_line
 from parity.lint.findings import Finding
 from parity.lint.linter import LintReport
 from parity.lint.pages import page
@@ -61,7 +62,7 @@ def _rule(file: RuleFile) -> dict[str, Any]:
         "name": rule.name,
         "shortDescription": {"text": rule.name},
         "fullDescription": {"text": f"{rule.checks} {rule.why}"},
-        "help": {"text": rule.remedy, "markdown": page(file)},
+        "help": {"text": on_the_command_line(rule.remedy), "markdown": page(file)},
         "defaultConfiguration": {"level": rule.severity},
     }
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxllama.errors import argument
 from parity.lint.case import Case
 from parity.lint.findings import Finding, places
 from parity.lint.rule import Rule
@@ -20,7 +21,7 @@ RULE = Rule(
         " write text."
     ),
     example="seen = np.ones((T, T), bool); seen = np.tri(T, k=-1, dtype=bool)",
-    remedy="build it with causal(); for a bidirectional model say so with --expect",
+    remedy=f"build it with causal(); for a bidirectional model say so with {argument('intended')}",
     sources=("LLMs-from-scratch#1061", "transformers#38080"),
     needs=("seen", "expected", "order"),
 )

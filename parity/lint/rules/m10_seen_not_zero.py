@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxllama.errors import argument
 from parity.lint.case import Case
 from parity.lint.findings import Finding
 from parity.lint.rule import Rule
@@ -20,7 +21,7 @@ RULE = Rule(
         " another one, it does."
     ),
     example="mask = np.where(np.tri(T), 1.0, -np.inf)",
-    remedy="use 0 for seen cells, or declare the bias with --positional-bias",
+    remedy=f"use 0 for seen cells, or declare the bias with {argument('positional_bias', True)}",
     sources=(),
     needs=("array", "additive"),
 )

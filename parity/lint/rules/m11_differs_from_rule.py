@@ -15,7 +15,7 @@ RULE = Rule(
     name="differs from the stated rule",
     severity="error",
     checks=(
-        "Every cell of real queries against a rule stated with --expect; reported where no other"
+        "Every cell of real queries against a rule that is stated; reported where no other"
         " rule has found an error."
     ),
     why=(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, on_the_command_line
 from jaxllama.masks import causal, padding, prefix, segments, window
 from jaxllama.presets import preset
 from parity.lint import Case, catalogue, lint, lookup
@@ -322,3 +322,11 @@ def test_bad_cases_name_every_problem():
         lint(Case(mask=additive(tril(), -np.inf)[None, None], scores_dtype="int8"))
     with pytest.raises(InputError, match=r"'X99'.*M01"):
         lookup("X99")
+
+
+def test_arguments_are_said_as_the_asker_writes_them() -> None:
+    everything = Case(mask=np.ones((1, 4, 4), bool))
+    (ours,), (theirs,) = (lint(everything, *w).findings for w in ((), (on_the_command_line,)))
+    assert ours.remedy.endswith("say so with intended")
+    assert theirs.remedy.endswith("say so with --expect")
+    assert ["a rule stated with intended"] in lint(everything).unchecked.values()
