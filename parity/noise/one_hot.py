@@ -97,10 +97,13 @@ def probe_products(
     before: Arrays = {}
     for stage in range(1, config.num_hidden_layers + 2):
         forced = _forced(stage, inputs, config, subject.absent)
-        for name, value in run.step(forced).items():
+        shown = run.step(forced)
+        # What is not shown cannot have been replaced, whether the subject says so or not.
+        absent = subject.absent | {split_name(name)[0] for name in forced if name not in shown}
+        for name, value in shown.items():
             if (
                 split_name(name)[0] in PRODUCTS
-                and runs_one_operator(name, subject.absent)
+                and runs_one_operator(name, absent)
                 and value.shape == _shape(name, inputs, config)
                 and (operator := summed.of(name, before | forced, inputs.mask, "f32"))
             ):

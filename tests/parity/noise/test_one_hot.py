@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,23 @@ def test_products_that_are_not_named_are_said_not_to_be_probed() -> None:
     some = [row for row in rows if not row.tap.endswith("up_proj")]
     (note,) = notes(some, ["f32"])
     assert "not probed: up_proj; " in note
+
+
+def test_what_is_not_shown_was_not_given_and_blames_nobody() -> None:
+    class Run:
+        def __init__(self, run: Any) -> None:
+            self.run = run
+
+        def step(self, force: Any = None) -> Any:
+            hidden = {n: x for n, x in (force or {}).items() if not n.endswith("attn_context")}
+            shown = self.run.step(hidden or None)
+            return {n: x for n, x in shown.items() if not n.endswith("attn_context")}
+
+    class Hiding(TorchReference):
+        def start(self, inputs: Any) -> Any:
+            return Run(super().start(inputs))
+
+    checkpoint = tiny(num_hidden_layers=1)
+    probed = {row.tap: row.passed for row in _probe(checkpoint, Hiding(checkpoint, dtype="f32"))}
+    assert probed["layers.0.q_proj"] and all(probed.values())
+    assert not any(name.endswith("o_proj") for name in probed)
