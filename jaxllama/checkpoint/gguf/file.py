@@ -9,6 +9,7 @@ Source: `docs/gguf.md` in ggml's repository.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from dataclasses import dataclass, field
@@ -87,11 +88,20 @@ class GGUFFile:
     Attributes:
         metadata: values by key; arrays of numbers as NumPy arrays.
         tensors: by name.
+        heads: how many bytes of each file lie before its tensors.
     """
 
     path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, GGUFTensor] = field(default_factory=dict)
+    heads: dict[Path, int] = field(default_factory=dict)
+
+    def head_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of what lies before the tensors, by file name."""
+        return {
+            path.name: hashlib.sha256(read_raw(path, 0, nbytes)).hexdigest()
+            for path, nbytes in self.heads.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor: F16, BF16, F32 and F64 as they are, quantised ones as float32.
@@ -204,6 +214,7 @@ def read_head(path: Path) -> GGUFFile:
                 raise CheckpointError(f"{path}: metadata key {key!r} occurs twice")
             found.metadata[key] = cursor.value(cursor.number("<I", key), key)
         directory = [_directory_entry(cursor) for _ in range(tensor_count)]
+    found.heads[path] = cursor.at
     alignment = found.metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment {alignment!r} is not a power of two")

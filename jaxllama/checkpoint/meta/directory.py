@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -147,7 +148,7 @@ def _config(
     config = LlamaConfig.from_meta(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
-    if not (path / MANIFEST).is_file():
+    if not os.path.lexists(path / MANIFEST):
         return config, config.to_hf()
     beside = read_manifest(path).hf_config
     try:
