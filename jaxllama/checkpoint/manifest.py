@@ -156,7 +156,7 @@ def _file_problems(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
     heads = checkpoint.head_digests()
     there: set[str] = _beside(checkpoint) if path.is_dir() else set()
     problems = [
-        f"{file}: what it says besides tensors (configuration, tokenizer, chat template) was changed"
+        f"{file}: its metadata (configuration, tokenizer, chat template) was changed"
         for (file, found), recorded in zip(heads.items(), manifest.heads, strict=False)
         if found != recorded
     ]
