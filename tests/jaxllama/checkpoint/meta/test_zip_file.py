@@ -18,7 +18,6 @@ from jaxllama.checkpoint.meta.pth_file import Shard
 from jaxllama.checkpoint.meta.zip_file import read_records
 from jaxllama.errors import CheckpointError
 
-
 _TWO, FOLDER = ("data/0", "data/1"), "consolidated.00/"
 
 
@@ -41,7 +40,7 @@ class _Bytes(bytearray):
     def entries(self):
         """Return where entries of the directory and headers begin, by the record's name."""
         end = bytes(self).rindex(b"PK\x05\x06")
-        _, count, nbytes, at = struct.unpack("<8sHxxII", self[end : end + 20])
+        _, count, _, at = struct.unpack("<8sHxxII", self[end : end + 20])
         found = {}
         for _ in range(count):
             lengths = struct.unpack("<3H", self[at + 28 : at + 34])
