@@ -34,18 +34,19 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Sink(Protocol):
-    """A target's files in the staging directory.
+    """A target's files in the staging directory."""
 
-    Attributes:
-        small: whole contents of the files beside the weights, by name.
-        heads: digests of what a file of weights says besides them, by file, where it is not among
-            `small`.
-        flush_cost: of one flush, against that of files; they come as much less often.
-    """
+    @property
+    def small(self) -> Mapping[str, bytes]:
+        """Return the whole contents of the files beside the weights, by name."""
 
-    small: Mapping[str, bytes]
-    heads: Mapping[str, str]
-    flush_cost: int
+    @property
+    def heads(self) -> Mapping[str, str]:
+        """Return digests of what files of weights say besides them, where that is not `small`."""
+
+    @property
+    def flush_cost(self) -> int:
+        """Return what a flush costs, against that of files: they come as much less often."""
 
     def create(self) -> None:
         """Make room for all tensors."""

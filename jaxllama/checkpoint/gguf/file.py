@@ -99,7 +99,7 @@ class GGUFFile:
     def head_digests(self) -> dict[str, str]:
         """Return the SHA-256 of what lies before the tensors, by file name."""
         return {
-            path.name: hashlib.sha256(read_raw(path, 0, nbytes)).hexdigest()
+            path.name: hashlib.sha256(read_raw(path, 0, nbytes).data).hexdigest()
             for path, nbytes in self.heads.items()
         }
 

@@ -180,7 +180,7 @@ class PlannedFile:
 
     frame: list[tuple[int, bytes]]
     offsets: dict[str, int]
-    checksums: dict[str, tuple[int, ...]]
+    checksums: dict[str, tuple[int, int]]
     length: int
 
 
@@ -219,5 +219,5 @@ def plan_file(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Planne
                 at = offsets[name] + byte_size(*tensors[name])
             skeleton.seek(at)
             frame.append((at, skeleton.read()))
-    checksums = {name: stated_at[offset] for name, offset in offsets.items()}
-    return PlannedFile(frame, offsets, checksums, length)
+    places = {name: stated_at[offset] for name, offset in offsets.items()}
+    return PlannedFile(frame, offsets, places, length)

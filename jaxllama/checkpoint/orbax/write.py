@@ -24,6 +24,7 @@ from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.write import companion_files, hf_config
 from jaxllama.checkpoint.layout import byte_size
 from jaxllama.checkpoint.orbax.read import ARRAYS, context
+from jaxllama.checkpoint.staging import NEW_FILE, refuse_links
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
 
@@ -50,12 +51,14 @@ def save_sharded(
     """
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or choose another")
+    refuse_links(path)
     try:
         with _saving(path):
             ocp.save(path.absolute() / ARRAYS, dict(tensors))
         if jax.process_index() == 0:
             for name, content in _small(checkpoint, tensors).items():
-                (path / name).write_bytes(content)
+                with os.fdopen(os.open(path / name, os.O_WRONLY | NEW_FILE, 0o666), "wb") as file:
+                    file.write(content)
     except OSError as error:
         reason = error.strerror or str(error)
         left = "; remove what there is of it" if path.exists() else ""
