@@ -131,7 +131,7 @@ class Staging:
         try:
             # Where nothing is staged, a crash came between the renaming and the end.
             entries = self._entries(plan) if self._staged() else None
-            if entries is None:
+            if not entries:
                 self.restart()
         except OSError as error:
             raise self.unwritable(error) from error

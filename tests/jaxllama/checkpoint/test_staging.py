@@ -234,6 +234,19 @@ def test_staged_files_of_another_length_start_over(interrupted, change):
     assert verify(tiny(), target).equal
 
 
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf", "orbax"])
+def test_stopped_before_the_first_entry(tmp_path, to):
+    def progress(*_):
+        raise _Stopped
+
+    with pytest.raises(_Stopped):
+        convert(tiny(), tmp_path / "out", to=to, progress=progress)
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    assert journal.read_text().count("\n") == 1  # the plan
+    assert convert(tiny(), tmp_path / "out", to=to).resumed == 0
+    assert verify(tiny(), tmp_path / "out").equal
+
+
 def test_an_untouched_journal_is_believed(interrupted):
     assert convert(tiny(), interrupted.parent / "out", to="hf").resumed == 10
 
