@@ -77,7 +77,7 @@ class OrbaxSink:
     """Writes tensors of a conversion in batches, each saved atomically while the next is read."""
 
     heads: Mapping[str, str] = MappingProxyType({})  # all beside the weights is in small files
-    flush_cost = 4  # a tenth of a second
+    flush_cost = 8  # a tenth of a second
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype], directory: Path):
         self._checkpoint, self._dtypes = checkpoint, dtypes
