@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jaxllama.checkpoint import convert, stream, tiny
-from jaxllama.checkpoint.meta.pth_file import Shard
+from jaxllama.checkpoint.meta.pth_file import Shard, plan_file
 from jaxllama.checkpoint.meta.zip_file import read_records
 from jaxllama.errors import CheckpointError
 
@@ -307,3 +307,21 @@ def test_many_entries_are_refused_at_once(tmp_path):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match="fewer than 65000 entries"):
         read_records(tmp_path / "a.pth")
+
+
+def test_records_of_more_than_four_gigabytes(tmp_path):
+    """In fields of 8 bytes; the file is sparse, and its tensors are not read."""
+    shapes = {"a": ((1 << 30, 2), np.dtype(np.float16)), "b": ((5,), np.dtype(np.float32))}
+    shapes["c"] = ((3,), np.dtype(np.float32))
+    planned = plan_file(shapes)
+    file = tmp_path / "consolidated.00.pth"
+    with file.open("wb") as opened:
+        opened.truncate(planned.length)
+        for offset, content in planned.frame:
+            opened.seek(offset)
+            opened.write(content)
+    records = {record.offset: record for record in read_records(file)}
+    assert [records[planned.offsets[n]].nbytes for n in "abc"] == [1 << 32, 20, 12]
+    assert planned.offsets["b"] > 1 << 32
+    assert {n: records[planned.offsets[n]].stated_at for n in "abc"} == planned.checksums
+    assert Shard(file).shapes == shapes
