@@ -184,8 +184,9 @@ def verify(
     if manifest == (second is not None):
         raise InputError("give two checkpoints, or one and --manifest")
     if second is None:
-        check_manifest(open_checkpoint(first))
-        print(f"equal: every tensor of {first} is as its manifest says")
+        for note in check_manifest(open_checkpoint(first)):
+            print(f"note: {note}")
+        print(f"equal: {first} is as its manifest says")
         return
     result = compare(first, second)
     for note in result.notes:

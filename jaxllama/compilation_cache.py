@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import sys
 import tempfile
 import threading
@@ -152,10 +153,13 @@ class Entries:
     def _check_owner(self, folder: Path) -> None:
         """Read no programs that another user could have put there."""
         try:
-            found = folder.stat()
+            found = folder.lstat()
         except OSError:
             return  # nothing to read; writing says why it fails
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        if stat.S_ISLNK(found.st_mode):
+            self._usable = False
+            self._stop(f"{folder} is a symbolic link")
+        elif found.st_uid != os.geteuid() or found.st_mode & 0o022:
             self._usable = False
             self._stop(f"{folder} belongs to another user, or others may write to it")
 
@@ -182,9 +186,11 @@ def evict(root: Path, most_bytes: int) -> None:
     Another process may be doing the same.
     """
     files = []
-    for path in root.glob("*/*"):
+    # A link may lead to what is none of the cache's.
+    folders = [folder for folder in root.glob("*") if not folder.is_symlink()]
+    for path in (path for folder in folders for path in folder.glob("*")):
         with suppress(OSError):
-            found = path.stat()
+            found = path.lstat()
             files.append((found.st_mtime_ns, found.st_size, path))
     total = sum(size for _, size, _ in files)
     if total <= most_bytes:

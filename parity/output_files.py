@@ -19,8 +19,9 @@ def write_text(path: Path, text: str) -> None:
     no regular file (a pipe), or what standard output leads to, is written to as it is.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or is a link to what is no report.
     """
+    _refuse_link(path)
     try:
         if path.exists() and (_is_standard_output(path) or not path.is_file()):
             # A file that a verdict was printed to would lose it, opened anew or replaced.
@@ -47,15 +48,49 @@ def write_text(path: Path, text: str) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+_SYSTEMS = ("/dev/", "/proc/")  # whose links are to what a process has open
+_LOOKED_AT = 512
+
+
+def _refuse_link(path: Path) -> None:
+    """Refuse a link, which anybody may have made, unless to an older report.
+
+    Raises:
+        InputError: it leads to another file, or to nothing.
+    """
+    try:
+        followed = str(path.absolute()).startswith(_SYSTEMS) or not path.is_symlink()
+        if followed or _is_standard_output(path) or (path.exists() and not path.is_file()):
+            return
+        if path.is_file() and _is_report(path):
+            return
+        leads = os.readlink(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    raise InputError(
+        f"{path}: is a symbolic link to {leads}, which is no older report; give that name itself, "
+        "or remove the link"
+    )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report of ours, or empty."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+    marks = (b'"schema_version"', b"sarif")
+    return not head or head.lower().startswith(_REPORTS) or any(mark in head for mark in marks)
+
+
 def check_writable(path: Path) -> None:
     """Refuse a report path before minutes of work are spent on it.
 
     Raises:
-        InputError: it is a directory or no usable name, or its directory is missing or cannot be
-            written to.
+        InputError: it is a directory, a link to what is no report, or no usable name, or its
+            directory is missing or cannot be written to.
     """
     if path == Path("-"):
         raise InputError("-: a report is a file; give a name, or /dev/stdout")
+    _refuse_link(path)
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory; give a file to write the report to")

@@ -56,6 +56,8 @@ class Checkpoint:
         problems: what does stop it, beyond what `validate` finds.
         companions: files to carry along: tokenizer, chat template, generation settings.
         tokenizer_loader: reads the tokenizer, where it is not among the companions.
+        head_digests: computes digests of what each file of weights says besides them, by file,
+            where tokenizer or configuration are there (GGUF).
         title: what to call one made in memory.
     """
 
@@ -71,6 +73,7 @@ class Checkpoint:
     problems: tuple[str, ...] = ()
     companions: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     tokenizer_loader: Callable[[], Tokenizer] | None = None
+    head_digests: Callable[[], Mapping[str, str]] = dict
     title: str = "memory checkpoint"
 
     @property

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -16,26 +17,24 @@ from numpy.typing import DTypeLike
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.dtypes import Loss
-from jaxllama.checkpoint.gguf.parts import is_part, models_in
 from jaxllama.checkpoint.gguf.quantise import Quantisation, choose_quantisation
-from jaxllama.checkpoint.gguf.read import is_gguf
-from jaxllama.checkpoint.gguf.write import FILE, MODEL_NAME, lay_out_gguf
-from jaxllama.checkpoint.hf.read import CONFIG
+from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf.write import hf_config, lay_out_hf
 from jaxllama.checkpoint.hub import locate
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.manifest import MANIFEST, digest
-from jaxllama.checkpoint.meta.directory import PARAMS, lay_out_meta
+from jaxllama.checkpoint.meta.directory import lay_out_meta
 from jaxllama.checkpoint.open import open_checkpoint
-from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.checkpoint.orbax.write import OrbaxSink
+from jaxllama.checkpoint.replaced import check_replaced
+from jaxllama.checkpoint.staging import refuse_links
 from jaxllama.checkpoint.stream import FileSink, Progress, Sink, Written, run
 from jaxllama.dtypes import parse
 from jaxllama.errors import CheckpointError, InputError, argument
 from jaxllama.model import Llama
 
 Format = Literal["hf", "meta", "orbax", "gguf"]
-_HASHED_BYTES = 1 << 26
+_HASHED_BYTES = 1 << 28  # a fifth of a second
 FORMATS: tuple[Format, ...] = ("hf", "meta", "orbax", "gguf")
 
 
@@ -108,6 +107,9 @@ def convert(
         raise InputError(f"{argument('shards', shards)}: from 1 to 99, and not for orbax")
     if quantize is not None and form != "gguf":
         raise InputError(f"{argument('quantize', quantize)}: for gguf alone, not for {form}")
+    place = Path(target)
+    refuse_links(place)
+    renames = _renames(form, place, shards)
     checkpoint = open_checkpoint(source, quiet=progress is None)
     adapter: Path | None = None
     if lora is not None:
@@ -124,14 +126,12 @@ def convert(
         shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
         quantisation, notes = choose_quantisation(quantize, shapes)
         dtypes |= dict.fromkeys(quantisation.encodings, np.dtype(np.float32))
-    place = Path(target)
     if checkpoint.path is not None and place.resolve() in checkpoint.path.resolve().parents:
         raise InputError(
             f"{place}: {checkpoint.path}, the source, lies in it and would be removed with what it "
             "replaces; choose another target"
         )
-    if overwrite:
-        _check_replaced(place)
+    _check_places(renames, overwrite=overwrite)
     plan = _plan(checkpoint, form, dtypes, shards, quantize, adapter)
     total = sum(
         i.nbytes // i.dtype.itemsize * dtypes[n].itemsize for n, i in checkpoint.tensors.items()
@@ -145,9 +145,10 @@ def convert(
         make_sink,
         place,
         plan,
-        _renames(form, place, shards),
+        renames,
         overwrite=overwrite,
         progress=report,
+        check=partial(_check_places, renames, overwrite=overwrite),
         hf_config=hf_config(checkpoint, dtypes),
         rounding=quantisation,
     )
@@ -157,36 +158,9 @@ def convert(
     return _result(written, form, nbytes, seconds, quantisation, said)
 
 
-def _check_replaced(place: Path) -> None:
-    """Refuse to replace what is no checkpoint: a slip would cost a whole directory."""
-    try:
-        replaceable = not place.exists() or _is_checkpoint_alone(place)
-    except OSError as error:
-        raise CheckpointError(f"{place}: cannot be written: {error.strerror or error}") from error
-    if not replaceable:
-        raise InputError(
-            f"{place}: exists and is not a checkpoint and nothing else, so it is not replaced; "
-            "remove it yourself or choose another target"
-        )
-
-
-def _is_checkpoint_alone(place: Path) -> bool:
-    """Whether a target is of a checkpoint's files, or an empty directory."""
-    if not place.is_dir():
-        return is_gguf(place)
-    entries = list(place.iterdir())
-    folders = {entry.name for entry in entries if entry.is_dir()}
-    names, endings = {entry.name for entry in entries}, {entry.suffix for entry in entries}
-    return folders <= {ARRAYS} and (
-        (CONFIG in names and (ARRAYS in folders or ".safetensors" in endings))
-        or (PARAMS in names and ".pth" in endings)
-        or (len(models_in(place)) <= 1 and names <= {MANIFEST, *_own_files(names)})
-    )
-
-
-def _own_files(names: set[str]) -> set[str]:
-    """Return the GGUF files that are called as we call them."""
-    return {n for n in names if n == FILE or n.startswith(f"{MODEL_NAME}-") and is_part(n)}
+def _check_places(renames: Mapping[str, Path], *, overwrite: bool) -> None:
+    for place in renames.values() if overwrite else ():
+        check_replaced(place)
 
 
 def _ignore(name: str, nbytes: int) -> None:

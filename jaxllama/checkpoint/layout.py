@@ -23,11 +23,13 @@ class Piece:
         file: name within the target.
         offset: first byte in the file.
         transform: canonical tensor to the array whose bytes are stored here.
+        checksums: where in the file the CRC-32 of these bytes goes, in 4 bytes, lowest first.
     """
 
     file: str
     offset: int
     transform: Transform
+    checksums: tuple[int, ...] = ()
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Layout:
         lengths: total lengths of the large files in bytes.
         pieces: places of every tensor, by canonical name.
         small: whole contents of the small files.
+        heads: digests of what the large files say besides tensors that decides an answer.
         notes: what the format has no form for; weights are never among it.
     """
 
@@ -46,6 +49,7 @@ class Layout:
     lengths: dict[str, int] = field(default_factory=dict)
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
     small: dict[str, bytes] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add_file(self, name: str, frame: list[tuple[int, bytes]], length: int) -> None:

@@ -178,10 +178,14 @@ def fetch_smollm2() -> Path:
     if not (directory / "config.json").is_file():
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
-            with (directory.parent / ".lock").open("w") as lock:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(directory.parent / ".lock", flags, 0o600)
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes one fetches, the other waits
                 if not (directory / "config.json").is_file():
                     _make_smollm2(directory)
+            finally:
+                os.close(lock)
         except OSError as error:
             raise CheckpointError(f"{directory}: cannot be written: {error.strerror}") from error
     return directory

@@ -28,7 +28,7 @@ def compare_settings(a: Checkpoint, b: Checkpoint) -> tuple[list[str], list[str]
     """Return a line for each setting that differs, and notes on those that one format lacks."""
     differences: list[str] = []
     notes: list[str] = []
-    for part in (_configs, _tokenizers, _generations):
+    for part in (_configs, _tokenizers, _generations, _files):
         for line, counts in part(a, b):
             (differences if counts else notes).append(line)
     return differences, notes
@@ -116,6 +116,46 @@ def _generations(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
     for name, one, other in _unlike(first or {}, second or {}, _WRITERS):
         counts = carried and first is not None and second is not None
         yield f"{_GENERATION}: {_said(name, one, other)}", counts or a.format == b.format
+
+
+def _files(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
+    """Compare the files beside the weights as they are, where both have them as files.
+
+    Merges decide how any text is cut, and the few texts above may need none of those that differ.
+    What else differs may be a writer's way to say the same.
+    """
+    if {"gguf", "memory"} & {a.format, b.format}:
+        return
+    for name in [n for n in a.companions if n in b.companions and n != _GENERATION]:
+        first, second = (_content(checkpoint, name) for checkpoint in (a, b))
+        if first == second:
+            continue
+        counts = name in _COUNTED
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            models = [one.get("model") for one in (first, second)]
+            merges = [one.get("merges") for one in models if isinstance(one, Mapping)]
+            counts = len(merges) == 2 and list(map(_pair, merges[0] or ())) != list(
+                map(_pair, merges[1] or ())
+            )
+        yield _said(name, first, second), counts
+
+
+# No two contents of these say the same.
+_COUNTED = ("tokenizer.model",)
+
+
+def _pair(merge: Any) -> Any:
+    """Return a merge in one of the two ways in which it is written."""
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _content(checkpoint: Checkpoint, name: str) -> Any:
+    """Return a file's JSON, or else its bytes."""
+    raw = checkpoint.companions[name]()
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
 
 
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any] | None:

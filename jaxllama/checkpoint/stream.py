@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,33 +18,41 @@ import numpy as np
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import raise_problems, value_problems
 from jaxllama.checkpoint.dtypes import Loss, cast, lost
-from jaxllama.checkpoint.layout import Layout
-from jaxllama.checkpoint.manifest import MANIFEST, Manifest, digest
-from jaxllama.checkpoint.staging import Staging
+from jaxllama.checkpoint.layout import Layout, byte_size
+from jaxllama.checkpoint.manifest import MANIFEST, Manifest, digest, digests_of
+from jaxllama.checkpoint.staging import NEW_FILE, Staging
 
 Progress = Callable[[str, int], None]
 # Given a tensor's name, its values and the dtype it is to have, returns what it becomes.
 Rounding = Callable[[str, np.ndarray, np.dtype], np.ndarray]
-# How much may be written before it is flushed to the disk and entered in the journal.
-_FLUSH_BYTES = 1 << 29
+# After so many bytes, or seconds, what was written is flushed to the disk beside the writing, and
+# entered in the journal; the writing waits for that where it is as many times ahead.
+_FLUSH_BYTES, _FLUSH_SECONDS, _FLUSHES_AHEAD = 1 << 24, 1.0, 32
 # Tensors up to this size are read while the one before is written.
 _AHEAD_BYTES = 1 << 28
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Sink(Protocol):
-    """A target's files in the staging directory.
+    """A target's files in the staging directory."""
 
-    Attributes:
-        flushes_beside: whether `flush` may run in another thread than `write`.
-    """
+    @property
+    def small(self) -> Mapping[str, bytes]:
+        """Return the whole contents of the files beside the weights, by name."""
 
-    flushes_beside: bool
+    @property
+    def heads(self) -> Mapping[str, str]:
+        """Return digests of what files of weights say besides them, where that is not `small`."""
+
+    @property
+    def flush_cost(self) -> int:
+        """Return what a flush costs, against that of files: they come as much less often."""
 
     def create(self) -> None:
         """Make room for all tensors."""
 
-    def resume(self) -> None:
-        """Open what an earlier run created."""
+    def resume(self) -> bool:
+        """Open what an earlier run created; False if it is not all there."""
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Write one tensor, in canonical layout and its new dtype."""
@@ -59,34 +70,41 @@ class Sink(Protocol):
 class FileSink:
     """Files with a planned layout."""
 
-    flushes_beside = True
-
     def __init__(self, layout: Layout, directory: Path):
         self.layout, self.directory = layout, directory
+        self.small, self.heads, self.flush_cost = layout.small, layout.heads, 1
         self._open: dict[str, int] = {}
 
     def create(self) -> None:
-        """Create the files: small ones whole, large ones at full length with their frames."""
-        for name, content in self.layout.small.items():
-            (self.directory / name).write_bytes(content)
+        """Create the files at full length, with their frames."""
         for name, frame in self.layout.frames.items():
-            descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.directory / name, os.O_RDWR | NEW_FILE, 0o644)
             self._open[name] = descriptor
             # Takes the space now, so that a full disk is known before hours of work.
             os.posix_fallocate(descriptor, 0, max(1, self.layout.lengths[name]))
             for offset, content in frame:
                 _write_all(descriptor, memoryview(content), offset)
 
-    def resume(self) -> None:
-        """Open the files of an earlier run."""
+    def resume(self) -> bool:
+        """Open the files of an earlier run; False if they are not as it would have left them."""
         for name in self.layout.frames:
-            self._open[name] = os.open(self.directory / name, os.O_RDWR)
+            path, length = self.directory / name, max(1, self.layout.lengths[name])
+            if not path.is_file() or path.stat().st_size != length:
+                self.finish()
+                return False
+            self._open[name] = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return True
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Write one tensor to all its places."""
         for piece in self.layout.pieces[name]:
             stored = np.ascontiguousarray(piece.transform(values)).reshape(-1).view(np.uint8)
-            _write_all(self._open[piece.file], stored.data, piece.offset)
+            file = self._open[piece.file]
+            _write_all(file, stored.data, piece.offset)
+            if piece.checksums:
+                checksum = zlib.crc32(stored.data).to_bytes(4, "little")
+                for place in piece.checksums:
+                    _write_all(file, memoryview(checksum), place)
 
     def flush(self) -> None:
         """Put all that was written on the disk."""
@@ -145,9 +163,11 @@ def stream(
             message), or something cannot be read.
         OSError: something cannot be written.
     """
-    if staging.done:
-        sink.resume()
-    else:
+    if staging.done and not sink.resume():
+        staging.restart()
+    for name, content in sink.small.items():
+        staging.write(name, content)
+    if not staging.done:
         sink.create()
         staging.begin(plan)
     entries = dict(staging.done)
@@ -208,10 +228,15 @@ class _Journal:
         self._sink, self._staging, self._pool = sink, staging, pool
         self._pending: list[dict[str, Any]] = []
         self._flushing: Future[None] | None = None
+        self._last = time.monotonic()
 
     def add(self, entry: dict[str, Any]) -> None:
         self._pending.append(entry)
-        if sum(waiting["nbytes"] for waiting in self._pending) >= _FLUSH_BYTES:
+        waiting, cost = sum(one["nbytes"] for one in self._pending), self._sink.flush_cost
+        late = time.monotonic() > self._last + cost * _FLUSH_SECONDS
+        due = late or waiting >= cost * _FLUSH_BYTES
+        idle = self._flushing is None or self._flushing.done()
+        if due and (idle or waiting >= _FLUSHES_AHEAD * _FLUSH_BYTES):
             self._start()
 
     def settle(self) -> None:
@@ -223,10 +248,8 @@ class _Journal:
         if self._flushing is not None:
             self._flushing.result()
         entries, self._pending = self._pending, []
-        if not self._sink.flushes_beside:
-            self._flush(entries)
-        else:
-            self._flushing = self._pool.submit(self._flush, entries)
+        self._last = time.monotonic()
+        self._flushing = self._pool.submit(self._flush, entries)
 
     def _flush(self, entries: list[dict[str, Any]]) -> None:
         self._sink.flush()
@@ -261,6 +284,20 @@ def _converted(
     return _Converted(entry, rounded, problems)
 
 
+def _is_entry(entry: Any, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> bool:
+    """Whether something in a journal is what `stream` enters of one of its tensors."""
+    match entry:
+        case {"name": str(name), "nbytes": int(nbytes), "digest": str(found), "lost": dict(loss)}:
+            return (
+                name in dtypes
+                and nbytes == byte_size(checkpoint.tensors[name].shape, dtypes[name])
+                and _DIGEST.fullmatch(found) is not None
+                and loss.keys() == Loss.__annotations__.keys()
+                and all(type(value) in (int, float) for value in loss.values())
+            )
+    return False
+
+
 def write_small(checkpoint: Checkpoint, layout: Layout, target: Path) -> None:
     """Write a checkpoint as planned into a directory; `jaxllama.convert` does more.
 
@@ -281,6 +318,7 @@ def run(
     *,
     overwrite: bool = False,
     progress: Progress = lambda name, nbytes: None,
+    check: Callable[[], None] = lambda: None,
     hf_config: Mapping[str, Any] | None = None,
     rounding: Rounding = lambda name, values, dtype: cast(values, dtype),
 ) -> Written:
@@ -296,13 +334,21 @@ def run(
             the whole directory.
         overwrite: whether a target that exists is replaced.
         progress: called with a tensor's name and bytes after each.
+        check: refuses to replace what lies at the target by the end.
         hf_config: for the manifest; no manifest is written without it.
         rounding: what tensors become; cast to their dtype if not given.
 
     Raises:
         CheckpointError: see `stream`; or the target cannot be written.
     """
-    staging = Staging(target, plan, overwrite=overwrite)
+    staging = Staging(
+        target,
+        plan,
+        overwrite=overwrite,
+        renames=renames,
+        is_entry=lambda entry: _is_entry(entry, checkpoint, dtypes),
+        check=check,
+    )
     sink: Sink | None = None
     try:
         sink = make_sink(staging.files)
@@ -310,8 +356,11 @@ def run(
         if hf_config is not None:
             # Beside a target that is one file, in one that is a directory.
             name = MANIFEST if "." in renames else f"{target.name}.{MANIFEST}"
-            (staging.files / name).write_bytes(Manifest(result.digests, hf_config).to_json())
-        staging.commit(dict(renames))
+            manifest = Manifest(
+                result.digests, hf_config, digests_of(sink.small), list(sink.heads.values())
+            )
+            staging.write(name, manifest.to_json())
+        staging.commit()
     except Exception as error:
         if sink is not None:
             sink.abort()

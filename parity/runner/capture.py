@@ -119,7 +119,7 @@ def capture(
                 for lane in lanes
                 for task in _tasks(make(lane), subject == "torch", truth, inputs, modes)
             ]
-        staging.commit({".": target})
+        staging.commit()
     except OSError as error:
         raise staging.unwritable(error) from error
     except BaseException:

@@ -179,6 +179,21 @@ def test_an_empty_folder_goes_with_its_last_entry(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_no_link_is_followed(tmp_path: Path, monkeypatch, capfd):
+    """Nothing is read or written through one, nor removed where it leads."""
+    monkeypatch.setattr(compilation_cache, "machine", lambda: "folder")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_bytes(VALUE)
+    root = tmp_path / "compiled"
+    root.mkdir()
+    (root / "folder").symlink_to(tmp_path / "mine")
+    entries = Entries(root, 100)
+    entries.put("key", VALUE)
+    assert entries.get("key") is None and "is a symbolic link" in capfd.readouterr().err
+    evict(root, 10)
+    assert os.listdir(tmp_path / "mine") == ["thesis"] and (root / "folder").is_symlink()
+
+
 @pytest.mark.parametrize("place", ["root", "folder"])
 def test_a_file_in_place_of_the_folder_is_one_note(tmp_path: Path, place: str, capfd):
     root = tmp_path / "compiled"

@@ -9,6 +9,7 @@ Source: `docs/gguf.md` in ggml's repository.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from dataclasses import dataclass, field
@@ -87,11 +88,20 @@ class GGUFFile:
     Attributes:
         metadata: values by key; arrays of numbers as NumPy arrays.
         tensors: by name.
+        heads: how many bytes of each file lie before its tensors.
     """
 
     path: Path
     metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, GGUFTensor] = field(default_factory=dict)
+    heads: dict[Path, int] = field(default_factory=dict)
+
+    def head_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of what lies before the tensors, by file name."""
+        return {
+            path.name: hashlib.sha256(read_raw(path, 0, nbytes).data).hexdigest()
+            for path, nbytes in self.heads.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor: F16, BF16, F32 and F64 as they are, quantised ones as float32.
@@ -204,11 +214,13 @@ def read_head(path: Path) -> GGUFFile:
                 raise CheckpointError(f"{path}: metadata key {key!r} occurs twice")
             found.metadata[key] = cursor.value(cursor.number("<I", key), key)
         directory = [_directory_entry(cursor) for _ in range(tensor_count)]
+    found.heads[path] = cursor.at
     alignment = found.metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment {alignment!r} is not a power of two")
     start = -(-cursor.at // alignment) * alignment
-    _place(found, directory, start, cursor.length)
+    _place(found, directory, start)
+    _check_places(found, start, alignment, cursor.length)
     return found
 
 
@@ -235,9 +247,9 @@ def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _place(
-    found: GGUFFile, directory: list[tuple[str, tuple[int, ...], int, int]], start: int, length: int
+    found: GGUFFile, directory: list[tuple[str, tuple[int, ...], int, int]], start: int
 ) -> None:
-    """Check the directory against the file and against itself, and enter it into `found`."""
+    """Check the directory against itself, and enter it into `found`."""
     problems = []
     for name, shape, kind, offset in directory:
         if name in found.tensors:
@@ -262,15 +274,36 @@ def _place(
             continue
         nbytes = math.prod(shape) // block * block_bytes
         found.tensors[name] = GGUFTensor(found.path, encoding, shape, start + offset, nbytes)
-    end, previous = start, "the metadata"
+    if problems:
+        raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems))
+
+
+def _check_places(found: GGUFFile, start: int, alignment: int, length: int) -> None:
+    """Check that tensors follow each other to the file's end, with nothing but padding between.
+
+    A byte left out or put in would shift all that follow it.
+    """
+    problems = []
+    end, padded, previous = start, start, "the metadata"
     for name, tensor in sorted(found.tensors.items(), key=lambda item: item[1].offset):
-        if tensor.offset < end:
-            problems.append(f"{name}: begins at byte {tensor.offset}, inside {previous}")
+        if tensor.offset != padded:
+            where = (
+                f"inside {previous}"
+                if tensor.offset < end
+                else f"{previous} ends at {end}, so that {padded} is expected"
+            )
+            problems.append(f"{name}: begins at byte {tensor.offset}, {where}")
         end, previous = max(end, tensor.offset + tensor.nbytes), name
+        padded = start + -(-(end - start) // alignment) * alignment
     if problems:
         raise CheckpointError(join_problems(f"{found.path}: invalid directory", problems))
     if end > length:
         raise CheckpointError(
             f"{found.path}: truncated: its directory describes {end} bytes, the file has {length}; "
             "fetch it again"
+        )
+    if found.tensors and length not in (end, padded):
+        raise CheckpointError(
+            f"{found.path}: too long: its directory describes {end} bytes, with padding {padded}, "
+            f"the file has {length}; fetch it again"
         )

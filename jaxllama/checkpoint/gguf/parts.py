@@ -79,7 +79,8 @@ def read_parts(path: Path) -> GGUFFile:
             join_problems(f"{path}: its {count} parts do not fit together", problems)
         )
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    return GGUFFile(path, parts[0].metadata, tensors)
+    heads = {file: nbytes for part in parts for file, nbytes in part.heads.items()}
+    return GGUFFile(path, parts[0].metadata, tensors, heads)
 
 
 def _files(path: Path, model: str, count: int) -> list[Path]:

@@ -87,6 +87,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config_source="its metadata",
         notes=(*said, *notes, *recovered(file.metadata)),
         problems=problems,
+        head_digests=file.head_digests,
         **_tokenizer(file, config),
     )
 

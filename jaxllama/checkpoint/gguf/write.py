@@ -6,6 +6,7 @@ along; values are encoded as its reader, llama.cpp's and transformers' expect th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -115,6 +116,7 @@ def _add_files(
             keys |= part_metadata(number, len(runs), len(stored))
         head, offsets, length = _build_head(keys, {name: stored[name] for name in run})
         layout.add_file(file, [(0, head)], length)
+        layout.heads[file] = hashlib.sha256(head).hexdigest()
         places |= {name: (file, offsets[name]) for name in run}
     return places
 

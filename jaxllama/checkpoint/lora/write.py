@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from jaxllama.checkpoint.lora.contents import WEIGHTS
 from jaxllama.checkpoint.lora.settings import CONFIG
 from jaxllama.checkpoint.manifest import digest
 from jaxllama.checkpoint.names import EMBEDDING, HEAD, expected_tensors
+from jaxllama.checkpoint.replaced import check_replaced
 from jaxllama.checkpoint.samples import in_memory
+from jaxllama.checkpoint.staging import refuse_links
 from jaxllama.checkpoint.stream import FileSink, run
 from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
@@ -70,17 +72,19 @@ def save_lora(
     Source: `get_peft_model_state_dict` and `LoraConfig` of PEFT 0.21.
     """
     target, wanted = Path(directory), None if dtype is None else parse(dtype)
+    refuse_links(target)
+
+    def check() -> None:
+        if overwrite:
+            check_replaced(target, adapter=True)
+
+    check()
     pairs = dict(_one_a_weight(factors))
     problems = _problems(pairs, config)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         problems.append(f"alpha {alpha!r}: expected a finite number")
     if problems or not pairs:
         raise InputError(join_problems("LoRA factors", problems or ["there are none"]))
-    if overwrite and target.exists() and not _is_adapter_alone(target):
-        raise InputError(
-            f"{target}: exists and is not an adapter and nothing else, so it is not replaced; "
-            "remove it yourself or choose another target"
-        )
     tensors = {
         _stored_name(name, which): values
         for name, pair in pairs.items()
@@ -94,6 +98,7 @@ def save_lora(
         content,
         target,
         overwrite=overwrite,
+        check=check,
     )
     return target
 
@@ -158,10 +163,6 @@ def _example(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return next(name for name, shape in shapes.items() if name != EMBEDDING and len(shape) == 2)
 
 
-def _is_adapter_alone(place: Path) -> bool:
-    return place.is_dir() and {entry.name for entry in place.iterdir()} <= {CONFIG, WEIGHTS}
-
-
 def _stored_name(name: str, which: str) -> str:
     """Return PEFT's name of a factor: under its wrapper, and of an embedding a bare parameter."""
     module = f"base_model.model.{_module(name)}"
@@ -218,6 +219,7 @@ def _write(
     target: Path,
     *,
     overwrite: bool,
+    check: Callable[[], None],
 ) -> None:
     shapes = {name: info.shape for name, info in factors.tensors.items()}
     head, length = build_header({name: (dtypes[name], shape) for name, shape in shapes.items()})
@@ -236,4 +238,5 @@ def _write(
         {"lora": dict(content), "dtypes": [d.name for d in dtypes.values()], "of": digests},
         {".": target},
         overwrite=overwrite,
+        check=check,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -147,7 +148,7 @@ def _config(
     config = LlamaConfig.from_meta(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
-    if not (path / MANIFEST).is_file():
+    if not os.path.lexists(path / MANIFEST):
         return config, config.to_hf()
     beside = read_manifest(path).hf_config
     try:
@@ -179,7 +180,9 @@ def _is_tied(shards: list[Shard]) -> bool:
     for shard in shards:
         if shard.shapes[names[0]] != shard.shapes[names[1]]:
             return False
-        first, second = (shard.read(name).reshape(-1).view(np.uint8) for name in names)
+        first, second = (
+            shard.read(name, compared=False).reshape(-1).view(np.uint8) for name in names
+        )
         step = 1 << 22  # models that are not tied differ in the first block
         for i in range(0, first.size, step):
             if not np.array_equal(first[i : i + step], second[i : i + step]):
@@ -270,13 +273,14 @@ def lay_out_meta(
     _add_tokenizer_model(layout, config.vocab_size)
     stored = _stored_names(dtypes, config)
     shapes = {at: _local_shape(name, config, degree) for at, name in stored.items()}
-    frame, offsets, length = plan_file({at: (shapes[at], dtypes[n]) for at, n in stored.items()})
+    planned = plan_file({at: (shapes[at], dtypes[n]) for at, n in stored.items()})
     for rank in range(degree):
         file = f"consolidated.{rank:02}.pth"
-        layout.add_file(file, frame, length)
+        layout.add_file(file, planned.frame, planned.length)
         for at, name in stored.items():
             cut = partial(_part, name=name, config=config, degree=degree, rank=rank)
-            layout.pieces.setdefault(name, []).append(Piece(file, offsets[at], cut))
+            piece = Piece(file, planned.offsets[at], cut, planned.checksums[at])
+            layout.pieces.setdefault(name, []).append(piece)
     return layout
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-import zipfile
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ import numpy as np
 from jaxllama import files
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.layout import byte_size
+from jaxllama.checkpoint.meta.zip_file import add_checksums, has_checksums, read_records
 from jaxllama.errors import CheckpointError, join_problems
 
 if TYPE_CHECKING:
     import torch
 
-_PICKLE_LIMIT = 64 << 20
 # Mapped pages count as this process's memory until the map is dropped.
 _MAPPED_LIMIT = 256 << 20
 
@@ -36,12 +37,18 @@ class Shard:
         self.file = file
         self._mapped: dict[str, torch.Tensor] | None = None
         self._touched = 0
-        _check_archive(file)
+        files.refuse_stranger(file, own=b"PK")
+        files.size(file)
+        records = read_records(file)
+        self._records = {record.offset: record for record in records}
+        self._has_checksums = has_checksums(records)
+        self._compared: set[int] = set()
         self.shapes = {
             name: (tuple(tensor.shape), _numpy_dtype(tensor, f"{file}: {name}"))
             for name, tensor in self._tensors().items()
         }
         self._mapped = None
+        self._placed = self._places()
         self._stored: dict[str, str] = {}
 
     def rename(self, plain: Mapping[str, str]) -> None:
@@ -68,43 +75,64 @@ class Shard:
             self._touched = 0
         return self._mapped
 
-    def read(self, name: str) -> np.ndarray:
-        """Return a view of one mapped tensor, valid until the next call."""
+    def _places(self) -> dict[str, int]:
+        """Return where in the file each tensor's record begins."""
+        import torch
+
+        try:
+            found = torch.load(self.file, map_location="meta", weights_only=True)
+            storages = {name: found[name].untyped_storage() for name in self.shapes}
+            places = {name: int(one._checkpoint_offset) for name, one in storages.items()}
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise CheckpointError(f"{self.file}: damaged: {reason}") from None
+        problems = [
+            f"{name} needs {one.nbytes()} bytes of a record of {record.nbytes if record else 0}"
+            for name, one in storages.items()
+            if (record := self._records.get(places[name])) is None or record.nbytes != one.nbytes()
+        ]
+        if problems:
+            raise CheckpointError(join_problems(f"{self.file}: damaged", problems))
+        return places
+
+    def read(self, name: str, *, compared: bool = True) -> np.ndarray:
+        """Return a view of one mapped tensor, valid until the next call.
+
+        Args:
+            name: of the tensor.
+            compared: whether its bytes are compared with their checksum, once.
+
+        Raises:
+            CheckpointError: they are not as their checksum says.
+        """
         if self._touched > _MAPPED_LIMIT:
             self._mapped = None
-        tensor = self._tensors()[self._stored.get(name, name)]
+        stored = self._stored.get(name, name)
+        tensor = self._tensors()[stored]
         self._touched += tensor.numel() * tensor.element_size()
         import torch
 
+        if compared:
+            self._compare(stored, tensor)
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.uint16).numpy().view(BFLOAT16)
         return tensor.numpy()
 
+    def _compare(self, name: str, tensor: torch.Tensor) -> None:
+        """Compare the record that a tensor lies in with its checksum, if that is not done yet."""
+        import torch
 
-def _check_archive(file: Path) -> None:
-    """Check the zip directory: PyTorch would believe any size that it states."""
-    files.refuse_stranger(file, own=b"PK")
-    length = files.size(file)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{file}: {length} bytes, truncated or not in PyTorch's zip format ({error}); fetch it "
-            "again"
-        ) from None
-    names = [entry.filename for entry in entries]
-    problems = [f"{n} occurs twice" for n in sorted({n for n in names if names.count(n) > 1})]
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            problems.append(f"{entry.filename} is compressed")
-        elif entry.header_offset + entry.file_size > length:
-            end = entry.header_offset + entry.file_size
-            problems.append(f"{entry.filename} needs {end} bytes, the file has {length}")
-        elif entry.filename.endswith("/data.pkl") and entry.file_size > _PICKLE_LIMIT:
-            problems.append(f"{entry.filename} is {entry.file_size} bytes long")
-    if problems:
-        raise CheckpointError(join_problems(f"{file}: damaged", problems))
+        record = self._records[self._placed[name]]
+        if not self._has_checksums or record.offset in self._compared:
+            return
+        storage = tensor.untyped_storage()
+        found = zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
+        if found != record.checksum:
+            raise CheckpointError(
+                f"{self.file}: {name}: damaged: checksum {found:08x} of its bytes, the file states "
+                f"{record.checksum:08x}; fetch it again"
+            )
+        self._compared.add(record.offset)
 
 
 def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -139,17 +167,28 @@ def _numpy_dtype(tensor: torch.Tensor, what: str) -> np.dtype:
         raise CheckpointError(f"{what}: dtype {tensor.dtype} is not supported") from None
 
 
-def plan_file(
-    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-) -> tuple[list[tuple[int, bytes]], dict[str, int], int]:
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of PyTorch's without its tensors.
+
+    Attributes:
+        frame: what it holds besides tensors, as (offset, bytes).
+        offsets: where each tensor begins.
+        checksums: where each tensor's CRC-32 goes.
+        length: of the file in bytes.
+    """
+
+    frame: list[tuple[int, bytes]]
+    offsets: dict[str, int]
+    checksums: dict[str, tuple[int, int]]
+    length: int
+
+
+def plan_file(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> PlannedFile:
     """Plan a file of PyTorch's without holding its tensors.
 
     Args:
         tensors: shape and dtype by name.
-
-    Returns:
-        What the file holds besides tensors, as (offset, bytes); each tensor's offset in bytes;
-        and the file's length in bytes.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -170,6 +209,7 @@ def plan_file(
         finally:
             torch.serialization.set_crc32_options(checksums)
         offsets = {name: t.untyped_storage()._checkpoint_offset for name, t in placed.items()}
+        stated_at = {record.offset: record.stated_at for record in add_checksums(file)}
         length = file.stat().st_size
         frame, at = [], 0
         with file.open("rb") as skeleton:
@@ -179,4 +219,5 @@ def plan_file(
                 at = offsets[name] + byte_size(*tensors[name])
             skeleton.seek(at)
             frame.append((at, skeleton.read()))
-    return frame, offsets, length
+    places = {name: stated_at[offset] for name, offset in offsets.items()}
+    return PlannedFile(frame, offsets, places, length)

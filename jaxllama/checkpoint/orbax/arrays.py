@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore
 
 from jaxllama import files
+from jaxllama.checkpoint.orbax.lengths import check_files, check_store
 from jaxllama.checkpoint.orbax.plain_array import read_description
 from jaxllama.errors import CheckpointError
 
@@ -37,10 +38,14 @@ class StoredArray(Protocol):
     def read(self) -> np.ndarray:
         """Return its values."""
 
+    def check(self) -> None:
+        """Check that those of its files that are there are as long as what they hold."""
+
 
 @dataclass(frozen=True)
 class _ByTensorStore:
     opened: Any
+    directory: Path | None  # None in a store of many arrays
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,8 +55,19 @@ class _ByTensorStore:
     def dtype(self) -> np.dtype:
         return np.dtype(self.opened.dtype.numpy_dtype)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its metadata, as zarr has it."""
+        found: dict[str, Any] = self.opened.spec().to_json()["metadata"]
+        return found
+
     def read(self) -> np.ndarray:
+        self.check()
         return np.asarray(self.opened.read().result())
+
+    def check(self) -> None:
+        if self.directory is not None:
+            check_files(self.directory, self.about)
 
 
 class ArrayStore:
@@ -72,6 +88,18 @@ class ArrayStore:
             self.arrays = _open(directory / _STATE, about)
         except Exception as error:  # TensorStore raises many kinds on a damaged directory
             raise damaged(directory, error) from None
+
+    def check(self) -> None:
+        """Check that all files that are there are as long as what they hold.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        try:
+            for one in self.arrays.values():
+                one.check()
+        except Exception as error:
+            raise damaged(self._directory, error) from None
 
     def read(self, name: str) -> np.ndarray:
         """Return one array.
@@ -101,7 +129,13 @@ def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
             opening[name] = tensorstore.open(_spec(place, about), open=True, read=True)
         else:
             found[name] = plain
-    return found | {name: _ByTensorStore(one.result()) for name, one in opening.items()}
+    opened = {
+        name: _ByTensorStore(one.result(), None if _in_one_store(state) else state / name)
+        for name, one in opening.items()
+    }
+    if _in_one_store(state):
+        check_store(state, {name: one.about for name, one in opened.items()})
+    return found | opened
 
 
 def _names(about: Mapping[str, Any]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxllama.checkpoint.hf.safetensors_file import open_raw, read_into
+from jaxllama.checkpoint.orbax.lengths import crc32c
 from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError
 
@@ -59,12 +60,30 @@ class PlainArray:
             self._read_cell(at, result)
         return result
 
+    def check(self) -> None:
+        """Check that those of its files that are there are as long as their pieces.
+
+        Raises:
+            CheckpointError: one is not, or its index is damaged.
+        """
+        for path in map(self._file, _grid(self.shape, self.cell)):
+            if path.exists():  # another host may have the others
+                with open_raw(path) as file:
+                    self._offsets(file)
+
+    def _file(self, at: tuple[int, ...]) -> Path:
+        return self.directory.joinpath("c", *map(str, at))
+
+    def _offsets(self, file: FileIO) -> np.ndarray:
+        counts = (c // p for c, p in zip(self.cell, self.piece, strict=True))
+        return _offsets(file, math.prod(counts), math.prod(self.piece) * self.dtype.itemsize)
+
     def _read_cell(self, at: tuple[int, ...], result: np.ndarray) -> None:
         counts = tuple(c // p for c, p in zip(self.cell, self.piece, strict=True))
         corner = [i * length for i, length in zip(at, self.cell, strict=True)]
         nbytes = math.prod(self.piece) * self.dtype.itemsize
-        with open_raw(self.directory.joinpath("c", *map(str, at))) as file:
-            offsets = _offsets(file, math.prod(counts), nbytes)
+        with open_raw(self._file(at)) as file:
+            offsets = self._offsets(file)
             pieces = itertools.product(*map(range, counts))
             for offset, within in zip(offsets, pieces, strict=True):
                 first = [
@@ -92,9 +111,14 @@ def _offsets(file: FileIO, count: int, nbytes: int) -> np.ndarray:
     expected = count * (nbytes + _ENTRY_BYTES) + _CHECKSUM_BYTES
     if length != expected:
         raise CheckpointError(f"{file.name}: {length} bytes, expected {expected}")
-    raw = np.empty(count * _ENTRY_BYTES, np.uint8)
+    raw = np.empty(count * _ENTRY_BYTES + _CHECKSUM_BYTES, np.uint8)
     read_into(file, count * nbytes, raw)
-    offsets, lengths = raw.view("<u8").reshape(count, 2).T
+    index, checksum = raw[:-_CHECKSUM_BYTES], int(raw[-_CHECKSUM_BYTES:].view("<u4")[0])
+    if (found := crc32c(index.tobytes())) != checksum:
+        raise CheckpointError(
+            f"{file.name}: checksum {found:08x} of its index, the file states {checksum:08x}"
+        )
+    offsets, lengths = index.view("<u8").reshape(count, 2).T
     if (lengths != nbytes).any() or (np.sort(offsets) != np.arange(count) * nbytes).any():
         raise CheckpointError(f"{file.name}: its pieces do not lie where its index says")
     return offsets

@@ -69,9 +69,11 @@ def restore_sharded(
         CheckpointError: it is damaged or not complete.
     """
     _refuse_links(path / ARRAYS)
+    store = ArrayStore(path / ARRAYS)
+    store.check()
     wanted = {
         name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding_of(name, one.shape))
-        for name, one in ArrayStore(path / ARRAYS).arrays.items()
+        for name, one in store.arrays.items()
     }
     try:
         with context():

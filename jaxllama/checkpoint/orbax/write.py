@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.write import companion_files, hf_config
 from jaxllama.checkpoint.layout import byte_size
 from jaxllama.checkpoint.orbax.read import ARRAYS, context
+from jaxllama.checkpoint.staging import NEW_FILE, refuse_links
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
 
@@ -49,12 +51,14 @@ def save_sharded(
     """
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or choose another")
+    refuse_links(path)
     try:
         with _saving(path):
             ocp.save(path.absolute() / ARRAYS, dict(tensors))
         if jax.process_index() == 0:
             for name, content in _small(checkpoint, tensors).items():
-                (path / name).write_bytes(content)
+                with os.fdopen(os.open(path / name, os.O_WRONLY | NEW_FILE, 0o666), "wb") as file:
+                    file.write(content)
     except OSError as error:
         reason = error.strerror or str(error)
         left = "; remove what there is of it" if path.exists() else ""
@@ -72,31 +76,32 @@ def _small(checkpoint: Checkpoint | LlamaConfig, tensors: Mapping[str, Any]) -> 
 class OrbaxSink:
     """Writes tensors of a conversion in batches, each saved atomically while the next is read."""
 
-    flushes_beside = True
+    heads: Mapping[str, str] = MappingProxyType({})  # all beside the weights is in small files
+    flush_cost = 8  # a tenth of a second
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype], directory: Path):
         self._checkpoint, self._dtypes = checkpoint, dtypes
         self._directory = directory.absolute()  # Orbax takes no other
+        config = json.dumps(hf_config(checkpoint, dtypes), indent=2).encode()
+        self.small = {CONFIG: config, **companion_files(checkpoint)}
         self._batch: dict[str, np.ndarray] = {}
         self._saving: Any = None
         self._resumed = False
         self._lock = threading.Lock()
 
     def create(self) -> None:
-        """Write the small files, and see that there is room for the arrays."""
+        """See that there is room for the arrays."""
         needed = sum(
             byte_size(self._checkpoint.tensors[name].shape, dtype)
             for name, dtype in self._dtypes.items()
         )
         if needed > shutil.disk_usage(self._directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        config = json.dumps(hf_config(self._checkpoint, self._dtypes), indent=2).encode()
-        for name, content in {CONFIG: config, **companion_files(self._checkpoint)}.items():
-            (self._directory / name).write_bytes(content)
 
-    def resume(self) -> None:
-        """Take up what an earlier run saved."""
-        self._resumed = True
+    def resume(self) -> bool:
+        """Take up what an earlier run saved; False if nothing is there."""
+        self._resumed = any(self._directory.glob(f"{ARRAYS}*"))
+        return self._resumed
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Keep a tensor for the next batch, and save the batch once it is large."""

@@ -173,9 +173,11 @@ def test_existing_targets_are_kept_unless_overwritten(tmp_path):
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(CheckpointError, match="exists already"):
         convert("tiny", tmp_path / "out", to="hf")
+    with pytest.raises(InputError, match=r"not replaced \(mine is none of its files\)"):
+        convert("tiny", tmp_path / "out", to="hf", overwrite=True)
     assert (tmp_path / "out" / "mine").read_text() == "x"
+    (tmp_path / "out" / "mine").unlink()
     convert("tiny", tmp_path / "out", to="hf", overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
     validate(open_checkpoint(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

@@ -211,7 +211,6 @@ def test_targets_that_are_refused(tmp_path: Path, model: Llama):
     model.save_pretrained(tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists already"):
         model.save_pretrained(tmp_path / "out")
-    (tmp_path / "out" / "notes.txt").touch()
     model.save_pretrained(tmp_path / "out", overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

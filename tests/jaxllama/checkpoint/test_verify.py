@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,3 +169,27 @@ def test_a_nan_is_called_one(base):
     broken[3] = np.nan
     detail = _only(base, _changed(base, **{name: broken})).detail
     assert detail.startswith("1 of ") and detail.endswith("; 1 of them are NaN or infinite")
+
+
+def test_files_beside_the_weights_are_compared_as_they_stand(base):
+    """A merge that no text tried here needs is a difference, another way to write it is none."""
+
+    def beside(**contents):
+        names = {"model": "tokenizer.model", "json": "tokenizer.json", "map": "added_tokens.json"}
+        companions = {names[kind]: lambda raw=raw: raw for kind, raw in contents.items()}
+        return replace(base, format="hf", companions=companions)
+
+    def merges(*pairs, **more):
+        return json.dumps({"model": {"merges": pairs}} | more).encode()
+
+    first = beside(json=merges("a b", "ab c"), model=b"1", map=b"{}")
+    same = beside(json=merges(["a", "b"], ["ab", "c"]), model=b"1", map=b" { }")
+    assert verify(first, same).equal
+    (line,) = verify(first, beside(json=merges("a b", "a c"))).config
+    assert line.startswith("tokenizer.json['model']['merges']: ['a b', 'ab c'] in the first")
+    assert not verify(first, beside(model=b"2")).equal
+    noted = verify(first, beside(json=merges("a b", "ab c", version=2), map=b'{"a": 1}'))
+    assert noted.equal and [note.split(":")[0] for note in noted.notes] == [
+        "tokenizer.json['version']",
+        "added_tokens.json['a']",
+    ]

@@ -86,8 +86,9 @@ def test_permissions_are_the_umasks_or_what_they_were(tmp_path: Path) -> None:
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
-    (tmp_path / "target").write_text("older")
+    (tmp_path / "target").write_text('{\n "schema_version": 1}')
     (tmp_path / "link").symlink_to(tmp_path / "target")
+    output_files.check_writable(tmp_path / "link")
     output_files.write_text(tmp_path / "link", "newer")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "newer"
     os.mkfifo(tmp_path / "pipe")
@@ -97,6 +98,19 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     assert os.read(reading, 99) == b"through"
     os.close(reading)
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("there", ["precious", None])
+def test_a_link_to_what_is_no_report_is_not_followed(tmp_path: Path, there: str | None) -> None:
+    if there is not None:
+        (tmp_path / "target").write_text(there)
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    before = sorted(os.listdir(tmp_path))
+    for call in (output_files.check_writable, lambda path: output_files.write_text(path, "report")):
+        with pytest.raises(InputError, match=r"a symbolic link to .*, which is no older report"):
+            call(tmp_path / "link")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert there is None or (tmp_path / "target").read_text() == there
 
 
 def test_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +150,9 @@ def test_a_report_destroys_nothing_that_is_read(tmp_path: Path) -> None:
         (read / "config.json", tmp_path / "link"),
         (read / "mask.npy", read / "mask.npy"),
         (read / "arrays" / "zarr.json", read),
-        (tmp_path / "out.json", read),
     ]:
         with pytest.raises(InputError, match="which is read; choose another"):
             check_outputs(path, inputs=[given])
+    with pytest.raises(InputError, match="is a symbolic link"):
+        check_outputs(tmp_path / "out.json", inputs=[read])
     check_outputs(read / "config.json", inputs=["tiny"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorstore
 
+from jaxllama.checkpoint.orbax.lengths import crc32c
 from jaxllama.checkpoint.orbax.plain_array import PlainArray, read_description
 from jaxllama.errors import CheckpointError
 
@@ -67,15 +68,22 @@ def test_other_ways_to_store_are_left_to_tensorstore(tmp_path):
     assert stored(tmp_path / "ints", values.astype(np.int32), (4, 6), (4, 6)) is None
 
 
+def summed(raw: bytes) -> bytes:
+    """Add the checksum of an index of two pieces."""
+    return raw + crc32c(raw[-32:]).to_bytes(4, "little")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda raw: raw[:-1], "bytes, expected"),
         (lambda raw: raw + b"\0", "bytes, expected"),
         (lambda raw: b"", "bytes, expected"),
-        (lambda raw: raw[:-20] + b"\x08" + raw[-19:], "do not lie where its index says"),
-        (lambda raw: raw[:-12] + b"\x08" + raw[-11:], "do not lie where its index says"),
-        (lambda raw: raw[:-36] + raw[-20:-4] * 2 + raw[-4:], "do not lie where its index says"),
+        (lambda raw: raw[:-20] + b"\x08" + raw[-19:], "checksum .* of its index"),
+        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "checksum .* of its index"),
+        (lambda raw: summed(raw[:-20] + b"\x08" + raw[-19:-4]), "do not lie where its index says"),
+        (lambda raw: summed(raw[:-12] + b"\x08" + raw[-11:-4]), "do not lie where its index says"),
+        (lambda raw: summed(raw[:-36] + raw[-20:-4] * 2), "do not lie where its index says"),
     ],
 )
 def test_damage_is_seen(spoil, said, tmp_path):
