@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxllama import limits
 from jaxllama.errors import CheckpointError
-
-_MEGABYTE = 1 << 20
-CONFIG_LIMIT = 4 * _MEGABYTE
-INDEX_LIMIT = 64 * _MEGABYTE
-TOKENIZER_LIMIT = 256 * _MEGABYTE
 
 
 def inside(directory: Path, name: str) -> Path:
@@ -157,9 +155,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} occurs twice")
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"key {twice!r:.80} occurs twice")
     return result
 
 
@@ -167,12 +165,23 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     """Parse a JSON object whose keys are unique.
 
     Raises:
-        CheckpointError: not JSON, nested too deep, a key twice, or not an object.
+        CheckpointError: not JSON, nested too deep, of too many entries, a key twice, a text with
+            half a character, or not an object.
     """
     try:
+        _check_entries(text)
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        if isinstance(value, dict | list):
+            _check_depth(value)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise CheckpointError(f"{source}: JSON nested too deep") from None
+        raise CheckpointError(
+            f"{source}: JSON nested deeper than {limits.JSON_DEPTH} levels, too deep"
+        ) from None
+    except UnicodeEncodeError as error:
+        near = error.object[error.start :][:1]
+        raise CheckpointError(f"{source}: {near!r} in it is half a character, no text") from None
     except ValueError as error:
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -180,6 +189,72 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+# A surrogate, which is whole only beside its other half.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _check_entries(text: bytes) -> None:
+    """Refuse too many entries before objects are made of them."""
+    entries = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if entries > limits.JSON_ENTRIES:
+        raise ValueError(f"{entries} entries, at most {limits.JSON_ENTRIES} are accepted")
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what is nested too deep, level by level: much that is done with it is recursive."""
+    level = [value]
+    for _ in range(limits.JSON_DEPTH):
+        parts = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for part in parts for one in part if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def check_names(names: Collection[Any], source: str) -> None:
+    """Refuse too many names of tensors, and names that no tensor has, before any is looked at.
+
+    Args:
+        names: of all tensors of a file.
+        source: what to call it in an error.
+
+    Raises:
+        CheckpointError: too many, too long, no text, or half a character.
+    """
+    if len(names) > limits.TENSORS:
+        raise CheckpointError(
+            f"{source}: {len(names)} tensors, at most {limits.TENSORS} are accepted"
+        )
+    for name in names:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{source}: a tensor's name is {name!r:.80}, expected a text")
+        if len(name) > limits.NAME_CHARACTERS:
+            raise CheckpointError(
+                f"{source}: tensor {name[:40]!r}... has a name of {len(name)} characters, at most "
+                f"{limits.NAME_CHARACTERS} are accepted"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(
+                f"{source}: tensor {name!r:.80}: half a character in its name, no text"
+            ) from None
+
+
+def check_shape(shape: Sequence[int], source: str) -> None:
+    """Refuse a shape that no tensor of a model has; raises `CheckpointError`.
+
+    Args:
+        shape: as stored.
+        source: what to call the tensor in an error.
+    """
+    if any(not 1 <= n <= limits.DIMENSION for n in shape):
+        said = str(tuple(shape))[:80]
+        raise CheckpointError(
+            f"{source}: shape {said}, expected dimensions in 1..{limits.DIMENSION}"
+        )
+
+
+def read_json(path: Path, limit: int = limits.CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes; raises `CheckpointError` like its parts."""
     return parse_object(read_bytes(path, limit), str(path))

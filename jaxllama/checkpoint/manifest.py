@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, join_problems
@@ -66,7 +66,7 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: there is none, or it is damaged.
     """
     file = manifest_path(path)
-    content = files.read_json(file, files.INDEX_LIMIT)
+    content = files.read_json(file, limits.INDEX_BYTES)
     tensors = content.get("tensors")
     if content.get("version") != _VERSION or not isinstance(tensors, dict):
         raise CheckpointError(

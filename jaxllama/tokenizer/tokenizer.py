@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.errors import CheckpointError, InputError
 from jaxllama.tokenizer.backend import Chat, Message, Parts
 from jaxllama.tokenizer.json_file import read_json_file
@@ -62,7 +62,7 @@ class Tokenizer:
             "config.json",
         )
         found = {
-            name: files.read_bytes(files.inside(path, name), files.TOKENIZER_LIMIT)
+            name: files.read_bytes(files.inside(path, name), limits.TOKENIZER_BYTES)
             for name in names
             if (path / name).is_file()
         }

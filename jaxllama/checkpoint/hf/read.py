@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.hf.safetensors_file import read_tensor
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE, find_weights
@@ -120,7 +120,7 @@ def companions(path: Path) -> dict[str, Callable[[], bytes]]:
         if (path / name).exists():
             file = files.inside(path, name)
             files.size(file)  # a directory in its place is said when the checkpoint is opened
-            found[name] = partial(files.read_bytes, file, files.TOKENIZER_LIMIT)
+            found[name] = partial(files.read_bytes, file, limits.TOKENIZER_BYTES)
     return found
 
 

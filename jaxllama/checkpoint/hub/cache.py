@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE
 from jaxllama.checkpoint.hub.name import MAIN, HubName
@@ -141,7 +141,7 @@ def _lacking(root: Path, needed: Needed) -> list[str]:
 
 def _indexed(root: Path) -> list[str]:
     try:
-        stated = files.read_json(root / INDEX, files.INDEX_LIMIT).get("weight_map")
+        stated = files.read_json(root / INDEX, limits.INDEX_BYTES).get("weight_map")
     except CheckpointError:  # not there, which is said, or damaged, which opening it says
         return []
     return [str(file) for file in stated.values()] if isinstance(stated, dict) else []

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorstore
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.checkpoint.orbax.plain_array import read_description
 from jaxllama.errors import CheckpointError
 
@@ -68,7 +68,7 @@ class ArrayStore:
         """Open every array, and read none."""
         self._directory = directory
         try:
-            about = files.read_json(directory / _STATE / _METADATA, files.INDEX_LIMIT)
+            about = files.read_json(directory / _STATE / _METADATA, limits.INDEX_BYTES)
             self.arrays = _open(directory / _STATE, about)
         except Exception as error:  # TensorStore raises many kinds on a damaged directory
             raise damaged(directory, error) from None
