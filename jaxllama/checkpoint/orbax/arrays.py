@@ -7,7 +7,8 @@ is read as the plain files that it is; anything else by TensorStore, which Orbax
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,20 +89,51 @@ class ArrayStore:
 def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
     found: dict[str, StoredArray] = {}
     opening = {}
-    in_files = about.get("use_zarr3") and not _in_one_store(state)
-    for name in _names(about):
+    in_one_store = _in_one_store(state)
+    in_files = about.get("use_zarr3") and not in_one_store
+    names = list(_names(about))
+    files.check_names(names, f"{state / _METADATA}")
+    for name in names:
         if Path(name).name != name:
             raise ValueError(f"{name!r} is no name of an array's directory")
         place = state / name
         plain = None
         if in_files:
-            plain = read_description(place, json.loads((place / _DESCRIPTION).read_bytes()))
+            plain = read_description(place, files.read_json(place / _DESCRIPTION))
+        if plain is not None and plain.stored > (there := _stored_bytes(place)):
+            raise ValueError(
+                f"{name} needs {plain.stored} bytes by its shape, its files have {there}"
+            )
         if plain is None:
             # All at once: one after the other takes ten times as long.
             opening[name] = tensorstore.open(_spec(place, about), open=True, read=True)
         else:
             found[name] = plain
-    return found | {name: _ByTensorStore(one.result()) for name, one in opening.items()}
+    together = _stored_bytes(state) if in_one_store and opening else 0
+    for name, one in opening.items():
+        array = _ByTensorStore(one.result())
+        _check_unpacked(name, array, together or _stored_bytes(state / name))
+        found[name] = array
+    return found
+
+
+def _check_unpacked(name: str, array: _ByTensorStore, stored: int) -> None:
+    """Refuse what would fill the memory: where it does not get it TensorStore ends the process."""
+    chunks = array.opened.chunk_layout
+    for shape in (array.shape, chunks.read_chunk.shape, chunks.write_chunk.shape):
+        files.check_shape(shape, name)
+        nbytes = math.prod(shape) * array.dtype.itemsize
+        if nbytes > max(limits.UNPACKED_BYTES, limits.UNPACKED_TIMES * stored):
+            raise ValueError(f"{name} is {nbytes} bytes by its shape, its files have {stored}")
+
+
+def _stored_bytes(directory: Path) -> int:
+    """Return how many bytes the files of a directory have."""
+    return sum(
+        os.stat(os.path.join(place, name)).st_size
+        for place, _, names in os.walk(directory)
+        for name in names
+    )
 
 
 def _names(about: Mapping[str, Any]) -> Iterator[str]:

@@ -47,6 +47,12 @@ class PlainArray:
     cell: tuple[int, ...]
     piece: tuple[int, ...]
 
+    @property
+    def stored(self) -> int:
+        """Size of its files in bytes: cells are whole, at the edges too."""
+        cells = math.prod(-(-s // c) for s, c in zip(self.shape, self.cell, strict=True))
+        return cells * math.prod(self.cell) * self.dtype.itemsize
+
     def read(self) -> np.ndarray:
         """Return the array.
 
