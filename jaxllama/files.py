@@ -60,6 +60,12 @@ def size(path: Path) -> int:
 # How files begin that are often found in another's place, and what they are then.
 _LFS = "a Git LFS pointer instead of the file itself; run `git lfs pull` where it was cloned"
 _PICKLE = "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"
+_LEGACY = (
+    "a legacy file of PyTorch, as before 1.6; save it anew by a PyTorch of today: "
+    "torch.save(torch.load(OLD, weights_only=True), NEW)"
+)
+# The number that such a file begins with, pickled by any protocol.
+_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com", _LFS),
     (b"version https://hawser.github.com", _LFS),  # as LFS was called first
@@ -73,6 +79,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive (PyTorch's files are such); give it in its own format's place"),
     (b"GGUF", "a GGUF file; name it so, *.gguf, and give its path"),
     (b"\x89HDF", "an HDF5 file; convert it to safetensors first"),
+    *((bytes([0x80, protocol]) + _MAGIC, _LEGACY) for protocol in range(2, 6)),
     *((bytes([0x80, protocol]), _PICKLE) for protocol in range(2, 6)),
 )
 _TAR, _TAR_AT = b"ustar", 257
@@ -177,7 +184,7 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise CheckpointError(
-            f"{source}: JSON nested deeper than {limits.JSON_DEPTH} levels, too deep"
+            f"{source}: JSON nested too deep, at most {limits.JSON_DEPTH} levels are accepted"
         ) from None
     except UnicodeEncodeError as error:
         near = error.object[error.start :][:1]

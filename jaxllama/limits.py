@@ -38,6 +38,8 @@ GGUF_KEYS = 10_000
 GGUF_ITEMS = 8_000_000
 # Tokens of a vocabulary.
 TOKENS = 2_000_000
+# How many times longer than it was a text may become before or after it is tokens.
+TEXT_TIMES = 10_000
 # A dimension of a tensor: sizes are 32-bit integers on the device.
 DIMENSION = 2**31 - 1
 # How often larger an array may be than what its files hold, packed, and from how many bytes on

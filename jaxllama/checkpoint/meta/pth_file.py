@@ -10,13 +10,14 @@ from __future__ import annotations
 import pickle
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllama import files
+from jaxllama import files, limits
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.layout import byte_size
 from jaxllama.errors import CheckpointError, join_problems
@@ -24,7 +25,6 @@ from jaxllama.errors import CheckpointError, join_problems
 if TYPE_CHECKING:
     import torch
 
-_PICKLE_LIMIT = 64 << 20
 # Mapped pages count as this process's memory until the map is dropped.
 _MAPPED_LIMIT = 256 << 20
 
@@ -76,9 +76,14 @@ class Shard:
         self._touched += tensor.numel() * tensor.element_size()
         import torch
 
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.uint16).numpy().view(BFLOAT16)
-        return tensor.numpy()
+        try:
+            if tensor.dtype == torch.bfloat16:
+                return tensor.view(torch.uint16).numpy().view(BFLOAT16)
+            return tensor.numpy()
+        except (TypeError, RuntimeError) as error:  # of a dtype that NumPy lacks
+            raise CheckpointError(
+                f"{self.file}: {name}: dtype {tensor.dtype} cannot be read: {error}"
+            ) from None
 
 
 def _check_archive(file: Path) -> None:
@@ -93,15 +98,15 @@ def _check_archive(file: Path) -> None:
             f"{file}: {length} bytes, truncated or not in PyTorch's zip format ({error}); fetch it "
             "again"
         ) from None
-    names = [entry.filename for entry in entries]
-    problems = [f"{n} occurs twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    counts = Counter(entry.filename for entry in entries)
+    problems = [f"{name} occurs twice" for name, count in sorted(counts.items()) if count > 1]
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             problems.append(f"{entry.filename} is compressed")
         elif entry.header_offset + entry.file_size > length:
             end = entry.header_offset + entry.file_size
             problems.append(f"{entry.filename} needs {end} bytes, the file has {length}")
-        elif entry.filename.endswith("/data.pkl") and entry.file_size > _PICKLE_LIMIT:
+        elif entry.filename.endswith("/data.pkl") and entry.file_size > limits.HEADER_BYTES:
             problems.append(f"{entry.filename} is {entry.file_size} bytes long")
     if problems:
         raise CheckpointError(join_problems(f"{file}: damaged", problems))
@@ -112,7 +117,8 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
 
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: holds a {type(found).__name__}, expected a dict of tensors")
-    problems = []
+    files.check_names([str(name) for name in found], str(file))
+    problems, state = [], {}
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             problems.append(
@@ -123,9 +129,13 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
             problems.append(f"{name} is not a plain contiguous tensor")
+            continue
+        files.check_shape(tensor.shape, f"{file}: {name}")
+        # Of parameters the values alone; what is marked as negated or conjugate is made so.
+        state[name] = tensor.detach().resolve_conj().resolve_neg()
     if problems:
         raise CheckpointError(join_problems(f"{file}: not read", problems))
-    return found
+    return state
 
 
 def _numpy_dtype(tensor: torch.Tensor, what: str) -> np.dtype:

@@ -8,8 +8,7 @@ is read as the plain files that it is; anything else by TensorStore, which Orbax
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ import numpy as np
 import tensorstore
 
 from jaxllama import files, limits
-from jaxllama.checkpoint.orbax.plain_array import read_description
+from jaxllama.checkpoint.orbax.plain_array import read_description, stored_bytes
 from jaxllama.errors import CheckpointError
 
 _STATE, _METADATA, _DESCRIPTION = "state", "_METADATA", "zarr.json"
@@ -100,40 +99,38 @@ def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
         plain = None
         if in_files:
             plain = read_description(place, files.read_json(place / _DESCRIPTION))
-        if plain is not None and plain.stored > (there := _stored_bytes(place)):
-            raise ValueError(
-                f"{name} needs {plain.stored} bytes by its shape, its files have {there}"
-            )
         if plain is None:
             # All at once: one after the other takes ten times as long.
             opening[name] = tensorstore.open(_spec(place, about), open=True, read=True)
         else:
+            _check_unpacked(name, plain, (plain.shape, plain.cell), stored_bytes(place))
             found[name] = plain
-    together = _stored_bytes(state) if in_one_store and opening else 0
+    together = stored_bytes(state) if in_one_store and opening else 0
     for name, one in opening.items():
         array = _ByTensorStore(one.result())
-        _check_unpacked(name, array, together or _stored_bytes(state / name))
+        chunks = array.opened.chunk_layout
+        shapes = (array.shape, chunks.read_chunk.shape, chunks.write_chunk.shape)
+        _check_unpacked(name, array, shapes, together or stored_bytes(state / name))
         found[name] = array
     return found
 
 
-def _check_unpacked(name: str, array: _ByTensorStore, stored: int) -> None:
-    """Refuse what would fill the memory: where it does not get it TensorStore ends the process."""
-    chunks = array.opened.chunk_layout
-    for shape in (array.shape, chunks.read_chunk.shape, chunks.write_chunk.shape):
+def _check_unpacked(
+    name: str, array: StoredArray, shapes: Sequence[tuple[int, ...]], stored: int
+) -> None:
+    """Refuse what would fill the memory: where it gets none TensorStore ends the process.
+
+    Args:
+        name: of the array.
+        array: of which a host may have a part of the files.
+        shapes: of what is made of its files.
+        stored: their length in bytes.
+    """
+    for shape in shapes:
         files.check_shape(shape, name)
         nbytes = math.prod(shape) * array.dtype.itemsize
         if nbytes > max(limits.UNPACKED_BYTES, limits.UNPACKED_TIMES * stored):
             raise ValueError(f"{name} is {nbytes} bytes by its shape, its files have {stored}")
-
-
-def _stored_bytes(directory: Path) -> int:
-    """Return how many bytes the files of a directory have."""
-    return sum(
-        os.stat(os.path.join(place, name)).st_size
-        for place, _, names in os.walk(directory)
-        for name in names
-    )
 
 
 def _names(about: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Templates are strangers' programs: all that one does ends within limits, and is said in a line."""
+"""Templates are strangers' programs: whatever one does ends within limits, in one line."""
 
 from __future__ import annotations
 
