@@ -50,8 +50,8 @@ UNPACKED_TIMES, UNPACKED_BYTES = 1000, 64 * _MEGABYTE
 TEMPLATE_CHARACTERS = 1_000_000
 # Characters that a template may make of a conversation: 4 million tokens.
 RENDERED_CHARACTERS = 16_000_000
-# What a template's process may use: an honest one takes milliseconds and 40 MB.
-TEMPLATE_SECONDS = 10
-TEMPLATE_BYTES = 768 * _MEGABYTE
+# What the process of the sandbox may use: honest templates take milliseconds and 40 MB.
+SANDBOX_SECONDS = 10
+SANDBOX_BYTES = 768 * _MEGABYTE
 # Of the wall's clock, for machines that do much else.
-TEMPLATE_WAIT_SECONDS = 60
+SANDBOX_WAIT_SECONDS = 60

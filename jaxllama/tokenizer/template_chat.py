@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from jaxllama.errors import CheckpointError, InputError
-from jaxllama.templates.process import ask
+from jaxllama.sandbox.process import ask
 from jaxllama.tokenizer.backend import Encode, Message
 from jaxllama.tokenizer.control_tokens import encode_marked, mark, pattern_of
 

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "writing": ("jaxllama.generate", "jaxllama.request", "jaxllama.sampling"),
     "tokens": (
-        "jaxllama.templates.environment",
+        "jaxllama.sandbox.templates",
         "jaxllama.text",
         "jaxllama.tokenizer.control_tokens",
         "jaxllama.tokenizer.json_file",

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint
-from jaxllama.templates.process import answered_in_here
+from jaxllama.sandbox.process import answered_in_here
 from jaxllama.text import TextStream
 from jaxllama.tokenizer import Tokenizer
 from parity.runner.run import run

@@ -16,8 +16,8 @@ from planting import planted
 import parity
 from jaxllama.checkpoint import Checkpoint, open_checkpoint, tiny
 from jaxllama.errors import InputError
-from jaxllama.templates.environment import compile_template
-from jaxllama.templates.process import answered_in_here
+from jaxllama.sandbox.process import answered_in_here
+from jaxllama.sandbox.templates import compile_template
 from jaxllama.tokenizer import Tokenizer
 from parity.lockstep.comparator import PassResult
 from parity.tokens import compare
@@ -157,7 +157,7 @@ FAULTS = {
         "tokens.chat_text",
     ),
     "blanks of blocks kept": (
-        "templates.environment",
+        "sandbox.templates",
         "trim_blocks=True,",
         "trim_blocks=False,",
         broken_lines,

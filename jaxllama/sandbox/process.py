@@ -1,4 +1,4 @@
-"""Templates asked in their own process: started at the first question, and anew after a breach."""
+"""The sandbox's process: started at the first question, and anew after a breach."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LENGTH = struct.Struct("<Q")
 _MOST_BYTES = 6 * limits.RENDERED_CHARACTERS + 1000
 
 
-class TemplateProcess:
+class SandboxProcess:
     """A process that answers one question at a time, from any thread.
 
     It ends with this one, however that ends: nothing is left to read.
@@ -37,14 +37,14 @@ class TemplateProcess:
     """
 
     def __init__(
-        self, seconds: int = limits.TEMPLATE_SECONDS, nbytes: int = limits.TEMPLATE_BYTES
+        self, seconds: int = limits.SANDBOX_SECONDS, nbytes: int = limits.SANDBOX_BYTES
     ) -> None:
         self._seconds, self._nbytes = seconds, nbytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, action: str, source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a template's answer; see `jaxllama.templates.answers.answer`.
+        """Return a program's answer; see `jaxllama.sandbox.answers.answer`.
 
         Raises:
             OSError: no process can be started.
@@ -61,7 +61,7 @@ class TemplateProcess:
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._process = _started(self._seconds, self._nbytes)
-        until = time.monotonic() + limits.TEMPLATE_WAIT_SECONDS
+        until = time.monotonic() + limits.SANDBOX_WAIT_SECONDS
         try:
             _write(_stream(self._process.stdin), _LENGTH.pack(len(question)) + question, until)
             output = _stream(self._process.stdout)
@@ -73,7 +73,7 @@ class TemplateProcess:
             )
         except TimeoutError:
             self._end()
-            return {"beyond": f"takes more than {limits.TEMPLATE_WAIT_SECONDS} seconds"}
+            return {"beyond": f"takes more than {limits.SANDBOX_WAIT_SECONDS} seconds"}
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return {"beyond": self._end_of(self._end())}
         if "beyond" in found:
@@ -123,7 +123,7 @@ def _started(seconds: int, nbytes: int) -> subprocess.Popen[bytes]:
     # Neither the directory that it is started in nor the user's settings say what is imported.
     root = str(Path(__file__).parents[2])
     paths = [root, *(path for path in sys.path if path)]
-    program = f"import sys; sys.path[:] = {paths!r}; from jaxllama.templates.worker import main"
+    program = f"import sys; sys.path[:] = {paths!r}; from jaxllama.sandbox.worker import main"
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", f"{program}; main({seconds}, {nbytes})"],
         stdin=subprocess.PIPE,
@@ -171,16 +171,16 @@ def _is_closed(stream: IO[bytes]) -> bool:
         return bool(selector.select(0))
 
 
-_the_process = TemplateProcess()
+_the_process = SandboxProcess()
 _in_here = False
 atexit.register(_the_process.end)
 os.register_at_fork(after_in_child=_the_process.forget)
 
 
 def ask(action: str, source: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a template's answer; see `TemplateProcess.ask`."""
+    """Return a program's answer; see `SandboxProcess.ask`."""
     if _in_here:
-        from jaxllama.templates.answers import answer
+        from jaxllama.sandbox.answers import answer
 
         return answer(action, source, variables or {})
     return _the_process.ask(action, source, variables or {})
@@ -188,7 +188,7 @@ def ask(action: str, source: str, variables: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def answered_in_here() -> Iterator[None]:
-    """Run templates in this process and without limits meanwhile: ones of one's own alone.
+    """Run programs in this process and without limits meanwhile: ones of one's own alone.
 
     For whoever edits the code that runs them.
     """

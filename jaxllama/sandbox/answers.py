@@ -1,30 +1,33 @@
-"""What is asked of a template, and its answer, whatever the template does."""
+"""What is asked of a stranger's program, and the answer, whatever the program does."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
 
 from jaxllama import limits
-from jaxllama.templates.environment import Refusal, compile_template, literal_texts
+from jaxllama.sandbox.templates import Refusal, compile_template, literal_texts
 
 # What of a template's own words fits a line.
 _LENGTH = 400
 
 
 def answer(action: str, source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a template gives.
+    """Return what a template or a regular expression gives.
 
     Args:
-        action: `parse`, `literals` or `render`.
-        source: the template.
-        variables: that it is rendered with.
+        action: of a template `parse`, `literals` or `render`; of an expression `match`.
+        source: of the program.
+        variables: that a template is rendered with; of an expression the `text` that it is tried
+            on, and whether it has to match the `whole`.
 
     Returns:
-        `text` or `texts`; `refused`, what it says of the messages; `failed`, how it went wrong; or
-        `beyond`, the limit that it does not keep. A `parse` that goes well gives an empty `text`.
+        `text` or `texts`; of a match its `groups`, the whole first, or None; `refused`, what a
+        template says of the messages; `failed`, how it went wrong; or `beyond`, the limit that it
+        does not keep. A `parse` that goes well gives an empty `text`.
 
     Raises:
         MemoryError: there is none left.
@@ -74,8 +77,15 @@ def _render(source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": "".join(parts)}
 
 
+def _match(source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    match = re.fullmatch if variables.get("whole") else re.match
+    found = match(source, variables["text"])
+    return {"groups": None if found is None else [found.group(), *found.groups()]}
+
+
 _ACTIONS: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {
     "parse": _parse,
     "literals": _literals,
     "render": _render,
+    "match": _match,
 }

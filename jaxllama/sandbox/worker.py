@@ -1,4 +1,4 @@
-"""The process that templates run in: it reads what is asked and writes answers, until nobody asks.
+"""The process that strangers' programs run in: it answers until nobody asks any more.
 
 A frame is eight bytes of length and as many of content: a pickle on the way in, which is of our own
 making, and JSON on the way out.
@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from typing import BinaryIO
 
-from jaxllama.templates.answers import answer
+from jaxllama.sandbox.answers import answer
 
 LENGTH = struct.Struct("<Q")
 

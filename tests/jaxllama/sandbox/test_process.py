@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from jaxllama.errors import CheckpointError, InputError
-from jaxllama.templates import process
-from jaxllama.templates.process import TemplateProcess
+from jaxllama.sandbox import process
+from jaxllama.sandbox.process import SandboxProcess
 from jaxllama.tokenizer.template_chat import AddedTexts, TemplateChat
 
 LOOP = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
@@ -25,13 +25,13 @@ HELLO = "{{ messages[0].content }}"
 
 
 @pytest.fixture
-def tight() -> Iterator[TemplateProcess]:
-    made = TemplateProcess(seconds=1, nbytes=200 << 20)
+def tight() -> Iterator[SandboxProcess]:
+    made = SandboxProcess(seconds=1, nbytes=200 << 20)
     yield made
     made.end()
 
 
-def running(made: TemplateProcess) -> Any:
+def running(made: SandboxProcess) -> Any:
     return made._process
 
 
@@ -50,7 +50,7 @@ def running(made: TemplateProcess) -> Any:
     ],
     ids=["loop", "grow", "fold", "format", "output", "length"],
 )
-def test_what_is_beyond_a_limit_is_said(tight: TemplateProcess, template: str, said: str) -> None:
+def test_what_is_beyond_a_limit_is_said(tight: SandboxProcess, template: str, said: str) -> None:
     assert tight.ask("render", template, {}) == {"beyond": said}
     # The next is answered, by another process.
     assert tight.ask("render", "{{ a }}", {"a": (1, "é\ud800")}) == {"text": "(1, 'é\\ud800')"}
@@ -78,7 +78,7 @@ def test_every_failure_is_an_answer(action: str, template: str) -> None:
     assert "root:" not in str(said)
 
 
-def test_a_process_that_dies_is_said_and_replaced(tight: TemplateProcess) -> None:
+def test_a_process_that_dies_is_said_and_replaced(tight: SandboxProcess) -> None:
     assert tight.ask("render", "1", {}) == {"text": "1"}
     first = running(tight)
     threading.Timer(0.2, first.send_signal, [signal.SIGSEGV]).start()
@@ -91,11 +91,11 @@ def test_a_process_that_dies_is_said_and_replaced(tight: TemplateProcess) -> Non
 
 
 def test_the_wall_clock_has_a_limit_too(
-    tight: TemplateProcess, monkeypatch: pytest.MonkeyPatch
+    tight: SandboxProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tight.ask("render", "1", {}) == {"text": "1"}
     running(tight).send_signal(signal.SIGSTOP)
-    monkeypatch.setattr("jaxllama.limits.TEMPLATE_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("jaxllama.limits.SANDBOX_WAIT_SECONDS", 0.3)
     assert tight.ask("render", "1", {}) == {"beyond": "takes more than 0.3 seconds"}
     # Nor does it hang where the other side does not read.
     assert tight.ask("parse", "1", {}) == {"text": ""}
@@ -104,7 +104,7 @@ def test_the_wall_clock_has_a_limit_too(
     assert found == {"beyond": "takes more than 0.3 seconds"}
 
 
-def test_threads_and_speed(tight: TemplateProcess) -> None:
+def test_threads_and_speed(tight: SandboxProcess) -> None:
     tight.ask("parse", HELLO, {})
     found: list[str] = []
 
@@ -127,7 +127,7 @@ def test_threads_and_speed(tight: TemplateProcess) -> None:
 
 PROGRAM = """
 import os, signal, sys, threading, time
-from jaxllama.templates import process
+from jaxllama.sandbox import process
 process.ask("parse", "1")
 print(process._the_process._process.pid, flush=True)
 kind = sys.argv[1]
@@ -198,7 +198,7 @@ def chat(template: str) -> TemplateChat:
 
 
 def test_a_chat_says_whose_fault_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = TemplateProcess(seconds=1, nbytes=200 << 20)
+    made = SandboxProcess(seconds=1, nbytes=200 << 20)
     monkeypatch.setattr(process, "_the_process", made)
     hello = [{"role": "user", "content": "hi"}]
     with pytest.raises(CheckpointError, match="here: the chat template takes more than 1 seconds"):
@@ -220,7 +220,7 @@ def test_a_chat_says_whose_fault_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     made.end()
 
 
-def test_code_that_is_edited_runs_in_here(tight: TemplateProcess) -> None:
+def test_code_that_is_edited_runs_in_here(tight: SandboxProcess) -> None:
     with process.answered_in_here():
         assert process.ask("render", "{{ 1 }}") == {"text": "1"}
     assert not process._in_here

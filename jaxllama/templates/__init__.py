@@ -1,1 +1,0 @@
-"""Chat templates, which are programs of strangers: run in a process of their own, within limits."""
