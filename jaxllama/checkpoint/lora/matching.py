@@ -66,7 +66,7 @@ def _layer(module: str, containers: Sequence[str]) -> int | None:
     """Return the number of the layer that a module is in."""
     patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in containers] or [r".*?\.[^.]*\.(\d+)\."]
     found = next(filter(None, (_match(pattern, module) for pattern in patterns)), None)
-    return int(found[1]) if found else None
+    return int(found[1] or 0) if found else None
 
 
 def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -89,7 +89,7 @@ def matches(key: str, module: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def _match(expression: str, module: str, whole: bool = False) -> Sequence[str] | None:
+def _match(expression: str, module: str, whole: bool = False) -> Sequence[str | None] | None:
     """Return what matches at a name's beginning, or all of it, then the groups; None if nothing.
 
     Raises:
