@@ -17,6 +17,8 @@ _OPTIONS = {
     "limits": "limit",
     "max_new_tokens": "max-tokens",
 }
+# Characters of a message's line, and of all: what a stranger's file says is not repeated whole.
+_LONGEST_LINE, _LONGEST = 800, 6000
 # A name, and perhaps its value as Python writes it and as a command line does.
 _MARKED = re.compile("\x1a([^\x1a\x1f]*)(?:\x1f([^\x1a\x1f]*)\x1f([^\x1a]*))?\x1a")
 
@@ -41,6 +43,19 @@ def _on_the_command_line(found: re.Match[str]) -> str:
     return option if found[3] in (None, "True") else f"{option} {found[3]}"
 
 
+def _short(message: str) -> str:
+    """Return a message without the middle of lines that are too long, as of a value in it."""
+    if len(message) <= _LONGEST_LINE:
+        return message
+    lines = (_cut(line, _LONGEST_LINE) for line in message.split("\n"))
+    return _cut("\n".join(lines), _LONGEST)
+
+
+def _cut(text: str, most: int) -> str:
+    half = most // 2 - 5
+    return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"
+
+
 class JaxLlamaError(Exception):
     """Base of every error this project raises on purpose; a command prints it and exits so.
 
@@ -57,9 +72,10 @@ class JaxLlamaError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "", *, command: str | None = None):
-        super().__init__(_MARKED.sub(_in_python, message))
+        super().__init__(_short(_MARKED.sub(_in_python, message)))
         self.marked = message
-        self.command = _MARKED.sub(_on_the_command_line, message if command is None else command)
+        said = message if command is None else command
+        self.command = _short(_MARKED.sub(_on_the_command_line, said))
 
 
 class ConfigError(JaxLlamaError, ValueError):

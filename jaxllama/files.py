@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -38,6 +39,33 @@ def inside(directory: Path, name: str) -> Path:
         f"{directory}: {name!r} lies outside the directory (at {resolved}); a checkpoint's files "
         "belong in its directory"
     )
+
+
+def check_new_name(path: Path, *longer: str) -> None:
+    """Refuse a name that the system has no room for, before anything is written.
+
+    Args:
+        path: a file or directory that is to appear.
+        longer: names of what lies beside it meanwhile, or from then on.
+
+    Raises:
+        CheckpointError: it is no name, or too long.
+    """
+    try:
+        longest = max(len(os.fsencode(name)) for name in (path.name, *longer))
+        room = os.pathconf(_above(path), "PC_NAME_MAX")
+    except (ValueError, OSError) as error:  # half a character, a zero byte
+        raise CheckpointError(f"{path}: is no usable name: {error}") from None
+    if longest > room:
+        raise CheckpointError(
+            f"{path}: a name of {len(os.fsencode(path.name))} bytes is too long: with what is "
+            f"written beside it, it needs {longest}, there is room for {room}; choose a shorter one"
+        )
+
+
+def _above(path: Path) -> Path:
+    """Return the nearest directory above a path that there is."""
+    return next((one for one in path.absolute().parents if one.is_dir()), Path("/"))
 
 
 def size(path: Path) -> int:

@@ -28,6 +28,8 @@ JSON_DEPTH = 64
 JSON_ENTRIES = 2_500_000
 # Tensors of a checkpoint: 405B parameters have 1,137, quantised ones four for each.
 TENSORS = 20_000
+# Entries of a zip archive of PyTorch's: one for each tensor, and some more.
+ZIP_ENTRIES = TENSORS + 1_000
 # Characters of a tensor's name: the longest of a wrapped adapter has 150.
 NAME_CHARACTERS = 500
 # Files that a checkpoint's weights are split into: 405B parameters have 191.
@@ -35,7 +37,7 @@ SHARDS = 2_000
 # Keys of a GGUF file; those of a tokenizer and a model are 60.
 GGUF_KEYS = 10_000
 # Items of all arrays of a GGUF file: tokens, types, scores and merges of 260,000 are 1.3 million.
-GGUF_ITEMS = 8_000_000
+GGUF_ITEMS = 4_000_000
 # Tokens of a vocabulary.
 TOKENS = 2_000_000
 # How many times longer than it was a text may become before or after it is tokens.

@@ -13,6 +13,7 @@ from typing import Any, Literal, assert_never
 import numpy as np
 from numpy.typing import DTypeLike
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.dtypes import Loss
@@ -125,6 +126,7 @@ def convert(
         quantisation, notes = choose_quantisation(quantize, shapes)
         dtypes |= dict.fromkeys(quantisation.encodings, np.dtype(np.float32))
     place = Path(target)
+    files.check_new_name(place)  # which no system call takes
     if checkpoint.path is not None and place.resolve() in checkpoint.path.resolve().parents:
         raise InputError(
             f"{place}: {checkpoint.path}, the source, lies in it and would be removed with what it "

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import random
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path

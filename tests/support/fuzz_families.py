@@ -31,7 +31,7 @@ from jaxllama.errors import JaxLlamaError
 
 # Tries one change, which the generator chooses, in an empty directory.
 Try = Callable[[Path, int, random.Random], str]
-_LONGEST = 3000
+_LONGEST = 6000
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,16 @@ def _templates(work: Path) -> Try:
 
         def read() -> str:
             tokenizer = Tokenizer.from_directory(place)
-            ends = {ended(partial(_chat, tokenizer, talk)) for talk in talks}
-            return max(ends, key=lambda end: ("accepted", "refused").index(end[:8].strip()) if end in ("accepted", "refused") else 9)
+            return _worst([ended(partial(_chat, tokenizer, talk)) for talk in talks])
 
         found = ended(read)
         return "wrote: a file" if Path("ran").exists() else found
 
     return spoil_and_read
+
+
+def _worst(ends: list[str]) -> str:
+    return next((end for end in ends if end not in ("accepted", "refused")), min(ends))
 
 
 def _chat(tokenizer: Any, talk: list[dict[str, Any]]) -> str:
@@ -165,7 +168,12 @@ def _tokenizers(work: Path) -> Try:
                 {"type": "NFC"},
             ],
         },
-        "truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 1},
+        "truncation": {
+            "direction": "Right",
+            "max_length": 9,
+            "strategy": "LongestFirst",
+            "stride": 1,
+        },
     }
     sound: Mapping[str, Any] = {
         "tokenizer.json": [token_files.tokenizer_json(), token_files.tokenizer_json(**rules)],
@@ -209,7 +217,7 @@ def _tokenizers(work: Path) -> Try:
             ends.append(ended(lambda: str(write_model_file(content, 512))[:0] + "accepted"))
             carried = in_memory(base.config, weights, companions=found)
             ends.append(ended(lambda: str(tokenizer_metadata(carried))[:0] + "accepted"))
-        return next((end for end in ends if end not in ("accepted", "refused")), ends[0])
+        return _worst(ends)
 
     return spoil_and_read
 
@@ -223,7 +231,9 @@ def _spoilt_lines(content: bytes, rng: random.Random) -> bytes:
     elif kind == 1:
         lines.append(lines[at])
     elif kind == 2:
-        lines[at] = lines[at].split()[0] + b" " + rng.choice([b"-1", b"x", b"9" * 5000, b"2.5", b""])
+        lines[at] = (
+            lines[at].split()[0] + b" " + rng.choice([b"-1", b"x", b"9" * 5000, b"2.5", b""])
+        )
     elif kind == 3:
         lines[at] = rng.choice([b"\xff\xfe", b"=== 1", b"QQ== 1 2", b"", b"\0"])
     elif kind == 4:
@@ -238,7 +248,9 @@ def _adapters(work: Path) -> Try:
     from jaxllama.checkpoint.lora import merge_lora
 
     base = ff.sound()
-    modules = [f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "o_proj")]
+    modules = [
+        f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "o_proj")
+    ]
     patterns = {"rank_pattern": {"k_proj": 3}, "alpha_pattern": {".*o_proj": 5}}
     write_adapter(work / "adapter", base, modules, **patterns)
     whole = work / "adapter"
@@ -252,7 +264,9 @@ def _adapters(work: Path) -> Try:
             content = spoilt(content, rng)
             if isinstance(content, dict) and rng.random() < 0.3:
                 field = rng.choice(["target_modules", "exclude_modules", "rank_pattern"])
-                hostile = rng.choice(["(.*a|.*)*$", "(((((a?){99}){99}){99}){99})x", "(", "(" * 500])
+                hostile = rng.choice(
+                    ["(.*a|.*)*$", "(((((a?){99}){99}){99}){99})x", "(", "(" * 500]
+                )
                 content[field] = {hostile: 3} if field == "rank_pattern" else hostile
             file.write_text(json.dumps(content))
         else:
@@ -311,9 +325,10 @@ def _spoil_trace(file: Path, rng: random.Random) -> None:
 
 
 def _results(work: Path) -> Try:
+    from records import result, row
+
     import parity
     from parity.report import json_file
-    from records import result, row
 
     rows = [
         row("layers.0.q_proj"),
@@ -330,13 +345,15 @@ def _results(work: Path) -> Try:
             file.write_text(json.dumps(spoilt(whole, rng)))
         else:
             content = json.dumps(whole).encode()
-            content = content[: rng.randrange(len(content))] + rng.choice([b"", b"\xff", b"[" * 9999])
+            content = content[: rng.randrange(len(content))] + rng.choice(
+                [b"", b"\xff", b"[" * 9999]
+            )
             file.write_bytes(content)
         limits = rng.choice([[], ["f64=40"], ["bf16=3"]])
 
         def read() -> str:
             found = parity.recheck(file, limits=limits)
-            parity.write_report(found, place / "report.html")
+            parity.write_report(found, html=place / "report.html", junit=place / "junit.xml")
             return "accepted"
 
         return ended(read)
@@ -362,7 +379,9 @@ def _manifests(work: Path) -> Try:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             (root / name).write_bytes(data)
         else:
-            (root / name).write_bytes(rng.choice([b"", b"[]", b"[" * 9999, b'{"version": 1}', b"\xff"]))
+            (root / name).write_bytes(
+                rng.choice([b"", b"[]", b"[" * 9999, b'{"version": 1}', b"\xff"])
+            )
         return ended(lambda: str(check_manifest(open_checkpoint(root)))[:0] + "accepted")
 
     return spoil_and_read
@@ -501,10 +520,7 @@ def _states(work: Path) -> Try:
             checkpoint = open_checkpoint(root)
             raise_problems(checkpoint, structure_problems(checkpoint))
             validate(checkpoint)
-            same = all(
-                np.array_equal(checkpoint.read(n), values)
-                for n, values in sound.items()
-            )
+            same = all(np.array_equal(checkpoint.read(n), values) for n, values in sound.items())
             return "same" if same else "accepted"
 
         return ended(read)

@@ -53,7 +53,7 @@ class Outcomes:
 
     def table(self) -> str:
         """Return a line for each family, and their sum."""
-        kinds = [kind for kind in GOOD + BAD]
+        kinds = [*GOOD, *BAD]
         rows = {**{n: self.counts[n] for n in sorted(self.counts)}, "all": self.total}
         widths = [max(len(kind), 5) for kind in kinds]
         head = "  ".join(kind.rjust(width) for kind, width in zip(kinds, widths, strict=True))
@@ -192,7 +192,7 @@ class _Worker:
 
 
 def main() -> None:
-    """Answer the tasks on standard input: a line once the family is prepared, and one at its end."""
+    """Answer tasks: a line once the family is prepared, and one at its end."""
     work, families = Path(sys.argv[1]), __import__(sys.argv[2]).FAMILIES
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -84,5 +84,7 @@ def template(rng: random.Random, *, endless: bool = False) -> Any:
         at = rng.randrange(len(text))
         text = text[:at] + rng.choice(["{{", "}}", "%}", "|", ".", "'", "", "\n"]) + text[at + 1 :]
     if rng.random() < 0.15 and not endless:
-        return rng.choice([{"default": text}, [text], {"x": text}, 5, True, [], {}, [{"name": text}]])
+        return rng.choice(
+            [{"default": text}, [text], {"x": text}, 5, True, [], {}, [{"name": text}]]
+        )
     return text

@@ -109,12 +109,10 @@ def _check_kinds(metadata: Mapping[str, Any], source: str) -> None:
         TYPES: ("a list of integers", np.ndarray),
         _ADD_BOS: ("true or false", bool),
     }
-    given = {  # an empty list may be of any type
-        key: metadata[key]
-        for key in kinds
-        if key in metadata
-        and not (isinstance(metadata[key], np.ndarray) and not metadata[key].size)
-    }
+    given = {key: metadata[key] for key in kinds if key in metadata}
+    for key in (TOKENS, TYPES, MERGES):  # an empty list may be of any type
+        if isinstance(given.get(key), np.ndarray) and not given[key].size:
+            del given[key]
     problems = [
         f"{key} is {value!r:.60}, expected {kinds[key][0]}"
         for key, value in given.items()

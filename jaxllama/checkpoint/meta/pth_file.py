@@ -98,6 +98,10 @@ def _check_archive(file: Path) -> None:
             f"{file}: {length} bytes, truncated or not in PyTorch's zip format ({error}); fetch it "
             "again"
         ) from None
+    if len(entries) > limits.ZIP_ENTRIES:
+        raise CheckpointError(
+            f"{file}: {len(entries)} zip entries, at most {limits.ZIP_ENTRIES} are accepted"
+        )
     counts = Counter(entry.filename for entry in entries)
     problems = [f"{name} occurs twice" for name, count in sorted(counts.items()) if count > 1]
     for entry in entries:
@@ -126,16 +130,30 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
                 + ("; save that dict alone" if isinstance(tensor, dict) else "")
             )
             continue
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        if (values := _plain(tensor)) is None:
             problems.append(f"{name} is not a plain contiguous tensor")
             continue
-        files.check_shape(tensor.shape, f"{file}: {name}")
-        # Of parameters the values alone; what is marked as negated or conjugate is made so.
-        state[name] = tensor.detach().resolve_conj().resolve_neg()
+        files.check_shape(values.shape, f"{file}: {name}")
+        state[name] = values
     if problems:
         raise CheckpointError(join_problems(f"{file}: not read", problems))
     return state
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return a tensor of values alone, None where it is of a kind that has none in a row.
+
+    Of a parameter they are what is left; what is marked as negated or conjugate is made so.
+    """
+    import torch
+
+    strange = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+    try:
+        if strange or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+        return tensor.detach().resolve_conj().resolve_neg()
+    except (RuntimeError, TypeError):  # of kinds that come with releases
+        return None
 
 
 def _numpy_dtype(tensor: torch.Tensor, what: str) -> np.dtype:
