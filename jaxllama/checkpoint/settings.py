@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from reprlib import repr  # of bounded length
 from typing import Any
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.errors import JaxLlamaError
 from jaxllama.tokenizer import Tokenizer
@@ -121,8 +121,7 @@ def _generations(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     if _GENERATION not in checkpoint.companions:
         return None
-    found = json.loads(checkpoint.companions[_GENERATION]())
-    return found if isinstance(found, dict) else None
+    return files.parse_object(checkpoint.companions[_GENERATION](), _GENERATION)
 
 
 def _unlike(

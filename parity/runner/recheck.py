@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
+from jaxllama import limits as bounds
 from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
@@ -18,8 +19,6 @@ from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
 from parity.records import read_record
 from parity.result import SCHEMA_VERSION, CauseReport, Reading, Result, TapResult, WitnessResult
-
-RESULT_LIMIT = 1 << 30
 
 
 def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
@@ -172,8 +171,8 @@ def _check_coverage(saved: _Saved, place: str) -> None:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > RESULT_LIMIT:
-            raise InputError(f"{path}: longer than {RESULT_LIMIT} bytes")
+        if (length := path.stat().st_size) > bounds.RESULT_BYTES:
+            raise InputError(f"{path}: {length} bytes, at most {bounds.RESULT_BYTES} are accepted")
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

@@ -315,7 +315,16 @@ def _spoil_trace(file: Path, rng: random.Random) -> None:
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    if rng.random() < 0.7:
+    if rng.random() < 0.25:  # which no checksum tells
+        fields = header[rng.choice([name for name in header if name != "__metadata__"])]
+        same = {"F32": ["I32", "U32"], "F64": ["I64", "U64"], "I32": ["F32"], "BOOL": ["U8"]}
+        shape = fields["shape"]
+        shapes = [[int(np.prod(shape))], shape[::-1], [1, *shape], shape[1:] + shape[:1]]
+        if rng.random() < 0.5:
+            fields["dtype"] = rng.choice(same.get(fields["dtype"], ["BF16"]))
+        else:
+            fields["shape"] = rng.choice(shapes)
+    elif rng.random() < 0.7:
         document = json.loads(header["__metadata__"]["parity_trace"])
         header["__metadata__"]["parity_trace"] = json.dumps(spoilt(document, rng))
     else:

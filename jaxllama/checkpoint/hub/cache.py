@@ -9,7 +9,6 @@ Source: "Understand caching" in the documentation of `huggingface_hub`; `constan
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -95,10 +94,9 @@ def _commit(folder: Path, revision: str) -> str | None:
 def _tree(file: Path) -> list[str] | None:
     """Return the paths of all files of a commit, None where they are not known."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = files.read_json(file, limits.INDEX_BYTES).get("files")
+    except CheckpointError:
         return None
-    found = content.get("files") if isinstance(content, dict) else None
     return list(found) if isinstance(found, Mapping) else None
 
 
