@@ -51,10 +51,12 @@ def check_new_name(path: Path, *longer: str) -> None:
     Raises:
         CheckpointError: it is no name, or too long.
     """
+    if "\0" in str(path):
+        raise CheckpointError(f"{path}: is no usable name: it holds a zero byte")
     try:
         longest = max(len(os.fsencode(name)) for name in (path.name, *longer))
         room = os.pathconf(_above(path), "PC_NAME_MAX")
-    except (ValueError, OSError) as error:  # half a character, a zero byte
+    except (ValueError, OSError) as error:  # half a character
         raise CheckpointError(f"{path}: is no usable name: {error}") from None
     if longest > room:
         raise CheckpointError(
@@ -92,8 +94,8 @@ _LEGACY = (
     "a legacy file of PyTorch, as before 1.6; save it anew by a PyTorch of today: "
     "torch.save(torch.load(OLD, weights_only=True), NEW)"
 )
-# The number that such a file begins with, pickled by any protocol.
-_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# The number that such a file begins with, pickled, by some protocols behind the length of a frame.
+_MAGIC, _MAGIC_WITHIN = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 32
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com", _LFS),
     (b"version https://hawser.github.com", _LFS),  # as LFS was called first
@@ -107,7 +109,6 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive (PyTorch's files are such); give it in its own format's place"),
     (b"GGUF", "a GGUF file; name it so, *.gguf, and give its path"),
     (b"\x89HDF", "an HDF5 file; convert it to safetensors first"),
-    *((bytes([0x80, protocol]) + _MAGIC, _LEGACY) for protocol in range(2, 6)),
     *((bytes([0x80, protocol]), _PICKLE) for protocol in range(2, 6)),
 )
 _TAR, _TAR_AT = b"ustar", 257
@@ -136,6 +137,8 @@ def stranger(head: bytes, *, own: bytes | tuple[bytes, ...] = b"") -> str:
         return "empty; fetch it again"
     if own and head.startswith(own):
         return ""
+    if head.startswith(b"\x80") and _MAGIC in head[:_MAGIC_WITHIN]:
+        return _LEGACY
     for beginning, what in _BEGINNINGS:
         if head.startswith(beginning):
             return what

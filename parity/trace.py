@@ -122,6 +122,11 @@ class Trace:
                 f"{self.path}: {name} is not what was written (its checksum differs); the file is "
                 "damaged, capture it again"
             )
+        axes = AXES.get(split_name(name)[0])
+        if (axes is not None and array.ndim != len(axes)) or not array.size:
+            raise InputError(
+                f"{self.path}: {name} has shape {array.shape}, expected {axes}; capture it again"
+            )
         return array
 
 
@@ -227,6 +232,11 @@ def read_trace(path: Path) -> Trace:
     whole = len(stages) == calls * (info.layers + 2) and wanted <= held
     if not whole or not set(_INPUTS[:4]) <= set(arrays):
         raise InputError(f"{path}: holds other tensors than it describes; capture it again")
+    try:
+        for stage in stages:
+            files.check_names(stage, str(path))
+    except CheckpointError as error:
+        raise InputError(f"{error}; capture it again") from error
     if problem := _strange(info) or _misshapen(arrays):
         raise InputError(f"{path}: {problem}; capture it again")
     inputs = Inputs(name=info.scenario, window=info.window, notes=info.notes, **arrays)

@@ -414,7 +414,7 @@ def _gguf_keys(work: Path) -> Try:
         key = keys[number % len(keys)]
         metadata[key] = rng.choice(_GGUF_VALUES)
         file = place / "model.gguf"
-        file.write_bytes(_gguf_bytes(metadata, head.tensors, first) + data[first:])
+        file.write_bytes(gguf_bytes(metadata, head.tensors, first) + data[first:])
 
         def read() -> str:
             checkpoint = open_checkpoint(file)
@@ -455,7 +455,7 @@ def _gguf_value(value: Any) -> bytes:
     return kind + array.tobytes()
 
 
-def _gguf_bytes(metadata: Mapping[str, Any], tensors: Mapping[str, Any], first: int) -> bytes:
+def gguf_bytes(metadata: Mapping[str, Any], tensors: Mapping[str, Any], first: int) -> bytes:
     """Return a file before its tensors, at the alignment of most."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
