@@ -44,8 +44,12 @@ def test_what_the_library_does_is_one_error(kind: str, tmp_path: Path) -> None:
     content = token_files.tokenizer_json(**PANICS[kind])
     place = token_files.write_tokenizer(tmp_path, tokenizer_json=content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-        tokenizer = Tokenizer.from_directory(place)
-        tokenizer.decode(tokenizer.encode("a" * 60 + "b"))
+        _read_and_use(place)
+
+
+def _read_and_use(place: Path) -> None:
+    tokenizer = Tokenizer.from_directory(place)
+    tokenizer.decode(tokenizer.encode("a" * 60 + "b"))
 
 
 class PanicException(BaseException):
@@ -58,7 +62,7 @@ def test_a_panic_is_caught_and_an_interruption_is_not() -> None:
     for kind in (KeyboardInterrupt, SystemExit):
         with pytest.raises(kind), library_errors("here"):
             raise kind
-    with pytest.raises(InputError, match="^ours$"), library_errors("here"):
+    with pytest.raises(InputError, match=r"^ours$"), library_errors("here"):
         raise InputError("ours")
 
 

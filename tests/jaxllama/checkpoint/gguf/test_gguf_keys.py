@@ -1,4 +1,4 @@
-"""Keys of a GGUF file that hold another type than they ought to: refused by name, or not believed."""
+"""Keys of a GGUF file that hold another type than they ought to are refused by name."""
 
 from __future__ import annotations
 
@@ -48,17 +48,13 @@ def test_a_value_of_another_type(key: str, value: Any, whole: Path, tmp_path: Pa
     file.write_bytes(fuzz_families.gguf_bytes(metadata, head.tensors, first) + data[first:])
     with pytest.raises((CheckpointError, ConfigError)) as caught:
         open_checkpoint(file).tokenizer()
-    assert (
-        key in str(caught.value)
-        or "is a JSON" in str(caught.value)
-        or "holds a" in str(caught.value)
-    )
+    said = str(caught.value)
+    assert key.rpartition(".")[2] in said or "JSON" in said, said
 
 
 def test_the_same_values_are_read(whole: Path, tmp_path: Path) -> None:
     head, data, file = read_head(whole), whole.read_bytes(), tmp_path / "model.gguf"
     first = min(tensor.offset for tensor in head.tensors.values())
     file.write_bytes(fuzz_families.gguf_bytes(head.metadata, head.tensors, first) + data[first:])
-    assert open_checkpoint(file).tokenizer().encode("a") == open_checkpoint(
-        whole
-    ).tokenizer().encode("a")
+    tokenizers = [open_checkpoint(path).tokenizer() for path in (file, whole)]
+    assert tokenizers[0].encode("a b") == tokenizers[1].encode("a b")

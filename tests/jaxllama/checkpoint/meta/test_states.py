@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*(nested|quantized).*:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_has_others_is_named(kind: str, place: Path) -> None:
     made, said = REFUSED[kind]
