@@ -227,16 +227,16 @@ def read_trace(path: Path) -> Trace:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its description cannot be read: {error!r}") from error
         arrays = {n: file.get_tensor(f"inputs/{n}") for n in _INPUTS if f"inputs/{n}" in held}
-    calls = len(info.chunks or (0,))
-    wanted = {f"{i}/{name}" for i, stage in enumerate(stages) for name in stage}
-    whole = len(stages) == calls * (info.layers + 2) and wanted <= held
-    if not whole or not set(_INPUTS[:4]) <= set(arrays):
-        raise InputError(f"{path}: holds other tensors than it describes; capture it again")
     try:
         for stage in stages:
             files.check_names(stage, str(path))
     except CheckpointError as error:
         raise InputError(f"{error}; capture it again") from error
+    calls = len(info.chunks or (0,))
+    wanted = {f"{i}/{name}" for i, stage in enumerate(stages) for name in stage}
+    whole = len(stages) == calls * (info.layers + 2) and wanted <= held
+    if not whole or not set(_INPUTS[:4]) <= set(arrays):
+        raise InputError(f"{path}: holds other tensors than it describes; capture it again")
     if problem := _strange(info) or _misshapen(arrays):
         raise InputError(f"{path}: {problem}; capture it again")
     inputs = Inputs(name=info.scenario, window=info.window, notes=info.notes, **arrays)

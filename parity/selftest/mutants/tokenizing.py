@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint
+from jaxllama.sandbox import answers  # noqa: F401 - whose code is edited before it is called
 from jaxllama.sandbox.process import answered_in_here
 from jaxllama.text import TextStream
 from jaxllama.tokenizer import Tokenizer
