@@ -247,7 +247,8 @@ def read_trace(path: Path) -> Trace:
 
 def _strange(info: TraceInfo) -> str:
     """Say what of a description no capture writes; empty where there is nothing."""
-    known = {"dtype": ("f64", "f32", "bf16"), "mode": ("free", "decode")}
+    lanes = ("f64", "f32", "f16", "bf16")
+    known = {"dtype": lanes, "internal_dtype": lanes, "mode": ("free", "decode")}
     known["role"] = ("subject", "variant")
     for name, values in known.items():
         if getattr(info, name) not in values:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 MANIFEST = "jaxllama_manifest.json"
 _VERSION = 1

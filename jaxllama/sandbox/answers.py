@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from jaxllama import limits
+from jaxllama.files import limits
 from jaxllama.sandbox.templates import Refusal, compile_template, literal_texts
 
 # What of a template's own words fits a line.

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from jaxllama import limits
+from jaxllama.files import limits
 
 # Eight bytes of length stand before each question and answer.
 _LENGTH = struct.Struct("<Q")

@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from jaxllama import limits
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 # Of one character, where Unicode's own rules are meant: U+FDFA becomes 18 by NFKC.
 _UNICODE = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import tiktoken
 
-from jaxllama import limits
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 from jaxllama.tokenizer.backend import Parts, check_text, library_errors
 from jaxllama.tokenizer.meta_chat import MetaChat
 

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.files import limits
 from jaxllama.tokenizer.backend import Chat, Message, Parts
 from jaxllama.tokenizer.json_file import read_json_file
 from jaxllama.tokenizer.model_file import read_model_file

@@ -10,8 +10,8 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from jaxllama import limits as bounds
 from jaxllama.errors import InputError, argument
+from jaxllama.files import limits as bounds
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
 from parity.coverage import count_runs, count_witnesses

@@ -18,11 +18,12 @@ import token_files
 import torch
 from adapters import write_adapter
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint import convert, open_checkpoint, validate
 from jaxllama.checkpoint.checks import all_value_problems
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.errors import CheckpointError, ConfigError
+from jaxllama.files import limits
 from jaxllama.sandbox import process
 from jaxllama.tokenizer import Tokenizer
 

@@ -27,7 +27,7 @@ def trace(tmp_path: Path) -> Path:
                 subject="one",
                 role="subject",
                 dtype="f64",
-                internal_dtype="float64",
+                internal_dtype="f64",
                 absent=(),
                 scenario="scripted",
                 mode="free",
@@ -67,6 +67,7 @@ def info(**fields: Any) -> Any:
 
 SAID: dict[str, tuple[Any, str]] = {
     "dtype": (info(dtype="x"), "dtype 'x', expected one of f64"),
+    "internal": (info(internal_dtype="1e9"), "internal_dtype '1e9', expected one of f64"),
     "mode": (info(mode="\x1b[2J"), "expected one of free, decode"),
     "role": (info(role=""), "expected one of subject, variant"),
     "layers": (info(layers=2**40), "holds other tensors|expected counts"),

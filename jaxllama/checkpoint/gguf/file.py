@@ -19,10 +19,11 @@ from typing import Any
 import gguf
 import numpy as np
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.hf.safetensors_file import read_raw
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

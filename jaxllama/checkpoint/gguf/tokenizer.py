@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 from jaxllama.tokenizer import LLAMA3_SPLIT
 from jaxllama.tokenizer import Tokenizer as OurTokenizer
 from jaxllama.tokenizer.backend import library_errors

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
 from jaxllama.checkpoint.hf.safetensors_file import read_tensor
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE, find_weights
@@ -17,6 +17,7 @@ from jaxllama.checkpoint.names import HEAD
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.generation import read_generation
+from jaxllama.files import limits
 from jaxllama.tokenizer import Tokenizer
 
 CONFIG = "config.json"

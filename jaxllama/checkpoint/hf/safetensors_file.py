@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.dtypes import SAFETENSORS, TO_SAFETENSORS
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.hf.safetensors_file import Slot, read_header
 from jaxllama.config_formats.fields import FieldTable
 from jaxllama.errors import CheckpointError, summarise
+from jaxllama.files import limits
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

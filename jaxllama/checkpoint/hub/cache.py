@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.hf.read import CONFIG
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE
 from jaxllama.checkpoint.hub.name import MAIN, HubName
@@ -24,6 +24,7 @@ from jaxllama.checkpoint.hub.needed import Needed, NothingToReadError, choose_fi
 from jaxllama.checkpoint.lora.contents import WEIGHTS as ADAPTER_WEIGHTS
 from jaxllama.checkpoint.meta.directory import PARAMS
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 _COMMIT = re.compile(r"\w[\w.-]*", re.ASCII)
 _WEIGHTS = {".safetensors", ".pth", ".gguf"}

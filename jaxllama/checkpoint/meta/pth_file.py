@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.layout import byte_size
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 if TYPE_CHECKING:
     import torch

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import tensorstore
 
-from jaxllama import files, limits
+from jaxllama import files
 from jaxllama.checkpoint.orbax.plain_array import read_description, stored_bytes
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 _STATE, _METADATA, _DESCRIPTION = "state", "_METADATA", "zarr.json"
 

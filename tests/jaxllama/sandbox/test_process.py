@@ -95,7 +95,7 @@ def test_the_wall_clock_has_a_limit_too(
 ) -> None:
     assert tight.ask("render", "1", {}) == {"text": "1"}
     running(tight).send_signal(signal.SIGSTOP)
-    monkeypatch.setattr("jaxllama.limits.SANDBOX_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("jaxllama.files.limits.SANDBOX_WAIT_SECONDS", 0.3)
     assert tight.ask("render", "1", {}) == {"beyond": "takes more than 0.3 seconds"}
     # Nor does it hang where the other side does not read.
     assert tight.ask("parse", "1", {}) == {"text": ""}

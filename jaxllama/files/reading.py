@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxllama import limits
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 
 def inside(directory: Path, name: str) -> Path:
