@@ -86,6 +86,10 @@ class CheckpointError(JaxLlamaError, ValueError):
     """A checkpoint cannot be read, or does not hold what its configuration promises."""
 
 
+class LimitError(CheckpointError):
+    """A program in a file takes more than it may: nobody else may run it either."""
+
+
 class InputError(JaxLlamaError, ValueError):
     """A prompt, mask, position, cache or option does not fit the model it is given to."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from jaxllama.errors import CheckpointError
+from jaxllama.errors import LimitError
 from jaxllama.files import limits
 
 # Of one character, where Unicode's own rules are meant: U+FDFA becomes 18 by NFKC.
@@ -35,7 +35,7 @@ def check_growth(tokenizer: Tokenizer, source: str) -> None:
         source: what to call it in an error.
 
     Raises:
-        CheckpointError: the normalizer's or the decoder's do.
+        LimitError: the normalizer's or the decoder's do.
     """
     for name in ("normalizer", "decoder"):
         part = getattr(tokenizer, name)
@@ -43,7 +43,7 @@ def check_growth(tokenizer: Tokenizer, source: str) -> None:
         for rule in _rules(json.loads(part.__getstate__())) if part is not None else ():
             times *= _times(rule)
             if times > limits.TEXT_TIMES:
-                raise CheckpointError(
+                raise LimitError(
                     f"{source}: its {name} can make a text more than {limits.TEXT_TIMES} times "
                     "longer, which is not accepted"
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from jaxllama.errors import CheckpointError, InputError
+from jaxllama.errors import CheckpointError, InputError, LimitError
 from jaxllama.sandbox.process import ask
 from jaxllama.tokenizer.backend import Encode, Message
 from jaxllama.tokenizer.control_tokens import encode_marked, mark, pattern_of
@@ -78,7 +78,7 @@ class TemplateChat:
 
         Raises:
             InputError: the template does not take these messages.
-            CheckpointError: the template itself is at fault.
+            CheckpointError: the template itself is at fault; a `LimitError` if it takes too much.
         """
         template = self._template(options.get("tools"))
         values = {"tools": None, "documents": None, **self.variables, **options}
@@ -92,7 +92,7 @@ class TemplateChat:
         if "refused" in said:
             raise InputError(f"the chat template refuses these messages: {said['refused']}")
         if "beyond" in said:
-            raise CheckpointError(f"{self.source}: the chat template {said['beyond']}; {_MEND}")
+            raise LimitError(f"{self.source}: the chat template {said['beyond']}; {_MEND}")
         if _takes_any(template, variables):
             raise InputError(f"the chat template cannot take these messages: {said['failed']}")
         raise CheckpointError(
@@ -134,7 +134,8 @@ class TemplateChat:
                 "called default"
             )
         if problem := self._problem(name):
-            raise CheckpointError(f"{self.source}: {problem}")
+            kind = LimitError if "beyond" in _parsed(self.templates[name]) else CheckpointError
+            raise kind(f"{self.source}: {problem}")
         return self.templates[name]
 
 

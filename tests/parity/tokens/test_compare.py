@@ -15,7 +15,7 @@ from planting import planted
 
 import parity
 from jaxllama.checkpoint import Checkpoint, open_checkpoint, tiny
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, LimitError
 from jaxllama.sandbox.process import answered_in_here
 from jaxllama.sandbox.templates import compile_template
 from jaxllama.tokenizer import Tokenizer
@@ -258,6 +258,46 @@ def test_a_template_is_not_asked_for_where_there_is_none() -> None:
     assert compare.notes(found.rows, checkpoint) == [
         "mode tokens: the checkpoint has no chat template, so none was rendered"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "chat_template.jinja",
+            b"{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+            "gives",
+        ),
+        (
+            "tokenizer.json",
+            {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+                ]
+                * 20,
+            },
+            "its normalizer can make a text",
+        ),
+    ],
+)
+def test_what_is_beyond_a_limit_is_given_to_nobody(
+    name: str, change: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers has no limits: it would fill the memory."""
+    files = dict(small().companions)
+    if name == "tokenizer.json":
+        content = json.loads(files[name]()) | {"normalizer": change}
+        change = json.dumps(content).encode()
+    files[name] = lambda: change
+    from transformers import PreTrainedTokenizerFast
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("transformers runs it")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", never)
+    with pytest.raises(LimitError, match=said):
+        compared(reopened(replace(small(), companions=files)))
 
 
 def test_without_a_tokenizer() -> None:
