@@ -1,6 +1,7 @@
 """Files that may be hostile: bounded, inside their directory, one clear line on failure."""
 
 from jaxllama.files.reading import (
+    check_characters,
     check_names,
     check_new_name,
     check_shape,
@@ -14,6 +15,7 @@ from jaxllama.files.reading import (
 )
 
 __all__ = [
+    "check_characters",
     "check_names",
     "check_new_name",
     "check_shape",

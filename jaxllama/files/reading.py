@@ -211,15 +211,13 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
         if isinstance(value, dict | list):
             _check_depth(value)
-        if _HALF.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
+        check_characters(text, value, source)
     except RecursionError:
         raise CheckpointError(
             f"{source}: JSON nested too deep, at most {limits.JSON_DEPTH} levels are accepted"
         ) from None
-    except UnicodeEncodeError as error:
-        near = error.object[error.start :][:1]
-        raise CheckpointError(f"{source}: {near!r} in it is half a character, no text") from None
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -229,6 +227,26 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
 
 # A surrogate, which is whole only beside its other half.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def check_characters(text: bytes, value: Any, source: str) -> None:
+    """Refuse JSON with half a character in it, which no file and no terminal takes.
+
+    Args:
+        text: the JSON.
+        value: what it was parsed into.
+        source: what to call it in an error.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if not _HALF.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[error.start :][:1]
+        raise CheckpointError(f"{source}: {near!r} in it is half a character, no text") from None
 
 
 def _check_entries(text: bytes) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from jaxllama.errors import InputError, argument
+from jaxllama import files
+from jaxllama.errors import CheckpointError, InputError, argument
 from jaxllama.files import limits as bounds
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
@@ -173,9 +174,13 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         if (length := path.stat().st_size) > bounds.RESULT_BYTES:
             raise InputError(f"{path}: {length} bytes, at most {bounds.RESULT_BYTES} are accepted")
-        document = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        document = json.loads(text)
+        files.check_characters(text, document, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise InputError(f"{error}; write it again by parity run --json") from error
     except (ValueError, RecursionError) as error:
         said = "empty" if not path.stat().st_size else f"not JSON, or cut short: {error}"
         raise InputError(f"{path}: {said}; write it again by parity run --json") from error
