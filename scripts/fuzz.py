@@ -1,6 +1,6 @@
 """Spoil files of every kind a checkpoint, an adapter or a record of parity has, and read them.
 
-    make fuzz          # all of it: some 2,800 tries, 8 minutes on two cores
+    make fuzz          # all of it: some 2,800 tries, one to three minutes on two cores
     python scripts/fuzz.py --seed 3 --family traces --times 2
 
 A table says how the tries of each kind ended. What must not be - an exception of another's, a hang,
