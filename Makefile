@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup browser machines mutants parity test lint types clean
+.PHONY: help setup browser machines mutants fuzz parity test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
 	@echo 'make machines the comparison under some settings of other machines, on a small model'
 	@echo 'make mutants  edits of the source of jaxllama, which the comparison has to find and explain'
+	@echo 'make fuzz     files of every kind spoilt, and read: nothing crashes, hangs or passes for sound'
 	@echo 'make browser  install Chromium, which tests of the report need, where none is'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
@@ -29,6 +30,10 @@ machines: $(READY)
 # 40 of them, a third of them of what writes, tokenizers and readers; parity selftest --mutants N --seed S takes others.
 mutants: $(READY)
 	$(BIN)/parity selftest --mutants 40 --seed 0
+
+# 2,770 tries; scripts/fuzz.py --seed S takes others, --family NAME those of one kind of file.
+fuzz: $(READY)
+	$(BIN)/python scripts/fuzz.py
 
 # Without a browser the report's tests fail and say so; all others run. Most of the time is compiling,
 # one core a process.

@@ -18,6 +18,8 @@ _OPTIONS = {
     "limits": "limit",
     "max_new_tokens": "max-tokens",
 }
+# Characters of a message's line, and of all: what a stranger's file says is not repeated whole.
+_LONGEST_LINE, _LONGEST = 800, 6000
 # A name, and perhaps its value as Python writes it and as a command line does.
 _MARKED = re.compile("\x1a([^\x1a\x1f]*)(?:\x1f([^\x1a\x1f]*)\x1f([^\x1a]*))?\x1a")
 
@@ -60,6 +62,19 @@ def _on_the_command_line(found: re.Match[str]) -> str:
     return option if found[3] in (None, "True") else f"{option} {found[3]}"
 
 
+def _short(message: str) -> str:
+    """Return a message without the middle of lines that are too long, as of a value in it."""
+    if len(message) <= _LONGEST_LINE:
+        return message
+    lines = (_cut(line, _LONGEST_LINE) for line in message.split("\n"))
+    return _cut("\n".join(lines), _LONGEST)
+
+
+def _cut(text: str, most: int) -> str:
+    half = most // 2 - 5
+    return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"
+
+
 class JaxLlamaError(Exception):
     """Base of every error this project raises on purpose; a command prints it and exits so.
 
@@ -78,9 +93,9 @@ class JaxLlamaError(Exception):
     def __init__(self, message: str = "", *, command: str | None = None):
         message = _LINE_END.sub(_spelled, message)
         command = message if command is None else _LINE_END.sub(_spelled, command)
-        super().__init__(in_python(message))
+        super().__init__(_short(in_python(message)))
         self.marked = message
-        self.command = on_the_command_line(command)
+        self.command = _short(on_the_command_line(command))
 
 
 class ConfigError(JaxLlamaError, ValueError):
@@ -89,6 +104,10 @@ class ConfigError(JaxLlamaError, ValueError):
 
 class CheckpointError(JaxLlamaError, ValueError):
     """A checkpoint cannot be read, or does not hold what its configuration promises."""
+
+
+class LimitError(CheckpointError):
+    """A program in a file takes more than it may: nobody else may run it either."""
 
 
 class InputError(JaxLlamaError, ValueError):

@@ -112,7 +112,7 @@ AXES = {
 # What is attended to: read from the cache after this step's keys and values have been written.
 _ORDER = {kind: float(place) for place, kind in enumerate(AXES)}
 _ORDER |= {"cache.k": _ORDER["layers.k_rope"] + 0.3, "cache.v": _ORDER["layers.k_rope"] + 0.6}
-_INDEXED = re.compile(r"^((?:grad\.)?(?:model\.)?layers|cache)\.(\d+)\.(.+)$")
+_INDEXED = re.compile(r"^((?:grad\.)?(?:model\.)?layers|cache)\.(\d{1,9})\.(.+)$")
 
 
 def split_name(name: str) -> tuple[str, int | None]:

@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxllama.errors import InputError
+from jaxllama import files
+from jaxllama.errors import CheckpointError, InputError
 from parity.inputs import Inputs
 from parity.records import read_record, read_value
 from parity.taps import AXES, split_name
@@ -121,6 +122,11 @@ class Trace:
                 f"{self.path}: {name} is not what was written (its checksum differs); the file is "
                 "damaged, capture it again"
             )
+        axes = AXES.get(split_name(name)[0])
+        if (axes is not None and array.ndim != len(axes)) or not array.size:
+            raise InputError(
+                f"{self.path}: {name} has shape {array.shape}, expected {axes}; capture it again"
+            )
         return array
 
 
@@ -206,7 +212,7 @@ def read_trace(path: Path) -> Trace:
             raise InputError(f"{path}: not a trace of parity capture")
         held = set(file.keys())
         try:
-            document = json.loads(text)
+            document = files.parse_object(text.encode("utf-8", "surrogatepass"), "description")
             if document["format"] != FORMAT:
                 raise InputError(
                     f"{path}: trace of format {document['format']}, this version reads {FORMAT}"
@@ -216,18 +222,56 @@ def read_trace(path: Path) -> Trace:
             stages = [dict(one) for one in read_value(pairs, document["stages"], f"{path}: stages")]
         except InputError:
             raise
+        except CheckpointError as error:
+            raise InputError(f"{path}: {error}; capture it again") from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its description cannot be read: {error!r}") from error
         arrays = {n: file.get_tensor(f"inputs/{n}") for n in _INPUTS if f"inputs/{n}" in held}
+    try:
+        for stage in stages:
+            files.check_names(stage, str(path))
+    except CheckpointError as error:
+        raise InputError(f"{error}; capture it again") from error
     calls = len(info.chunks or (0,))
     wanted = {f"{i}/{name}" for i, stage in enumerate(stages) for name in stage}
     whole = len(stages) == calls * (info.layers + 2) and wanted <= held
     if not whole or not set(_INPUTS[:4]) <= set(arrays):
         raise InputError(f"{path}: holds other tensors than it describes; capture it again")
+    if problem := _strange(info) or _misshapen(arrays):
+        raise InputError(f"{path}: {problem}; capture it again")
     inputs = Inputs(name=info.scenario, window=info.window, notes=info.notes, **arrays)
     if inputs.digest() != info.inputs_sha256:
         raise InputError(f"{path}: its inputs are not those it was made from; capture it again")
     return Trace(path, info, inputs, stages)
+
+
+def _strange(info: TraceInfo) -> str:
+    """Say what of a description no capture writes; empty where there is nothing."""
+    lanes = ("f64", "f32", "f16", "bf16")
+    known = {"dtype": lanes, "internal_dtype": lanes, "mode": ("free", "decode")}
+    known["role"] = ("subject", "variant")
+    for name, values in known.items():
+        if getattr(info, name) not in values:
+            return f"{name} {getattr(info, name)!r:.40}, expected one of {', '.join(values)}"
+    kinds = {"label": str, "sha256": str, "config": Mapping}
+    for name, kind in kinds.items():
+        if not isinstance(info.checkpoint.get(name), kind):
+            return f"its checkpoint's {name} is {info.checkpoint.get(name)!r:.40}"
+    counts = (info.layers, *(info.chunks or ()), *([] if info.window is None else [info.window]))
+    if not all(0 <= count < 2**31 for count in counts):
+        return f"layers, chunks or window {counts!s:.60}, expected counts"
+    return ""
+
+
+def _misshapen(arrays: Mapping[str, np.ndarray]) -> str:
+    """Say which of the inputs is of another shape or dtype than it must be; empty if none."""
+    rows = arrays["tokens"].shape
+    for name, array in arrays.items():
+        shape = (*rows, rows[-1]) if name == "mask" and rows else rows
+        kind = "b" if name in ("valid", "mask") else "i"
+        if array.shape != shape or len(rows) != 2 or array.dtype.kind != kind or not array.size:
+            return f"its input {name} is {array.dtype} of shape {array.shape}"
+    return ""
 
 
 def read_capture(directory: str | Path) -> list[Trace]:

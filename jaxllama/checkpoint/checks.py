@@ -22,16 +22,13 @@ _BLOCK = 1 << 17
 def structure_problems(checkpoint: Checkpoint) -> list[str]:
     """Return all that is wrong with the names, shapes and dtypes; no weight is read."""
     config, problems = checkpoint.config, list(checkpoint.problems)
-    layers = {layer_of(name) for name in checkpoint.tensors} - {None}
-    # First, so that an absurd count of layers is not enumerated.
+    layers = _layers(checkpoint)
     if config.num_hidden_layers != len(layers):
         problems.append(
             f"num_hidden_layers is {config.num_hidden_layers} in {checkpoint.config_source}, but "
             f"the weights have {len(layers)} layers"
         )
-        if config.num_hidden_layers > len(layers):
-            config = config.replace(num_hidden_layers=max(len(layers), 1))
-    expected = dict(expected_tensors(config))
+    expected = _expected(checkpoint)
     for name, shape in expected.items():
         info = checkpoint.tensors.get(name)
         if info is None:
@@ -44,6 +41,20 @@ def structure_problems(checkpoint: Checkpoint) -> list[str]:
         elif not is_float(info.dtype):
             problems.append(f"{name}: dtype {info.dtype}, expected a 16, 32 or 64-bit float")
     return problems
+
+
+def _layers(checkpoint: Checkpoint) -> set[int | None]:
+    return {layer_of(name) for name in checkpoint.tensors} - {None}
+
+
+def _expected(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by name of a model of no more layers than there are weights of."""
+    config = checkpoint.config
+    # An absurd count of layers is not enumerated.
+    most = max(len(_layers(checkpoint)), 1)
+    return dict(
+        expected_tensors(config.replace(num_hidden_layers=min(config.num_hidden_layers, most)))
+    )
 
 
 def _missing_hint(name: str) -> str:
@@ -113,10 +124,14 @@ def validate(checkpoint: Checkpoint) -> None:
 
 
 def all_value_problems(checkpoint: Checkpoint) -> list[str]:
-    """Return what is wrong with the values of all tensors; reads every one."""
-    floats = [name for name, info in checkpoint.tensors.items() if is_float(info.dtype)]
-    problems = []
-    for name in floats:
+    """Return what is wrong with the values of all tensors that are of the shape they ought to be.
+
+    What is known to be wrong is not read: a shape alone may ask for more memory than there is.
+    """
+    expected, problems = _expected(checkpoint), []
+    for name, info in checkpoint.tensors.items():
+        if not is_float(info.dtype) or info.shape != expected.get(name):
+            continue
         try:
             problems += value_problems(name, checkpoint.read(name))
         except CheckpointError as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal, assert_never
 import numpy as np
 from numpy.typing import DTypeLike
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, raise_problems, structure_problems
 from jaxllama.checkpoint.dtypes import Loss
@@ -108,6 +109,7 @@ def convert(
     if quantize is not None and form != "gguf":
         raise InputError(f"{argument('quantize', quantize)}: for gguf alone, not for {form}")
     place = Path(target)
+    files.check_new_name(place)  # which no system call takes
     refuse_links(place)
     renames = _renames(form, place, shards)
     checkpoint = open_checkpoint(source, quiet=progress is None)

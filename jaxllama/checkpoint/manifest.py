@@ -16,6 +16,7 @@ from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 MANIFEST = "jaxllama_manifest.json"
 _VERSION = 2
@@ -87,7 +88,7 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: there is none, it is damaged, or a link that leads elsewhere.
     """
     file = manifest_path(path)
-    content = files.read_json(file, files.INDEX_LIMIT)
+    content = files.read_json(file, limits.INDEX_BYTES)
     version = content.get("version")
     if version not in (_VERSION, *_OLDER) or type(version) is not int:
         raise CheckpointError(
@@ -180,4 +181,4 @@ def _beside(checkpoint: Checkpoint) -> set[str]:
 
 
 def _digest_of(file: Path) -> str:
-    return digests_of({"": files.read_bytes(file, files.TOKENIZER_LIMIT)})[""]
+    return digests_of({"": files.read_bytes(file, limits.TOKENIZER_BYTES)})[""]

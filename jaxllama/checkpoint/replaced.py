@@ -15,6 +15,7 @@ from jaxllama.checkpoint.manifest import MANIFEST
 from jaxllama.checkpoint.meta.directory import PARAMS
 from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.errors import CheckpointError, InputError, summarise
+from jaxllama.files import limits
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.(safetensors|gguf)|consolidated\.\d\d\.pth")
 # What Orbax and TensorStore call the files of arrays, from ARRAYS on.
@@ -123,7 +124,7 @@ def _is_what_it_is_called(file: Path) -> bool:
 
 def _has_keys(file: Path, name: str) -> bool:
     try:
-        return not _KEYS[name].isdisjoint(files.read_json(file, files.INDEX_LIMIT))
+        return not _KEYS[name].isdisjoint(files.read_json(file, limits.INDEX_BYTES))
     except CheckpointError:
         return False
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from reprlib import repr  # of bounded length
 from typing import Any
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
-from jaxllama.errors import JaxLlamaError
+from jaxllama.errors import CheckpointError, JaxLlamaError
 from jaxllama.tokenizer import Tokenizer
 
 # What formats may have no place for, and no number depends on.
@@ -153,16 +153,15 @@ def _content(checkpoint: Checkpoint, name: str) -> Any:
     """Return a file's JSON, or else its bytes."""
     raw = checkpoint.companions[name]()
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
+        return files.parse_object(raw, name)
+    except CheckpointError:
         return raw
 
 
 def _generation(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     if _GENERATION not in checkpoint.companions:
         return None
-    found = json.loads(checkpoint.companions[_GENERATION]())
-    return found if isinstance(found, dict) else None
+    return files.parse_object(checkpoint.companions[_GENERATION](), _GENERATION)
 
 
 def _unlike(

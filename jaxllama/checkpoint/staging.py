@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jaxllama import files
 from jaxllama.errors import CheckpointError, argument
+from jaxllama.files import limits
 
 _JOURNAL, _COMMITTING, _OLD = "journal.jsonl", "committing", "old-"
 _OTHERS_WRITE, _OTHERS = 0o022, 0o077
@@ -140,7 +140,7 @@ class Staging:
     def _entries(self, plan: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
         """Return what the journal says is done; None if it is of another plan, or garbage."""
         path = self.root / _JOURNAL
-        if path.stat().st_size > files.INDEX_LIMIT:
+        if path.stat().st_size > limits.INDEX_BYTES:
             return None
         first, *lines = path.read_bytes().split(b"\n")
         if first != _line(plan):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import raise_problems, value_problems
 from jaxllama.checkpoint.dtypes import Loss, cast, lost
@@ -341,6 +342,8 @@ def run(
     Raises:
         CheckpointError: see `stream`; or the target cannot be written.
     """
+    beside = [] if "." in renames else [f"{target.name}.{MANIFEST}"]
+    files.check_new_name(target, f".{target.name}.partial", *beside)
     staging = Staging(
         target,
         plan,

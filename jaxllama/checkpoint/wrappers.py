@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from jaxllama.checkpoint.names import Dialect, from_dialect, is_buffer
+from jaxllama.checkpoint.names import TABLE, Dialect, from_dialect, is_buffer
 from jaxllama.config_formats.quantised import is_part
 from jaxllama.errors import CheckpointError
 
@@ -16,6 +16,7 @@ _MODULES = {
     "_checkpoint_wrapped_module": "activation checkpointing",
     "module": "DataParallel or DeepSpeed",
 }
+_MOST_PARTS = max(len(str(entry.hf).split(".")) for entry in TABLE)
 _ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.", ".lora_magnitude_")
 
 
@@ -87,7 +88,9 @@ def common_prefix(names: Iterable[str], dialect: Dialect) -> str:
         if is_buffer(name) or is_part(name) or from_dialect(name, dialect):
             continue
         parts = name.split(".")
-        inner = (i for i in range(1, len(parts)) if from_dialect(".".join(parts[i:]), dialect))
+        # No name of the table has more parts.
+        starts = range(max(1, len(parts) - _MOST_PARTS), len(parts))
+        inner = (i for i in starts if from_dialect(".".join(parts[i:]), dialect))
         if (first := next(inner, None)) is not None:
             found[".".join(parts[:first]) + "."] += 1
     return found.most_common(1)[0][0] if found else ""

@@ -134,7 +134,7 @@ def token_id(name: str, value: Any, notes: list[str]) -> Any:
         value: as stored; what is no id is returned as it is, to be refused.
         notes: gets a line where anything but null was read so.
     """
-    absent = value == [] or (
+    absent = (isinstance(value, list) and not value) or (
         value.strip().lower() in _NO_TOKEN_WORDS
         if isinstance(value, str)
         else isinstance(value, int) and value in _NO_TOKEN

@@ -301,6 +301,11 @@ def _solve_llama3(
     low, high, context = _LLAMA3_DEFAULTS
     low, high = values.get(_LOW, low), values.get(_HIGH, high)
     context = values.get(_CONTEXT, context)
+    bounds = {"low_freq_factor": low, "high_freq_factor": high}
+    bounds["original_max_position_embeddings"] = context
+    if wrong := scaling_problems({"kind": "llama3", "factor": 1.0, **bounds}):
+        problems += [f"rope_freqs.weight: {problem}" for problem in wrong]
+        return None
     inv_freq = fields["rope_theta"] ** -(np.arange(half) / half)
     # The slowest frequency is divided most. Inside the blended band its divisor is less than the
     # factor, and the blend has to be undone.
@@ -310,8 +315,7 @@ def _solve_llama3(
     # Undoing the blend loses digits, so the roundest factor that reproduces the tensor is taken.
     rounded = [round(exact, digits) for digits in range(5)] if keep > 0 and exact < 1e9 else []
     for factor in (*rounded, shortest_float(exact)):
-        scaling = {"kind": "llama3", "factor": factor, "low_freq_factor": low}
-        scaling |= {"high_freq_factor": high, "original_max_position_embeddings": context}
+        scaling = {"kind": "llama3", "factor": factor, **bounds}
         if scaling_problems(scaling):
             continue
         solved = RopeScaling(**scaling)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jaxllama.errors import InputError
+from jaxllama.errors import CheckpointError, InputError, JaxLlamaError
 
 Message = Mapping[str, Any]
 
@@ -55,6 +56,26 @@ class Parts:
     chat: Chat | None
     notes: tuple[str, ...] = field(default=())
     problems: tuple[str, ...] = field(default=())
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn what a tokenizer's library raises into a `CheckpointError`: it may be anything.
+
+    Its panics, which are no `Exception`, too: they leave nothing behind that is used again.
+
+    Args:
+        what: begins the message.
+    """
+    try:
+        yield
+    except JaxLlamaError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{what}: {said}") from error
 
 
 def check_text(text: str) -> None:

@@ -14,7 +14,8 @@ import tokenizers
 from jaxllama import files
 from jaxllama.config_formats.fields import token_id, token_ids
 from jaxllama.errors import CheckpointError
-from jaxllama.tokenizer.backend import Parts, check_text
+from jaxllama.tokenizer.backend import Parts, check_text, library_errors
+from jaxllama.tokenizer.growth import check_growth
 from jaxllama.tokenizer.settings import check_settings
 from jaxllama.tokenizer.special_tokens import SpecialTokens, read_special_tokens
 from jaxllama.tokenizer.template_chat import AddedTexts, TemplateChat
@@ -26,28 +27,34 @@ JSON, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generat
 TEMPLATE = "chat_template.jinja"
 
 
+_FAILS = "tokenizer.json: the tokenizers library fails"
+
+
 class _JsonBackend:
     def __init__(self, tokenizer: tokenizers.Tokenizer):
         self._tokenizer = tokenizer
 
     def encode(self, text: str, *, specials: bool) -> list[int]:
         check_text(text)
-        self._tokenizer.encode_special_tokens = not specials
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(_FAILS):
+            self._tokenizer.encode_special_tokens = not specials
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Return ids of a text in which no added token counts, be it special or not."""
         check_text(text)
         known = self._tokenizer
-        if known.normalizer is not None:
-            text = known.normalizer.normalize_str(text)
-        parts = [text]
-        if known.pre_tokenizer is not None:
-            parts = [part for part, _ in known.pre_tokenizer.pre_tokenize_str(text)]
-        return [token.id for part in parts for token in known.model.tokenize(part)]
+        with library_errors(_FAILS):
+            if known.normalizer is not None:
+                text = known.normalizer.normalize_str(text)
+            parts = [text]
+            if known.pre_tokenizer is not None:
+                parts = [part for part, _ in known.pre_tokenizer.pre_tokenize_str(text)]
+            return [token.id for part in parts for token in known.model.tokenize(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        with library_errors(_FAILS):
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig | None) -> Parts:
@@ -61,10 +68,18 @@ def read_json_file(found: Mapping[str, bytes], source: str, config: LlamaConfig 
     Raises:
         CheckpointError: a file is damaged, or holds what is not understood.
     """
-    try:
+    with library_errors(f"{source}: {JSON} cannot be read"):
         tokenizer = tokenizers.Tokenizer.from_str(found[JSON].decode("utf-8"))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{source}: {JSON} cannot be read: {error}") from error
+        check_growth(tokenizer, f"{source}: {JSON}")
+        return _read(tokenizer, found, source, config)
+
+
+def _read(
+    tokenizer: tokenizers.Tokenizer,
+    found: Mapping[str, bytes],
+    source: str,
+    config: LlamaConfig | None,
+) -> Parts:
     settings, generation, model = (
         _object(found, name, source) for name in (SETTINGS, GENERATION, "config.json")
     )

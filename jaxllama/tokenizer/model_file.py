@@ -9,7 +9,8 @@ from typing import Any
 import tiktoken
 
 from jaxllama.errors import CheckpointError
-from jaxllama.tokenizer.backend import Parts, check_text
+from jaxllama.files import limits
+from jaxllama.tokenizer.backend import Parts, check_text, library_errors
 from jaxllama.tokenizer.meta_chat import MetaChat
 
 # Where text is cut before byte pairs are merged.
@@ -37,6 +38,9 @@ META_SPECIAL_COUNT = 256
 _MAX_CHARACTERS, _MAX_RUN = 400_000, 25_000
 
 
+_FAILS = "tokenizer.model: the tiktoken library fails"
+
+
 class _TiktokenBackend:
     def __init__(self, encoding: tiktoken.Encoding):
         self._encoding = encoding
@@ -48,11 +52,16 @@ class _TiktokenBackend:
             token
             for start in range(0, len(text), _MAX_CHARACTERS)
             for part in _short_runs(text[start : start + _MAX_CHARACTERS])
-            for token in self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
+            for token in self._encode(part, allowed)
         ]
 
+    def _encode(self, text: str, allowed: Any) -> list[int]:
+        with library_errors(_FAILS):
+            return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
+
     def decode(self, ids: Sequence[int]) -> str:
-        return self._encoding.decode(list(ids))
+        with library_errors(_FAILS):
+            return self._encoding.decode(list(ids))
 
 
 def _short_runs(text: str) -> Iterator[str]:
@@ -81,8 +90,14 @@ def read_model_file(content: bytes, source: str) -> Parts:
         CheckpointError: it is damaged, or of another kind.
     """
     ranks: dict[bytes, int] = {}
+    lines = content.splitlines()
+    if len(lines) > limits.TOKENS:
+        raise CheckpointError(
+            f"{source}: tokenizer.model has {len(lines)} lines, at most {limits.TOKENS} are "
+            "accepted"
+        )
     try:
-        for line in content.splitlines():
+        for line in lines:
             if line:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -93,10 +108,13 @@ def read_model_file(content: bytes, source: str) -> Parts:
         ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
         raise CheckpointError(f"{source}: tokenizer.model does not rank its tokens 0, 1, 2, ...")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise CheckpointError(f"{source}: tokenizer.model has no token of byte {missing[0]}")
     special = meta_special_tokens(len(ranks))
-    encoding = tiktoken.Encoding(
-        name=source, pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
-    )
+    with library_errors(f"{source}: tokenizer.model cannot be read"):
+        encoding = tiktoken.Encoding(
+            name=source, pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
+        )
     return Parts(
         backend=_TiktokenBackend(encoding),
         vocab_size=len(ranks) + len(special),

@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 
 from jaxllama import files
 from jaxllama.errors import CheckpointError
+from jaxllama.tokenizer.backend import library_errors
 from jaxllama.tokenizer.bytes import spelled_bytes
 from jaxllama.tokenizer.model_file import (
     LLAMA3_SPLIT,
@@ -34,6 +35,8 @@ _REQUIRED = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
+# Bytes of a token; the ways to cut one are looked at by their square.
+_LONGEST = 2000
 # Placeholders, numbered otherwise from one release to the next.
 _RESERVED = "<|reserved_special_token_"
 _OFF = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
@@ -56,17 +59,15 @@ def write_model_file(content: bytes, rows: int) -> bytes:
         CheckpointError: no tokenizer.model does. The reason is its message.
     """
     stated = files.parse_object(content, "tokenizer.json")
-    try:
+    with library_errors("it cannot be read"):
         ours = tokenizers.Tokenizer.from_str(content.decode())  # which knows the file's form
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"it cannot be read: {error}") from error
-    _check_cuts(stated)
-    ordinary = _ordinary(stated)
-    _check_merges(stated["model"], ordinary)
-    _check_specials(stated, len(ordinary), rows)
-    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ordinary.items()]
-    written = b"".join(lines)
-    _prove(ours, written, list(ordinary))
+        _check_cuts(stated)
+        ordinary = _ordinary(stated)
+        _check_merges(stated["model"], ordinary)
+        _check_specials(stated, len(ordinary), rows)
+        lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ordinary.items()]
+        written = b"".join(lines)
+        _prove(ours, written, list(ordinary))
     return written
 
 
@@ -82,7 +83,9 @@ def _ordinary(stated: Mapping[str, Any]) -> dict[bytes, int]:
         if text in added:
             continue
         if not set(text) <= byte_of.keys():
-            raise CheckpointError(f"token {text!r} does not spell bytes")
+            raise CheckpointError(f"token {text!r:.80} does not spell bytes")
+        if len(text) > _LONGEST:
+            raise CheckpointError(f"token {text[:40]!r}... has {len(text)} bytes")
         ranked[bytes(byte_of[letter] for letter in text)] = rank
     if list(ranked.values()) != list(range(len(ranked))):
         raise CheckpointError("the ids of its ordinary tokens are not 0, 1, 2, ...")

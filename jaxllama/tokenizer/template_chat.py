@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
-import jinja2
-
-from jaxllama.errors import CheckpointError, InputError
+from jaxllama.errors import CheckpointError, InputError, LimitError
+from jaxllama.sandbox.process import ask
 from jaxllama.tokenizer.backend import Encode, Message
 from jaxllama.tokenizer.control_tokens import encode_marked, mark, pattern_of
-from jaxllama.tokenizer.template import Refusal, compile_template, literal_texts
 
 # What any template takes, unless it is broken; some want a system's word first.
 _PLAIN = (
@@ -42,13 +40,12 @@ class AddedTexts:
 
     def pattern(self, template: str) -> re.Pattern[str]:
         """Return what finds control tokens: special ones, and those that the template writes."""
-        written = literal_texts(template) if self.control is None else ()
+        written = "\0".join(_literal_texts(template)) if self.control is None else ""
         listed = {*self.special, *(self.control or ())}
 
         def controls(text: str) -> bool:
             # White space is text to templates, be it a token or not.
-            shown = not text.isspace() and any(text in one for one in written)
-            return text in listed or shown
+            return text in listed or (not text.isspace() and text in written)
 
         return pattern_of(text for text in self.ids if controls(text))
 
@@ -81,26 +78,26 @@ class TemplateChat:
 
         Raises:
             InputError: the template does not take these messages.
-            CheckpointError: the template itself is at fault.
+            CheckpointError: the template itself is at fault; a `LimitError` if it takes too much.
         """
         template = self._template(options.get("tools"))
         values = {"tools": None, "documents": None, **self.variables, **options}
-        render = partial(_render, template, variables=_plain(values, "options"))
         try:
-            return render(_messages(messages))
-        except Refusal as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
-        except (InputError, CheckpointError):
-            raise
-        except Exception as error:  # a template may fail in any way that Python can
-            if _takes_any(render):
-                raise InputError(
-                    f"the chat template cannot take these messages: {_said(error)}"
-                ) from error
-            raise CheckpointError(
-                f"{self.source}: the chat template fails on any conversation: {_said(error)}; "
-                f"{_MEND}"
-            ) from error
+            variables, given = _plain(values, "options"), _messages(messages)
+        except RecursionError:
+            raise InputError("messages or options are nested too deep") from None
+        said = ask("render", template, {**variables, "messages": given})
+        if "text" in said:
+            return str(said["text"])
+        if "refused" in said:
+            raise InputError(f"the chat template refuses these messages: {said['refused']}")
+        if "beyond" in said:
+            raise LimitError(f"{self.source}: the chat template {said['beyond']}; {_MEND}")
+        if _takes_any(template, variables):
+            raise InputError(f"the chat template cannot take these messages: {said['failed']}")
+        raise CheckpointError(
+            f"{self.source}: the chat template fails on any conversation: {said['failed']}; {_MEND}"
+        )
 
     def encode(
         self, messages: Sequence[Message], encode: Encode, *, specials: bool, **options: Any
@@ -121,11 +118,12 @@ class TemplateChat:
         return tuple(filter(None, map(self._problem, self.templates)))
 
     def _problem(self, name: str) -> str:
-        try:
-            compile_template(self.templates[name])
-        except Exception as error:  # the parser of a template fails in many ways
-            called = "the chat template" if name == "default" else f"the chat template {name!r}"
-            return f"{called} cannot be parsed: {_said(error)}; {_MEND}"
+        said = _parsed(self.templates[name])
+        called = "the chat template" if name == "default" else f"the chat template {name!r:.80}"
+        if "beyond" in said:
+            return f"{called} {said['beyond']}; {_MEND}"
+        if "failed" in said:
+            return f"{called} cannot be parsed: {said['failed']}; {_MEND}"
         return ""
 
     def _template(self, tools: Any) -> str:
@@ -136,30 +134,26 @@ class TemplateChat:
                 "called default"
             )
         if problem := self._problem(name):
-            raise CheckpointError(f"{self.source}: {problem}")
+            kind = LimitError if "beyond" in _parsed(self.templates[name]) else CheckpointError
+            raise kind(f"{self.source}: {problem}")
         return self.templates[name]
 
 
-def _render(template: str, messages: list[Any], *, variables: Mapping[str, Any]) -> str:
-    return compile_template(template).render({**variables, "messages": messages})
+@lru_cache(maxsize=8)
+def _parsed(template: str) -> dict[str, Any]:
+    return ask("parse", template)
 
 
-def _takes_any(render: Callable[[list[Any]], str]) -> bool:
+@lru_cache(maxsize=8)
+def _literal_texts(template: str) -> tuple[str, ...]:
+    """Return what a template writes by itself; nothing of one that fails, which is said later."""
+    return tuple(ask("literals", template).get("texts", ()))
+
+
+def _takes_any(template: str, variables: Mapping[str, Any]) -> bool:
     """Whether a template takes some conversation that every template should; refusing is whole."""
-    for messages in _PLAIN:
-        try:
-            render([dict(message) for message in messages])
-        except Refusal:
-            return True
-        except Exception:
-            continue
-        return True
-    return False
-
-
-def _said(error: Exception) -> str:
-    line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-    return f"{line}{type(error).__name__}: {error}"
+    said = (ask("render", template, {**variables, "messages": messages}) for messages in _PLAIN)
+    return any("text" in one or "refused" in one for one in said)
 
 
 def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxllama import files
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.files import limits
 from jaxllama.tokenizer.backend import Chat, Message, Parts
 from jaxllama.tokenizer.json_file import read_json_file
 from jaxllama.tokenizer.model_file import read_model_file
@@ -62,7 +63,7 @@ class Tokenizer:
             "config.json",
         )
         found = {
-            name: files.read_bytes(files.inside(path, name), files.TOKENIZER_LIMIT)
+            name: files.read_bytes(files.inside(path, name), limits.TOKENIZER_BYTES)
             for name in names
             if (path / name).is_file()
         }

@@ -174,7 +174,7 @@ def _known_dtype(array: np.ndarray) -> np.ndarray:
 def _from_list(text: str) -> np.ndarray:
     try:
         array = np.array(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{text[:60]}: not a list of lists of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"{text[:60]}: rows of unequal length, or no numbers")

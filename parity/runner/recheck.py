@@ -10,7 +10,9 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from jaxllama.errors import InputError, argument
+from jaxllama import files
+from jaxllama.errors import CheckpointError, InputError, argument
+from jaxllama.files import limits as bounds
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
 from parity.coverage import count_runs, count_witnesses
@@ -18,8 +20,6 @@ from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
 from parity.records import read_record
 from parity.result import SCHEMA_VERSION, CauseReport, Reading, Result, TapResult, WitnessResult
-
-RESULT_LIMIT = 1 << 30
 
 
 def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
@@ -172,11 +172,15 @@ def _check_coverage(saved: _Saved, place: str) -> None:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > RESULT_LIMIT:
-            raise InputError(f"{path}: longer than {RESULT_LIMIT} bytes")
-        document = json.loads(path.read_bytes())
+        if (length := path.stat().st_size) > bounds.RESULT_BYTES:
+            raise InputError(f"{path}: {length} bytes, at most {bounds.RESULT_BYTES} are accepted")
+        text = path.read_bytes()
+        document = json.loads(text)
+        files.check_characters(text, document, str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise InputError(f"{error}; write it again by parity run --json") from error
     except (ValueError, RecursionError) as error:
         said = "empty" if not path.stat().st_size else f"not JSON, or cut short: {error}"
         raise InputError(f"{path}: {said}; write it again by parity run --json") from error

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from jaxllama.errors import CheckpointError, InputError
+from jaxllama.errors import CheckpointError, InputError, LimitError
 from parity.exact import exact_row, reference_witness
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
@@ -42,9 +42,11 @@ def find_other(checkpoint: Checkpoint, *, alone: bool) -> OtherTokenizer | None:
     Raises:
         InputError: there is none, and it was asked for alone; or the package that reads it is not
             installed, or does not take its files.
+        LimitError: its rules make texts so much longer that no implementation may be tried.
     """
     kind = kind_of([*checkpoint.companions])
     if kind is not None and checkpoint.tokenizer_loader is not None:
+        _refuse_beyond_limits(checkpoint)
         return other_tokenizer(checkpoint.companions, checkpoint.hf_config)
     if alone:
         raise InputError(
@@ -54,11 +56,24 @@ def find_other(checkpoint: Checkpoint, *, alone: bool) -> OtherTokenizer | None:
     return None
 
 
+def _refuse_beyond_limits(checkpoint: Checkpoint) -> None:
+    """Read the tokenizer where there are limits, before another implementation has none."""
+    try:
+        checkpoint.tokenizer()
+    except LimitError:
+        raise
+    except (InputError, CheckpointError):
+        return  # which is said by the comparison
+
+
 def compare_tokens(checkpoint: Checkpoint, other: OtherTokenizer) -> PassResult:
     """Compare a checkpoint's tokenizer with another implementation's.
 
     Returns:
         The rows, and the other implementation as their witness.
+
+    Raises:
+        LimitError: the chat template takes more than it may.
     """
     subject = checkpoint.tokenizer()
     texts = corpus(other.special_tokens)
@@ -175,6 +190,8 @@ def _chats(subject: Any, other: OtherTokenizer) -> list[TapResult]:
         for prompted in (True, False):
             roles = ", ".join(one["role"] for one in messages)
             where = f"{roles}{', then the assistant' if prompted else ''}"
+            # First, as what takes too much is ended there.
+            rendered = _chat(subject.render_chat, messages, prompted)
             try:
                 text = other.chat_text(messages, prompted=prompted)
                 expected = other.chat_ids(messages, prompted=prompted)
@@ -182,7 +199,6 @@ def _chats(subject: Any, other: OtherTokenizer) -> list[TapResult]:
                 if (found := _chat(subject.encode_chat, messages, prompted)) is not None:
                     ids.append(f"{where}: {found!r:.60}, {other.name} refuses: {error}")
                 continue
-            rendered = _chat(subject.render_chat, messages, prompted)
             if text is not None and rendered != text:
                 texts.append(f"{where}: {_apart(rendered, text)}")
             found = _chat(subject.encode_chat, messages, prompted)
@@ -201,6 +217,8 @@ def _chat(what: Callable[..., Any], messages: Any, prompted: bool) -> Any:
     """Return what a subject makes of a conversation, None if it refuses on purpose."""
     try:
         return what(messages, add_generation_prompt=prompted)
+    except LimitError:
+        raise
     except (InputError, CheckpointError):
         return None
     except Exception as error:

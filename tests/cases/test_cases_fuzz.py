@@ -1,4 +1,4 @@
-"""Spoilt files of every format: see tests/support/field_fuzz.py for what is done to them."""
+"""What tests/support/field_fuzz.py calls wrong; tests/jaxllama/checkpoint/test_fuzz.py runs it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ import field_fuzz
 import pytest
 
 from jaxllama.checkpoint import open as opening
-
-
-def test_no_crash_no_silence_no_flood(tmp_path: Path):
-    counts, wrong = field_fuzz.fuzz(tmp_path)
-    assert not wrong, "\n".join(wrong)
-    assert sum(counts.values()) >= 500
-    assert counts["refused"] > 300 and counts["noted"] >= 5
 
 
 def spoilt(tmp_path: Path, mutation: field_fuzz.Mutation, seed: int = 0) -> str:
@@ -42,8 +35,8 @@ def test_what_the_fuzz_would_call_wrong(tmp_path: Path, monkeypatch: pytest.Monk
     assert spoilt(tmp_path / "noted", wrapped) == "noted"
     with monkeypatch.context() as patch:
         patch.setattr(field_fuzz, "MOST_LINES", 0)
-        assert spoilt(tmp_path / "flood", field_fuzz.directory).startswith("endless message")
+        assert spoilt(tmp_path / "flood", field_fuzz.directory).startswith("flood")
     with monkeypatch.context() as patch:
         patch.setattr(opening, "_weights_of", lambda path: {"hf": 1 / 0})
-        whole = field_fuzz.Read({}, frozenset())
-        assert "ZeroDivisionError" in field_fuzz.outcome(whole, tmp_path / "silent" / "whole")
+        with pytest.raises(ZeroDivisionError):
+            field_fuzz.outcome(field_fuzz.Read({}, frozenset()), tmp_path / "silent" / "whole")

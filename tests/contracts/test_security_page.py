@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllama import limits
+from jaxllama.files import limits
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/security.md").read_text(encoding="utf-8")

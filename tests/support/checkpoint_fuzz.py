@@ -1,11 +1,6 @@
-"""Damage checkpoints in every way a seeded random generator thinks of, and see them refused.
+"""Damage to the bytes and structures of checkpoints, and what becomes of it.
 
-Run as a program, since memory is bounded for the whole process:
-
-    python checkpoint_fuzz.py WORK_DIRECTORY ROUNDS
-
-It prints JSON: for every kind of damage how often it was refused, found by the manifest or
-harmless (the same weights were read), and everything else that happened - which must be nothing.
+A damaged file is refused, found by the manifest, or read as the same weights.
 """
 
 from __future__ import annotations
@@ -14,16 +9,12 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import struct
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MEMORY = 1 << 30
 Damage = Callable[[Path, random.Random], None]
 EXTREMES = [0, 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 VALUES: list[Any] = [
@@ -264,7 +255,7 @@ DAMAGE: dict[str, list[Damage]] = {
 
 
 def outcome(original: Any, directory: Path) -> str:
-    """Return `refused`, `manifest` or `harmless`, or what else happened."""
+    """Return `refused`, `manifest` or `same`, or what else happened."""
     from jaxllama.checkpoint import check_manifest, convert, open_checkpoint, validate, verify
     from jaxllama.errors import JaxLlamaError
 
@@ -273,7 +264,7 @@ def outcome(original: Any, directory: Path) -> str:
         validate(checkpoint)
         convert(checkpoint, directory.parent / "converted", to="hf")
     except JaxLlamaError as error:
-        return "refused" if len(str(error)) < 20_000 else f"endless message: {str(error)[:200]}"
+        return "refused" if len(str(error)) < 20_000 else f"flood: {str(error)[:200]}"
     try:
         check_manifest(checkpoint)
     except JaxLlamaError:
@@ -281,49 +272,18 @@ def outcome(original: Any, directory: Path) -> str:
     found = verify(original, checkpoint)
     # A tokenizer that was damaged is said when it is asked for; this is about the weights.
     numbers = [one for one in found.config if not one.startswith(("tokenizer", "generation"))]
-    return "accepted silently" if found.differences or numbers else "harmless"
+    return "silent: other weights" if found.differences or numbers else "same"
 
 
-def main() -> None:
+def write_whole(work: Path, form: str) -> tuple[Any, Path]:
+    """Return a small checkpoint and where it is written whole, with its manifest."""
     from jaxllama.checkpoint import convert, tiny
 
-    work, rounds = Path(sys.argv[1]), int(sys.argv[2])
     original = tiny(
         num_hidden_layers=1, num_attention_heads=4, hidden_size=64, intermediate_size=72
     )
-    for name in DAMAGE:
-        to, shards = {"sharded": ("hf", 3), "split": ("gguf", 3)}.get(name, (name, None))
-        convert(original, work / "whole" / name, to=to, shards=shards)
-        assert outcome(original, work / "whole" / name) == "harmless"
-        shutil.rmtree(work / "whole" / "converted")
-    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    limit = int(status["VmSize"].split()[0]) * 1024 + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    counts: dict[str, dict[str, int]] = {}
-    wrong: list[str] = []
-    for name, kinds in DAMAGE.items():
-        for number in range(rounds * len(kinds)):
-            damage = kinds[number % len(kinds)]
-            seed = f"{name} {number}"
-            root = work / "round"
-            shutil.copytree(work / "whole" / name, root / name)
-            damage(root / name, random.Random(seed))
-            before = set(root.rglob("*"))
-            try:
-                found = outcome(original, root / name)
-            except BaseException:
-                found = traceback.format_exc(limit=-4)
-            after = {p for p in root.rglob("*") if "converted" not in p.parts}
-            if after != before or (root / "ran").exists():
-                found = f"wrote {sorted(map(str, after ^ before))}"
-            row = counts.setdefault(f"{name} {damage.__name__}", {})
-            known = found in ("refused", "manifest", "harmless")
-            row[found if known else "wrong"] = row.get(found if known else "wrong", 0) + 1
-            if not known:
-                wrong.append(f"{seed} {damage.__name__}: {found}")
-            shutil.rmtree(root)
-    print(json.dumps({"counts": counts, "wrong": wrong}))
-
-
-if __name__ == "__main__":
-    main()
+    to, shards = {"sharded": ("hf", 3), "split": ("gguf", 3)}.get(form, (form, None))
+    convert(original, work / form, to=to, shards=shards)
+    assert outcome(original, work / form) == "same"
+    shutil.rmtree(work / "converted")
+    return original, work / form

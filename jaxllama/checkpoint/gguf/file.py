@@ -24,6 +24,7 @@ from jaxllama import files
 from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.hf.safetensors_file import read_raw
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -130,6 +131,7 @@ class _Cursor:
 
     def __init__(self, path: Path):
         self.path, self.length, self.at = path, files.size(path), 0
+        self.items = 0
         try:
             self.file = path.open("rb")
         except OSError as error:
@@ -141,6 +143,11 @@ class _Cursor:
                 f"{self.path}: truncated or damaged: {what} needs {self.at + count} bytes, the "
                 f"file has {self.length}; fetch it again"
             )
+        if self.at + count > limits.METADATA_BYTES:
+            raise CheckpointError(
+                f"{self.path}: {what} ends at byte {self.at + count}; at most "
+                f"{limits.METADATA_BYTES} are accepted before the tensors"
+            )
         data = self.file.read(count)
         self.at += count
         return data
@@ -148,14 +155,22 @@ class _Cursor:
     def number(self, layout: str, what: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))[0]
 
-    def count(self, smallest: int, what: str) -> int:
-        """Read a count of items that take at least `smallest` bytes each."""
+    def count(self, smallest: int, what: str, most: int = limits.METADATA_BYTES) -> int:
+        """Read a count of at most `most` items that take at least `smallest` bytes each."""
         count = int(self.number("<Q", what))
         if count * smallest > self.length - self.at:
             raise CheckpointError(
                 f"{self.path}: truncated or damaged: {what} is {count}, which needs "
                 f"{self.at + count * smallest} bytes, the file has {self.length}; fetch it again"
             )
+        if count > most:
+            raise CheckpointError(f"{self.path}: {what} is {count}, at most {most} are accepted")
+        return count
+
+    def array(self, smallest: int, what: str) -> int:
+        """Read the length of an array."""
+        count = self.count(smallest, f"length of {what}", limits.GGUF_ITEMS - self.items)
+        self.items += count
         return count
 
     def string(self, what: str) -> str:
@@ -175,10 +190,10 @@ class _Cursor:
         item = self._type(self.number("<I", what), what)
         if item in _SCALARS:
             dtype = np.dtype(_SCALARS[item])
-            count = self.count(dtype.itemsize, f"length of {what}")
+            count = self.array(dtype.itemsize, what)
             return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
         if item == _Type.STRING:
-            return [self.string(what) for _ in range(self.count(8, f"length of {what}"))]
+            return [self.string(what) for _ in range(self.array(8, what))]
         raise CheckpointError(f"{self.path}: {what} is an array of arrays, which is not supported")
 
     def _type(self, kind: int, what: str) -> gguf.GGUFValueType:
@@ -205,8 +220,8 @@ def read_head(path: Path) -> GGUFFile:
         if version not in _VERSIONS:
             hint = "; it is big-endian" if version & 0xFFFF == 0 else ""
             raise CheckpointError(f"{path}: GGUF version {version}, expected 2 or 3{hint}")
-        tensor_count = cursor.count(24, "the count of tensors")
-        key_count = cursor.count(12, "the count of metadata keys")
+        tensor_count = cursor.count(24, "the count of tensors", limits.TENSORS)
+        key_count = cursor.count(12, "the count of metadata keys", limits.GGUF_KEYS)
         found = GGUFFile(path)
         for _ in range(key_count):
             key = cursor.string("a metadata key")
@@ -215,8 +230,9 @@ def read_head(path: Path) -> GGUFFile:
             found.metadata[key] = cursor.value(cursor.number("<I", key), key)
         directory = [_directory_entry(cursor) for _ in range(tensor_count)]
     found.heads[path] = cursor.at
+    files.check_names([name for name, *_ in directory], str(path))
     alignment = found.metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment {alignment!r} is not a power of two")
     start = -(-cursor.at // alignment) * alignment
     _place(found, directory, start)
@@ -243,6 +259,7 @@ def _directory_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     if rank > 4:
         raise CheckpointError(f"{cursor.path}: {name} has {rank} axes, at most 4 are allowed")
     shape = tuple(cursor.number("<Q", name) for _ in range(rank))[::-1]
+    files.check_shape(shape, f"{cursor.path}: {name}")
     return name, shape, cursor.number("<I", name), cursor.number("<Q", name)
 
 

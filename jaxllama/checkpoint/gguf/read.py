@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from jaxllama.files import parse_object
 from jaxllama.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
+# It is read before the configuration is known, which says that it has head_dim / 2.
+_MOST_FREQS = 1 << 16
 # Key of our own: tensors of another dtype than they had before, as `name=bfloat16`. llama.cpp
 # takes norms in float32 only; this makes the widening of a narrower norm reversible.
 WIDENED = "jaxllama.widened"
@@ -51,7 +54,13 @@ def open_gguf(path: Path) -> Checkpoint:
     """
     file = read_parts(path)
     stored = dict(file.tensors)
-    rope_freqs = file.read(ROPE_FREQS) if stored.pop(ROPE_FREQS, None) else None
+    freqs = stored.pop(ROPE_FREQS, None)
+    if freqs is not None and math.prod(freqs.shape) > _MOST_FREQS:
+        raise CheckpointError(
+            f"{path}: {ROPE_FREQS} has shape {freqs.shape}, at most {_MOST_FREQS} elements are "
+            "accepted"
+        )
+    rope_freqs = None if freqs is None else file.read(ROPE_FREQS)
     embedding = stored.get("token_embd.weight")
     said: list[str] = []
     config = LlamaConfig.from_gguf(
@@ -107,7 +116,10 @@ def _dtype(tensor: GGUFTensor) -> np.dtype:
 def _narrow(file: GGUFFile, names: set[str]) -> dict[str, np.dtype]:
     """Return the dtypes that tensors had before they were widened for llama.cpp."""
     narrow = {}
-    for item in file.metadata.get(WIDENED, []):
+    listed = file.metadata.get(WIDENED, [])
+    if not isinstance(listed, list):
+        raise CheckpointError(f"{file.path}: {WIDENED} is {listed!r:.60}, expected a list of texts")
+    for item in listed:
         name, _, dtype = str(item).rpartition("=")
         if name not in names or dtype not in FLOATS:
             raise CheckpointError(f"{file.path}: {WIDENED} names {item!r}, which it does not hold")

@@ -17,11 +17,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.errors import CheckpointError, join_problems
+from jaxllama.files import limits
 from jaxllama.tokenizer import LLAMA3_SPLIT
+from jaxllama.tokenizer import Tokenizer as OurTokenizer
+from jaxllama.tokenizer.backend import library_errors
 
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 MERGES = "tokenizer.ggml.merges"
+_ADD_BOS, _TEMPLATE = "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"
+_CONTEXT = "llama.context_length"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -73,7 +78,8 @@ def _known(name: str) -> _PreTokenizer | None:
 
 def recovered(metadata: Mapping[str, Any]) -> list[str]:
     """Return a note where the pre-tokenizer is not stated and the special tokens tell it."""
-    if PRE in metadata or metadata.get(MODEL) != "gpt2" or not _is_llama3(metadata):
+    model = metadata.get(MODEL)
+    if PRE in metadata or not isinstance(model, str) or model != "gpt2" or not _is_llama3(metadata):
         return []
     return [f"{PRE} is missing: read as 'llama-bpe', whose special tokens the file has"]
 
@@ -93,6 +99,31 @@ def _listed(metadata: Mapping[str, Any], key: str) -> list[Any]:
         if isinstance(value, list)
         else []
     )
+
+
+def _check_kinds(metadata: Mapping[str, Any], source: str) -> None:
+    """Refuse values of another type than their key has: `"false"` would be true."""
+    kinds: dict[str, tuple[str, type]] = {
+        **dict.fromkeys((MODEL, PRE, _TEMPLATE), ("a text", str)),
+        **dict.fromkeys((*_ROLES.values(), _CONTEXT), ("an integer", int)),
+        **dict.fromkeys((TOKENS, MERGES), ("a list of texts", list)),
+        TYPES: ("a list of integers", np.ndarray),
+        _ADD_BOS: ("true or false", bool),
+    }
+    given = {key: metadata[key] for key in kinds if key in metadata}
+    for key in (TOKENS, TYPES, MERGES):  # an empty list may be of any type
+        if isinstance(given.get(key), np.ndarray) and not given[key].size:
+            del given[key]
+    problems = [
+        f"{key} is {value!r:.60}, expected {kinds[key][0]}"
+        for key, value in given.items()
+        if type(value) is not kinds[key][1]
+    ]
+    types = given.get(TYPES)
+    if isinstance(types, np.ndarray) and types.dtype.kind not in "iu":
+        problems.append(f"{TYPES} has items of {types.dtype}, expected integers")
+    if problems:
+        raise CheckpointError(join_problems(f"{source}: its tokenizer", problems))
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any], source: str) -> _PreTokenizer:
@@ -145,25 +176,28 @@ def tokenizer_files(metadata: Mapping[str, Any], source: str) -> dict[str, bytes
     Raises:
         CheckpointError: the tokenizer is of a kind not supported, or its parts do not fit.
     """
+    _check_kinds(metadata, source)
     kind = _pre_tokenizer(metadata, source)
     _require(metadata, source)
     tokens = metadata[TOKENS]
     if not isinstance(tokens, list) or len(set(tokens)) != len(tokens):
         raise CheckpointError(f"{source}: tokenizer.ggml.tokens is not a list of distinct texts")
+    if len(tokens) > limits.TOKENS:
+        raise CheckpointError(
+            f"{source}: {TOKENS} has {len(tokens)}, at most {limits.TOKENS} are accepted"
+        )
     roles = {role: _token(metadata.get(key), key, tokens, source) for role, key in _ROLES.items()}
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", kind.add_bos))
-    try:
+    add_bos = bool(metadata.get(_ADD_BOS, kind.add_bos))
+    with library_errors(f"{source}: its tokenizer cannot be built"):
         tokenizer = _build(metadata, kind, roles["bos_token"] if add_bos else None)
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{source}: its tokenizer cannot be built: {error}") from error
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **{role: token for role, token in roles.items() if token is not None},
     }
-    if context := metadata.get("llama.context_length"):
+    if context := metadata.get(_CONTEXT):
         config["model_max_length"] = context
-    if template := metadata.get("tokenizer.chat_template"):
+    if template := metadata.get(_TEMPLATE):
         config["chat_template"] = template
     generation = {
         f"{role}_id": metadata[key]
@@ -230,6 +264,14 @@ def tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     if "tokenizer.json" not in checkpoint.companions:
         return {}
     content = files.parse_object(checkpoint.companions["tokenizer.json"](), "tokenizer.json")
+    tokenizer = checkpoint.tokenizer()
+    with library_errors(f"{checkpoint.label}: tokenizer.json cannot be written as GGUF"):
+        return _metadata(checkpoint, content, tokenizer)
+
+
+def _metadata(
+    checkpoint: Checkpoint, content: Mapping[str, Any], tokenizer: OurTokenizer
+) -> dict[str, Any]:
     model, pre = content.get("model") or {}, _pre_name(content)
     if model.get("type") != "BPE" or pre is None:
         return {}
@@ -244,20 +286,19 @@ def tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         )
     kinds = {i: _CONTROL if token.get("special") else _USER_DEFINED for i, token in added.items()}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    tokenizer = checkpoint.tokenizer()
     metadata: dict[str, Any] = {
         MODEL: "gpt2",
         PRE: pre,
         TOKENS: [texts.get(i, f"[PAD{i}]") for i in range(rows)],
         TYPES: [kinds.get(i, _NORMAL if i in texts else _UNUSED) for i in range(rows)],
         MERGES: merges,
-        "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
+        _ADD_BOS: tokenizer.adds_bos,
     }
     roles = {"bos": tokenizer.bos_id, "padding": tokenizer.pad_id}
     roles["eos"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
     metadata |= {f"tokenizer.ggml.{r}_token_id": i for r, i in roles.items() if i is not None}
     if tokenizer.chat_template:
-        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+        metadata[_TEMPLATE] = tokenizer.chat_template
     return metadata
 
 

@@ -17,6 +17,7 @@ from jaxllama.checkpoint.names import HEAD
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.generation import read_generation
+from jaxllama.files import limits
 from jaxllama.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -120,7 +121,7 @@ def companions(path: Path) -> dict[str, Callable[[], bytes]]:
         if (path / name).exists():
             file = files.inside(path, name)
             files.size(file)  # a directory in its place is said when the checkpoint is opened
-            found[name] = partial(files.read_bytes, file, files.TOKENIZER_LIMIT)
+            found[name] = partial(files.read_bytes, file, limits.TOKENIZER_BYTES)
     return found
 
 

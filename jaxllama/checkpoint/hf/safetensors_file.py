@@ -23,9 +23,7 @@ import numpy as np
 from jaxllama import files
 from jaxllama.checkpoint.dtypes import SAFETENSORS, TO_SAFETENSORS
 from jaxllama.errors import CheckpointError, join_problems
-
-# The library's own limit. 405B parameters need about 0.2 MB.
-HEADER_LIMIT = 100_000_000
+from jaxllama.files import limits
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ def read_header(path: Path) -> dict[str, Slot]:
     if beginning[8:9] != b"{" and (what := files.stranger(beginning)):
         raise CheckpointError(f"{path}: is {what}")
     header_length = int.from_bytes(head, "little")
-    if header_length > HEADER_LIMIT:
+    if header_length > limits.HEADER_BYTES:
         raise CheckpointError(
-            f"{path}: header of {header_length} bytes, at most {HEADER_LIMIT} are accepted; "
+            f"{path}: header of {header_length} bytes, at most {limits.HEADER_BYTES} are accepted; "
             "not a safetensors file, or damaged"
         )
     start = 8 + header_length
@@ -78,13 +76,14 @@ def read_header(path: Path) -> dict[str, Slot]:
         )
     header = files.parse_object(_read(path, 8, header_length), f"{path}: header")
     metadata = header.pop("__metadata__", {})
+    files.check_names(header, f"{path}: header")
     slots, problems = {}, []
     if not isinstance(metadata, dict):
         problems.append("__metadata__ is not an object")
     for name, fields in header.items():
         try:
             slots[name] = _slot(fields, start)
-        except ValueError as error:
+        except CheckpointError as error:
             problems.append(f"{name}: {error}")
     slots = dict(sorted(slots.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     if not problems:
@@ -103,21 +102,23 @@ def read_header(path: Path) -> dict[str, Slot]:
 
 def _slot(fields: Any, start: int) -> Slot:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError("needs exactly dtype, shape and data_offsets")
+        raise CheckpointError("needs exactly dtype, shape and data_offsets")
     dtype = SAFETENSORS.get(str(fields["dtype"]))
     if dtype is None:
-        raise ValueError(
+        raise CheckpointError(
             f"dtype {str(fields['dtype'])[:40]!r} is not known; take the float checkpoint that it "
             "was made of"
         )
     shape, offsets = fields["shape"], fields["data_offsets"]
     if not _counts(shape) or len(shape) > 8:
-        raise ValueError(f"shape {str(shape)[:80]} is not a list of counts")
+        raise CheckpointError(f"shape {str(shape)[:80]} is not a list of counts")
+    if 0 in shape:
+        raise CheckpointError(f"shape {str(shape)[:80]} has no elements")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"data_offsets {str(offsets)[:80]} are not a begin and an end")
+        raise CheckpointError(f"data_offsets {str(offsets)[:80]} are not a begin and an end")
     nbytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise ValueError(
+        raise CheckpointError(
             f"data_offsets span {offsets[1] - offsets[0]} bytes, shape {tuple(shape)} of "
             f"{fields['dtype']} needs {nbytes}"
         )

@@ -9,6 +9,7 @@ from jaxllama import files
 from jaxllama.checkpoint.hf.safetensors_file import Slot, read_header
 from jaxllama.config_formats.fields import FieldTable
 from jaxllama.errors import CheckpointError, summarise
+from jaxllama.files import limits
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -65,7 +66,7 @@ def find_weights(path: Path) -> tuple[Stored, list[str]]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    content = files.read_json(files.inside(path, INDEX), files.INDEX_LIMIT)
+    content = files.read_json(files.inside(path, INDEX), limits.INDEX_BYTES)
     if unknown := _INDEX_TABLE.unknown(content):
         raise CheckpointError(f"{path / INDEX}: {unknown[0]}")
     weight_map = content.get("weight_map")
@@ -75,6 +76,11 @@ def _weight_map(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path / INDEX}: weight_map is not an object of file names")
     if not weight_map:
         raise CheckpointError(f"{path / INDEX}: weight_map names no tensor; fetch the index again")
+    files.check_names(weight_map, f"{path / INDEX}: weight_map")
+    if (shards := len(set(weight_map.values()))) > limits.SHARDS:
+        raise CheckpointError(
+            f"{path / INDEX}: {shards} files, at most {limits.SHARDS} are accepted"
+        )
     return weight_map
 
 
@@ -155,6 +161,9 @@ def _to_do(name: str, shard: str, weight_map: Mapping[str, str]) -> str:
 def _read_sharded(path: Path, weight_map: Mapping[str, str]) -> Stored:
     stored: Stored = {}
     problems, missing, shards = [], [], sorted(set(weight_map.values()))
+    placed: dict[str, set[str]] = {shard: set() for shard in shards}
+    for name, shard in weight_map.items():
+        placed[shard].add(name)
     for shard in shards:
         try:
             file = files.inside(path, shard)
@@ -165,7 +174,7 @@ def _read_sharded(path: Path, weight_map: Mapping[str, str]) -> Stored:
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        listed = {name for name, file_name in weight_map.items() if file_name == shard}
+        listed = placed[shard]
         problems += [
             f"{shard}: lacks {name}, which {INDEX} places there"
             for name in sorted(listed - slots.keys())

@@ -9,7 +9,6 @@ Source: "Understand caching" in the documentation of `huggingface_hub`; `constan
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from jaxllama.checkpoint.hub.needed import Needed, NothingToReadError, choose_fi
 from jaxllama.checkpoint.lora.contents import WEIGHTS as ADAPTER_WEIGHTS
 from jaxllama.checkpoint.meta.directory import PARAMS
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 _COMMIT = re.compile(r"\w[\w.-]*", re.ASCII)
 _WEIGHTS = {".safetensors", ".pth", ".gguf"}
@@ -95,10 +95,9 @@ def _commit(folder: Path, revision: str) -> str | None:
 def _tree(file: Path) -> list[str] | None:
     """Return the paths of all files of a commit, None where they are not known."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = files.read_json(file, limits.INDEX_BYTES).get("files")
+    except CheckpointError:
         return None
-    found = content.get("files") if isinstance(content, dict) else None
     return list(found) if isinstance(found, Mapping) else None
 
 
@@ -141,7 +140,7 @@ def _lacking(root: Path, needed: Needed) -> list[str]:
 
 def _indexed(root: Path) -> list[str]:
     try:
-        stated = files.read_json(root / INDEX, files.INDEX_LIMIT).get("weight_map")
+        stated = files.read_json(root / INDEX, limits.INDEX_BYTES).get("weight_map")
     except CheckpointError:  # not there, which is said, or damaged, which opening it says
         return []
     return [str(file) for file in stated.values()] if isinstance(stated, dict) else []

@@ -10,12 +10,13 @@ Source: `get_pattern_key` in PEFT 0.21's `utils/other.py`, `check_target_module_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from jaxllama.errors import CheckpointError
+from jaxllama.sandbox.process import ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +53,20 @@ class Targets:
 
     def is_saved(self, module: str) -> bool:
         """Whether a module is stored whole, or lies in one that is."""
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
+        return any(_match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
 
 
 def _is_named(module: str, names: str | Sequence[str]) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return _match(names, module, whole=True) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _layer(module: str, containers: Sequence[str]) -> int | None:
     """Return the number of the layer that a module is in."""
     patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in containers] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next(filter(None, (re.match(pattern, module) for pattern in patterns)), None)
-    return int(found.group(1)) if found else None
+    found = next(filter(None, (_match(pattern, module) for pattern in patterns)), None)
+    return int(found[1] or 0) if found else None
 
 
 def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -84,7 +85,22 @@ def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 def matches(key: str, module: str) -> bool:
     """Whether a pattern's key is for a module."""
-    return re.match(rf"(.*\.)?({key})$", module) is not None
+    return _match(rf"(.*\.)?({key})$", module) is not None
+
+
+@lru_cache(maxsize=1 << 16)
+def _match(expression: str, module: str, whole: bool = False) -> Sequence[str | None] | None:
+    """Return what matches at a name's beginning, or all of it, then the groups; None if nothing.
+
+    Raises:
+        CheckpointError: the expression fails, or takes too long.
+    """
+    said = ask("match", expression, {"text": module, "whole": whole})
+    if "groups" in said:
+        return said["groups"]
+    if "beyond" in said:
+        raise CheckpointError(f"the expression {expression!r:.80} {said['beyond']}")
+    raise CheckpointError(f"{expression!r:.80} is no regular expression: {said['failed']}")
 
 
 def check_expressions(expressions: Iterable[str], where: str) -> None:
@@ -95,8 +111,6 @@ def check_expressions(expressions: Iterable[str], where: str) -> None:
     """
     for expression in expressions:
         try:
-            re.compile(expression)
-        except re.error as error:
-            raise CheckpointError(
-                f"{where}: {expression!r} is no regular expression: {error}"
-            ) from error
+            _match(expression, "")
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from None

@@ -36,6 +36,7 @@ class Shard:
     def __init__(self, file: Path):
         self.file = file
         self._mapped: dict[str, torch.Tensor] | None = None
+        self._storages: dict[str, torch.UntypedStorage] = {}
         self._touched = 0
         files.refuse_stranger(file, own=b"PK")
         files.size(file)
@@ -47,7 +48,7 @@ class Shard:
             name: (tuple(tensor.shape), _numpy_dtype(tensor, f"{file}: {name}"))
             for name, tensor in self._tensors().items()
         }
-        self._mapped = None
+        self._mapped, self._storages = None, {}
         self._placed = self._places()
         self._stored: dict[str, str] = {}
 
@@ -72,6 +73,8 @@ class Shard:
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 raise CheckpointError(f"{self.file}: damaged: {reason}") from None
             self._mapped = _checked_state(found, self.file)
+            # As they lie in the file: what is negated when it is read is a copy.
+            self._storages = {name: found[name].untyped_storage() for name in self._mapped}
             self._touched = 0
         return self._mapped
 
@@ -106,26 +109,31 @@ class Shard:
             CheckpointError: they are not as their checksum says.
         """
         if self._touched > _MAPPED_LIMIT:
-            self._mapped = None
+            self._mapped, self._storages = None, {}
         stored = self._stored.get(name, name)
         tensor = self._tensors()[stored]
         self._touched += tensor.numel() * tensor.element_size()
         import torch
 
         if compared:
-            self._compare(stored, tensor)
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.uint16).numpy().view(BFLOAT16)
-        return tensor.numpy()
+            self._compare(stored)
+        try:
+            if tensor.dtype == torch.bfloat16:
+                return tensor.view(torch.uint16).numpy().view(BFLOAT16)
+            return tensor.numpy()
+        except (TypeError, RuntimeError) as error:  # of a dtype that NumPy lacks
+            raise CheckpointError(
+                f"{self.file}: {name}: dtype {tensor.dtype} cannot be read: {error}"
+            ) from None
 
-    def _compare(self, name: str, tensor: torch.Tensor) -> None:
+    def _compare(self, name: str) -> None:
         """Compare the record that a tensor lies in with its checksum, if that is not done yet."""
         import torch
 
         record = self._records[self._placed[name]]
         if not self._has_checksums or record.offset in self._compared:
             return
-        storage = tensor.untyped_storage()
+        storage = self._storages[name]
         found = zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
         if found != record.checksum:
             raise CheckpointError(
@@ -140,7 +148,8 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
 
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: holds a {type(found).__name__}, expected a dict of tensors")
-    problems = []
+    files.check_names([str(name) for name in found], str(file))
+    problems, state = [], {}
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             problems.append(
@@ -148,12 +157,30 @@ def _checked_state(found: Any, file: Path) -> dict[str, torch.Tensor]:
                 + ("; save that dict alone" if isinstance(tensor, dict) else "")
             )
             continue
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        if (values := _plain(tensor)) is None:
             problems.append(f"{name} is not a plain contiguous tensor")
+            continue
+        files.check_shape(values.shape, f"{file}: {name}")
+        state[name] = values
     if problems:
         raise CheckpointError(join_problems(f"{file}: not read", problems))
-    return found
+    return state
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return a tensor of values alone, None where it is of a kind that has none in a row.
+
+    Of a parameter they are what is left; what is marked as negated or conjugate is made so.
+    """
+    import torch
+
+    strange = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+    try:
+        if strange or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+        return tensor.detach().resolve_conj().resolve_neg()
+    except (RuntimeError, TypeError):  # of kinds that come with releases
+        return None
 
 
 def _numpy_dtype(tensor: torch.Tensor, what: str) -> np.dtype:

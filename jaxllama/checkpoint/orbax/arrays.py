@@ -7,8 +7,8 @@ is read as the plain files that it is; anything else by TensorStore, which Orbax
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +18,9 @@ import tensorstore
 
 from jaxllama import files
 from jaxllama.checkpoint.orbax.lengths import check_files, check_store
-from jaxllama.checkpoint.orbax.plain_array import read_description
+from jaxllama.checkpoint.orbax.plain_array import read_description, stored_bytes
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 _STATE, _METADATA, _DESCRIPTION = "state", "_METADATA", "zarr.json"
 
@@ -84,7 +85,7 @@ class ArrayStore:
         """Open every array, and read none."""
         self._directory = directory
         try:
-            about = files.read_json(directory / _STATE / _METADATA, files.INDEX_LIMIT)
+            about = files.read_json(directory / _STATE / _METADATA, limits.INDEX_BYTES)
             self.arrays = _open(directory / _STATE, about)
         except Exception as error:  # TensorStore raises many kinds on a damaged directory
             raise damaged(directory, error) from None
@@ -116,26 +117,52 @@ class ArrayStore:
 def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
     found: dict[str, StoredArray] = {}
     opening = {}
-    in_files = about.get("use_zarr3") and not _in_one_store(state)
-    for name in _names(about):
+    in_one_store = _in_one_store(state)
+    in_files = about.get("use_zarr3") and not in_one_store
+    names = list(_names(about))
+    files.check_names(names, f"{state / _METADATA}")
+    for name in names:
         if Path(name).name != name:
             raise ValueError(f"{name!r} is no name of an array's directory")
         place = state / name
         plain = None
         if in_files:
-            plain = read_description(place, json.loads((place / _DESCRIPTION).read_bytes()))
+            plain = read_description(place, files.read_json(place / _DESCRIPTION))
         if plain is None:
             # All at once: one after the other takes ten times as long.
             opening[name] = tensorstore.open(_spec(place, about), open=True, read=True)
         else:
+            _check_unpacked(name, plain, (plain.shape, plain.cell), stored_bytes(place))
             found[name] = plain
-    opened = {
-        name: _ByTensorStore(one.result(), None if _in_one_store(state) else state / name)
-        for name, one in opening.items()
-    }
-    if _in_one_store(state):
+    together = stored_bytes(state) if in_one_store and opening else 0
+    opened = {}
+    for name, one in opening.items():
+        array = _ByTensorStore(one.result(), None if in_one_store else state / name)
+        chunks = array.opened.chunk_layout
+        shapes = (array.shape, chunks.read_chunk.shape, chunks.write_chunk.shape)
+        _check_unpacked(name, array, shapes, together or stored_bytes(state / name))
+        opened[name] = array
+    if in_one_store:
         check_store(state, {name: one.about for name, one in opened.items()})
     return found | opened
+
+
+def _check_unpacked(
+    name: str, array: StoredArray, shapes: Sequence[tuple[int, ...]], stored: int
+) -> None:
+    """Refuse what would fill the memory: where it gets none TensorStore ends the process.
+
+    Args:
+        name: of the array.
+        array: of which a host may have a part of the files.
+        shapes: of what is made of its files.
+        stored: their length in bytes.
+    """
+    for shape in shapes:
+        files.check_shape(shape, name)
+        nbytes = math.prod(shape) * array.dtype.itemsize
+        if nbytes > max(limits.UNPACKED_BYTES, limits.UNPACKED_TIMES * stored):
+            raise ValueError(f"{name} is {nbytes} bytes by its shape, its files have {stored}")
 
 
 def _names(about: Mapping[str, Any]) -> Iterator[str]:

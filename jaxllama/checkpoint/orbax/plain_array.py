@@ -54,7 +54,12 @@ class PlainArray:
         Raises:
             CheckpointError: a file is missing, or is not as long as its pieces.
         """
-        raw = np.empty(math.prod(self.shape) * self.dtype.itemsize, np.uint8)
+        nbytes, stored = math.prod(self.shape) * self.dtype.itemsize, stored_bytes(self.directory)
+        if nbytes > stored:
+            raise CheckpointError(
+                f"{self.directory}: {nbytes} bytes by its shape, its files have {stored}"
+            )
+        raw = np.empty(nbytes, np.uint8)
         result = raw.view(self.dtype).reshape(self.shape)
         for at in _grid(self.shape, self.cell):
             self._read_cell(at, result)
@@ -99,6 +104,15 @@ class PlainArray:
                 read_into(file, int(offset), raw)
                 whole = raw.view(self.dtype).reshape(self.piece)
                 place[...] = whole[tuple(slice(0, length) for length in place.shape)]
+
+
+def stored_bytes(directory: Path) -> int:
+    """Return how many bytes the files of a directory have."""
+    return sum(
+        os.stat(os.path.join(place, name)).st_size
+        for place, _, names in os.walk(directory)
+        for name in names
+    )
 
 
 def _grid(shape: tuple[int, ...], cell: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -231,7 +231,7 @@ def read_document(path: Path | None) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
         rows = [_row_of(row) for row in document["mutants"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: holds no results of mutants ({type(error).__name__}: {error}); give another "
             "file, or remove this one"

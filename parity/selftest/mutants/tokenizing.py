@@ -15,6 +15,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint
+from jaxllama.sandbox import answers  # noqa: F401 - whose code is edited before it is called
+from jaxllama.sandbox.process import answered_in_here
 from jaxllama.text import TextStream
 from jaxllama.tokenizer import Tokenizer
 from parity.runner.run import run
@@ -65,9 +67,20 @@ _TALKS: Sequence[Sequence[Mapping[str, Any]]] = (
 def tokens_forms(folder: Path) -> tuple[Form, ...]:
     """Return the tokenizers that `write_tokenizers` has written."""
     return tuple(
-        Form(name, partial(_shown, folder / name), partial(run, folder / name, modes=MODE), usual)
+        Form(
+            name,
+            partial(_in_here, _shown, folder / name),
+            partial(_in_here, run, folder / name, modes=MODE),
+            usual,
+        )
         for name, usual in (("json", True), ("model", True), ("trained", False), ("bare", False))
     )
+
+
+def _in_here(what: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """Call something with templates run in this process, whose code is edited."""
+    with answered_in_here():
+        return what(*given, **options)
 
 
 def write_tokenizers(folder: Path) -> None:

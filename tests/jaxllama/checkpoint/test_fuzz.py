@@ -1,25 +1,33 @@
-"""Hostile files: see tests/support/checkpoint_fuzz.py for what is done to them."""
+"""Hostile files: see tests/support/fuzz_families.py for what is done to them."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
-PROGRAM = Path(__file__).parents[2] / "support" / "checkpoint_fuzz.py"
+import fuzzing
+import pytest
+from fuzz_families import FAMILIES
+from planted_families import PLANTED
+
+PART = 0.13
 
 
-def test_damaged_files_are_refused(tmp_path):
-    run = subprocess.run([sys.executable, PROGRAM, tmp_path, "7"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    result = json.loads(run.stdout.splitlines()[-1])
-    assert not result["wrong"], "\n".join(result["wrong"])
-    total: Counter[str] = Counter()
-    for row in result["counts"].values():
-        total.update(row)
-    assert sum(total.values()) >= 300
-    # Most of the damage matters; some hits padding, a tokenizer's file, or a field nobody reads.
-    assert total["refused"] + total["manifest"] > 0.8 * sum(total.values())
-    assert len(result["counts"]) >= 40
+def test_nothing_is_believed_and_nothing_hangs(tmp_path: Path) -> None:
+    """A part of `make fuzz`, of every kind of file."""
+    tries = {name: max(3, round(PART * family.tries)) for name, family in FAMILIES.items()}
+    found = fuzzing.fuzz(tries, tmp_path, seed=7, workers=1)
+    assert not found.wrong, "\n".join(found.wrong)
+    assert found.total.total() == sum(tries.values()) >= 300
+    # Most of the damage matters; some hits padding, or a field that nobody reads.
+    assert found.total["refused"] > 0.6 * found.total.total()
+    assert found.counts["bits, manifest"] == {"manifest": tries["bits, manifest"]}
+    assert {*found.counts} == {*FAMILIES} and "templates" in found.table()
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_every_way_to_go_wrong_is_counted(kind: str, tmp_path: Path) -> None:
+    """Negative controls: a reader with one fault, which the next try does not suffer from."""
+    seconds = 1.0 if kind == "hang" else 30.0
+    found = fuzzing.fuzz({kind: 3}, tmp_path, workers=1, seconds=seconds, module="planted_families")
+    assert found.total == {kind: 1, "refused": 2}
+    assert found.wrong[0].startswith(f"{kind} 1: {kind}") and len(found.wrong) == 1

@@ -65,7 +65,7 @@ def test_nothing_compared_is_never_equal(document: dict[str, Any], tmp_path: Pat
     assert result([]).verdict == "inconclusive"
 
 
-WRONG = (None, -1, 1e400, "\x1b[2Jx", [], {})
+WRONG = (None, -1, 1e400, "\x1b[2Jx", "\ud800", [], {})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -15,9 +15,10 @@ from planting import planted
 
 import parity
 from jaxllama.checkpoint import Checkpoint, open_checkpoint, tiny
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, LimitError
+from jaxllama.sandbox.process import answered_in_here
+from jaxllama.sandbox.templates import compile_template
 from jaxllama.tokenizer import Tokenizer
-from jaxllama.tokenizer.template import compile_template
 from parity.lockstep.comparator import PassResult
 from parity.tokens import compare
 from parity.tokens.compare import compare_tokens, find_other
@@ -90,94 +91,94 @@ def test_a_trained_tokenizer_is_equal() -> None:
     assert failed(compared(open_checkpoint("smollm2"))) == []
 
 
-# Of which module of jaxllama.tokenizer what is edited, and the first row that shows it.
+# Of which module what is edited, and the first row that shows it.
 FAULTS = {
     "bos left out": (
-        "tokenizer",
+        "tokenizer.tokenizer",
         "return [self.bos_id, *ids]",
         "return [*ids]",
         meta,
         "tokens.ids",
     ),
     "special tokens read as text": (
-        "json_file",
+        "tokenizer.json_file",
         "self._tokenizer.encode_special_tokens = not specials",
         "self._tokenizer.encode_special_tokens = True",
         small,
         "tokens.ids",
     ),
     "text read as special tokens": (
-        "model_file",
+        "tokenizer.model_file",
         'allowed: Any = "all" if specials else set()',
         'allowed: Any = "all"',
         meta,
         "tokens.plain_ids",
     ),
     "decoding drops the first": (
-        "model_file",
+        "tokenizer.model_file",
         "return self._encoding.decode(list(ids))",
         "return self._encoding.decode(list(ids)[1:])",
         meta,
         "tokens.text",
     ),
     "special tokens kept in a text": (
-        "tokenizer",
+        "tokenizer.tokenizer",
         "ids = [i for i in ids if i not in special]",
         "ids = [i for i in ids if i in special or True]",
         small,
         "tokens.text",
     ),
     "a wrong pad": (
-        "json_file",
+        "tokenizer.json_file",
         'pad_id=_role("pad_token"',
         'pad_id=_role("eos_token"',
         small,
         "tokens.roles",
     ),
     "reserved ids one further": (
-        "model_file",
+        "tokenizer.model_file",
         "for i, text in enumerate((*_META_SPECIALS, *reserved))}",
         "for i, text in enumerate((*_META_SPECIALS, *reserved), 1)}",
         meta,
         "tokens.roles",
     ),
     "names of special tokens unread": (
-        "special_tokens",
+        "tokenizer.special_tokens",
         "return AddedToken(value, special=True",
         "return AddedToken(value + ' ', special=True",
         small,
         "tokens.roles",
     ),
     "a role missing": (
-        "template_chat",
-        'render({**variables, "messages": messages})',
-        'render({**variables, "messages": [{**m, "role": ""} for m in messages]})',
+        "tokenizer.template_chat",
+        '{**variables, "messages": given})',
+        '{**variables, "messages": [{**m, "role": ""} for m in given]})',
         small,
         "tokens.chat_text",
     ),
     "blanks of blocks kept": (
-        "template",
+        "sandbox.templates",
         "trim_blocks=True,",
         "trim_blocks=False,",
         broken_lines,
         "tokens.chat_text",
     ),
     "no generation prompt": (
-        "meta_chat",
+        "tokenizer.meta_chat",
         "    if prompted:",
         "    if prompted is None:",
         meta,
         "tokens.chat_text",
     ),
     "a header within a user's text": (
-        "control_tokens",
+        "tokenizer.control_tokens",
         "return control.sub(",
         "return (lambda _, text: text)(",
         small,
         "tokens.chat_ids",
     ),
     "half a blank line after a header": (
-        "meta_chat",
+        "tokenizer.meta_chat",
         'yield "\\n\\n", False\n\n\ndef',
         'yield "\\n", False\n\n\ndef',
         meta,
@@ -197,7 +198,8 @@ def reopened(checkpoint: Checkpoint) -> Checkpoint:
 def test_a_fault_is_named(name: str) -> None:
     module, before, after, made, expected = FAULTS[name]
     compile_template.cache_clear()
-    with planted(f"jaxllama.tokenizer.{module}", before, after, compiled=False):
+    edited = planted(f"jaxllama.{module}", before, after, compiled=False)
+    with edited, answered_in_here():
         assert failed(compared(reopened(made())))[:1] == [expected]
 
 
@@ -256,6 +258,46 @@ def test_a_template_is_not_asked_for_where_there_is_none() -> None:
     assert compare.notes(found.rows, checkpoint) == [
         "mode tokens: the checkpoint has no chat template, so none was rendered"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "chat_template.jinja",
+            b"{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+            "gives",
+        ),
+        (
+            "tokenizer.json",
+            {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+                ]
+                * 20,
+            },
+            "its normalizer can make a text",
+        ),
+    ],
+)
+def test_what_is_beyond_a_limit_is_given_to_nobody(
+    name: str, change: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers has no limits: it would fill the memory."""
+    files = dict(small().companions)
+    if name == "tokenizer.json":
+        content = json.loads(files[name]()) | {"normalizer": change}
+        change = json.dumps(content).encode()
+    files[name] = lambda: change
+    from transformers import PreTrainedTokenizerFast
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("transformers runs it")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", never)
+    with pytest.raises(LimitError, match=said):
+        compared(reopened(replace(small(), companions=files)))
 
 
 def test_without_a_tokenizer() -> None:

@@ -17,6 +17,7 @@ from jaxllama.checkpoint import convert, stream, tiny
 from jaxllama.checkpoint.meta.pth_file import Shard, plan_file
 from jaxllama.checkpoint.meta.zip_file import read_records
 from jaxllama.errors import CheckpointError
+from jaxllama.files import limits
 
 _TWO, FOLDER = ("data/0", "data/1"), "consolidated.00/"
 
@@ -303,9 +304,13 @@ def test_many_entries_are_refused_at_once(tmp_path):
             archive.writestr(f"a/data/{i}", b"")
     assert len(read_records(tmp_path / "a.pth")) == 3000
     content = _Bytes((tmp_path / "a.pth").read_bytes())
+    content.put(len(content) - 22 + 8, "HH", 20000, 20000)
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="fewer than 20000 entries"):
+        read_records(tmp_path / "a.pth")
     content.put(len(content) - 22 + 8, "HH", 65000, 65000)
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match="fewer than 65000 entries"):
+    with pytest.raises(CheckpointError, match=f"65000 entries; at most .* {limits.ZIP_ENTRIES}"):
         read_records(tmp_path / "a.pth")
 
 

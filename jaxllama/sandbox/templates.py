@@ -1,7 +1,7 @@
 """The Jinja environment of chat templates, as transformers has it: tags, filters, globals.
 
 A template is written for that environment, so that its rules are taken over and none is added;
-`tests/jaxllama/tokenizer/test_template.py` holds both to each other.
+`tests/jaxllama/tokenizer/test_chat_differential.py` holds both to each other.
 
 Source: `chat_template_utils.py` in Hugging Face transformers 5.23.
 """

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxllama.errors import CheckpointError
-
-_MEGABYTE = 1 << 20
-CONFIG_LIMIT = 4 * _MEGABYTE
-INDEX_LIMIT = 64 * _MEGABYTE
-TOKENIZER_LIMIT = 256 * _MEGABYTE
+from jaxllama.files import limits
 
 
 def inside(directory: Path, name: str) -> Path:
@@ -42,6 +41,35 @@ def inside(directory: Path, name: str) -> Path:
     )
 
 
+def check_new_name(path: Path, *longer: str) -> None:
+    """Refuse a name that the system has no room for, before anything is written.
+
+    Args:
+        path: a file or directory that is to appear.
+        longer: names of what lies beside it meanwhile, or from then on.
+
+    Raises:
+        CheckpointError: it is no name, or too long.
+    """
+    if "\0" in str(path):
+        raise CheckpointError(f"{path}: is no usable name: it holds a zero byte")
+    try:
+        longest = max(len(os.fsencode(name)) for name in (path.name, *longer))
+        room = os.pathconf(_above(path), "PC_NAME_MAX")
+    except (ValueError, OSError) as error:  # half a character
+        raise CheckpointError(f"{path}: is no usable name: {error}") from None
+    if longest > room:
+        raise CheckpointError(
+            f"{path}: a name of {len(os.fsencode(path.name))} bytes is too long: with what is "
+            f"written beside it, it needs {longest}, there is room for {room}; choose a shorter one"
+        )
+
+
+def _above(path: Path) -> Path:
+    """Return the nearest directory above a path that there is."""
+    return next((one for one in path.absolute().parents if one.is_dir()), Path("/"))
+
+
 def size(path: Path) -> int:
     """Return a file's length in bytes.
 
@@ -62,6 +90,12 @@ def size(path: Path) -> int:
 # How files begin that are often found in another's place, and what they are then.
 _LFS = "a Git LFS pointer instead of the file itself; run `git lfs pull` where it was cloned"
 _PICKLE = "a pickle, not in PyTorch's zip format; save it anew by a PyTorch of today"
+_LEGACY = (
+    "a legacy file of PyTorch, as before 1.6; save it anew by a PyTorch of today: "
+    "torch.save(torch.load(OLD, weights_only=True), NEW)"
+)
+# The number that such a file begins with, pickled, by some protocols behind the length of a frame.
+_MAGIC, _MAGIC_WITHIN = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 32
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com", _LFS),
     (b"version https://hawser.github.com", _LFS),  # as LFS was called first
@@ -103,6 +137,8 @@ def stranger(head: bytes, *, own: bytes | tuple[bytes, ...] = b"") -> str:
         return "empty; fetch it again"
     if own and head.startswith(own):
         return ""
+    if head.startswith(b"\x80") and _MAGIC in head[:_MAGIC_WITHIN]:
+        return _LEGACY
     for beginning, what in _BEGINNINGS:
         if head.startswith(beginning):
             return what
@@ -157,9 +193,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} occurs twice")
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"key {twice!r:.80} occurs twice")
     return result
 
 
@@ -167,12 +203,21 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     """Parse a JSON object whose keys are unique.
 
     Raises:
-        CheckpointError: not JSON, nested too deep, a key twice, or not an object.
+        CheckpointError: not JSON, nested too deep, of too many entries, a key twice, a text with
+            half a character, or not an object.
     """
     try:
+        _check_entries(text)
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        if isinstance(value, dict | list):
+            _check_depth(value)
+        check_characters(text, value, source)
     except RecursionError:
-        raise CheckpointError(f"{source}: JSON nested too deep") from None
+        raise CheckpointError(
+            f"{source}: JSON nested too deep, at most {limits.JSON_DEPTH} levels are accepted"
+        ) from None
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -180,6 +225,92 @@ def parse_object(text: bytes, source: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+# A surrogate, which is whole only beside its other half.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def check_characters(text: bytes, value: Any, source: str) -> None:
+    """Refuse JSON with half a character in it, which no file and no terminal takes.
+
+    Args:
+        text: the JSON.
+        value: what it was parsed into.
+        source: what to call it in an error.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if not _HALF.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[error.start :][:1]
+        raise CheckpointError(f"{source}: {near!r} in it is half a character, no text") from None
+
+
+def _check_entries(text: bytes) -> None:
+    """Refuse too many entries before objects are made of them."""
+    entries = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if entries > limits.JSON_ENTRIES:
+        raise ValueError(f"{entries} entries, at most {limits.JSON_ENTRIES} are accepted")
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse what is nested too deep, level by level: much that is done with it is recursive."""
+    level = [value]
+    for _ in range(limits.JSON_DEPTH):
+        parts = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for part in parts for one in part if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def check_names(names: Collection[Any], source: str) -> None:
+    """Refuse too many names of tensors, and names that no tensor has, before any is looked at.
+
+    Args:
+        names: of all tensors of a file.
+        source: what to call it in an error.
+
+    Raises:
+        CheckpointError: too many, too long, no text, or half a character.
+    """
+    if len(names) > limits.TENSORS:
+        raise CheckpointError(
+            f"{source}: {len(names)} tensors, at most {limits.TENSORS} are accepted"
+        )
+    for name in names:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{source}: a tensor's name is {name!r:.80}, expected a text")
+        if len(name) > limits.NAME_CHARACTERS:
+            raise CheckpointError(
+                f"{source}: tensor {name[:40]!r}... has a name of {len(name)} characters, at most "
+                f"{limits.NAME_CHARACTERS} are accepted"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(
+                f"{source}: tensor {name!r:.80}: half a character in its name, no text"
+            ) from None
+
+
+def check_shape(shape: Sequence[int], source: str) -> None:
+    """Refuse a shape that no tensor of a model has; raises `CheckpointError`.
+
+    Args:
+        shape: as stored.
+        source: what to call the tensor in an error.
+    """
+    if any(not 1 <= n <= limits.DIMENSION for n in shape):
+        said = str(tuple(shape))[:80]
+        raise CheckpointError(
+            f"{source}: shape {said}, expected dimensions in 1..{limits.DIMENSION}"
+        )
+
+
+def read_json(path: Path, limit: int = limits.CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes; raises `CheckpointError` like its parts."""
     return parse_object(read_bytes(path, limit), str(path))
