@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxllama.config import LlamaConfig
-from parity.diagnose.solve import rotation, solve_positions
+from parity.diagnose.solve import offset_and_stride, rotation, solve_positions
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, Run, Subject, require_decoding, require_gradients
 from parity.taps import split_name
@@ -190,13 +190,26 @@ class ForcedRun:
 
 
 def positions(recording: Recording, inputs: Inputs, table: np.ndarray | None) -> np.ndarray | None:
-    """Return the positions [B T] that a subject shows, else those that its rotations tell."""
-    layers, start = recording.layers, 0
+    """Return the positions [B T] that a subject's rotations tell, else those that it shows.
+
+    What is shown may be what the model was given, and not what its rotation goes by. None at all,
+    or a multiple of the right ones, is no other position then but another rotation.
+    """
     shown = recording.whole("positions")
-    if shown is not None or recording.mode in ("isolated", "grad"):
+    if recording.mode in ("isolated", "grad"):
         return shown
     assert table is not None  # a forward pass shows it
-    parts = []
+    told = _positions_told(recording, inputs, table)
+    if shown is None or told is None:
+        return told if shown is None else shown
+    got, right = told[inputs.valid], shown[inputs.valid]
+    line = offset_and_stride(got, right)
+    return shown if not got.any() or (line is not None and line[1] != 1) else told
+
+
+def _positions_told(recording: Recording, inputs: Inputs, table: np.ndarray) -> np.ndarray | None:
+    """Return the positions that the first layer's rotations tell; None if they tell of none."""
+    layers, start, parts = recording.layers, 0, []
     highest = MOST_TIMES * int(inputs.positions.max()) + inputs.tokens.shape[1]
     for call, size in enumerate(recording.chunks or (inputs.tokens.shape[1],)):
         setup, taps = (recording.stages[call * (layers + 2) + i] for i in (0, 1))

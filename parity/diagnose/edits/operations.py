@@ -169,6 +169,7 @@ class InBlocks:
 
     def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
         axis = self.fn.axis
+        assert isinstance(axis, int)  # of which alone there are blocks
         blocks = x.split(self.size, axis)
         return torch.cat([self.fn(arithmetic, one).expand_as(one) for one in blocks], axis)
 

@@ -96,7 +96,7 @@ BINARY: dict[str, Callable[..., Tensor]] = {
     "and not": lambda a, b: a & ~b,
     "exclusive or": lambda a, b: a ^ b,
 }
-REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "mean": lambda x, axis: x.mean(axis, keepdim=True),
     "mean of all": lambda x, axis: x.mean().view((1,) * x.ndim),
     "sum": lambda x, axis: x.sum(axis, keepdim=True),
@@ -147,16 +147,20 @@ class Binary:
         return BINARY[self.name](a, b)
 
 
+def _said_of(axis: int | tuple[int, ...]) -> str:
+    return f"axis {axis}" if isinstance(axis, int) else f"axes {' and '.join(map(str, axis))}"
+
+
 @dataclass(frozen=True)
 class Reduce:
-    """One of `REDUCTIONS` over an axis, which is kept with one element."""
+    """One of `REDUCTIONS` over an axis, or several, which are kept with one element."""
 
     name: str
-    axis: int = -1
+    axis: int | tuple[int, ...] = -1
 
     @property
     def said(self) -> str:
-        return f"{self.name} over axis {self.axis}"
+        return f"{self.name} over {_said_of(self.axis)}"
 
     def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
         ordered = x.flip(self.axis) if arithmetic.backwards else x
@@ -357,15 +361,17 @@ class Hide:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Exponentials over their sum along an axis."""
+    """Exponentials over their sum along an axis, or several."""
 
-    axis: int = -1
+    axis: int | tuple[int, ...] = -1
 
     @property
     def said(self) -> str:
-        return f"softmax over axis {self.axis}"
+        return f"softmax over {_said_of(self.axis)}"
 
     def __call__(self, arithmetic: Arithmetic, x: Tensor) -> Tensor:
+        if isinstance(self.axis, tuple):
+            return (x - x.logsumexp(self.axis, keepdim=True)).exp()
         if arithmetic.backwards:
             return x.flip(self.axis).softmax(self.axis).flip(self.axis)
         return x.softmax(self.axis)

@@ -154,10 +154,12 @@ class Blockwise(TorchReference):
 
 
 class OverTokens(TorchReference):
-    """Norms by the mean square over tokens."""
+    """Norms by the mean square over tokens, or over other axes."""
+
+    axes: tuple[int, ...] = (1,)
 
     def rms_norm(self, x: Tensor, name: str) -> Tensor:
-        rms = (x.square().mean(1, keepdim=True) + self.config.rms_norm_eps).sqrt()
+        rms = (x.square().mean(self.axes, keepdim=True) + self.config.rms_norm_eps).sqrt()
         return x / rms * self.weight(f"{name}.weight").to(x.dtype)
 
 
@@ -203,6 +205,10 @@ def test_softmax_in_blocks_is_explained() -> None:
 def test_norms_over_tokens_are_explained() -> None:
     found = explained(OverTokens(CHECKPOINT))
     assert found.confirmed and "mean is mean over axis -2" in found.summary
+    both = OverTokens(CHECKPOINT)
+    both.axes = (1, 2)
+    found = explained(both)
+    assert found.confirmed and "mean is mean over axes -2 and -1" in found.summary
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,14 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     """Propose blocks of every size, of what reduces an axis."""
     for step in program:
         read = values[step.inputs[0]] if step.inputs else None
-        if isinstance(step.fn, Reduce | Softmax) and isinstance(read, Tensor):
-            for size in sizes(read.shape[step.fn.axis]):
-                fn = InBlocks(step.fn, size)
-                said = f"{step.name} is {fn.said}"
-                yield Edit(trial.tap, ID, step.name, (), fn, said, cost=1.2)
+        fn = step.fn
+        if not isinstance(fn, Reduce | Softmax) or not isinstance(read, Tensor):
+            continue
+        if isinstance(fn.axis, int):
+            for size in sizes(read.shape[fn.axis]):
+                blocks = InBlocks(fn, size)
+                said = f"{step.name} is {blocks.said}"
+                yield Edit(trial.tap, ID, step.name, (), blocks, said, cost=1.2)
 
 
 def sizes(length: int) -> list[int]:

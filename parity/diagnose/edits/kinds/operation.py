@@ -80,8 +80,11 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
             for axis in range(-read.ndim, 0)
             if (name, axis) != (fn.name, fn.axis)
         )
+        if fn.name in ("mean", "sum", "max", "min"):
+            yield from (Reduce(fn.name, axes) for axes in _with_another(fn.axis, read.ndim))
     elif isinstance(fn, Softmax):
         yield from (Softmax(axis) for axis in (-2, -3, -4) if axis != fn.axis)
+        yield from (Softmax(axes) for axes in _with_another(fn.axis, 4))
         yield SoftmaxWithSink()
     elif isinstance(fn, Half):
         yield from (replace(fn, which=1 - fn.which), replace(fn, paired=not fn.paired))
@@ -104,6 +107,15 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
         yield WhereNot()
     elif isinstance(fn, Pairs):
         yield OneBased()
+
+
+def _with_another(axis: int | tuple[int, ...], ndim: int) -> Iterator[tuple[int, ...]]:
+    """Yield an axis with one more, and with all."""
+    if isinstance(axis, int):
+        others = [other for other in range(-ndim, 0) if other != axis]
+        yield from (tuple(sorted((axis, other))) for other in others)
+        if len(others) > 1:
+            yield tuple(range(-ndim, 0))
 
 
 def rewrite(program: Program, edit: Edit) -> Program:
