@@ -28,6 +28,7 @@ def planted(module: str, before: str, after: str, *, compiled: bool = True) -> I
     old, new = (_functions(text, module) for text in (source, source.replace(before, after)))
     changed = {name: code for name, code in new.items() if not _alike(code, old[name])}
     assert changed, "the edit changes no function"
+    gc.unfreeze()  # what is frozen is not among the objects
     found = [
         function
         for function in gc.get_objects()
@@ -35,6 +36,7 @@ def planted(module: str, before: str, after: str, *, compiled: bool = True) -> I
         and function.__globals__ is vars(sys.modules[module])
         and function.__code__.co_qualname in changed
     ]
+    gc.freeze()
     assert found, "no function runs it"
     kept = [function.__code__ for function in found]
     for function in found:

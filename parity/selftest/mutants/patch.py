@@ -24,6 +24,7 @@ def install(mutant: Mutant) -> None:
         ValueError: the code does not fit its closure.
     """
     code = _code(mutant)
+    gc.unfreeze()  # what is frozen is not among the objects
     found = [
         function
         for function in gc.get_objects()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,12 +89,13 @@ def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def test_no_change_of_a_part_is_an_internal_error(document: dict[str, Any], tmp_path: Path) -> None:
-    tried = 0
+    tried, values = 0, itertools.cycle(WRONG)
     for path in places(document):
-        for value in WRONG:
+        # All at what decides a verdict, two at the rest; `make fuzz` tries more.
+        for value in WRONG if len(path) == 1 else itertools.islice(values, 2):
             tried += 1
             target = saved(changed(document, path, value), tmp_path)
             code = CliRunner().invoke(app, ["recheck", str(target)]).exit_code
             assert code in (0, 1, 2, 3), (path, value)
             assert code == 2 or path != ("taps",), value
-    assert tried > 400
+    assert tried > 200
