@@ -28,7 +28,9 @@ class HubServer:
         gated: repositories whose files are given to no one (`None`: without a token) or to some.
         status: that every request is answered with, if not 0.
         cut: bytes of a file's body after which a connection is closed, by file; each time once.
-        dead: whether connections are closed without an answer after the first cut.
+        dead: whether connections are closed without an answer after the first cut, which comes
+            once another file has been given in full.
+        given: set then.
         stalled: what the contents of a file wait for.
         asked: method and path of each request, and its range.
     """
@@ -39,6 +41,7 @@ class HubServer:
     cut: dict[str, int] = field(default_factory=dict)
     dead: bool = False
     stalled: dict[str, threading.Event] = field(default_factory=dict)
+    given: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -126,8 +129,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if body:
                 if name in hub.stalled:
                     hub.stalled[name].wait()
+                if hub.dead and name in hub.cut:  # however busy the machine: some file is whole
+                    hub.given.wait(20)
                 at = hub.cut.pop(name, None)
                 self.wfile.write(content[start:at])
+                if at is None:
+                    hub.given.set()
                 self.close_connection = self.close_connection or at is not None
             return None
 
