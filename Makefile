@@ -39,7 +39,7 @@ fuzz: $(READY)
 # one core a process.
 test: $(READY)
 	-@$(MAKE) --no-print-directory browser
-	OMP_NUM_THREADS=1 XLA_FLAGS='$(strip $(XLA_FLAGS) --xla_cpu_multi_thread_eigen=false)' $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # The report is tested in a real browser; with root's rights on Debian or Ubuntu it is installed.
 browser:

@@ -204,7 +204,8 @@ def positions(recording: Recording, inputs: Inputs, table: np.ndarray | None) ->
         return told if shown is None else shown
     got, right = told[inputs.valid], shown[inputs.valid]
     line = offset_and_stride(got, right)
-    return shown if not got.any() or (line is not None and line[1] != 1) else told
+    scaled = line is not None and line[1] not in (0, 1)
+    return shown if scaled or not got.any() else told
 
 
 def _positions_told(recording: Recording, inputs: Inputs, table: np.ndarray) -> np.ndarray | None:
