@@ -16,6 +16,8 @@ INDEX_BYTES = 64 * _MEGABYTE
 TOKENIZER_BYTES = 256 * _MEGABYTE
 # Bytes of a safetensors header or a PyTorch pickle: 405B parameters have 0.2 MB.
 HEADER_BYTES = 16 * _MEGABYTE
+# Bytes of the directory of a zip archive of PyTorch's: 405B parameters have 0.1 MB.
+ZIP_DIRECTORY_BYTES = 16 * _MEGABYTE
 # Bytes of a GGUF file before its tensors, the tokenizer among them.
 METADATA_BYTES = TOKENIZER_BYTES
 # Bytes of a result of parity; some thousand taps have 5 MB. Parsed, it takes five times its length.
@@ -38,6 +40,8 @@ SHARDS = 2_000
 GGUF_KEYS = 10_000
 # Items of all arrays of a GGUF file: tokens, types, scores and merges of 260,000 are 1.3 million.
 GGUF_ITEMS = 4_000_000
+# Factors of rotary frequencies in a GGUF file, half of head_dim, which is not known yet.
+GGUF_ROPE_FACTORS = 1 << 16
 # Tokens of a vocabulary.
 TOKENS = 2_000_000
 # How many times longer than it was a text may become before or after it is tokens.

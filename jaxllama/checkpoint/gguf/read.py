@@ -21,12 +21,10 @@ from jaxllama.config_formats.gguf import tokenizer_problems
 from jaxllama.config_formats.hf import with_carried
 from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError, join_problems
-from jaxllama.files import parse_object
+from jaxllama.files import limits, parse_object
 from jaxllama.tokenizer import Tokenizer
 
 ROPE_FREQS = "rope_freqs.weight"
-# It is read before the configuration is known, which says that it has head_dim / 2.
-_MOST_FREQS = 1 << 16
 # Key of our own: tensors of another dtype than they had before, as `name=bfloat16`. llama.cpp
 # takes norms in float32 only; this makes the widening of a narrower norm reversible.
 WIDENED = "jaxllama.widened"
@@ -55,10 +53,10 @@ def open_gguf(path: Path) -> Checkpoint:
     file = read_parts(path)
     stored = dict(file.tensors)
     freqs = stored.pop(ROPE_FREQS, None)
-    if freqs is not None and math.prod(freqs.shape) > _MOST_FREQS:
+    if freqs is not None and math.prod(freqs.shape) > limits.GGUF_ROPE_FACTORS:
         raise CheckpointError(
-            f"{path}: {ROPE_FREQS} has shape {freqs.shape}, at most {_MOST_FREQS} elements are "
-            "accepted"
+            f"{path}: {ROPE_FREQS} has shape {freqs.shape}, at most "
+            f"{limits.GGUF_ROPE_FACTORS} elements are accepted"
         )
     rope_freqs = None if freqs is None else file.read(ROPE_FREQS)
     embedding = stored.get("token_embd.weight")

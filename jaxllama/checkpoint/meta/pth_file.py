@@ -39,7 +39,6 @@ class Shard:
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._touched = 0
         files.refuse_stranger(file, own=b"PK")
-        files.size(file)
         records = read_records(file)
         self._records = {record.offset: record for record in records}
         self._has_checksums = has_checksums(records)

@@ -22,7 +22,6 @@ _ENTRY, _LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 _END, _END_64, _LOCATOR = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), "<4sIQI"
 _LOCATOR_BYTES, _SIGNED, _WIDE, _WIDE_16 = 20, b"PK\x07\x08", 0xFFFFFFFF, 0xFFFF
 _HAS_DESCRIPTOR, _UTF_8, _STORED, _WIDE_SIZES = 1 << 3, 1 << 11, 0, 1
-_DIRECTORY_LIMIT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,10 @@ def _directory(file: BufferedIOBase, length: int) -> tuple[list[_Entry], int]:
             raise _Problem("its zip64 directory is of several files")
     if start + nbytes != end:
         raise _Problem(f"its zip directory of {nbytes} bytes at {start} does not end at {end}")
-    if nbytes > _DIRECTORY_LIMIT or count > limits.ZIP_ENTRIES:
+    if nbytes > limits.ZIP_DIRECTORY_BYTES or count > limits.ZIP_ENTRIES:
         raise _Problem(
-            f"a zip directory of {nbytes} bytes with {count} entries; at most {_DIRECTORY_LIMIT} "
-            f"and {limits.ZIP_ENTRIES} are accepted"
+            f"a zip directory of {nbytes} bytes with {count} entries; at most "
+            f"{limits.ZIP_DIRECTORY_BYTES} and {limits.ZIP_ENTRIES} are accepted"
         )
     return _entries(_at(file, start, nbytes), count, start), start
 

@@ -174,6 +174,16 @@ class Restarted(TorchReference):
         return super().setup(tokens, self.rule(positions), *rest)
 
 
+class Hidden(Restarted):
+    """The same, of the rotation alone: what is shown are the right positions."""
+
+    def setup(self, tokens: Any, positions: Tensor, *rest: Any) -> Any:
+        return TorchReference.setup(self, tokens, positions, *rest)
+
+    def angles(self, freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return super().angles(freq, self.rule(positions))
+
+
 class Mixed(TorchReference):
     """Rows and tokens exchanged where they are to be joined."""
 
@@ -228,6 +238,15 @@ def test_positions_by_another_rule_are_named(rule: Any, name: str, cached: bool,
     found = explained(Restarted(rule), name, cached=cached)
     assert (found.id, found.confirmed) == ("position-offset", True)
     assert said in found.summary
+
+
+def test_positions_that_the_rotation_alone_has_are_named() -> None:
+    found = explained(Hidden(lambda p: p[:1].expand_as(p)), "long_positions")
+    assert (found.id, found.confirmed) == ("position-offset", True)
+    assert "row 0's positions in every row" in found.summary
+    # None at all, and multiples of the right ones, are other rotations.
+    assert explained(Hidden(torch.zeros_like)).id == "rope-missing"
+    assert explained(Hidden(lambda p: 2 * p)).id != "position-offset"
 
 
 def test_rows_and_tokens_mixed_are_explained() -> None:

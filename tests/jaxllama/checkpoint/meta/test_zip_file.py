@@ -150,7 +150,7 @@ ATTACKS = {
     "another name in the directory": _rename(f"{FOLDER}data/9", header=False),
     "twice": _rename(f"{FOLDER}data/0"),
     "twice but for case": _rename(f"{FOLDER}DATA/0"),
-    "absolute": _rename("/tmp/solidated.00/data"),
+    "absolute": _rename("/dir/solidated.00/data"),
     "climbing": _rename(f"{FOLDER}../../"),
     "of another folder": _rename("consolidated.01/data/1"),
     "with a backslash": _rename(f"{FOLDER}data\\1"),
