@@ -298,17 +298,18 @@ def refuse_links(*places: Path) -> None:
     """
     for place in places:
         try:
-            if stat.S_ISLNK(place.lstat().st_mode):
-                raise CheckpointError(
-                    f"{place}: is a symbolic link (to {os.readlink(place)}); give the place itself "
-                    "that is to be written, or remove the link"
-                )
+            leads_to = os.readlink(place) if stat.S_ISLNK(place.lstat().st_mode) else None
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{place}: cannot be written: {getattr(error, 'strerror', None) or error}"
             ) from error
+        if leads_to is not None:
+            raise CheckpointError(
+                f"{place}: is a symbolic link (to {leads_to}); give the place itself that is to be "
+                "written, or remove the link"
+            )
 
 
 def _occupied(target: Path) -> bool:
