@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
+from parity.selftest.mutants.patch import functions_of
 from parity.selftest.mutants.rules import source_of
 
 
@@ -28,13 +28,8 @@ def planted(module: str, before: str, after: str, *, compiled: bool = True) -> I
     old, new = (_functions(text, module) for text in (source, source.replace(before, after)))
     changed = {name: code for name, code in new.items() if not _alike(code, old[name])}
     assert changed, "the edit changes no function"
-    gc.unfreeze()  # what is frozen is not among the objects
     found = [
-        function
-        for function in gc.get_objects()
-        if type(function) is types.FunctionType
-        and function.__globals__ is vars(sys.modules[module])
-        and function.__code__.co_qualname in changed
+        function for function in functions_of(module) if function.__code__.co_qualname in changed
     ]
     gc.freeze()
     assert found, "no function runs it"

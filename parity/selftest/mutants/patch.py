@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import types
 from collections.abc import Iterator
 
@@ -24,19 +25,27 @@ def install(mutant: Mutant) -> None:
         ValueError: the code does not fit its closure.
     """
     code = _code(mutant)
-    gc.unfreeze()  # what is frozen is not among the objects
     found = [
         function
-        for function in gc.get_objects()
-        if type(function) is types.FunctionType
-        and function.__module__ == mutant.module
-        and function.__code__.co_qualname == code.co_qualname
+        for function in functions_of(mutant.module)
+        if function.__code__.co_qualname == code.co_qualname
         and function.__code__.co_filename != _FILENAME
     ]
     if not found:
         raise NotLive(mutant.function)
     for function in found:
         function.__code__ = code
+
+
+def functions_of(module: str) -> list[types.FunctionType]:
+    """Return all functions that a loaded module's source has made, in classes and wrappers too."""
+    gc.unfreeze()  # what is frozen refers to nothing
+    names = vars(sys.modules[module])
+    return [
+        holder
+        for holder in gc.get_referrers(names)
+        if type(holder) is types.FunctionType and holder.__globals__ is names
+    ]
 
 
 _FILENAME = "<mutant>"
