@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from jaxllama.dtypes import at_least_float32, parse
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
-from jaxllama.taps import Tap, untapped
+from jaxllama.taps import Tapper, untapped
 
 Backend = Literal["xla", "dot_product", "cudnn"]
 
@@ -34,7 +34,7 @@ def attend(
     *,
     scale: float,
     backend: Backend = "xla",
-    tap: Tap = untapped,
+    tap: Tapper = untapped,
 ) -> Float[Array, "B T N H"]:
     """Attend from every query to the keys its mask row shows.
 
@@ -86,7 +86,7 @@ def _attend_reference(
     v: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
     scale: float,
-    tap: Tap,
+    tap: Tapper,
 ) -> Float[Array, "B T N H"]:
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]

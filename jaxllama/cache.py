@@ -9,6 +9,7 @@ Shapes: L layers, B batch, T new tokens, S slots, K kv heads, H head dim.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import jax
@@ -22,6 +23,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Tokens
+from jaxllama.memory import free_bytes, size_in_words
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +61,8 @@ class KVCache:
             dtype: of the stored keys and values; need not be the model's.
 
         Raises:
-            InputError: `batch` or `capacity` is not positive, or no such floating type.
+            InputError: `batch` or `capacity` is not positive, no such floating type, or more than
+                the memory that is free, where the host's is used.
         """
         dtype = checked_float(dtype, "KVCache.empty: dtype")
         if batch < 1 or capacity < 1:
@@ -73,6 +76,13 @@ class KVCache:
             config.num_key_value_heads,
             config.head_dim,
         )
+        free = free_bytes() if jax.default_backend() == "cpu" else None
+        if free is not None and (needed := 2 * math.prod(shape) * dtype.itemsize) > free:
+            raise InputError(
+                f"a cache of {batch} x {capacity} tokens in {dtype} takes {size_in_words(needed)}, "
+                f"and {size_in_words(free)} of this machine's memory are free; give fewer rows or "
+                "tokens"
+            )
         return cls(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),

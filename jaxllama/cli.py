@@ -36,7 +36,7 @@ app = command(
     about="Llama 3 in JAX.",
     exit_codes="0 done or equal, 1 different, 2 bad usage or input, 4 internal error or no "
     "memory, 130 Ctrl-C",
-    no_cache=lambda off: compilation_cache.switch(off=off),
+    no_cache=compilation_cache.turn_off,
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
 MOST_DIFFERENCES = 20

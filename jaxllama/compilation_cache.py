@@ -45,10 +45,9 @@ _PROCESSOR = (
 )
 
 
-def switch(*, off: bool) -> None:
+def turn_off() -> None:
     """Obey `--no-cache`, in this process and in those that it starts."""
-    if off:
-        os.environ[NO_CACHE] = "1"
+    os.environ[NO_CACHE] = "1"
 
 
 def turn_on() -> None:
@@ -172,11 +171,13 @@ class Entries:
             self._since_count = 0
             evict(self._root, self._most)
 
-    def _stop(self, why: object) -> None:
+    def _stop(self, why: str | OSError) -> None:
         """Write no more in this process, and say so once."""
         with self._lock:
             if self._writable:
-                _say(why)
+                if isinstance(why, OSError):
+                    why = f"{self._folder}: {why.strerror or why}"
+                _say(f"{why}; JAXLLAMA_CACHE names another folder, {NO_CACHE}=1 does without")
             self._writable = False
 
 
@@ -255,5 +256,5 @@ def _digest(key: str, value: bytes) -> bytes:
     return hashlib.sha256(key.encode() + b"\0" + value).digest()
 
 
-def _say(why: object) -> None:
+def _say(why: str) -> None:
     print(f"note: what is compiled is not kept for the next run: {why}", file=sys.stderr)

@@ -29,7 +29,7 @@ from jaxllama.dtypes import at_least_float32, checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
-from jaxllama.taps import Tap, untapped
+from jaxllama.taps import Tapper, untapped
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint, Conversion
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         cache: KVCache | None,
         index: Int[Array, ""] | int,
         backend: Backend,
-        tap: Tap,
+        tap: Tapper,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         B, T, _ = x.shape
         q = tap("q_proj", self.q_proj(x).reshape(B, T, -1, self.head_dim))
@@ -128,7 +128,7 @@ class MLP(nnx.Module):
         self.up_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
         self.down_proj = Linear(F, D, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], tap: Tapper) -> Float[Array, "B T D"]:
         gate = tap("gate_proj", self.gate_proj(x))
         up = tap("up_proj", self.up_proj(x))
         # In bfloat16 x * sigmoid(x) would round twice where PyTorch's silu rounds once.
@@ -155,7 +155,7 @@ class DecoderLayer(nnx.Module):
         cache: KVCache | None = None,
         index: Int[Array, ""] | int = 0,
         backend: Backend = "xla",
-        tap: Tap = untapped,
+        tap: Tapper = untapped,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         x = tap("input", x)
         normed = tap("input_layernorm", self.input_layernorm(x))
@@ -276,7 +276,7 @@ class Llama(nnx.Module):
         positions: Int[Array, "B T"],
         mask: Bool[Array, "B T S"] | BoundMask,
         cache: KVCache | None = None,
-        tap: Tap = untapped,
+        tap: Tapper = untapped,
     ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Run the model on tokens, and on what a cache remembers.
 
@@ -306,7 +306,7 @@ class Llama(nnx.Module):
         positions: Int[Array, "B T"],
         mask: Bool[Array, "B T S"] | BoundMask,
         cache: KVCache | None = None,
-        tap: Tap = untapped,
+        tap: Tapper = untapped,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Return the residual stream after the last layer, which `head` turns into logits.
 
@@ -380,7 +380,7 @@ class Llama(nnx.Module):
         positions: Int[Array, "B T"],
         mask: Bool[Array, "B T S"] | BoundMask,
         *,
-        tap: Tap = untapped,
+        tap: Tapper = untapped,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Bool[Array, "B T S"] | BoundMask]:
         """Return what the first layer needs: embeddings, cos and sin of the positions, the mask."""
         wide = at_least_float32(self.dtype)
@@ -406,7 +406,7 @@ class Llama(nnx.Module):
         graph, weights = nnx.split(self.layers)
         return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
 
-    def head(self, x: Float[Array, "B T D"], *, tap: Tap = untapped) -> Float[Array, "B T V"]:
+    def head(self, x: Float[Array, "B T D"], *, tap: Tapper = untapped) -> Float[Array, "B T V"]:
         """Return the logits of a residual stream: final norm, then (tied) output projection."""
         x = tap("norm", self.norm(x))
         head = self.embed_tokens if self.lm_head is None else self.lm_head

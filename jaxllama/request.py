@@ -178,19 +178,19 @@ def _room(
     model: Llama, rows: list[Int[np.ndarray, " _"]], new_tokens: int, cache: KVCache | None
 ) -> list[str]:
     """Return what does not fit the cache; warn of what exceeds the context stated by the model."""
-    prompt_lengths = np.array([len(ids) for ids in rows])
-    held = np.zeros_like(prompt_lengths)
+    prompt_lengths, held = [len(ids) for ids in rows], [0] * len(rows)
     if cache is not None:
         if len(cache.lengths) != len(rows):
             return [f"cache: {len(cache.lengths)} rows, expected {len(rows)}, one for each prompt"]
-        held = np.array(cache.lengths)
-    needed = held + prompt_lengths + new_tokens
-    row = int(needed.argmax())
+        held = np.asarray(cache.lengths).tolist()
+    # In Python's integers, which hold whatever is asked for.
+    needed = [sum(counts) + int(new_tokens) for counts in zip(held, prompt_lengths, strict=True)]
+    row = needed.index(max(needed))
     said = f"{prompt_lengths[row]} prompt tokens + {new_tokens} new ones"
     if held[row]:
         said = f"{held[row]} tokens held + {said}"
     if cache is not None and needed[row] > cache.capacity:
-        room = new_tokens - int(needed[row]) + cache.capacity
+        room = int(new_tokens) - needed[row] + cache.capacity
         lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else "or "
         return [
             f"cache too small: row {row} needs {said} = {needed[row]} slots, the cache has "

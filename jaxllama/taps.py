@@ -44,14 +44,14 @@ CACHE_TAPS = ("cache.k", "cache.v")
 _NUMBERED = re.compile(r"(layers|cache)\.(\d+)\.(.+)")
 
 
-class Tap(Protocol):
+class Tapper(Protocol):
     """What a model needs from a tap; see `Taps` and `untapped`."""
 
     def __call__(self, name: str, value: Array) -> Array:
         """Take note of `value` under `name`; return the value to continue with."""
         ...
 
-    def inner(self, forced: Mapping[str, Array]) -> Tap:
+    def inner(self, forced: Mapping[str, Array]) -> Tapper:
         """Return the tap for one layer, whose names carry no layer index."""
         ...
 
@@ -68,13 +68,13 @@ class Tap(Protocol):
         ...
 
 
-class Untapped(Tap):
+class Untapped(Tapper):
     """Records nothing and changes nothing."""
 
     def __call__(self, name: str, value: Array) -> Array:
         return value
 
-    def inner(self, forced: Mapping[str, Array]) -> Tap:
+    def inner(self, forced: Mapping[str, Array]) -> Tapper:
         return self
 
     def forced_layers(self) -> dict[str, Array]:
@@ -87,10 +87,10 @@ class Untapped(Tap):
         return None
 
 
-untapped: Tap = Untapped()
+untapped: Tapper = Untapped()
 
 
-class Taps(Tap):
+class Taps(Tapper):
     """Records every named value, and continues with a given one where it has been told to.
 
     Replacing each value after recording it makes every operator work on inputs of the caller's

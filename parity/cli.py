@@ -21,7 +21,7 @@ app = command(
     about="Does a JAX Llama compute what PyTorch computes? Tensor by tensor, with the cause.",
     exit_codes="0 equal, 1 divergent or faulty, 2 bad usage or input, 3 inconclusive, 4 internal "
     "error or no memory, 5 verdict printed but a report not written, 130 Ctrl-C",
-    no_cache=lambda off: compilation_cache.switch(off=off),
+    no_cache=compilation_cache.turn_off,
 )
 app.command("run")(run_command)
 app.command("capture")(capture_command)

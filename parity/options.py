@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -14,6 +14,8 @@ from jaxllama.dtypes import short_name
 from jaxllama.errors import InputError, argument, meant
 
 LANES = ("f64", "f32", "bf16")
+# Told how far a long work is: what is done now, how many are done, of how many.
+Progress = Callable[[str, int, int], None]
 
 
 def choose(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""What the subcommands of a command share: `--debug`, and how an error ends any of them."""
+"""What the subcommands of a command share: two options, and how an error ends any of them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -18,18 +18,24 @@ _DEBUG = "jaxllama.debug"
 
 
 class CommandGroup(TyperGroup):
-    """The subcommands of a command, `--debug` before and behind their names.
+    """The subcommands of a command, with options that stand before or behind their names.
 
     Errors are met in here, for typer would take some of them for its own: an end of file in the
     middle of a checkpoint, or a worker's broken pipe, would end in its exit code 1.
     """
 
+    # By name: the line of help, and what is done where it is given.
+    shared: ClassVar[dict[str, tuple[str, Callable[[Any], None]]]] = {}
+
     def __init__(self, *, params: list[Any] | None = None, **settings: Any) -> None:
-        super().__init__(params=[*(params or []), _debug_option()], **settings)
+        super().__init__(params=[*(params or []), *self._flags()], **settings)
         for command in self.commands.values():
-            command.params.append(_debug_option())
+            command.params.extend(self._flags())
         for command in (self, *self.commands.values()):
             command.format_help = _in_colour(command.format_help)  # type: ignore[method-assign]
+
+    def _flags(self) -> list[Any]:
+        return [_flag(name, about, act) for name, (about, act) in self.shared.items()]
 
     def make_context(self, *words: Any, **extra: Any) -> Any:
         try:
@@ -55,36 +61,31 @@ class CommandGroup(TyperGroup):
 CHECKPOINT = "Directory, GGUF file, tiny, smollm2, or a name of the Hub (ORG/MODEL[@REVISION])."
 
 
-def command(
-    name: str, *, about: str, exit_codes: str, no_cache: Callable[[bool], None]
-) -> typer.Typer:
+def command(name: str, *, about: str, exit_codes: str, no_cache: Callable[[], None]) -> typer.Typer:
     """Return a command without subcommands yet, in the look that both commands have.
 
     Args:
         name: as it is typed.
         about: one sentence or two.
         exit_codes: what they mean.
-        no_cache: told whether `--no-cache` was given.
+        no_cache: called where `--no-cache` is given.
     """
-    app = typer.Typer(
+
+    class Group(CommandGroup):
+        shared: ClassVar = {
+            "--no-cache": ("Compile all anew, and keep nothing of it.", lambda _: no_cache()),
+            "--debug": ("Show where an error comes from.", _note_debug),
+        }
+
+    return typer.Typer(
         name=name,
-        cls=CommandGroup,
+        cls=Group,
         help=about,
         epilog=f"Exit codes: {exit_codes}.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-
-    @app.callback()
-    def for_all(
-        off: Annotated[
-            bool, typer.Option("--no-cache", help="Compile all anew, and keep nothing of it.")
-        ] = False,
-    ) -> None:
-        no_cache(off)
-
-    return app
 
 
 def _misused(error: Any, program: str) -> BaseException:
@@ -108,26 +109,20 @@ def _in_colour(format_help: Callable[..., None]) -> Callable[..., None]:
     return formatted
 
 
-def _noted(ctx: Any, option: object, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[_DEBUG] = True  # which the contexts of a group and its subcommand share
+def _note_debug(ctx: Any) -> None:
+    ctx.meta[_DEBUG] = True  # which the contexts of a group and its subcommand share
 
 
-def _described(
-    debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug", help="Show where an error comes from.", expose_value=False, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    """Declare the option, as typer wants it declared."""
+def _flag(name: str, about: str, act: Callable[[Any], None]) -> Any:
+    """Return an option that acts by itself, as typer makes it of an annotation."""
 
+    def described(given: bool = False) -> None:
+        """Declare it."""
 
-def _debug_option() -> Any:
-    """Return the option as typer makes it of an annotation."""
+    declared = typer.Option(name, help=about, expose_value=False, is_eager=True)
+    described.__annotations__["given"] = Annotated[bool, declared]
     app = typer.Typer(add_completion=False)
-    app.command()(_described)
+    app.command()(described)
     option = typer.main.get_command(app).params[0]
-    option.callback = _noted
+    option.callback = lambda ctx, _, wanted: act(ctx) if wanted else None
     return option

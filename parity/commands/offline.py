@@ -12,7 +12,6 @@ import typer
 from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
-from parity import output_files
 from parity.commands import options
 from parity.result import Result
 
@@ -98,7 +97,7 @@ def _report(
     """Judge, print and write, and leave with the verdict's exit code."""
     from parity.report import outputs
 
-    output_files.check_outputs(json_path, html_path, junit_path, inputs=inputs)
+    outputs.check_reports(json_path, html_path, junit_path, inputs=inputs)
     result = compare()
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

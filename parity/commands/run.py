@@ -10,7 +10,6 @@ from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
-from parity import output_files
 from parity.commands import options
 from parity.commands.progress import progress_bar
 
@@ -62,7 +61,7 @@ def run_command(
     from parity.report import outputs
     from parity.runner.run import DEFAULT_SCENARIOS, run
 
-    output_files.check_outputs(json_path, html_path, junit_path, inputs=[checkpoint, subject])
+    outputs.check_reports(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     compilation_cache.turn_on()
     with progress_bar() as progress:
         result = run(

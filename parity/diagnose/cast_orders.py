@@ -12,7 +12,7 @@ from parity.subjects.torch_reference.program import PROGRAM, Program, Step
 
 
 @dataclass(frozen=True)
-class Order:
+class CastOrder:
     """One order of casts in an operator.
 
     Attributes:
@@ -27,14 +27,14 @@ class Order:
 
 
 @cache
-def orders_of(tap: str) -> dict[str, Order]:
+def orders_of(tap: str) -> dict[str, CastOrder]:
     """Return other orders of casts in what computes a tap, given by its short name, as they are
     said.
     """
     return {order.said: order for order in _ORDERS.get(tap, ())}
 
 
-def _norm(tap: str) -> Sequence[Order]:
+def _norm(tap: str) -> Sequence[CastOrder]:
     program = PROGRAM[tap]
     x = program[0].inputs[0]
     early = with_step(program, "rounded", inputs=("normed",), fn=Unary("identity"))
@@ -47,20 +47,24 @@ def _norm(tap: str) -> Sequence[Order]:
         return with_step_after(one, "norm", CastLike(), x)
 
     return (
-        Order(
+        CastOrder(
             "multiplying by the weight before the cast",
             rounded(with_step_after(early, "gain", Cast("wide"))),
         ),
-        Order("multiplying by the weight as it is stored, before the cast", rounded(stored(early))),
-        Order("multiplying by the weight as it is stored, after the cast", rounded(stored(late))),
-        Order(
+        CastOrder(
+            "multiplying by the weight as it is stored, before the cast", rounded(stored(early))
+        ),
+        CastOrder(
+            "multiplying by the weight as it is stored, after the cast", rounded(stored(late))
+        ),
+        CastOrder(
             "keeping the residual stream in float32",
             with_step(program, "wide", inputs=(f"{x} as given",)),
         ),
     )
 
 
-def _rope(tap: str) -> Sequence[Order]:
+def _rope(tap: str) -> Sequence[CastOrder]:
     program = PROGRAM[tap]
     x = tap.replace("_rope", "_proj")
     tables = products = program
@@ -72,22 +76,22 @@ def _rope(tap: str) -> Sequence[Order]:
     for name in ("first_cos", "second_sin", "second_cos", "first_sin"):
         products = with_step_after(products, name, CastLike(), x)
     return (
-        Order("rounding cos, sin and every product and sum", tables, published=True),
-        Order("rounding cos and sin alone before the rotation", wide),
-        Order("rounding the products before they are added", products),
+        CastOrder("rounding cos, sin and every product and sum", tables, published=True),
+        CastOrder("rounding cos and sin alone before the rotation", wide),
+        CastOrder("rounding the products before they are added", products),
     )
 
 
-def _context() -> Sequence[Order]:
+def _context() -> Sequence[CastOrder]:
     wide = with_step(
         PROGRAM["attn_context"], "weights", inputs=("attn_probs as given",), fn=Cast("wide")
     )
     wide = with_step_after(wide, "by_head", Cast("wide"))
     wide = with_step_after(wide, "context", CastLike(), "v")
-    return (Order("keeping the weights of softmax in float32 for the product with v", wide),)
+    return (CastOrder("keeping the weights of softmax in float32 for the product with v", wide),)
 
 
-def _activation() -> Sequence[Order]:
+def _activation() -> Sequence[CastOrder]:
     program = PROGRAM["mlp_act"]
     wide = with_step_after(program, "gate_proj", Cast("wide"))
     wide = with_step_after(wide, "up_proj", Cast("wide"))
@@ -97,15 +101,15 @@ def _activation() -> Sequence[Order]:
         *program[1:],
     )
     return (
-        Order(
+        CastOrder(
             "keeping silu in float32 until the product with up",
             with_step_after(wide, program[-1].name, CastLike(), "gate_proj"),
         ),
-        Order("rounding the sigmoid within silu", in_two),
+        CastOrder("rounding the sigmoid within silu", in_two),
     )
 
 
-def _residual(tap: str) -> Sequence[Order]:
+def _residual(tap: str) -> Sequence[CastOrder]:
     program = PROGRAM[tap]
     (step,) = program
     x, added = step.inputs
@@ -116,16 +120,16 @@ def _residual(tap: str) -> Sequence[Order]:
         )
 
     return (
-        Order("not rounding what is added to the residual stream", of(x, f"{added} as given")),
-        Order(
+        CastOrder("not rounding what is added to the residual stream", of(x, f"{added} as given")),
+        CastOrder(
             "keeping the residual stream and what is added to it in float32",
             of(f"{x} as given", f"{added} as given"),
         ),
-        Order("keeping the residual stream in float32", of(f"{x} as given", added)),
+        CastOrder("keeping the residual stream in float32", of(f"{x} as given", added)),
     )
 
 
-_ORDERS: dict[str, Sequence[Order]] = {
+_ORDERS: dict[str, Sequence[CastOrder]] = {
     **{tap: _norm(tap) for tap in ("input_layernorm", "post_attention_layernorm", "norm")},
     **{tap: _rope(tap) for tap in ("q_rope", "k_rope")},
     **{tap: _residual(tap) for tap in ("post_attention", "output")},

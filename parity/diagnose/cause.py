@@ -70,10 +70,12 @@ class Cause:
 
 
 class Facts(TypedDict, total=False):
-    """What the operator did, and what the configuration asks for."""
+    """Of a hypothesis: what the operator did, what the configuration asks for, how exactly."""
 
     effective: str
     configured: str
+    noise: float
+    left: float | None
 
 
 InputsRule = Callable[["Inputs", Sequence[int] | None], "Inputs | None"]

@@ -17,7 +17,7 @@ from parity.taps import split_name
 
 
 @dataclass(frozen=True)
-class Step:
+class CauseStep:
     """One cause on the way to agreement.
 
     Attributes:
@@ -52,7 +52,7 @@ class Search:
 
     start: RecordingComparison
     end: RecordingComparison
-    steps: tuple[Step, ...]
+    steps: tuple[CauseStep, ...]
     suspects: tuple[tuple[Hypothesis, float], ...]
     reference: MutatedReference
     inputs: Inputs
@@ -139,7 +139,7 @@ def _unnamed(hidden: Sequence[str], agrees: bool) -> str:
 MOST_ALIKE = 3
 
 
-def _alike(steps: Sequence[Step]) -> list[str]:
+def _alike(steps: Sequence[CauseStep]) -> list[str]:
     """Say what cannot be told from what was found."""
     return [
         f"as good in what was tried at {step.tap}: {'; '.join(step.hypothesis.alike[:MOST_ALIKE])}"
@@ -188,9 +188,9 @@ def describe_mixture(row: TapResult) -> CauseReport:
     )
 
 
-def _merged(steps: Sequence[Step]) -> list[list[Step]]:
+def _merged(steps: Sequence[CauseStep]) -> list[list[CauseStep]]:
     """Bring together what is of one cause, in the order in which it was found."""
-    found: dict[str, list[Step]] = {}
+    found: dict[str, list[CauseStep]] = {}
     for step in steps:
         layer = step.hypothesis.layer
         for part in step.hypothesis.parts or (step.hypothesis,):
@@ -199,7 +199,7 @@ def _merged(steps: Sequence[Step]) -> list[list[Step]]:
     return list(found.values())
 
 
-def _named(steps: Sequence[Step]) -> NamedCause:
+def _named(steps: Sequence[CauseStep]) -> NamedCause:
     """Name a cause with all that was changed for it; places of one change are said together."""
     first = steps[0].hypothesis
     cause = catalogue()[first.cause].cause
@@ -225,7 +225,7 @@ def _named(steps: Sequence[Step]) -> NamedCause:
     )
 
 
-def _line(step: Step) -> str:
+def _line(step: CauseStep) -> str:
     said = f"{step.hypothesis.words} on the reference: error at {step.tap} {step.before:.1e} -> "
     if step.after < step.before or step.left >= step.before:
         line = f"{said}{step.after:.0e}"

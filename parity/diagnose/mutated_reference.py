@@ -120,10 +120,10 @@ class MutatedReference(TorchReference):
             if change.tap == tap and (change.layers is None or layer in change.layers)
         ]
 
-    def start(self, inputs: Any) -> Run:
+    def start(self, inputs: Inputs) -> Run:
         return MutatedRun(self, inputs)
 
-    def start_decode(self, inputs: Any, chunks: Sequence[int]) -> Run:
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> Run:
         super().start_decode(inputs, chunks)  # which holds the weights
         return MutatedRun(self, inputs, chunks)
 

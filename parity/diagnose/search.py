@@ -16,8 +16,8 @@ import numpy as np
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import compare_recording
 from parity.diagnose.describe import (
+    CauseStep,
     Search,
-    Step,
     describe_mixture,
     describe_precision,
     describe_search,
@@ -96,7 +96,7 @@ def _search(
 ) -> Search:
     start = found = compare_recording(recording, reference, inputs)
     deadline = time.thread_time() + seconds
-    steps: list[Step] = []
+    steps: list[CauseStep] = []
     search = Search(start, start, (), (), reference, inputs, seconds)
     # The same in one layer after the other counts once.
     while found.first is not None and len({s.hypothesis.said for s in steps}) < MOST_CAUSES:
@@ -117,7 +117,7 @@ def _search(
             break
         tap, step = found.first.tap, found.first.step
         before, after = found.error(tap, step), best.after.error(tap, step)
-        steps.append(Step(best.hypothesis, tap, before, after, best.left, best.fails_in))
+        steps.append(CauseStep(best.hypothesis, tap, before, after, best.left, best.fails_in))
         found = best.after
         search = replace(
             search, end=found, steps=tuple(steps), reference=best.reference, inputs=best.inputs
@@ -260,7 +260,7 @@ def refine_difference(first: Divergence, cause: CauseReport | None) -> Divergenc
 
 
 def _same_elsewhere(
-    steps: Sequence[Step], evidence: Evidence
+    steps: Sequence[CauseStep], evidence: Evidence
 ) -> Iterator[tuple[Hypothesis, float]]:
     """Yield what was wrong in a layer before, in the layer at hand: it need not be alone."""
     if not steps or steps[-1].hypothesis.layer is None or evidence.layer is None:

@@ -17,7 +17,7 @@ from jaxllama.errors import JaxLlamaError
 from parity.generation.reference import padded_inputs
 from parity.generation.sampler import GREEDY, Setting
 from parity.inputs import Inputs
-from parity.subjects.jaxllama.generate import Generator, Written
+from parity.subjects.jaxllama.generate import GeneratedTokens, Generator
 
 Rows = tuple[tuple[int, ...], ...]
 
@@ -54,7 +54,7 @@ class Exchange:
     eos: tuple[int, ...] = ()
     seeds: int | tuple[int, ...] = 0
     cuts: Mapping[int, int] = field(default_factory=dict)
-    written: Written | None = None
+    written: GeneratedTokens | None = None
     refused: str = ""
 
     def texts(self) -> Rows:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxllama import dtypes
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
-from parity.lint.facts import Facts, Layout, Side, read_axes, read_lengths, read_validity
-from parity.lint.reading import Reading, read
+from parity.lint.facts import Layout, ReadFacts, Side, read_axes, read_lengths, read_validity
+from parity.lint.reading import MaskReading, read
 from parity.lint.slots import Slots
 
 _FACTS = ("ids", "labels", "positions", "segments", "valid")
@@ -147,7 +147,7 @@ class Case:
 
     def _settle(self) -> list[str]:
         """Bring the facts into their one form; return what is wrong with them."""
-        found = Facts()
+        found = ReadFacts()
         if self.lengths is not None and self.valid is not None:
             found.problems.append(
                 f"both {argument('valid')} and {argument('lengths')} are given; leave one out"
@@ -327,7 +327,7 @@ class Case:
     # What is seen, and what should be
 
     @cached_property
-    def reading(self) -> Reading:
+    def reading(self) -> MaskReading:
         """What the array's values mean."""
         return read(self.mask, self.use) if self.mask is not None else read(self._of_spec(), None)
 

@@ -25,7 +25,7 @@ Side = Literal["right", "left"]
 
 
 @dataclass
-class Facts:
+class ReadFacts:
     """What was made of the facts, and what is wrong with them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Facts:
     problems: list[str] = field(default_factory=list)
 
 
-def read_validity(found: Facts, valid: np.ndarray, segments: np.ndarray | None) -> None:
+def read_validity(found: ReadFacts, valid: np.ndarray, segments: np.ndarray | None) -> None:
     """Read which tokens are real, and of which document where numbers above 1 tell.
 
     Packers write 1, 2, 3 for the documents of a row and 0 for padding (transformers and TRL among
@@ -77,7 +77,7 @@ def _same_partition(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> bo
     return bool(((same[0] == same[1]) | ~(where[:, :, None] & where[:, None, :])).all())
 
 
-def read_lengths(found: Facts, lengths: np.ndarray, width: int | None, side: Side) -> None:
+def read_lengths(found: ReadFacts, lengths: np.ndarray, width: int | None, side: Side) -> None:
     """Read how many tokens of each row are real.
 
     Args:
@@ -109,7 +109,7 @@ def read_lengths(found: Facts, lengths: np.ndarray, width: int | None, side: Sid
 
 
 def read_axes(
-    found: Facts, mask: np.ndarray, layout: Layout | None, rows: int | None, heads: int | None
+    found: ReadFacts, mask: np.ndarray, layout: Layout | None, rows: int | None, heads: int | None
 ) -> None:
     """Give a mask of three axes with rows and heads in one of them an axis for each.
 

@@ -16,7 +16,7 @@ _SURELY_A_FILL = -1e3
 
 
 @dataclass(frozen=True)
-class Reading:
+class MaskReading:
     """The meaning of a mask's values.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reading:
     shown: np.ndarray
 
 
-def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> Reading:
+def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> MaskReading:
     """Return what a mask's values mean.
 
     Args:
@@ -60,7 +60,7 @@ def read(mask: np.ndarray, use: Literal["bool", "additive"] | None) -> Reading:
     else:
         fills = np.array([], np.float64)
         hidden = values == 0
-    return Reading(
+    return MaskReading(
         kind=kind,
         use=use or ("additive" if floating else "bool"),
         seen=~hidden,

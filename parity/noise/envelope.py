@@ -27,7 +27,7 @@ import numpy as np
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 
 STRIDE = 32
-LANES = (4, 8, 16)
+SUM_LANES = (4, 8, 16)
 
 
 def walk_variance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def sum_variance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         steps = np.count_nonzero(here, axis=-1)[..., None]
         in_order += steps * np.maximum(partial**2, (y - partial) ** 2)
     found = np.maximum(count * (y**2 + squares), in_order + count * squares)
-    for n in LANES:
+    for n in SUM_LANES:
         ends = sum(_product(a[..., i::n], b[..., i::n]) ** 2 for i in range(min(n, K)))
         found = np.maximum(found, count * (y**2 + squares + ends / (3 * n)))
     return UNIT_ROUNDOFF["f32"] ** 2 / 3 * found

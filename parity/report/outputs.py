@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ from jaxllama.command_line import streams
 from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.failure import type_and_message
 from jaxllama.command_line.interrupt import on_interrupt
-from jaxllama.errors import InputError, ReportError, join_problems
+from jaxllama.errors import InputError, ReportError, argument, join_problems
 from parity.output_files import check_outputs
 from parity.report import terminal
 from parity.result import Result
@@ -36,9 +36,38 @@ def write_report(
     Raises:
         InputError: a file cannot be written.
     """
-    places = _places(json, html, junit)
-    check_outputs(*places.values())
-    _write(result, places)
+    check_reports(json, html, junit)
+    _write(result, _places(json, html, junit))
+
+
+def check_reports(
+    json: str | Path | None,
+    html: str | Path | None,
+    junit: str | Path | None,
+    inputs: Sequence[str | Path] = (),
+) -> None:
+    """Refuse reports before minutes of work are spent on what they are of.
+
+    Args:
+        json: see `write_report`; `html` and `junit` likewise.
+        html: see `json`.
+        junit: see `json`.
+        inputs: files and directories that are read.
+
+    Raises:
+        InputError: see `parity.output_files.check_outputs`; or a page needs a package that judging
+            does without, and that is not installed.
+    """
+    check_outputs(*_places(json, html, junit).values(), inputs=inputs)
+    if html is None:
+        return
+    try:
+        import_module("parity.report.html_file")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{argument('html')} needs the package {error.name}, which is not installed: "
+            "pip install 'jaxllama[parity]'"
+        ) from error
 
 
 def publish(
@@ -89,16 +118,8 @@ def _write(result: Result, places: Mapping[str, Path | None]) -> None:
             if path is None:
                 continue
             try:
-                # A page needs packages that judging does without: asked for when it is.
                 import_module(f"parity.report.{kind}_file").write(result, path)
                 written.append(str(path))
-            except ModuleNotFoundError as error:
-                failed.append(
-                    InputError(
-                        f"--{kind} needs the package {error.name}, which is not installed: "
-                        "pip install 'jaxllama[parity]'"
-                    )
-                )
             except Exception as error:
                 failed.append(error)
     if len(failed) == 1:

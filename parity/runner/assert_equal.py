@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
-from parity.output_files import check_outputs
-from parity.report.outputs import write_report
+from parity.report.outputs import check_reports, write_report
 from parity.report.wording import summary
 from parity.result import Result
 
@@ -45,7 +44,7 @@ def assert_equal(
     else:
         from parity.runner.run import run
 
-        check_outputs(*(None if path is None else Path(path) for path in (json, html, junit)))
+        check_reports(json, html, junit)
         result = run(checkpoint, **options)
     write_report(result, json=json, html=html, junit=junit)
     if result.verdict != "equal":

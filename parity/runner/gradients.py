@@ -21,8 +21,6 @@ from parity.subjects.base import CheckpointLike, Subject, require_gradients
 from parity.subjects.torch_reference.loss import successors
 from parity.subjects.torch_reference.subject import TorchReference
 
-Progress = Callable[[str], None]
-
 # Not bfloat16: training keeps gradients of what it accumulates in float32, and of how well single
 # roundings go the forward pass tells.
 DTYPES = ("f64", "f32")
@@ -83,7 +81,7 @@ def compare_gradients(
     subjects: Mapping[str, Subject],
     references: Collection[str],
     inputs: Sequence[Inputs],
-    progress: Progress = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
     timer: Timer | None = None,
 ) -> list[PassResult]:
     """Compare the subject's gradients with the float64 reference's, scenario by scenario.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
-from parity.options import Dtypes, Overrides, apply_overrides
+from parity.options import Dtypes, Overrides, Progress, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, vocabulary
 from parity.runner.again import describe_again
@@ -40,9 +40,6 @@ from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gr
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.tokens import compare as tokens
-
-Progress = Callable[[str, int, int], None]
-
 
 jax.monitoring.register_event_duration_secs_listener(timing.on_event)
 
@@ -366,7 +363,7 @@ def _decoded(plan: Plan, subjects: Iterable[Subject]) -> list[str]:
     ]
 
 
-def _checkpoint_facts(checkpoint: Checkpoint, config: Any, plan: Plan) -> dict[str, Any]:
+def _checkpoint_facts(checkpoint: Checkpoint, config: LlamaConfig, plan: Plan) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path) if checkpoint.path else None,
         "format": checkpoint.format,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from functools import partial
 import torch
 
 from jaxllama import compilation_cache
+from parity.options import Progress
 from parity.selftest.clean_runs import CleanTask, calibration_runs, clean_runs
 from parity.selftest.fault import Fault
 from parity.selftest.faults import catalogue
 from parity.selftest.harness import Outcome, harnesses
 from parity.selftest.results import CleanResult, Injection, SelftestResult, injection
 
-Progress = Callable[[str, int, int], None]
 Task = Fault | CleanTask
 Row = Injection | CleanResult
 Rows = Generator[tuple[int, Row], None, None]

@@ -51,6 +51,33 @@ def test_a_private_name_is_found(name: str, tmp_path: Path) -> None:
     assert private_names(tmp_path) == [f"parity/a.py: {name}"]
 
 
+# The same operator in two frameworks.
+MIRRORED = {"Linear"}
+
+
+def classes_named_twice(root: Path) -> list[str]:
+    """Return the names that stand for two classes: a word has one meaning."""
+    found = Counter(
+        node.name
+        for package in PACKAGES
+        for file in (root / package).rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    return sorted(name for name, times in found.items() if times > 1)
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    assert classes_named_twice(ROOT) == sorted(MIRRORED)
+
+
+def test_a_name_of_two_classes_is_found(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text(f"class Reading: ...\nclass Of_{package}: ...\n")
+    assert classes_named_twice(tmp_path) == ["Reading"]
+
+
 def test_a_folder_can_be_taken_in() -> None:
     beside = Counter(
         str(file.parent.relative_to(ROOT))
@@ -115,3 +142,38 @@ def test_a_circle_is_found(line: str, own: bool, tmp_path: Path) -> None:
     (tmp_path / "parity" / "b.py").write_text("" if own else line)
     with pytest.raises(CycleError):
         TopologicalSorter(graph(tmp_path)).prepare()
+
+
+def rows_of_the_map(readme: str) -> dict[str, int]:
+    """Return in which row of a README's table each file and folder stands."""
+    rows = [line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")]
+    return {
+        name.rstrip("/").removesuffix(".py"): number
+        for number, row in enumerate(rows)
+        for name in re.findall(r"`([^`]+)`", row)
+    }
+
+
+def against_the_map(package: str, rows: dict[str, int]) -> list[str]:
+    """Return what has no row, and what imports from further down, at module level."""
+    imports = {
+        (module.split(".")[1], other.split(".")[1])
+        for module, others in graph(ROOT).items()
+        for other in others
+        if module.startswith(f"{package}.") and other.startswith(f"{package}.")
+    }
+    tops = {name for pair in imports for name in pair} - {"__main__"}
+    return sorted(
+        [f"{name} has no row" for name in tops - set(rows)]
+        + [f"{a} imports {b}" for a, b in imports if rows.get(a, 99) < rows.get(b, 0)]
+    )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_map_goes_the_way_of_imports(package: str) -> None:
+    rows = rows_of_the_map((ROOT / package / "README.md").read_text())
+    assert against_the_map(package, rows) == []
+    rows["taps"] = 99
+    assert any(said.endswith("imports taps") for said in against_the_map(package, rows))
+    del rows["cli"]
+    assert "cli has no row" in against_the_map(package, rows)

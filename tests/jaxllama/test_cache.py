@@ -379,3 +379,14 @@ def test_a_call_is_extended_for_once_and_made_once() -> None:
     _, done = MODEL(tokens, positions=positions, mask=mask, cache=pending)
     with pytest.raises(InputError, match=r"reserved for tokens \(3, 0\), called with \(3, 2\)"):
         MODEL(tokens, positions=positions, mask=mask, cache=done)
+
+
+def test_a_cache_that_memory_cannot_hold_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 2 * CONFIG.num_hidden_layers * 3 * 5 * CONFIG.num_key_value_heads * CONFIG.head_dim * 4
+    monkeypatch.setattr("jaxllama.cache.free_bytes", lambda: needed)
+    assert KVCache.empty(CONFIG, 3, 5, np.float32).capacity == 5
+    monkeypatch.setattr("jaxllama.cache.free_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match="a cache of 3 x 5 tokens in float32 takes"):
+        KVCache.empty(CONFIG, 3, 5, np.float32)
+    monkeypatch.setattr("jaxllama.cache.free_bytes", lambda: None)  # cannot be told
+    assert KVCache.empty(CONFIG, 3, 5, np.float32).capacity == 5

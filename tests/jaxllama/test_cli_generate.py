@@ -173,6 +173,16 @@ def test_bad_input_is_one_clear_message(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--max-tokens", "--cache-tokens"])
+@pytest.mark.parametrize("count", [10**11, 10**23])
+def test_more_tokens_than_memory_holds_are_refused(
+    capsys: pytest.CaptureFixture[str], option: str, count: int
+) -> None:
+    code, out, err = run(capsys, "tiny", "Ab", option, str(count))
+    assert (code, out.strip()) == (2, "")
+    assert "of this machine's memory are free; give fewer rows or tokens" in err
+
+
 def test_beyond_the_stated_context_there_is_a_note(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -326,7 +327,7 @@ def test_it_is_not_turned_on_where_it_is_not_wanted(kept_programs: Path, monkeyp
         monkeypatch.setenv(NO_CACHE, "1")
     elif why == "option":
         monkeypatch.setenv(NO_CACHE, "")  # put back after the test
-        compilation_cache.switch(off=True)
+        compilation_cache.turn_off()
     else:
         jax.config.update("jax_compilation_cache_dir", str(kept_programs))
     compilation_cache.turn_on()
@@ -361,7 +362,8 @@ JUDGE = ("parity", "run", "tiny", "--dtype", "f32", "--mode", "free", "--scenari
 
 
 def test_generate_writes_the_same_with_and_without(tmp_path: Path):
-    without = outside(tmp_path, GENERATE[0], GENERATE[1], "--no-cache", *GENERATE[2:])
+    without = outside(tmp_path, *GENERATE[:2], "--no-cache", *GENERATE[2:])
+    assert outside(tmp_path, *GENERATE, "--no-cache").stdout == without.stdout
     assert not (tmp_path / "compiled").exists()
     cold = outside(tmp_path, *GENERATE)
     entries = files(tmp_path / "compiled")
@@ -378,6 +380,7 @@ def test_a_command_whose_cache_cannot_be_made_says_so_once(tmp_path: Path):
     found = outside(tmp_path, *GENERATE)
     assert found.returncode == 0 and found.stdout
     assert found.stderr.count("note:") == found.stderr.count("\n") == 1
+    assert re.search(r"compiled/jax-[^/]*: Not a directory; JAXLLAMA_CACHE names", found.stderr)
 
 
 def test_a_cache_of_another_instruction_set_is_left_alone(tmp_path: Path):

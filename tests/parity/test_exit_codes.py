@@ -303,6 +303,7 @@ def test_a_closed_pipe_gives_the_verdicts_own_code(
         ("parity", "torch", ["capture", "tiny", "--subject", "torch", "-o", "nowhere/x"]),
         ("parity", "torch", ["selftest", "--quick"]),
         ("parity", "transformers", [*RUN, "--reference", "hf"]),
+        ("parity", "PIL", [*RUN, "--html", "page.html"]),
         ("parity", "fairscale", [*RUN, "--reference", "meta"]),
         ("jaxllama", "jax", ["info", "tiny"]),
         ("parity", "jax", ["lint", "causal"]),

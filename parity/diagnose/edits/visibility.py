@@ -62,7 +62,7 @@ Numbers = Callable[[Sight], range]
 
 
 @dataclass(frozen=True)
-class Rule:
+class VisibilityRule:
     """One way to be wrong about which keys are seen.
 
     Attributes:
@@ -101,49 +101,51 @@ def _by_position(s: Sight) -> Tensor:
     return (away >= 0) & (away < s.window) & s.alike & s.k_valid
 
 
-RULES: dict[str, Rule] = {
-    "inverted": Rule("mask inverted", lambda s, n: ~s.mask),
-    "inverted-real": Rule("mask inverted, pads hidden", lambda s, n: ~s.mask & s.k_valid),
-    "inverted-position": Rule("mask inverted, rows of pads too", lambda s, n: ~_by_position(s)),
-    "open": Rule("every real key visible", lambda s, n: s.k_valid.expand_as(s.mask)),
-    "open-pads": Rule("every key visible", lambda s, n: torch.ones_like(s.mask)),
-    "shifted": Rule(
+RULES: dict[str, VisibilityRule] = {
+    "inverted": VisibilityRule("mask inverted", lambda s, n: ~s.mask),
+    "inverted-real": VisibilityRule("mask inverted, pads hidden", lambda s, n: ~s.mask & s.k_valid),
+    "inverted-position": VisibilityRule(
+        "mask inverted, rows of pads too", lambda s, n: ~_by_position(s)
+    ),
+    "open": VisibilityRule("every real key visible", lambda s, n: s.k_valid.expand_as(s.mask)),
+    "open-pads": VisibilityRule("every key visible", lambda s, n: torch.ones_like(s.mask)),
+    "shifted": VisibilityRule(
         "keys j <= i + {} visible",
         lambda s, n: (s.k_column <= s.q_column + n) & s.k_valid,
         lambda s: range(1, 4),
     ),
-    "shifted-position": Rule(
+    "shifted-position": VisibilityRule(
         "keys j <= i + {} visible, by position",
         lambda s, n: (s.k_position <= s.q_position + n) & s.alike & s.k_valid,
         lambda s: range(1, 4),
     ),
-    "shifted-pads": Rule(
+    "shifted-pads": VisibilityRule(
         "keys j <= i + {} visible, pads too",
         lambda s, n: s.k_column <= s.q_column + n,
         lambda s: range(1, 4),
     ),
-    "strict": Rule(
+    "strict": VisibilityRule(
         "keys j <= i - {} visible",
         lambda s, n: s.mask & (s.k_position <= s.q_position - n),
         lambda s: range(1, 4),
     ),
-    "strict-pads": Rule(
+    "strict-pads": VisibilityRule(
         "keys j <= i - {} visible, pads too",
         lambda s, n: s.k_column <= s.q_column - n,
         lambda s: range(1, 4),
     ),
-    "window": Rule(
+    "window": VisibilityRule(
         "window {}",
         lambda s, n: s.past & s.k_valid & s.alike & (s.q_column - s.k_column < n),
         _up_to_keys(1),
     ),
-    "window-position": Rule(
+    "window-position": VisibilityRule(
         "window {}, by position",
         lambda s, n: s.past & s.k_valid & s.alike & (s.q_position - s.k_position < n),
         _up_to_keys(1),
     ),
-    "window-ignored": Rule("window ignored", lambda s, n: s.past & s.k_valid & s.alike),
-    "blocks": Rule(
+    "window-ignored": VisibilityRule("window ignored", lambda s, n: s.past & s.k_valid & s.alike),
+    "blocks": VisibilityRule(
         "blocks of {}",
         lambda s, n: (
             s.mask
@@ -154,58 +156,58 @@ RULES: dict[str, Rule] = {
         ),
         _up_to_keys(2),
     ),
-    "prefix": Rule(
+    "prefix": VisibilityRule(
         "prefix of {} open", lambda s, n: (s.mask | (s.k_column < n)) & s.k_valid, _up_to_keys(2)
     ),
-    "hidden": Rule(
+    "hidden": VisibilityRule(
         "key {} hidden",
         lambda s, n: s.mask & ((s.k_column != n) | (s.q_column == n)),
         _up_to_keys(0),
     ),
-    "pads": Rule(
+    "pads": VisibilityRule(
         "pads visible", lambda s, n: s.past & s.alike & (s.q_column - s.k_column < s.window)
     ),
-    "pads-queries": Rule(
+    "pads-queries": VisibilityRule(
         "padding on the query axis",
         lambda s, n: s.past & s.alike & (s.q_column - s.k_column < s.window) & s.q_valid,
     ),
-    "right-padding": Rule(
+    "right-padding": VisibilityRule(
         "right padding hidden",
         lambda s, n: s.past & (s.k_column < s.k_valid.sum(-1, keepdim=True)),
         _padded,
     ),
-    "left-padding": Rule(
+    "left-padding": VisibilityRule(
         "left padding hidden",
         lambda s, n: s.past & (s.k_column >= (~s.k_valid).sum(-1, keepdim=True)),
         _padded,
     ),
-    "rows": Rule(
+    "rows": VisibilityRule(
         "rows moved by {}",
         lambda s, n: s.past & s.k_valid.roll(n, 0),
         lambda s: range(1, len(s.mask) if _padded(s) else 1),
     ),
-    "documents": Rule(
+    "documents": VisibilityRule(
         "documents of a row see each other",
         lambda s, n: s.past & s.k_valid & (s.q_column - s.k_column < s.window),
     ),
-    "top-left": Rule(
+    "top-left": VisibilityRule(
         "queries counted from 0 in each call",
         lambda s, n: (s.k_column <= s.row) & s.k_valid,
         _continued,
     ),
-    "top-left-slots": Rule(
+    "top-left-slots": VisibilityRule(
         "queries counted from 0 in each call, keys by slot",
         lambda s, n: (s.slot <= s.row) & s.k_valid,
         _continued,
     ),
-    "own-call": Rule(
+    "own-call": VisibilityRule(
         "a call sees itself alone", lambda s, n: s.mask & (s.k_column >= s.start), _continued
     ),
-    "transposed": Rule("mask transposed", lambda s, n: s.mask.mT, _square),
-    "transposed-real": Rule(
+    "transposed": VisibilityRule("mask transposed", lambda s, n: s.mask.mT, _square),
+    "transposed-real": VisibilityRule(
         "mask transposed, pads hidden", lambda s, n: s.mask.mT & s.k_valid, _square
     ),
-    "transposed-position": Rule(
+    "transposed-position": VisibilityRule(
         "mask transposed, rows of pads too", lambda s, n: _by_position(s).mT, _square
     ),
 }

@@ -23,7 +23,7 @@ Watch = Callable[[Callable[[AttentionCall], None]], AbstractContextManager[None]
 
 
 @dataclass(frozen=True, eq=False)
-class ObservedMask:
+class CapturedMask:
     """A mask that several calls had in common.
 
     Attributes:
@@ -45,7 +45,7 @@ class ObservedMask:
         return f"{said} of {self.call.function}"
 
 
-def observe(place: str) -> list[ObservedMask]:
+def observe(place: str) -> list[CapturedMask]:
     """Call `module:function` without arguments and return the masks its attentions get.
 
     Raises:
@@ -68,7 +68,7 @@ def observe(place: str) -> list[ObservedMask]:
     return group(calls)
 
 
-def group(calls: Iterable[AttentionCall]) -> list[ObservedMask]:
+def group(calls: Iterable[AttentionCall]) -> list[CapturedMask]:
     """Put together the calls that had the same mask."""
     turns: dict[Any, list[int]] = {}
     first: dict[Any, AttentionCall] = {}
@@ -77,7 +77,7 @@ def group(calls: Iterable[AttentionCall]) -> list[ObservedMask]:
         key = one.function, dtype, one.mask.shape, one.heads, one.mask.tobytes()
         first.setdefault(key, one)
         turns.setdefault(key, []).append(turn)
-    return [ObservedMask(first[key], tuple(turns[key])) for key in first]
+    return [CapturedMask(first[key], tuple(turns[key])) for key in first]
 
 
 def _watches() -> list[Watch]:

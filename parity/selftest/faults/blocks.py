@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama import model as llama
-from jaxllama.taps import Tap
+from jaxllama.taps import Tapper
 from parity.selftest.fault import Fault, Patches, everywhere, in_head, in_layer, replaced_in
 from parity.selftest.faulty_attention import Weigh, attention_patches_in, softmax
 
@@ -256,7 +256,7 @@ def _ends() -> list[Fault]:
             def tap_changed(name: str, value: jax.Array) -> jax.Array:
                 return tap(name, change(value) if name == "logits" else value)
 
-            return head(self, x, tap=cast(Tap, tap_changed))
+            return head(self, x, tap=cast(Tapper, tap_changed))
 
         return in_head(lambda _: [(llama.Llama, "head", call)])
 

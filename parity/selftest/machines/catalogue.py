@@ -9,14 +9,14 @@ import torch
 
 from parity.selftest.machines.library import SCATTERED, UPWARDS
 from parity.selftest.machines.subject import Machine
-from parity.selftest.machines.sums import LANES, ORDERS, blocks
+from parity.selftest.machines.sums import IN_LANES, ORDERS, blocks
 
 # Keys in a block of fused attention.
 KEYS = (64, 128)
 
 
 @dataclass(frozen=True)
-class Place:
+class Workload:
     """A model and its inputs, see `parity.selftest.models` and `Harness.inputs`.
 
     Attributes:
@@ -33,23 +33,23 @@ class Place:
 
 # A product of `massive`, `halves`, `smooth` and `alternating` has up to 1530 terms.
 QUICK = (
-    Place("massive", "causal", "one input a thousand times the others"),
-    Place("halves", "causal", "terms positive, then negative"),
-    Place("smooth", "causal", "smooth weights with an offset"),
-    Place("alternating", "causal", "terms of alternating signs"),
-    Place("base", "left_padded", "ordinary weights, and pads"),
+    Workload("massive", "causal", "one input a thousand times the others"),
+    Workload("halves", "causal", "terms positive, then negative"),
+    Workload("smooth", "causal", "smooth weights with an offset"),
+    Workload("alternating", "causal", "terms of alternating signs"),
+    Workload("base", "left_padded", "ordinary weights, and pads"),
 )
 # Longer than a block of keys.
 LONG = (
-    Place("base", "causal@139", "ordinary weights"),
-    Place("one_layer", "repeated@503", "equal terms"),
+    Workload("base", "causal@139", "ordinary weights"),
+    Workload("one_layer", "repeated@503", "equal terms"),
 )
 SLOW = (
-    Place("one_layer", "repeated@1900", "equal terms", ("f32",)),
-    Place("smollm2", "causal@37", "trained weights", ("f32",)),
-    Place("smollm2", "causal", "trained weights", ("bf16",)),
+    Workload("one_layer", "repeated@1900", "equal terms", ("f32",)),
+    Workload("smollm2", "causal@37", "trained weights", ("f32",)),
+    Workload("smollm2", "causal", "trained weights", ("bf16",)),
 )
-PLACES = (*QUICK, *LONG, *SLOW)
+WORKLOADS = (*QUICK, *LONG, *SLOW)
 
 
 def _machines() -> list[Machine]:
@@ -58,7 +58,7 @@ def _machines() -> list[Machine]:
         how = ", fused" if fused else ""
         found += [Machine(f"summed {o.name}{how}", o, fused=fused) for o in ORDERS]
         found += [
-            Machine(f"online softmax, {keys} keys{how}", LANES, fused=fused, keys=keys)
+            Machine(f"online softmax, {keys} keys{how}", IN_LANES, fused=fused, keys=keys)
             for keys in KEYS
         ]
     return [*found, *(Machine(one.name, library=one) for one in (SCATTERED, UPWARDS))]
@@ -70,26 +70,26 @@ _ROUGH = Machine("partial sums in bfloat16", blocks(64, kept=torch.bfloat16))
 UNFAIR = {_ROUGH.name: _ROUGH}
 
 
-def selftest_machines() -> Iterator[tuple[Machine, Place, str]]:
-    """Yield every machine on some places at a dtype: all orders on what is quick.
+def selftest_machines() -> Iterator[tuple[Machine, Workload, str]]:
+    """Yield every machine on some workloads at a dtype: all orders on what is quick.
 
-    Two quick places take turns in float32, a third in bfloat16. Fused attention is for inputs
+    Two quick workloads take turns in float32, a third in bfloat16. Fused attention is for inputs
     longer than its blocks. What is slow sees the orders that stand furthest from PyTorch's.
     """
     for turn, machine in enumerate(MACHINES.values()):
-        places = LONG if machine.keys else [QUICK[(turn + i) % len(QUICK)] for i in (0, 2)]
-        yield from ((machine, place, "f32") for place in places)
-        yield machine, places[0] if machine.keys else QUICK[(turn + 1) % len(QUICK)], "bf16"
+        workloads = LONG if machine.keys else [QUICK[(turn + i) % len(QUICK)] for i in (0, 2)]
+        yield from ((machine, workload, "f32") for workload in workloads)
+        yield machine, workloads[0] if machine.keys else QUICK[(turn + 1) % len(QUICK)], "bf16"
     serial = MACHINES["summed serially"]
-    yield from ((serial, place, lane) for place in (*LONG, *SLOW) for lane in place.lanes)
+    yield from ((serial, workload, lane) for workload in (*LONG, *SLOW) for lane in workload.lanes)
     yield MACHINES["summed in 8 lanes"], QUICK[3], "f32"  # each lane has terms of one sign
     yield MACHINES["summed reversed"], LONG[1], "f32"
 
 
-def everywhere(seed: int) -> Iterator[tuple[Machine, Place, str]]:
-    """Yield every machine on every place at each of its dtypes, on models of a fresh seed."""
-    for place in PLACES:
-        model = place.model if place.model == "smollm2" else f"{place.model}@{seed}"
-        for lane in place.lanes:
+def everywhere(seed: int) -> Iterator[tuple[Machine, Workload, str]]:
+    """Yield every machine on every workload at each of its dtypes, on models of a fresh seed."""
+    for workload in WORKLOADS:
+        model = workload.model if workload.model == "smollm2" else f"{workload.model}@{seed}"
+        for lane in workload.lanes:
             for machine in MACHINES.values():
-                yield machine, replace(place, model=model), lane
+                yield machine, replace(workload, model=model), lane

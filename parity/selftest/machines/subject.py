@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaxllama.errors import InputError
 from parity.selftest.machines.library import Library
-from parity.selftest.machines.sums import Order, contract, product
+from parity.selftest.machines.sums import SummationOrder, contract, product
 from parity.subjects.base import CheckpointLike
 from parity.subjects.torch.arrays import Recorder
 from parity.subjects.torch_reference.subject import TorchReference
@@ -29,7 +29,7 @@ class Machine:
     """
 
     name: str
-    order: Order | None = None
+    order: SummationOrder | None = None
     fused: bool = False
     library: Library | None = None
     keys: int = 0

@@ -22,7 +22,7 @@ Chain = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Order:
+class SummationOrder:
     """An order of summation: terms are added up in chains, and the chains' sums joined.
 
     Attributes:
@@ -38,7 +38,7 @@ class Order:
     kept: torch.dtype = torch.float32
 
 
-def contract(left: Tensor, right: Tensor, order: Order, *, fused: bool) -> Tensor:
+def contract(left: Tensor, right: Tensor, order: SummationOrder, *, fused: bool) -> Tensor:
     """Return the sum of left[k] * right[k] over k.
 
     Args:
@@ -57,7 +57,7 @@ def contract(left: Tensor, right: Tensor, order: Order, *, fused: bool) -> Tenso
     return _serially(sums) if order.join == "serial" else _by_pairs(sums)
 
 
-def product(a: Tensor, b: Tensor, order: Order, *, fused: bool) -> Tensor:
+def product(a: Tensor, b: Tensor, order: SummationOrder, *, fused: bool) -> Tensor:
     """Return a @ b in float32.
 
     Args:
@@ -73,7 +73,7 @@ def product(a: Tensor, b: Tensor, order: Order, *, fused: bool) -> Tensor:
     return found.view(*a.shape[:-1], b.shape[-1])
 
 
-def _matrices(a: Tensor, b: Tensor, order: Order, fused: bool) -> Tensor:
+def _matrices(a: Tensor, b: Tensor, order: SummationOrder, fused: bool) -> Tensor:
     """Multiply [M K] by [K N], a tile of the result at a time."""
     result = torch.empty(a.shape[0], b.shape[1])
     columns = min(b.shape[1], _TILE_COLUMNS)
@@ -140,9 +140,9 @@ def _cut(K: int, size: int) -> list[Chain]:
     return [range(start, min(start + size, K)) for start in range(0, K, size)]
 
 
-def blocks(size: int, *, kept: torch.dtype = torch.float32) -> Order:
+def blocks(size: int, *, kept: torch.dtype = torch.float32) -> SummationOrder:
     """Return the order of a kernel that sums `size` terms in registers, then adds to memory."""
-    return Order(f"in blocks of {size}", lambda K: _cut(K, size), kept=kept)
+    return SummationOrder(f"in blocks of {size}", lambda K: _cut(K, size), kept=kept)
 
 
 def _parts(K: int, count: int) -> list[Chain]:
@@ -155,10 +155,12 @@ def _arriving(K: int) -> list[Chain]:
     return [parts[i] for i in (2, 0, 3, 1) if i < len(parts)]
 
 
-SERIAL = Order("serially", lambda K: [range(K)])
-REVERSED = Order("reversed", lambda K: [range(K - 1, -1, -1)])
-LANES = Order("in 8 lanes", lambda K: [range(i, K, 8) for i in range(min(8, K))], "pairwise")
-PAIRWISE = Order("pairwise", lambda K: _cut(K, 2), "pairwise")
-HALVES = Order("in two threads' halves", lambda K: _parts(K, 2))
-SPLIT = Order("in split-K's parts", _arriving)
-ORDERS = (SERIAL, REVERSED, blocks(4), blocks(16), blocks(64), LANES, PAIRWISE, HALVES, SPLIT)
+SERIAL = SummationOrder("serially", lambda K: [range(K)])
+REVERSED = SummationOrder("reversed", lambda K: [range(K - 1, -1, -1)])
+IN_LANES = SummationOrder(
+    "in 8 lanes", lambda K: [range(i, K, 8) for i in range(min(8, K))], "pairwise"
+)
+PAIRWISE = SummationOrder("pairwise", lambda K: _cut(K, 2), "pairwise")
+HALVES = SummationOrder("in two threads' halves", lambda K: _parts(K, 2))
+SPLIT = SummationOrder("in split-K's parts", _arriving)
+ORDERS = (SERIAL, REVERSED, blocks(4), blocks(16), blocks(64), IN_LANES, PAIRWISE, HALVES, SPLIT)

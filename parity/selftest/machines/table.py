@@ -9,14 +9,14 @@ from rich.table import Table
 
 from parity.comparison.tolerance import LIMITS
 from parity.selftest.calibration import Figure
-from parity.selftest.machines.catalogue import PLACES
+from parity.selftest.machines.catalogue import WORKLOADS
 
 # What a mode is called, and the mode whose limits it has.
 MODES = {"isolated": "isolated", "chained": "free", "free": "free"}
 QUANTITIES = ("rho", "peak")
 
 
-class Run(Protocol):
+class RunFigures(Protocol):
     """What is shown of a run; see `parity.selftest.results.CleanResult`."""
 
     @property
@@ -31,19 +31,19 @@ class Run(Protocol):
     def figures(self) -> tuple[Figure, ...]: ...
 
 
-def tables(runs: Iterable[Run]) -> Iterator[Table]:
+def tables(runs: Iterable[RunFigures]) -> Iterator[Table]:
     """Yield tables of machines: the largest rho and single element beside the limits of both."""
-    places: dict[tuple[str, str, str], list[Run]] = {}
+    places: dict[tuple[str, str, str], list[RunFigures]] = {}
     for run in runs:
         places.setdefault((run.model, run.scenario, run.lane), []).append(run)
     for (model, scenario, lane), found in places.items():
         form = model.partition("@")[0]
-        why = [p.why for p in PLACES if (p.model, p.scenario) == (form, scenario)]
+        why = [p.why for p in WORKLOADS if (p.model, p.scenario) == (form, scenario)]
         title = f"{model} {scenario} {lane}: {''.join(why[:1])}"
         yield _table(title, lane, found)
 
 
-def _table(title: str, lane: str, runs: Sequence[Run]) -> Table:
+def _table(title: str, lane: str, runs: Sequence[RunFigures]) -> Table:
     seen = {figure.mode for run in runs for figure in run.figures}
     modes = [mode for mode in MODES if mode in seen]
     made = Table(title=title, title_justify="left")

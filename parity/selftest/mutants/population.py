@@ -24,6 +24,7 @@ from typing import Any
 from jaxllama.errors import InputError
 from parity.diagnose import cause
 from parity.diagnose.edits import kinds
+from parity.options import Progress
 from parity.output_files import write_text
 from parity.selftest.mutants import examine
 from parity.selftest.mutants.examine import MutantResult, Originals, summary_of
@@ -39,8 +40,6 @@ SECONDS, TIMES, MOST_SECONDS = 30.0, 10.0, 90.0
 SHARES = {"model": 6, "writing": 1, "tokens": 1, "reading": 1}
 # How often results are written down, in mutants.
 SAVED_EVERY = 10
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

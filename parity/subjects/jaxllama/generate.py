@@ -23,7 +23,7 @@ from parity.inputs import Inputs
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class GeneratedTokens:
     """What `generate` returned, as NumPy arrays.
 
     Attributes:
@@ -70,7 +70,7 @@ class Generator:
         cache: KVCache | None = None,
         watch: Watcher | None = None,
         every: int = 1,
-    ) -> Written:
+    ) -> GeneratedTokens:
         """Run `generate`.
 
         Args:
@@ -95,7 +95,7 @@ class Generator:
             every=every,
         )
         held = np.asarray(found.cache.lengths)
-        return Written(
+        return GeneratedTokens(
             np.asarray(found.tokens),
             np.asarray(found.lengths),
             np.asarray(found.logprobs),

@@ -49,7 +49,7 @@ from parity.subjects.torch_reference.program import (
 Variant = Literal["eager", "reordered", "laned", "sdpa", "doubled"]
 
 # As many float32 numbers as a vector register of AVX2 holds.
-LANES = 8
+SUM_LANES = 8
 
 
 @dataclass
@@ -161,8 +161,8 @@ class TorchModel:
         if self.backwards:
             a, b = a.flip(-1), b.flip(-2)
         if self.variant == "laned":
-            lanes, wide = range(min(LANES, a.shape[-1])), (a.to(self.wide), b.to(self.wide))
-            parts = [wide[0][..., i::LANES] @ wide[1][..., i::LANES, :] for i in lanes]
+            lanes, wide = range(min(SUM_LANES, a.shape[-1])), (a.to(self.wide), b.to(self.wide))
+            parts = [wide[0][..., i::SUM_LANES] @ wide[1][..., i::SUM_LANES, :] for i in lanes]
             return torch.stack(parts).sum(0).to(a.dtype)  # rounded once, as libraries do
         return a @ b
 

@@ -28,7 +28,7 @@ from parity.generation.reference import logits_after
 from parity.generation.run import Reference, compare_sampling_of, notes
 from parity.report import terminal
 from parity.result import Result, TapResult
-from parity.subjects.jaxllama.generate import Generator, Written
+from parity.subjects.jaxllama.generate import GeneratedTokens, Generator
 from parity.subjects.torch_reference.subject import TorchReference
 
 RUN = "parity.generation.run"
@@ -199,16 +199,18 @@ def test_a_draw_beyond_the_vocabulary_is_said(monkeypatch: pytest.MonkeyPatch) -
 class Edited(Generator):
     """One whose answers are changed."""
 
-    def __init__(self, edit: Callable[[Written], Written]) -> None:
+    def __init__(self, edit: Callable[[GeneratedTokens], GeneratedTokens]) -> None:
         super().__init__(generator().model)
         self._edit = edit
 
-    def write(self, *given: Any, **options: Any) -> Written:
+    def write(self, *given: Any, **options: Any) -> GeneratedTokens:
         return self._edit(super().write(*given, **options))
 
 
-def put(name: str, row: int, token: int, value: float) -> Callable[[Written], Written]:
-    def edit(written: Written) -> Written:
+def put(
+    name: str, row: int, token: int, value: float
+) -> Callable[[GeneratedTokens], GeneratedTokens]:
+    def edit(written: GeneratedTokens) -> GeneratedTokens:
         changed = getattr(written, name).copy()
         changed[row, token] = value
         return replace(written, **{name: changed})
@@ -216,7 +218,7 @@ def put(name: str, row: int, token: int, value: float) -> Callable[[Written], Wr
     return edit
 
 
-def emptied(written: Written) -> Written:
+def emptied(written: GeneratedTokens) -> GeneratedTokens:
     return replace(written, lengths=np.where(np.arange(3) == 0, 0, written.lengths))
 
 
@@ -231,7 +233,7 @@ def emptied(written: Written) -> Written:
     ids=["empty", "beyond the vocabulary", "below 0", "not a number"],
 )
 def test_what_is_no_text_is_said(
-    edit: Callable[[Written], Written], tap: str, problem: str
+    edit: Callable[[GeneratedTokens], GeneratedTokens], tap: str, problem: str
 ) -> None:
     exchanges = [*islice(Conversation(Edited(edit), PROMPTS).hold(), 3)]
     assert [one.name for one in exchanges] == ["greedy", "eos", "continued"]

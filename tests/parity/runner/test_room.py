@@ -6,11 +6,12 @@ import re
 
 import pytest
 
+from jaxllama import memory
 from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
+from jaxllama.memory import free_bytes
 from parity.inputs import batch_alike
-from parity.runner import room
-from parity.runner.room import check_room, free_bytes
+from parity.runner.room import check_room
 from parity.scenarios import SCENARIOS, scenario, shape
 
 HEADS, MAPS = 6, 4
@@ -68,9 +69,9 @@ def test_the_length_that_is_named_fits_and_the_next_does_not() -> None:
 def test_what_cannot_be_told_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     free = free_bytes()
     assert free is not None and 10**8 < free < 10**15
-    monkeypatch.setattr(room, "_of_groups", lambda: [1000])
+    monkeypatch.setattr(memory, "_of_groups", lambda: [1000])
     assert free_bytes() == 1000  # a container's limit, where it is the lower one
-    monkeypatch.setattr(room, "_of_machine", lambda: None)
-    monkeypatch.setattr(room, "_of_groups", list)
+    monkeypatch.setattr(memory, "_of_machine", lambda: None)
+    monkeypatch.setattr(memory, "_of_groups", list)
     assert free_bytes() is None
     check_room(shapes("causal", length=10**8), HEADS, maps=MAPS)

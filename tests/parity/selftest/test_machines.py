@@ -15,10 +15,18 @@ from parity.result import TapResult
 from parity.selftest.calibration import Figure
 from parity.selftest.clean_runs import CleanTask, calibration_runs, clean_runs
 from parity.selftest.harness import Harness, Outcome
-from parity.selftest.machines.catalogue import LONG, MACHINES, PLACES, QUICK, UNFAIR, Place
+from parity.selftest.machines.catalogue import LONG, MACHINES, QUICK, UNFAIR, WORKLOADS, Workload
 from parity.selftest.machines.library import SCATTERED, UPWARDS, Library
 from parity.selftest.machines.subject import ImitatedMachine, Machine
-from parity.selftest.machines.sums import ORDERS, PAIRWISE, REVERSED, SERIAL, Order, blocks, product
+from parity.selftest.machines.sums import (
+    ORDERS,
+    PAIRWISE,
+    REVERSED,
+    SERIAL,
+    SummationOrder,
+    blocks,
+    product,
+)
 from parity.selftest.report import show
 from parity.selftest.results import CleanResult, SelftestResult
 from parity.selftest.run import perform
@@ -32,7 +40,7 @@ def names(machines: dict[str, Machine]) -> list[str]:
     return list(machines)
 
 
-def summed(terms: list[float], order: Order, *, fused: bool = False) -> float:
+def summed(terms: list[float], order: SummationOrder, *, fused: bool = False) -> float:
     row = torch.tensor([terms])
     return product(row, torch.ones(len(terms), 1), order, fused=fused).item()
 
@@ -53,7 +61,7 @@ def harness(model: str, lane: str) -> Harness:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
 @pytest.mark.parametrize("K", [1, 2, 3, 7, 64, 65, 139])
-def test_every_order_adds_every_term_once(order: Order, fused: bool, K: int) -> None:
+def test_every_order_adds_every_term_once(order: SummationOrder, fused: bool, K: int) -> None:
     """Whole numbers below 2^24 add up exactly in any order."""
     assert sorted(k for chain in order.chains(K) for k in chain) == list(range(K))
     rng = np.random.default_rng(K)
@@ -153,7 +161,7 @@ def test_a_machine_without_effect_is_no_pass() -> None:
     assert run.alarm and not SelftestResult(clean=[run]).passed
 
 
-def quick_matrix() -> list[tuple[str, Place, str]]:
+def quick_matrix() -> list[tuple[str, Workload, str]]:
     """Every machine on each kind of terms, fused ones on half of them; one kind in bfloat16 too."""
     found = []
     for turn, (name, machine) in enumerate(MACHINES.items()):
@@ -164,9 +172,11 @@ def quick_matrix() -> list[tuple[str, Place, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "lane"), quick_matrix(), ids=lambda v: v.model if isinstance(v, Place) else v
+    ("name", "place", "lane"),
+    quick_matrix(),
+    ids=lambda v: v.model if isinstance(v, Workload) else v,
 )
-def test_no_imitated_machine_alarms(name: str, place: Place, lane: str) -> None:
+def test_no_imitated_machine_alarms(name: str, place: Workload, lane: str) -> None:
     judged = harness(place.model, lane).check_imitated(MACHINES[name], place.scenario, "free")
     row = judged.first and judged.first.row
     assert judged.verdict == "equal", row
@@ -203,7 +213,7 @@ def test_lanes_come_near_an_alarm_through_a_cache_where_no_run_is_made_again(
 
 @pytest.mark.parametrize("place", QUICK, ids=lambda place: place.model)
 @pytest.mark.parametrize("name", names(UNFAIR))
-def test_an_unfair_control_alarms(name: str, place: Place) -> None:
+def test_an_unfair_control_alarms(name: str, place: Workload) -> None:
     judged = harness(place.model, "f32").check_imitated(UNFAIR[name], place.scenario, "free")
     assert judged.verdict == "divergent"
     isolated = seen(judged, "isolated", "rho")
@@ -275,7 +285,7 @@ def test_a_selftest_runs_every_machine_and_the_unfair_one() -> None:
     assert len(set(runs)) == len(runs)
     assert {run.kind for run in runs} >= {*MACHINES, *UNFAIR}
     assert {(run.model, run.scenario) for run in runs if run.kind in MACHINES} == {
-        (place.model, place.scenario) for place in PLACES
+        (place.model, place.scenario) for place in WORKLOADS
     }
     quick = list(clean_runs(quick=True))
     assert {run.kind for run in quick} >= set(UNFAIR) and "smollm2" not in {r.model for r in quick}
@@ -284,9 +294,9 @@ def test_a_selftest_runs_every_machine_and_the_unfair_one() -> None:
 
 def test_a_calibration_runs_every_machine_everywhere() -> None:
     runs = [run for run in calibration_runs((101, 102)) if run.kind in MACHINES]
-    assert len(runs) == len(MACHINES) * sum(len(place.lanes) for place in PLACES)
+    assert len(runs) == len(MACHINES) * sum(len(place.lanes) for place in WORKLOADS)
     assert {run.model for run in runs} == {
-        p.model if p.model == "smollm2" else f"{p.model}@101" for p in PLACES
+        p.model if p.model == "smollm2" else f"{p.model}@101" for p in WORKLOADS
     }
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite
 from parity.diagnose.operators import softmax_over
@@ -33,7 +32,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if "mask" in e.flagged:
         return
     for dtype in narrower(e.lane):
-        facts: dict[str, Any] = {"effective": dtype, "configured": "the run's, at least float32"}
+        facts: Facts = {"effective": dtype, "configured": "the run's, at least float32"}
         if dtype == "float32" and has_bits(np.asarray(e.subject["attn_probs"]), ROUNDINGS[dtype]):
             # Libraries' exponentials agree to this; that every weight is a float32 tells the rest.
             facts["noise"] = NUDGE * UNITS[dtype]

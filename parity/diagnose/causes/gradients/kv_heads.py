@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor
 
-from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.gradients.common import gradient_taps, multiple
 from parity.diagnose.evidence import Evidence
 from parity.diagnose.mutations import Mutation, MutationSite, with_gradient
@@ -40,7 +39,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     for said, reduce in REDUCTIONS.items():
         mean = said == "mean" and found is not None and abs(found.factor * group - 1) < CLOSE
         left = found.rest if found is not None and mean else None
-        facts: dict[str, Any] = {"effective": said, "configured": "sum", "left": left}
+        facts: Facts = {"effective": said, "configured": "sum", "left": left}
         k, v = (
             Mutation("attn_scores", scores_with(reduce)),
             Mutation("attn_context", context_with(reduce)),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
-from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.gradients.common import (
     ACTIVATIONS,
     PARAMETERS,
@@ -43,7 +42,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if found is None or not found.factor or found.rest > CLOSE * abs(found.factor - 1):
         return
     factor = found.factor
-    facts: dict[str, Any] = {"effective": f"factor {factor:.6g}", "configured": "1"}
+    facts: Facts = {"effective": f"factor {factor:.6g}", "configured": "1"}
     facts["left"] = found.rest
     tap, times = forward_tap(e), f"times {factor:.6g}"
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from parity.diagnose.cause import Cause, Hypothesis
+from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.gradients.common import (
     ACTIVATIONS,
     PARAMETERS,
@@ -39,7 +38,7 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     found = multiple(e)
     if found is None or found.factor or found.rest:
         return
-    facts: dict[str, Any] = {"effective": "gradient 0", "configured": "what autograd gives"}
+    facts: Facts = {"effective": "gradient 0", "configured": "what autograd gives"}
     facts["left"] = 0.0
     tap = forward_tap(e)
     if e.short in ACTIVATIONS:
