@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore
 
 from parity.sources.hf import CONFIG, config_of, read_object
@@ -47,6 +46,8 @@ def _is_compressed(state: Path) -> bool:
 
 
 def _restored(arrays: Path, name: str) -> np.ndarray:
+    import orbax.checkpoint.experimental.v1 as ocp
+
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     stored = ocp.metadata(arrays).metadata
     wanted = dict.fromkeys(stored, ocp.PLACEHOLDER)

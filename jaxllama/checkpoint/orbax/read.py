@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxllama import files
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
@@ -24,6 +23,9 @@ from jaxllama.checkpoint.hf.read import CONFIG, directory_checkpoint
 from jaxllama.checkpoint.orbax.arrays import ArrayStore, damaged
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
+
+if TYPE_CHECKING:  # imported where it is used: it takes half as long to load as JAX
+    import orbax.checkpoint.experimental.v1 as ocp
 
 ARRAYS = "arrays"
 # Above the 32 MB up to which the C library keeps freed memory: with chunks of 8 MB the peak of a
@@ -68,6 +70,8 @@ def restore_sharded(
     Raises:
         CheckpointError: it is damaged or not complete.
     """
+    import orbax.checkpoint.experimental.v1 as ocp
+
     _refuse_links(path / ARRAYS)
     store = ArrayStore(path / ARRAYS)
     store.check()
@@ -97,6 +101,8 @@ def _complain(before: Callable[[Any], Any], unraisable: Any) -> None:
 
 def context() -> ocp.Context:
     """Return how arrays are saved and restored here."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
     # Orbax logs a dozen lines for every save, and every failure, which is raised as well.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

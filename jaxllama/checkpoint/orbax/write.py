@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.hf.read import CONFIG
@@ -49,6 +48,8 @@ def save_sharded(
     Raises:
         CheckpointError: the directory exists or cannot be written.
     """
+    import orbax.checkpoint.experimental.v1 as ocp
+
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or choose another")
     refuse_links(path)
@@ -123,6 +124,8 @@ class OrbaxSink:
             self._wait()
 
     def _start(self) -> None:
+        import orbax.checkpoint.experimental.v1 as ocp
+
         self._wait()
         batch, self._batch = self._batch, {}
         if self._resumed:
@@ -144,6 +147,8 @@ class OrbaxSink:
         What is there is whole, since every save is atomic, and the same, since the journal's plan
         is.
         """
+        import orbax.checkpoint.experimental.v1 as ocp
+
         with _saving(self._directory):
             try:
                 ocp.partial.save(self._directory / ARRAYS, batch)
@@ -153,6 +158,8 @@ class OrbaxSink:
 
     def finish(self) -> None:
         """Make the saved batches one checkpoint."""
+        import orbax.checkpoint.experimental.v1 as ocp
+
         if not (self._directory / ARRAYS).exists():  # else a crash came right after
             with _saving(self._directory):
                 ocp.partial.finalize(self._directory / ARRAYS)
