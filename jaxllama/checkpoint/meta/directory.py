@@ -110,9 +110,11 @@ def _shard_files(path: Path) -> list[Path]:
     found = sorted(p.name for p in path.glob("consolidated.*.pth"))
     numbers = [int(m.group(1)) for name in found if (m := _SHARD.fullmatch(name))]
     if not found or numbers != list(range(len(found))):
+        others = [p.name for p in path.glob("*.pth")] if not found else []
+        there = f", but {others[0]}: rename it if it is the only one" if len(others) == 1 else ""
         raise CheckpointError(
             f"{path}: holds {', '.join(found) or 'no consolidated.NN.pth'}, expected "
-            "consolidated.00.pth and on without gaps"
+            f"consolidated.00.pth and on without gaps{there}"
         )
     return [files.inside(path, name) for name in found]
 
