@@ -75,11 +75,7 @@ _COMPRESSED = Method(
     _by_config("CompressedTensorsConfig"),
     ("weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx", "input_zero_point"),
 )
-_FP8 = Method(
-    "FP8",
-    _by_config("FineGrainedFP8Config"),
-    ("weight_scale_inv", "activation_scale"),
-)
+_FP8 = Method("FP8", _by_config("FineGrainedFP8Config"), ("weight_scale_inv", "activation_scale"))
 # Of several libraries; the weights' dtype says to what they are quantised.
 _SCALED = Method(
     "",

@@ -470,6 +470,21 @@ def test_case_13_verify_says_what_differs(
     assert code == 1 and out.startswith("different: settings")
 
 
+def test_case_13_verify_says_what_is_odd_about_tokenizers(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = Path(shutil.copytree(hf, tmp_path / "other"))
+    assert verify(hf, other).notes == ()
+    ff.edit(other / "tokenizer_config.json", eos_token="<|reserved_4|>")
+    said = "tokenizer: in the second: eos_token '<|reserved_4|>'"
+    assert [note.startswith(said) for note in verify(hf, other).notes].count(True) == 1
+    shutil.copy(other / "tokenizer_config.json", hf)
+    found = verify(hf, other)
+    assert found.equal and found.notes[0].startswith("tokenizer: in both: ")
+    code, out, _ = command(capsys, "verify", hf, other)
+    assert code == 0 and out.startswith("equal: ") and "\nnote: tokenizer: in both: " in out
+
+
 def test_case_14_only_a_bin(hf: Path):
     (hf / ff.WEIGHTS).rename(hf / "pytorch_model.bin")
     said = refused(hf)
@@ -484,6 +499,33 @@ def test_case_14_only_a_bin(hf: Path):
     said = refused(hf)
     assert "model-00002-of-00004.safetensors: does not exist" in said
     assert "3 of 4 files" in said and "fetch them" in said
+
+
+def test_case_14_what_is_there_is_said(hf: Path, meta: Path):
+    weights = (hf / ff.WEIGHTS).read_bytes()
+    ff.shard(hf, ff.tensors(hf), parts=3)
+    for name in (ff.WEIGHTS, ff.INDEX, "model-00002-of-00003.safetensors"):
+        (hf / name).unlink()
+    said = refused(hf)
+    assert "2 of 3 files" in said and f"fetch {ff.INDEX}, and the other files" in said
+    assert "rename" not in said
+    for file in hf.glob("model-*"):
+        file.unlink()
+    (hf / "checkpoint-100").mkdir()
+    (hf / "checkpoint-100" / ff.WEIGHTS).write_bytes(weights)
+    assert f"checkpoint-100/ holds {ff.WEIGHTS}; give that directory" in refused(hf)
+    (hf / "model-00001-of-00001.safetensors").write_bytes(weights)
+    assert "rename it to model.safetensors" in refused(hf)
+    (meta / "consolidated.00.pth").rename(meta / "consolidated.pth")
+    assert "but consolidated.pth: rename it" in refused(meta)
+
+
+def test_case_14_a_tokenizer_that_is_not_read_is_named(hf: Path):
+    (hf / "tokenizer.json").unlink()
+    assert "no tokenizer beside the weights" in describe(open_checkpoint(hf)).odd
+    (hf / "vocab.json").write_text("{}")
+    (said,) = (line for line in describe(open_checkpoint(hf)).odd if "no tokenizer" in line)
+    assert "but vocab.json: `AutoTokenizer.from_pretrained" in said
 
 
 def test_case_20_what_the_format_defines_is_named():

@@ -17,12 +17,11 @@ from jaxllama.errors import argument, on_the_command_line
 _QUOTED = re.compile(r"`([^`]+)`")
 _PROGRAM = re.compile(
     r"(?:jaxllama|parity|hf|git|pip|python|mlx_lm\.convert|gunzip|tar)(?: |$)"
-    r"|Auto\w+\.from_pretrained|python -c|\{\w+\.fetch_command"
+    r"|Auto\w+\.from_pretrained|\{\w+\.fetch_command"
 )
 _PIP = re.compile(r"pip install [^;)\x60]+")
-_OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*(?:=| \{[^}]*\}| [\w.,]+(?=[ ;,)]|$))?")
-_AT_FAULT = re.compile(r"--[a-z-]+(?: \{[^}]*\}| \(nothing\))? ?(?::|$|\{)|^--[a-z-]+ [^;]*$")
-_ARGUMENT = re.compile(r"\x00(\w+)\x00")
+_OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
+_AT_FAULT = re.compile(r"--[a-z-]+")  # where a message begins with it
 
 
 def collect(root: Path) -> dict[str, set[str]]:
@@ -47,10 +46,11 @@ def commands_in(source: str) -> Iterator[str]:
         quoted = [one for one in _QUOTED.findall(text) if _PROGRAM.match(one)]
         yield from quoted
         rest = _QUOTED.sub("", text)
+        rest = rest[found.end() :] if (found := _AT_FAULT.match(rest)) else rest
         pips = _PIP.findall(rest)
         yield from (one.strip() for one in pips)
-        if not pips and not _AT_FAULT.match(rest):
-            yield from (one.strip() for one in _OPTION.findall(rest))
+        if not pips:
+            yield from _OPTION.findall(rest)
 
 
 def _messages(tree: ast.Module) -> Iterator[str]:
@@ -68,9 +68,8 @@ def _messages(tree: ast.Module) -> Iterator[str]:
             continue
         if isinstance(node, ast.JoinedStr):
             yield on_the_command_line("".join(map(_rendered, node.values)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if " " in node.value.strip():  # a name by itself is no message
-                yield node.value
+        elif isinstance(node, ast.Constant) and " " in str(node.value).strip():
+            yield str(node.value)  # a name by itself is no message
 
 
 def _name(function: ast.expr) -> str:
@@ -84,9 +83,6 @@ def _rendered(part: ast.expr) -> str:
     call = part.value
     if isinstance(call, ast.Call) and _name(call.func) == "argument":
         first, *value = call.args
-        name = first.value if isinstance(first, ast.Constant) else "{" + ast.unparse(first) + "}"
-        if not value:
-            return argument(name)
-        given = value[0].value if isinstance(value[0], ast.Constant) else None
-        return argument(name, given) if given is not None else f"{argument(name)} {{value}}"
+        name = first.value if isinstance(first, ast.Constant) else ""  # of one that is at fault
+        return argument(name) + " {value}" * bool(value)
     return "{" + ast.unparse(call) + "}"

@@ -105,5 +105,7 @@ def _none(listed: list[str], repo: HubName) -> NothingToReadError:
     shown = ", ".join(listed[:8]) or "nothing"
     return NothingToReadError(
         f"{repo}: has no weights in a format that is read here (safetensors, Meta's "
-        f"consolidated.NN.pth, Orbax under {_ARRAYS}, GGUF); it holds {shown}{' ...' * (len(listed) > 8)}"
+        f"consolidated.NN.pth, Orbax under {_ARRAYS}, GGUF); it holds {shown}"
+        + " ..."
+        * (len(listed) > 8)
     )

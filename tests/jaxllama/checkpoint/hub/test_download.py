@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -208,6 +210,39 @@ def test_other_formats_are_fetched(hub: HubServer, tmp_path: Path, model: Checkp
         assert opened.path is not None
         assert not compare_readings(opened, open_source(opened.path)).differences
     assert not {"README.md", "x.gguf"} & set(hub.fetched())
+
+
+def test_the_commands_of_the_library_fetch_it(
+    hub: HubServer, model: Checkpoint, tmp_path: Path, online: pytest.MonkeyPatch
+):
+    """Those that refusals name, typed as they say; what they fetch is found without a network."""
+    convert(model, tmp_path / "a.gguf", to="gguf")
+    packed = (tmp_path / "a.gguf").read_bytes()
+    hub.models["org/several"] = {"a.gguf": packed, "b.gguf": packed}
+    whole = hub.models["org/m"]
+    hub.models["org/two"] = {**whole, "model.safetensors": b""}
+    said = refusal("org/several")
+    printed = type_command(re.findall(r"`(hf download [^`]+)`", said)[0])
+    assert verify(model, open_checkpoint(printed[-1])).equal
+    assert "fetch one of them by `hf download` and --include" in refusal("org/two")
+    shards = "--include 'model-*' --include '*.json' --local-dir"
+    type_command(f"hf download org/two {shards} {tmp_path / 'one'}")
+    assert verify(model, open_checkpoint(tmp_path / "one")).equal
+    online.setenv("HF_HUB_OFFLINE", "1")
+    said = refusal("org/m")
+    online.setenv("HF_HUB_OFFLINE", "0")
+    type_command(re.findall(r"`(hf download [^`]+)`", said)[0])
+    online.setenv("HF_HUB_OFFLINE", "1")
+    assert verify(model, open_checkpoint("org/m")).equal
+
+
+def type_command(command: str) -> list[str]:
+    """Run a command of the library's, and return the words that it prints."""
+    program = Path(sys.executable).parent / "hf"
+    words = [str(program), *shlex.split(command)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_commands_take_names(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
