@@ -152,7 +152,8 @@ def quantised_tensors(
     """Tell quantised weights from what was left beside float ones.
 
     Args:
-        parts: names of the stored tensors that `is_part` says yes to, and of those in FP8.
+        parts: names of the stored tensors that `is_part` says yes to, of those in FP8, and of
+            what is stored of layers without weights or with integers for these.
         floats: names of the tensors that are stored as floats.
         narrow: dtypes of the tensors that are not, by name.
         metas: whether the names are Meta's, whose scales are called like MLX's.
@@ -166,15 +167,17 @@ def quantised_tensors(
         if method is None or (
             method is not _CACHE and f"{_layer_of(name, method)}.weight" not in whole
         ):
-            decisive.append((name, method or _SCALED))
+            decisive.append((name, method))
     if decisive:
-        name, method = next((d for d in decisive if d[1] is not _MLX), decisive[0])
-        method = _META if metas and method is _MLX else method
+        # MLX's names are others' too; of parts that no method is known to have the name says least.
+        name, known = min(decisive, key=lambda found: (found[1] is None, found[1] is _MLX))
+        method = _META if metas and known is _MLX else known or _SCALED
         if method is _SCALED:
             layer = _layer_of(name, method) if is_part(name) else name.removesuffix(".weight")
             stored = (narrow or {}).get(f"{layer}.weight", "")
             name_of = "FP8" if "float8" in stored else stored.upper()
-            how = _BY_HAND if name_of in ("FP8", "INT8") else method.how
+            scaled = name_of in ("FP8", "INT8") and f"{layer}.weight_scale" in parts
+            how = _BY_HAND if scaled else method.how
             method = replace(method, name=name_of, how=how)
         return [
             f"{len(decisive)} tensors, such as {name}, mean {_weights(method)}; dequantise the "

@@ -248,6 +248,35 @@ def test_case_06_quantised_is_said_once(hf: Path, method: str):
         noted(hf, "quantisation leaves", "floats")
 
 
+# What other methods store of a layer, by names that no list has: some are made up.
+PACKED: dict[str, dict[str, Any]] = {
+    "eetq": {"weight": np.int8, "weight_scales": np.float32},
+    "quanto": {"weight._data": np.int8, "weight._scale": np.float32},
+    "exl2": {"q_weight": np.int32, "q_scale": np.int32, "q_scale_max": np.float16},
+    "mxfp4": {"weight_blocks": np.uint8, "weight_scales": np.uint8},
+    "torchao": {"_weight_qdata": np.int32, "_weight_scale": np.float32},
+    "a new one": {"blob": np.uint8, "about.it.all": np.float32},
+}
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_case_06_quantised_by_any_other_method(hf: Path, method: str):
+    found = ff.tensors(hf)
+    of_layer = {f"{LAYER}.{part}": np.ones((4, 4), kind) for part, kind in PACKED[method].items()}
+    ff.store(hf, {n: v for n, v in found.items() if n != f"{LAYER}.weight"} | of_layer)
+    said = refused(hf)
+    assert "quantised weights" in said and "dequantise" in said and "\n" not in said
+    floats = {name: values.astype(np.float32) for name, values in of_layer.items()}
+    ff.store(hf, found | {n: v for n, v in floats.items() if not n.endswith(".weight")})
+    if method == "a new one":  # beside floats that is no by-product that is known
+        said = refused(hf)
+        assert "unexpected tensor" in said and "quantised weights" not in said
+    mlx = {"weight": np.uint32, "scales": np.float16, "biases": np.float16}
+    of_layer = {f"{LAYER}.{part}": np.ones((4, 4), kind) for part, kind in mlx.items()}
+    ff.store(hf, found | of_layer)
+    assert "MLX's quantised weights" in refused(hf)
+
+
 def test_case_06_quantised_in_other_formats(
     hf: Path, meta: Path, written: dict[str, Path], tmp_path: Path
 ):
