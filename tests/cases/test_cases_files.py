@@ -109,6 +109,31 @@ def test_case_01_minus_one_in_other_files(hf: Path, written: dict[str, Path], tm
     open_checkpoint(unsigned).tokenizer()
 
 
+@pytest.mark.parametrize("stated", [-1, ...])
+def test_case_01_the_rows_of_the_embedding(meta: Path, stated: object):
+    assert not open_checkpoint(meta).notes
+    ff.edit(meta / "params.json", vocab_size=stated)
+    noted(meta, "vocab_size", "read as 264, the embedding's rows")
+
+
+@pytest.mark.parametrize("role", ["bos", "pad"])
+def test_case_01_one_file_alone_is_said_to_decide(hf: Path, role: str):
+    """Of a role that the tokenizer names, its word is taken; else generation_config.json's."""
+    field = f"{role}_token_id"
+    (hf / "generation_config.json").write_text(json.dumps({field: 9}))
+    opened = open_checkpoint(hf)
+    tokenizer = opened.tokenizer()
+    said = [note for note in (*opened.notes, *tokenizer.notes) if field in note]
+    assert len(said) == 1 and f"{field} 9 in generation_config.json is left" in said[0]
+    assert getattr(tokenizer, f"{role}_id") == getattr(opened.config, field) != 9
+    ff.edit(hf / "tokenizer_config.json", **{f"{role}_token": ...})
+    opened = open_checkpoint(hf)
+    tokenizer = opened.tokenizer()
+    said = [note for note in (*opened.notes, *tokenizer.notes) if field in note]
+    assert len(said) == 1 and f"{field} [9] is taken" in said[0]
+    assert getattr(tokenizer, f"{role}_id") == 9
+
+
 def test_case_02_a_pad_beyond_the_rows(hf: Path):
     ff.edit(hf / ff.CONFIG, pad_token_id=264)
     said = refused(hf)

@@ -150,6 +150,11 @@ def _config(
     config = LlamaConfig.from_meta(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
+    if params.get("vocab_size") in (None, -1):
+        stated = "-1" if params.get("vocab_size") == -1 else "is not stated"
+        notes.append(
+            f"{PARAMS}: vocab_size {stated}: read as {config.vocab_size}, the embedding's rows"
+        )
     if not os.path.lexists(path / MANIFEST):
         return config, config.to_hf()
     beside = read_manifest(path).hf_config
