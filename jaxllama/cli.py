@@ -30,6 +30,7 @@ from jaxllama.command_line.printable import one_line
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint.convert import Conversion
+    from jaxllama.checkpoint.verify import Verification
 
 app = command(
     "jaxllama",
@@ -189,11 +190,17 @@ def verify(
         print(f"equal: {first} is as its manifest says")
         return
     result = compare(first, second)
-    for note in result.notes:
-        print(f"note: {one_line(note)}")
     if result.equal:
         print(f"equal: {len(result.digests)} tensors, to the bit")
-        return
+    else:
+        _print_differences(result)
+    for note in result.notes:
+        print(f"note: {one_line(note)}")
+    if not result.equal:
+        raise typer.Exit(1)
+
+
+def _print_differences(result: Verification) -> None:
     count = len(result.differences)
     total = len({*result.digests, *(found.name for found in result.differences)})
     print(f"different: {count} of {total} tensors" if count else "different: settings")
@@ -202,7 +209,6 @@ def verify(
         print(f"  {one_line(str(line))}")
     if count > MOST_DIFFERENCES:
         print(f"  and {count - MOST_DIFFERENCES} more tensors")
-    raise typer.Exit(1)
 
 
 app.command()(generate)

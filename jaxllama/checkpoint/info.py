@@ -24,6 +24,8 @@ _SHAPE = (
     "num_key_value_heads",
     "head_dim",
 )
+# Tokenizers in forms that transformers reads, and makes tokenizer.json of.
+_TOKENIZERS = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,23 @@ def _family(config: LlamaConfig) -> tuple[str, list[str]]:
     return ", ".join(nearest), changed
 
 
+def _other_tokenizer(checkpoint: Checkpoint) -> str:
+    """Say that there is no tokenizer, or what there is of one in a form that is not read."""
+    place = checkpoint.path
+    there = [n for n in _TOKENIZERS if place is not None and (place / n).is_file()]
+    if not there:
+        return "no tokenizer beside the weights"
+    return (
+        f"no tokenizer that is read here, but {', '.join(there)}: "
+        "`AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)` of transformers "
+        "writes tokenizer.json"
+    )
+
+
 def _tokenizer(checkpoint: Checkpoint) -> tuple[str, list[str], list[str]]:
     """Return a line on the tokenizer, what is odd about it, and why it cannot be read."""
     if checkpoint.tokenizer_loader is None:
-        return "none", ["no tokenizer beside the weights"], []
+        return "none", [_other_tokenizer(checkpoint)], []
     try:
         tokenizer = checkpoint.tokenizer()
     except JaxLlamaError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from reprlib import repr  # of bounded length
 from typing import Any
 
@@ -32,6 +32,12 @@ def compare_settings(a: Checkpoint, b: Checkpoint) -> tuple[list[str], list[str]
         for line, counts in part(a, b):
             (differences if counts else notes).append(line)
     return differences, notes
+
+
+def _by_side(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return the notes on either, once where they are the same."""
+    said = [f"in {'both' if note in second else 'the first'}: {note}" for note in first]
+    return said + [f"in the second: {note}" for note in second if note not in first]
 
 
 def _said(name: str, first: Any, second: Any) -> str:
@@ -80,14 +86,17 @@ def _tokenizers(a: Checkpoint, b: Checkpoint) -> Iterator[tuple[str, bool]]:
     if a.tokenizer_loader is None:
         return
     read: list[Tokenizer] = []
+    odd: dict[str, Sequence[str]] = {"first": (), "second": ()}
     for which, checkpoint in (("first", a), ("second", b)):
         try:
             read.append(checkpoint.tokenizer())
         except JaxLlamaError as error:
             yield f"tokenizer: cannot be read in the {which}: {error}", True
             continue
+        odd[which] = read[-1].notes
         for problem in read[-1].problems:
             yield f"tokenizer: in the {which}: {problem}", True
+    yield from ((f"tokenizer: {note}", False) for note in _by_side(*odd.values()))
     if len(read) == 2:
         for name, one, other in _tokenizer_differences(*read):
             yield f"tokenizer: {_said(name, one, other)}", True

@@ -10,12 +10,30 @@ from dataclasses import dataclass, replace
 from reprlib import repr  # of bounded length
 from typing import Any
 
-_FLOATS_TAKEN = "take the float checkpoint that it was made of"
-_BY_TRANSFORMERS = (
-    "load it with transformers, `dequantize()` the model and save it, or " + _FLOATS_TAKEN
+_FLOATS_TAKEN = (
+    "take the float checkpoint that it was made of, which its model card names as the base model"
 )
-_BY_ITS_MAKER = (
-    "load it with the library that quantised it and save it dequantised, or " + _FLOATS_TAKEN
+
+
+def _by_transformers(loading: str) -> str:
+    """Return what to run: without its last argument, saving writes quantised weights again."""
+    return (
+        f"run `AutoModelForCausalLM.from_pretrained(DIRECTORY{loading}."
+        f"save_pretrained(OUT, save_original_format=False)` of transformers, or {_FLOATS_TAKEN}"
+    )
+
+
+def _by_config(name: str) -> str:
+    return _by_transformers(f", quantization_config={name}(dequantize=True))")
+
+
+_BY_LLAMA_CPP = (
+    f"run `python convert_hf_to_gguf.py DIRECTORY --outtype bf16` of llama.cpp, or {_FLOATS_TAKEN}"
+)
+# Of weights that a number each, or one a row, is to be multiplied with, as FBGEMM's kernels do.
+_BY_HAND = (
+    f"{_FLOATS_TAKEN}; no public tool writes floats of it, but each weight times its weight_scale "
+    "is that float"
 )
 
 
@@ -39,10 +57,14 @@ _MLX = Method(
     "run `mlx_lm.convert --hf-path DIRECTORY --dequantize`, or " + _FLOATS_TAKEN,
     ("scales", "biases"),
 )
-_GPTQ = Method("GPTQ's or AWQ's", _FLOATS_TAKEN, ("qweight", "qzeros", "g_idx"))
+_GPTQ = Method(
+    "GPTQ's or AWQ's",
+    _BY_LLAMA_CPP.replace("run", "where it is GPTQ's, run", 1),
+    ("qweight", "qzeros", "g_idx"),
+)
 _BITSANDBYTES = Method(
     "bitsandbytes'",
-    _BY_TRANSFORMERS,
+    _by_transformers(").dequantize()"),
     (
         *("absmax", "quant_map", "nested_absmax", "nested_quant_map", "SCB", "weight_format"),
         *("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
@@ -50,20 +72,14 @@ _BITSANDBYTES = Method(
 )
 _COMPRESSED = Method(
     "compressed-tensors'",
-    "load it with transformers' CompressedTensorsConfig(run_compressed=False) and save it, or "
-    + _FLOATS_TAKEN,
+    _by_config("CompressedTensorsConfig"),
     ("weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx", "input_zero_point"),
 )
-_FP8 = Method(
-    "FP8",
-    "load it with transformers' FineGrainedFP8Config(dequantize=True) and save it, or "
-    + _FLOATS_TAKEN,
-    ("weight_scale_inv", "activation_scale"),
-)
+_FP8 = Method("FP8", _by_config("FineGrainedFP8Config"), ("weight_scale_inv", "activation_scale"))
 # Of several libraries; the weights' dtype says to what they are quantised.
 _SCALED = Method(
     "",
-    _BY_ITS_MAKER,
+    _FLOATS_TAKEN,
     ("weight_scale", "weight_scale_2", "input_scale", "input_scale_ub", "output_scale"),
 )
 _META = Method("Meta's QLoRA or SpinQuant", _FLOATS_TAKEN, ("adaptor.A.weight", "adaptor.B.weight"))
@@ -72,15 +88,15 @@ _METHODS = (_META, _GPTQ, _BITSANDBYTES, _COMPRESSED, _FP8, _SCALED, _MLX, _OTHE
 # Of a cache in FP8: the weights are whole without them.
 _CACHE_PARTS = ("k_scale", "v_scale", "q_scale", "prob_output_scale", "kv_scale")
 _BY_NAME = {
-    "gptq": _GPTQ,
-    "awq": _GPTQ,
+    "gptq": replace(_GPTQ, name="GPTQ's", how=_BY_LLAMA_CPP),
+    "awq": replace(_GPTQ, name="AWQ's", how=_FLOATS_TAKEN),
     "bitsandbytes": _BITSANDBYTES,
     "bitsandbytes_4bit": _BITSANDBYTES,
     "bitsandbytes_8bit": _BITSANDBYTES,
     "compressed-tensors": _COMPRESSED,
     "fp8": _FP8,
-    "fbgemm_fp8": Method("FBGEMM's FP8", _BY_ITS_MAKER),
-    "modelopt": Method("ModelOpt's", _BY_ITS_MAKER),
+    "fbgemm_fp8": Method("FBGEMM's FP8", _BY_HAND),
+    "modelopt": Method("ModelOpt's", _BY_LLAMA_CPP.replace("run", "where it is FP8, run", 1)),
 }
 # Fields of config.json and params.json that say so.
 FIELDS = (
@@ -136,7 +152,8 @@ def quantised_tensors(
     """Tell quantised weights from what was left beside float ones.
 
     Args:
-        parts: names of the stored tensors that `is_part` says yes to, and of those in FP8.
+        parts: names of the stored tensors that `is_part` says yes to, of those in FP8, and of
+            what is stored of layers without weights or with integers for these.
         floats: names of the tensors that are stored as floats.
         narrow: dtypes of the tensors that are not, by name.
         metas: whether the names are Meta's, whose scales are called like MLX's.
@@ -150,14 +167,18 @@ def quantised_tensors(
         if method is None or (
             method is not _CACHE and f"{_layer_of(name, method)}.weight" not in whole
         ):
-            decisive.append((name, method or _SCALED))
+            decisive.append((name, method))
     if decisive:
-        name, method = next((d for d in decisive if d[1] is not _MLX), decisive[0])
-        method = _META if metas and method is _MLX else method
+        # MLX's names are others' too; of parts that no method is known to have the name says least.
+        name, known = min(decisive, key=lambda found: (found[1] is None, found[1] is _MLX))
+        method = _META if metas and known is _MLX else known or _SCALED
         if method is _SCALED:
             layer = _layer_of(name, method) if is_part(name) else name.removesuffix(".weight")
             stored = (narrow or {}).get(f"{layer}.weight", "")
-            method = replace(method, name="FP8" if "float8" in stored else stored.upper())
+            name_of = "FP8" if "float8" in stored else stored.upper()
+            scaled = name_of in ("FP8", "INT8") and f"{layer}.weight_scale" in parts
+            how = _BY_HAND if scaled else method.how
+            method = replace(method, name=name_of, how=how)
         return [
             f"{len(decisive)} tensors, such as {name}, mean {_weights(method)}; dequantise the "
             f"checkpoint first: {method.how}"

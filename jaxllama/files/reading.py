@@ -105,7 +105,16 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"BZh", "compressed by bzip2; unpack it first"),
     (b"\xfd7zXZ\0", "compressed by xz; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4; unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (b"Rar!\x1a\x07", "a RAR archive; unpack it first"),
+    (b"# xet version", "a Xet pointer instead of the file itself; fetch it again"),
+    (b"\x93NUMPY", "an array of NumPy (.npy), no file of a model"),
+    (b"%PDF-", "a PDF document; fetch the file itself"),
+    (b"\x89PNG", "a picture; fetch the file itself"),
+    (b"\xff\xd8\xff", "a picture; fetch the file itself"),
+    (b"\xff\xfe", "text in UTF-16, no text in UTF-8; save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16, no text in UTF-8; save it as UTF-8"),
     (b"PK\x03\x04", "a zip archive (PyTorch's files are such); give it in its own format's place"),
     (b"GGUF", "a GGUF file; name it so, *.gguf, and give its path"),
     (b"\x89HDF", "an HDF5 file; convert it to safetensors first"),
@@ -145,6 +154,8 @@ def stranger(head: bytes, *, own: bytes | tuple[bytes, ...] = b"") -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(_WEB):
         return "a web page, as a failed download leaves; fetch the file itself"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= limits.HEADER_BYTES:
+        return "a safetensors file; name it so, *.safetensors"
     if head[_TAR_AT:].startswith(_TAR):
         return "a tar archive; unpack it (tar xf) first"
     if _SAVED_ERROR.match(text):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 JSON, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 TEMPLATE = "chat_template.jinja"
+_END_OF_TEXT = "<|end_of_text|>"
 
 
 _FAILS = "tokenizer.json: the tokenizers library fails"
@@ -98,6 +99,7 @@ def _read(
     }
     special |= _special(tokenizer)  # what was special once is left out of texts for good
     around = tokenizer.encode("").ids
+    ends = _ends(tokenizer, named, stated, config, notes)
     adds_bos = bos is not None and around[:1] == [bos]
     chat = TemplateChat(
         templates=templates,
@@ -111,7 +113,7 @@ def _read(
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1),
         special_tokens=special,
         bos_id=bos,
-        eos_ids=_ends(tokenizer, named, stated, config, notes),
+        eos_ids=ends,
         pad_id=_role("pad_token", tokenizer, named, stated, notes),
         adds_bos=adds_bos,
         chat_template=templates.get("default"),
@@ -120,6 +122,7 @@ def _read(
             *notes,
             *_disagreements(found, settings, adds_bos),
             *_other_ids(tokenizer, named, {GENERATION: generation, "config.json": model}),
+            *_own_end_left(tokenizer, named, ends, chats=bool(templates)),
             *_around(tokenizer, around, bos),
         ),
         problems=chat.problems,
@@ -292,6 +295,26 @@ def _other_ids(
                     f"{file} is left"
                 )
     return notes
+
+
+def _own_end_left(
+    tokenizer: tokenizers.Tokenizer, named: SpecialTokens, ends: Sequence[int], *, chats: bool
+) -> list[str]:
+    """Say that the tokenizer's own end is none of the model's: a chat would go on behind it.
+
+    Of Llama 3 the tokenizers end on a turn's end and the models that hold no chats on a text's,
+    rightly.
+    """
+    text = named.variables.get("eos_token")
+    own = None if text is None else tokenizer.token_to_id(text)
+    if own is None or not ends or own in ends:
+        return []
+    if not chats and _END_OF_TEXT in map(tokenizer.id_to_token, ends):
+        return []
+    return [
+        f"eos_token {text!r} of the tokenizer, id {own}, ends no text: the model's files say "
+        f"{list(ends)}; add it to eos_token_id of {GENERATION} if texts are to end there"
+    ]
 
 
 def _around(tokenizer: tokenizers.Tokenizer, ids: list[int], bos: int | None) -> list[str]:

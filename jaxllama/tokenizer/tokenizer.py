@@ -67,7 +67,9 @@ class Tokenizer:
             for name in names
             if (path / name).is_file()
         }
-        return cls.from_files(found, source=str(path))
+        made = cls.from_files(found, source=str(path))
+        made.notes = (*made.notes, *_left_unread(path))
+        return made
 
     @classmethod
     def from_files(
@@ -191,3 +193,13 @@ class Tokenizer:
         if self._chat is None:
             raise InputError("this tokenizer has no chat template; give a plain prompt instead")
         return self._chat
+
+
+def _left_unread(path: Path) -> list[str]:
+    """Return notes on chat templates in files that transformers has and that are not read here."""
+    found = [*sorted(path.glob("additional_chat_templates/*.jinja")), path / "chat_template.json"]
+    return [
+        f"{file.relative_to(path)} is not read: a chat template of its own"
+        for file in found
+        if file.is_file()
+    ]

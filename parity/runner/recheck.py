@@ -182,7 +182,9 @@ def _document(path: Path) -> dict[str, Any]:
     except CheckpointError as error:
         raise InputError(f"{error}; write it again by parity run --json") from error
     except (ValueError, RecursionError) as error:
-        said = "empty" if not path.stat().st_size else f"not JSON, or cut short: {error}"
+        said = f"not JSON, or cut short: {error}"
+        if what := files.stranger(text).partition(";")[0]:
+            said = f"is {what}" if text else what
         raise InputError(f"{path}: {said}; write it again by parity run --json") from error
     if not isinstance(document, dict):
         raise InputError(

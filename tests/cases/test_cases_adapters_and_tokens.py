@@ -450,6 +450,49 @@ def test_case_27_of_two_answers_one_is_said(tmp_path: Path, files: Any, said: st
     assert not Tokenizer.from_directory(tmp_path / "x").notes
 
 
+# Texts of the tokenizer's own end and of the model's, and whether there is a chat template.
+PUBLISHED = {
+    "base": ("<|end_of_text|>", ["<|end_of_text|>"], False),
+    "base with a chat's tokenizer": ("<|eot_id|>", ["<|end_of_text|>"], False),
+    "instruct": ("<|eot_id|>", ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], True),
+    "instruct by its text's end": ("<|end_of_text|>", ["<|end_of_text|>", "<|eot_id|>"], True),
+}
+STRANGE = {
+    "instruct that does not stop": ("<|eot_id|>", ["<|end_of_text|>"], True),
+    "resaved": ("<|eom_id|>", ["<|eot_id|>"], False),
+}
+
+
+@pytest.mark.parametrize("kind", [*PUBLISHED, *STRANGE])
+def test_case_27_a_tokenizers_own_end_that_ends_nothing(tmp_path: Path, kind: str) -> None:
+    own, ends, chats = (PUBLISHED | STRANGE)[kind]
+    specials = [*LLAMA3, "<|eom_id|>"]
+    ids = {text: tf.FIRST + i for i, text in enumerate(specials)}
+    template = tf.CHATML if chats else None
+    named = {"bos_token": LLAMA3[0], "pad_token": None, "eos_token": own}
+    tf.write_tokenizer(
+        tmp_path,
+        tokenizer_json=tf.tokenizer_json(specials),
+        tokenizer_config_json=tf.tokenizer_config(**named, chat_template=template),
+        generation_config_json={"eos_token_id": [ids[text] for text in ends]},
+    )
+    notes = Tokenizer.from_directory(tmp_path).notes
+    said = f"eos_token {own!r} of the tokenizer, id {ids[own]}, ends no text"
+    assert [said in note for note in notes] == [True] * (kind in STRANGE)
+
+
+def test_case_26_templates_that_are_not_read_are_named(tmp_path: Path) -> None:
+    tf.write_tokenizer(tmp_path, chat_template_json={"chat_template": "x"})
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("x")
+    notes = Tokenizer.from_directory(tmp_path).notes
+    assert [note.partition(" ")[0] for note in notes] == [
+        "additional_chat_templates/tool_use.jinja",
+        "chat_template.json",
+    ]
+    assert all("is not read" in note for note in notes)
+
+
 @pytest.mark.parametrize(("asked", "ids"), [(True, [97]), (False, [256, 97])])
 def test_case_29_add_bos_token_as_in_transformers_5(
     tmp_path: Path, asked: bool, ids: list[int]

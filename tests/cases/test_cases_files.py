@@ -109,6 +109,31 @@ def test_case_01_minus_one_in_other_files(hf: Path, written: dict[str, Path], tm
     open_checkpoint(unsigned).tokenizer()
 
 
+@pytest.mark.parametrize("stated", [-1, ...])
+def test_case_01_the_rows_of_the_embedding(meta: Path, stated: object):
+    assert not open_checkpoint(meta).notes
+    ff.edit(meta / "params.json", vocab_size=stated)
+    noted(meta, "vocab_size", "read as 264, the embedding's rows")
+
+
+@pytest.mark.parametrize("role", ["bos", "pad"])
+def test_case_01_one_file_alone_is_said_to_decide(hf: Path, role: str):
+    """Of a role that the tokenizer names, its word is taken; else generation_config.json's."""
+    field = f"{role}_token_id"
+    (hf / "generation_config.json").write_text(json.dumps({field: 9}))
+    opened = open_checkpoint(hf)
+    tokenizer = opened.tokenizer()
+    said = [note for note in (*opened.notes, *tokenizer.notes) if field in note]
+    assert len(said) == 1 and f"{field} 9 in generation_config.json is left" in said[0]
+    assert getattr(tokenizer, f"{role}_id") == getattr(opened.config, field) != 9
+    ff.edit(hf / "tokenizer_config.json", **{f"{role}_token": ...})
+    opened = open_checkpoint(hf)
+    tokenizer = opened.tokenizer()
+    said = [note for note in (*opened.notes, *tokenizer.notes) if field in note]
+    assert len(said) == 1 and f"{field} [9] is taken" in said[0]
+    assert getattr(tokenizer, f"{role}_id") == 9
+
+
 def test_case_02_a_pad_beyond_the_rows(hf: Path):
     ff.edit(hf / ff.CONFIG, pad_token_id=264)
     said = refused(hf)
@@ -246,6 +271,35 @@ def test_case_06_quantised_is_said_once(hf: Path, method: str):
     ff.store(hf, {**found, **parts})
     if f"{LAYER}.weight" in found and method != "GPTQ":
         noted(hf, "quantisation leaves", "floats")
+
+
+# What other methods store of a layer, by names that no list has: some are made up.
+PACKED: dict[str, dict[str, Any]] = {
+    "eetq": {"weight": np.int8, "weight_scales": np.float32},
+    "quanto": {"weight._data": np.int8, "weight._scale": np.float32},
+    "exl2": {"q_weight": np.int32, "q_scale": np.int32, "q_scale_max": np.float16},
+    "mxfp4": {"weight_blocks": np.uint8, "weight_scales": np.uint8},
+    "torchao": {"_weight_qdata": np.int32, "_weight_scale": np.float32},
+    "a new one": {"blob": np.uint8, "about.it.all": np.float32},
+}
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_case_06_quantised_by_any_other_method(hf: Path, method: str):
+    found = ff.tensors(hf)
+    of_layer = {f"{LAYER}.{part}": np.ones((4, 4), kind) for part, kind in PACKED[method].items()}
+    ff.store(hf, {n: v for n, v in found.items() if n != f"{LAYER}.weight"} | of_layer)
+    said = refused(hf)
+    assert "quantised weights" in said and "dequantise" in said and "\n" not in said
+    floats = {name: values.astype(np.float32) for name, values in of_layer.items()}
+    ff.store(hf, found | {n: v for n, v in floats.items() if not n.endswith(".weight")})
+    if method == "a new one":  # beside floats that is no by-product that is known
+        said = refused(hf)
+        assert "unexpected tensor" in said and "quantised weights" not in said
+    mlx = {"weight": np.uint32, "scales": np.float16, "biases": np.float16}
+    of_layer = {f"{LAYER}.{part}": np.ones((4, 4), kind) for part, kind in mlx.items()}
+    ff.store(hf, found | of_layer)
+    assert "MLX's quantised weights" in refused(hf)
 
 
 def test_case_06_quantised_in_other_formats(
@@ -470,6 +524,21 @@ def test_case_13_verify_says_what_differs(
     assert code == 1 and out.startswith("different: settings")
 
 
+def test_case_13_verify_says_what_is_odd_about_tokenizers(
+    hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = Path(shutil.copytree(hf, tmp_path / "other"))
+    assert verify(hf, other).notes == ()
+    ff.edit(other / "tokenizer_config.json", eos_token="<|reserved_4|>")
+    said = "tokenizer: in the second: eos_token '<|reserved_4|>'"
+    assert [note.startswith(said) for note in verify(hf, other).notes].count(True) == 1
+    shutil.copy(other / "tokenizer_config.json", hf)
+    found = verify(hf, other)
+    assert found.equal and found.notes[0].startswith("tokenizer: in both: ")
+    code, out, _ = command(capsys, "verify", hf, other)
+    assert code == 0 and out.startswith("equal: ") and "\nnote: tokenizer: in both: " in out
+
+
 def test_case_14_only_a_bin(hf: Path):
     (hf / ff.WEIGHTS).rename(hf / "pytorch_model.bin")
     said = refused(hf)
@@ -484,6 +553,33 @@ def test_case_14_only_a_bin(hf: Path):
     said = refused(hf)
     assert "model-00002-of-00004.safetensors: does not exist" in said
     assert "3 of 4 files" in said and "fetch them" in said
+
+
+def test_case_14_what_is_there_is_said(hf: Path, meta: Path):
+    weights = (hf / ff.WEIGHTS).read_bytes()
+    ff.shard(hf, ff.tensors(hf), parts=3)
+    for name in (ff.WEIGHTS, ff.INDEX, "model-00002-of-00003.safetensors"):
+        (hf / name).unlink()
+    said = refused(hf)
+    assert "2 of 3 files" in said and f"fetch {ff.INDEX}, and the other files" in said
+    assert "rename" not in said
+    for file in hf.glob("model-*"):
+        file.unlink()
+    (hf / "checkpoint-100").mkdir()
+    (hf / "checkpoint-100" / ff.WEIGHTS).write_bytes(weights)
+    assert f"checkpoint-100/ holds {ff.WEIGHTS}; give that directory" in refused(hf)
+    (hf / "model-00001-of-00001.safetensors").write_bytes(weights)
+    assert "rename it to model.safetensors" in refused(hf)
+    (meta / "consolidated.00.pth").rename(meta / "consolidated.pth")
+    assert "but consolidated.pth: rename it" in refused(meta)
+
+
+def test_case_14_a_tokenizer_that_is_not_read_is_named(hf: Path):
+    (hf / "tokenizer.json").unlink()
+    assert "no tokenizer beside the weights" in describe(open_checkpoint(hf)).odd
+    (hf / "vocab.json").write_text("{}")
+    (said,) = (line for line in describe(open_checkpoint(hf)).odd if "no tokenizer" in line)
+    assert "but vocab.json: `AutoTokenizer.from_pretrained" in said
 
 
 def test_case_20_what_the_format_defines_is_named():

@@ -1,4 +1,4 @@
-"""What messages tell people to type can be typed: options exist, commands parse, remedies help."""
+"""What messages tell people to type can be typed; test_remedies.py types it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import pytest
 import typer
-from written_checkpoints import model, write_hf
 
 from jaxllama.errors import InputError, argument, join_problems
 
@@ -112,58 +109,3 @@ def test_an_argument_is_said_as_its_asker_says_it(message: str, python: str, com
     for said, word in ((str(error), python), (error.command, command)):
         assert said.splitlines()[1:] == [f"  - {word}", f"  - again {word}"]
     assert InputError(f"outer: {error.marked}").command.count(command) == 2
-
-
-SMALL_CACHE = ["--cache-tokens", "16"]
-REMEDIES: dict[str, list[str]] = {
-    "--overwrite": ["jaxllama", "convert", "{small}", "{small}-copy", "--to", "hf"],
-    "--max-tokens": [
-        "jaxllama",
-        "generate",
-        "tiny",
-        "abc",
-        "--quiet",
-        "--max-tokens",
-        "30",
-        "--cache-tokens",
-        "16",
-    ],
-    "--dtype": ["jaxllama", "convert", "{wide}", "{small}.gguf", "--to", "gguf"],
-    "--layout": ["parity", "lint", "{mask}", "--lengths", "[3,4]"],
-}
-
-
-@pytest.mark.parametrize("option", REMEDIES)
-def test_a_remedy_typed_as_said_works(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = {name: tmp_path / name for name in ("small", "wide", "mask.npy")}
-    write_hf(model(), places["small"])
-    np.save(places["mask.npy"], np.repeat(np.tri(4, dtype=bool)[None], 6, 0))
-    named = {name.partition(".")[0]: place for name, place in places.items()}
-    words = [word.format(**named) for word in REMEDIES[option]]
-    if option == "--dtype":
-        convert = ["jaxllama", "convert", str(places["small"]), str(places["wide"]), "--to", "hf"]
-        assert run([*convert, "--dtype", "f64"]) == 0
-    if option == "--overwrite":
-        assert run(words) == 0
-    capsys.readouterr()
-    assert run(words) == 2
-    said = capsys.readouterr().err
-    remedy = re.search(rf"{option}(?: ([\w.]+))?", said)
-    assert remedy, said
-    typed = TYPED.get(option, [option, *([remedy[1]] if remedy[1] not in (None, "") else [])])
-    if option in words:
-        at = words.index(option)
-        words[at : at + 2] = []
-    assert run([*words, *typed]) in (0, 1, 3), capsys.readouterr().err
-
-
-# Where a choice is offered, one of what is offered.
-TYPED = {"--layout": ["--layout", "bnts"], "--overwrite": ["--overwrite"]}
-
-
-def run(words: list[str]) -> int:
-    with mock.patch("sys.argv", words), pytest.raises(SystemExit) as left:
-        importlib.import_module(f"{words[0]}.cli").main()
-    return int(left.value.code or 0)

@@ -66,6 +66,13 @@ def test_a_header_whose_length_looks_like_an_archive(length: int, tmp_path: Path
     assert list(read_header(file)) == ["a"]
 
 
+def test_a_safetensors_file_in_anothers_place():
+    header = b'{"__metadata__":{}}'
+    content = len(header).to_bytes(8, "little") + header
+    assert files.stranger(content) == "a safetensors file; name it so, *.safetensors"
+    assert files.stranger(b"{" + b" " * 7 + content[8:]) == ""  # JSON with such a byte
+
+
 def test_a_directory_in_a_files_place(tmp_path: Path):
     with pytest.raises(CheckpointError, match="is a directory, expected a file"):
         files.read_json(tmp_path)

@@ -27,6 +27,11 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "error": (b"Entry not found", "server's answer"),
     "gzip": (b"\x1f\x8b\x08\0" + bytes(60), "gzip"),
     "zip": (b"PK\x03\x04\x14\0\0\0" + bytes(60), "zip"),
+    "Xet": (b"# xet version 0\nfilesize = 9\n", "Xet pointer"),
+    "NumPy": (b"\x93NUMPY\x01\0" + bytes(60), "NumPy"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(60), "picture"),
+    "PDF": (b"%PDF-1.7\n" + bytes(60), "PDF"),
+    "UTF-16": (("{}" * 40).encode("utf-16"), "UTF-16"),
     "empty": (b"", ""),
 }
 

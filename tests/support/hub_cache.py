@@ -11,6 +11,12 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def files_below(directory: Path) -> dict[str, bytes]:
+    """Return the contents of a directory's files, by their paths in it."""
+    found = (file for file in directory.rglob("*") if file.is_file())
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in found}
+
+
 def put_model(
     cache: Path,
     repo: str,

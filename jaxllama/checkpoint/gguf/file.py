@@ -218,7 +218,7 @@ def read_head(path: Path) -> GGUFFile:
             raise CheckpointError(f"{path}: does not begin with {MAGIC!r}; not a GGUF file")
         version = cursor.number("<I", "the version")
         if version not in _VERSIONS:
-            hint = "; it is big-endian" if version & 0xFFFF == 0 else ""
+            hint = "; it is big-endian" if version and version & 0xFFFF == 0 else ""
             raise CheckpointError(f"{path}: GGUF version {version}, expected 2 or 3{hint}")
         tensor_count = cursor.count(24, "the count of tensors", limits.TENSORS)
         key_count = cursor.count(12, "the count of metadata keys", limits.GGUF_KEYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxllama.checkpoint.names import HEAD
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.generation import read_generation
+from jaxllama.errors import CheckpointError
 from jaxllama.files import limits
 from jaxllama.tokenizer import Tokenizer
 
@@ -110,8 +112,21 @@ def generation_settings(path: Path, config: LlamaConfig) -> tuple[list[str], lis
         "eos_token_id": config.eos_token_ids,
         "pad_token_id": (config.pad_token_id,),
     }
+    # Of these the tokenizer's own word is taken, and its notes say what is left.
+    stated = {name: ids for name, ids in stated.items() if name not in _named_by_tokenizer(path)}
     notes, problems = read_generation(content, config.vocab_size, stated)
     return [f"{GENERATION}: {n}" for n in notes], [f"{GENERATION}: {p}" for p in problems]
+
+
+def _named_by_tokenizer(path: Path) -> set[str]:
+    """Return the fields of ids for which the files beside tokenizer.json name a token."""
+    named: set[str] = set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        with suppress(CheckpointError):  # damaged, or not there: the tokenizer says it
+            content = files.read_json(files.inside(path, name), limits.TOKENIZER_BYTES)
+            roles = ("bos_token", "pad_token")
+            named |= {f"{role}_id" for role in roles if content.get(role) is not None}
+    return named if (path / "tokenizer.json").is_file() else set()
 
 
 def companions(path: Path) -> dict[str, Callable[[], bytes]]:

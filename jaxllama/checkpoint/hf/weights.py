@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,7 @@ _INDEX_TABLE = FieldTable(
 _QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # That end like weights and are none.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 _SAID = 10
 
 
@@ -139,6 +141,13 @@ def _what_is_there(path: Path) -> str:
             "it is a LoRA adapter: give the base model, with this as --lora of `jaxllama convert`"
         )
     tensors = [name for name in names if name.endswith(".safetensors")]
+    if parts := [name for name in tensors if _PART.search(name)]:
+        whole = max(int(found[1]) for name in parts if (found := _PART.search(name)))
+        if whole > 1:
+            return (
+                f"it holds {parts[0]}{' ...' * (len(parts) > 1)}, {len(parts)} of {whole} files: "
+                f"fetch {INDEX}" + ", and the other files" * (len(parts) < whole)
+            )
     if tensors:
         return (
             f"it holds {', '.join(tensors[:3])}{' ...' * (len(tensors) > 3)}: "
@@ -149,6 +158,9 @@ def _what_is_there(path: Path) -> str:
         if _is_weights(name):
             whose, remedy = _OTHERS[Path(name).suffix]
             return f"it holds {name} ({whose}), which is not read; {remedy}"
+    for below in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        if inner := next((n for n in (SINGLE, INDEX) if (below / n).is_file()), None):
+            return f"but {below.name}/ holds {inner}; give that directory"
     return f"it holds {', '.join(names[:8]) or 'nothing'}; fetch the weights too"
 
 

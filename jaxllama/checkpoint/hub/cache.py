@@ -23,11 +23,14 @@ from jaxllama.checkpoint.hub.name import MAIN, HubName
 from jaxllama.checkpoint.hub.needed import Needed, NothingToReadError, choose_files
 from jaxllama.checkpoint.lora.contents import WEIGHTS as ADAPTER_WEIGHTS
 from jaxllama.checkpoint.meta.directory import PARAMS
+from jaxllama.checkpoint.orbax.arrays import described_files
+from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.errors import CheckpointError
 from jaxllama.files import limits
 
 _COMMIT = re.compile(r"\w[\w.-]*", re.ASCII)
-_WEIGHTS = {".safetensors", ".pth", ".gguf"}
+_WEIGHTS = (".safetensors", ".pth", ".gguf")
+_ARRAYS = f"{ARRAYS}/"
 _TRUE = ("1", "ON", "YES", "TRUE")
 
 
@@ -113,9 +116,16 @@ def _described(
         return Snapshot(root, (), usable=False)
     lacking = [] if here is None else _lacking(root, here)
     missing = dict.fromkeys([*lacking, *(file for file in wanted.files if file not in present)])
-    kinds = () if here is None else tuple({Path(file).suffix for file in here.files} & _WEIGHTS)
-    usable = here is not None and not lacking and not any(file.endswith(kinds) for file in missing)
+    kinds = set() if here is None else set(map(_kind, here.files)) - {""}
+    usable = here is not None and not lacking and not kinds.intersection(map(_kind, missing))
     return Snapshot(root / (here or wanted).folder, tuple(missing), usable)
+
+
+def _kind(file: str) -> str:
+    """Return what tells a format's weights from all other files, empty of these."""
+    if file.startswith(_ARRAYS):
+        return _ARRAYS
+    return Path(file).suffix if file.endswith(_WEIGHTS) else ""
 
 
 def _chosen(names: list[str], repo: HubName) -> Needed | None:
@@ -127,14 +137,16 @@ def _chosen(names: list[str], repo: HubName) -> Needed | None:
 
 def _lacking(root: Path, needed: Needed) -> list[str]:
     """Return what the files that are there show to be missing beside them."""
-    endings = {Path(file).suffix for file in needed.files}
+    kinds = set(map(_kind, needed.files))
     wanted: list[str] = []
     if ADAPTER in needed.files:
         wanted = [ADAPTER_WEIGHTS]
-    elif ".pth" in endings:
+    elif ".pth" in kinds:
         wanted = [f"{needed.folder}/{PARAMS}" if needed.folder else PARAMS]
-    elif ".safetensors" in endings:
+    elif ".safetensors" in kinds:
         wanted = [CONFIG] if SINGLE in needed.files else [CONFIG, INDEX, *_indexed(root)]
+    elif _ARRAYS in kinds:
+        wanted = [CONFIG, *(_ARRAYS + file for file in described_files(root / ARRAYS))]
     return [file for file in dict.fromkeys(wanted) if not (root / file).is_file()]
 
 

@@ -12,13 +12,15 @@ from jaxllama.checkpoint.hub.name import HubName
 from jaxllama.checkpoint.lora.contents import WEIGHTS as ADAPTER_WEIGHTS
 from jaxllama.checkpoint.manifest import MANIFEST
 from jaxllama.checkpoint.meta.directory import PARAMS
+from jaxllama.checkpoint.orbax.arrays import TREE
+from jaxllama.checkpoint.orbax.read import ARRAYS
 from jaxllama.errors import CheckpointError
 
 ORIGINAL = "original"
 _SHARD = re.compile(r"model.*-\d{5}-of-\d{5}\.safetensors")
 _RANK = re.compile(r"consolidated\.\d+\.pth")
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-_ORBAX = "arrays/"
+_ARRAYS = f"{ARRAYS}/"
 
 
 class NothingToReadError(CheckpointError):
@@ -41,8 +43,8 @@ class Needed:
 def choose_files(names: Iterable[str], repo: HubName) -> Needed:
     """Return the files to read of those that a repository has.
 
-    safetensors come before Meta's files, these before GGUF, since publishers give the same weights
-    in several formats and the first have most beside them.
+    safetensors come before Meta's files, these before Orbax and GGUF, since publishers give the
+    same weights in several formats and the first have most beside them.
 
     Args:
         names: paths in the repository.
@@ -63,6 +65,8 @@ def choose_files(names: Iterable[str], repo: HubName) -> Needed:
         return Needed((*beside, *(name for name in top if name == INDEX), *shards))
     if ranks := [name for name in top if _RANK.fullmatch(name)]:
         return Needed((*companions, *(name for name in top if name == PARAMS), *ranks))
+    if _ARRAYS + TREE in listed:
+        return Needed((*beside, *(name for name in listed if name.startswith(_ARRAYS))))
     if ADAPTER in top:
         return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS)))
     if packed := [name for name in top if name.endswith(".gguf")]:
@@ -98,13 +102,10 @@ def _many(packed: list[str], repo: HubName) -> CheckpointError:
 
 
 def _none(listed: list[str], repo: HubName) -> NothingToReadError:
-    if any(name.startswith(_ORBAX) for name in listed):
-        return NothingToReadError(
-            f"{repo}: holds an Orbax checkpoint, which cannot be read from a cache of links; fetch "
-            f"it by `{repo.fetch_command()} --local-dir DIRECTORY` and give that directory"
-        )
     shown = ", ".join(listed[:8]) or "nothing"
     return NothingToReadError(
         f"{repo}: has no weights in a format that is read here (safetensors, Meta's "
-        f"consolidated.NN.pth, GGUF); it holds {shown}{' ...' * (len(listed) > 8)}"
+        f"consolidated.NN.pth, Orbax under {_ARRAYS}, GGUF); it holds {shown}"
+        + " ..."
+        * (len(listed) > 8)
     )

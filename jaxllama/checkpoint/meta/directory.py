@@ -110,9 +110,11 @@ def _shard_files(path: Path) -> list[Path]:
     found = sorted(p.name for p in path.glob("consolidated.*.pth"))
     numbers = [int(m.group(1)) for name in found if (m := _SHARD.fullmatch(name))]
     if not found or numbers != list(range(len(found))):
+        others = [p.name for p in path.glob("*.pth")] if not found else []
+        there = f", but {others[0]}: rename it if it is the only one" if len(others) == 1 else ""
         raise CheckpointError(
             f"{path}: holds {', '.join(found) or 'no consolidated.NN.pth'}, expected "
-            "consolidated.00.pth and on without gaps"
+            f"consolidated.00.pth and on without gaps{there}"
         )
     return [files.inside(path, name) for name in found]
 
@@ -148,6 +150,11 @@ def _config(
     config = LlamaConfig.from_meta(
         params, tie_word_embeddings=_is_tied(shards), vocab_size=rows, source=str(path / PARAMS)
     )
+    if params.get("vocab_size") in (None, -1):
+        stated = "-1" if params.get("vocab_size") == -1 else "is not stated"
+        notes.append(
+            f"{PARAMS}: vocab_size {stated}: read as {config.vocab_size}, the embedding's rows"
+        )
     if not os.path.lexists(path / MANIFEST):
         return config, config.to_hf()
     beside = read_manifest(path).hf_config

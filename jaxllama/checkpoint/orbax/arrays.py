@@ -22,7 +22,8 @@ from jaxllama.checkpoint.orbax.plain_array import read_description, stored_bytes
 from jaxllama.errors import CheckpointError
 from jaxllama.files import limits
 
-_STATE, _METADATA, _DESCRIPTION = "state", "_METADATA", "zarr.json"
+_STATE, _DESCRIPTION, _STORE = "state", "zarr.json", "manifest.ocdbt"
+TREE = f"{_STATE}/_METADATA"  # names the arrays
 
 
 class StoredArray(Protocol):
@@ -85,7 +86,7 @@ class ArrayStore:
         """Open every array, and read none."""
         self._directory = directory
         try:
-            about = files.read_json(directory / _STATE / _METADATA, limits.INDEX_BYTES)
+            about = files.read_json(directory / TREE, limits.INDEX_BYTES)
             self.arrays = _open(directory / _STATE, about)
         except Exception as error:  # TensorStore raises many kinds on a damaged directory
             raise damaged(directory, error) from None
@@ -120,7 +121,7 @@ def _open(state: Path, about: Mapping[str, Any]) -> dict[str, StoredArray]:
     in_one_store = _in_one_store(state)
     in_files = about.get("use_zarr3") and not in_one_store
     names = list(_names(about))
-    files.check_names(names, f"{state / _METADATA}")
+    files.check_names(names, f"{state.parent / TREE}")
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{name!r} is no name of an array's directory")
@@ -165,6 +166,18 @@ def _check_unpacked(
             raise ValueError(f"{name} is {nbytes} bytes by its shape, its files have {stored}")
 
 
+def described_files(directory: Path) -> list[str]:
+    """Return the files without which no array of a directory can be opened, there or not."""
+    try:
+        about = files.read_json(directory / TREE, limits.INDEX_BYTES)
+        if _in_one_store(directory / _STATE):
+            return [TREE]
+        last = _DESCRIPTION if about.get("use_zarr3") else ".zarray"
+        return [TREE, *(f"{_STATE}/{name}/{last}" for name in _names(about))]
+    except (CheckpointError, KeyError, TypeError, ValueError):  # which opening it says
+        return [TREE]
+
+
 def _names(about: Mapping[str, Any]) -> Iterator[str]:
     for described in about["tree_metadata"].values():
         keys = [step["key"] for step in described["key_metadata"]]
@@ -175,7 +188,7 @@ def _names(about: Mapping[str, Any]) -> Iterator[str]:
 
 def _in_one_store(state: Path) -> bool:
     """Whether all arrays lie in one store, as Orbax puts them by itself."""
-    return (state / "manifest.ocdbt").exists()
+    return (state / _STORE).exists()
 
 
 def _spec(place: Path, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def open_orbax(path: Path) -> Checkpoint:
         ConfigError: its config.json is contradictory or not understood.
     """
     config_file = files.inside(path, CONFIG)
-    _refuse_links(path / ARRAYS)
+    _refuse_links(path)
     content = files.read_json(config_file)
     notes: list[str] = []
     config = LlamaConfig.from_hf(content, source=str(config_file), notes=notes)
@@ -72,7 +72,7 @@ def restore_sharded(
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
-    _refuse_links(path / ARRAYS)
+    _refuse_links(path)
     store = ArrayStore(path / ARRAYS)
     store.check()
     wanted = {
@@ -115,18 +115,23 @@ def context() -> ocp.Context:
     return context
 
 
-def _refuse_links(directory: Path) -> None:
-    """Refuse links out of the directory, and pipes, which would be waited for without end."""
-    if directory.is_symlink() or not directory.is_dir():
-        raise _linked(directory)
-    waiting = [str(directory)]
+def _refuse_links(path: Path) -> None:
+    """Refuse links out of the directory, and pipes, which would be waited for without end.
+
+    In the Hub's cache every file is a link to a blob of the same model: those stay.
+    """
+    if (path / ARRAYS).is_symlink() or not (path / ARRAYS).is_dir():
+        raise _linked(path / ARRAYS)
+    waiting = [str(path / ARRAYS)]
     while waiting:
         with os.scandir(waiting.pop()) as found:
             for one in found:
                 if one.is_dir(follow_symlinks=False):
                     waiting.append(one.path)
-                elif not one.is_file(follow_symlinks=False):
+                elif not one.is_file():
                     raise _linked(Path(one.path))
+                elif one.is_symlink():
+                    files.inside(path, os.path.relpath(one.path, path))
 
 
 def _linked(entry: Path) -> CheckpointError:

@@ -113,9 +113,15 @@ def test_quantised_tensors_and_what_is_left_of_them():
         assert f"mean {name} quantised weights" in said and "FineGrained" not in said
     (said,), _ = quantised_tensors(["c.weight_scale_inv"], floats)
     assert "FineGrainedFP8Config" in said
-    for method in ("fbgemm_fp8", "modelopt"):
+    for method, how in {
+        "fbgemm_fp8": "each weight times its weight_scale",
+        "modelopt": "where it is FP8, run `python convert_hf_to_gguf.py",
+        "gptq": "run `python convert_hf_to_gguf.py",
+        "awq": "take the float checkpoint",
+        "eetq": "take the float checkpoint",
+    }.items():
         (said,) = quantised_fields({"quantization_config": {"quant_method": method}})
-        assert "load it with the library that quantised it" in said and "FineGrained" not in said
+        assert how in said and "as the base model" in said and "FineGrained" not in said
     (said,), _ = quantised_tensors(["c.scales", "c.qweight"], floats)
     assert "GPTQ's or AWQ's" in said
     assert not quantised_fields({"quantization_config": None, "quantization": {}})

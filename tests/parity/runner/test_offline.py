@@ -317,6 +317,8 @@ def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
     ("text", "said"),
     [
         ("", "empty; write it again"),
+        ("<!DOCTYPE html>", "is a web page, as a failed download leaves; write it again"),
+        ("version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
         ("[]", "a list, expected what parity run --json writes"),
         ("{}", "schema_version None, expected 1.x"),
         ('{"schema_version": "9.0"}', "schema_version '9.0', expected 1.x"),

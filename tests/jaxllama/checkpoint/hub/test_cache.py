@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hub_cache import COMMIT, put_model
+from hub_cache import COMMIT, files_below, put_model
 from huggingface_hub import utils
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +18,8 @@ from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint, verify
 from jaxllama.checkpoint.hub.cache import cache_directory
 from jaxllama.checkpoint.hub.name import HubName, parse_name
 from jaxllama.errors import CheckpointError
+from parity.runner.readings import compare_readings
+from parity.sources.open import open_source
 
 ORIGINAL = "original/"
 
@@ -229,6 +231,47 @@ def test_gguf_is_read_where_it_is_one_file(cache: Path, tmp_path: Path, model: C
     assert verify(model, open_checkpoint("org/m")).equal
     put_model(cache, "org/n", {"a.gguf": content, "b.gguf": content})
     assert "`hf download org/n a.gguf`, and give the path that it prints" in refusal("org/n")
+
+
+@pytest.fixture(scope="module")
+def orbax(model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+    made = tmp_path_factory.mktemp("orbax") / "made"
+    return files_below(convert(model, made, to="orbax").target)
+
+
+HEAD = "arrays/state/lm_head.weight/"
+
+
+def test_an_orbax_directory_is_read_through_its_links(
+    cache: Path, model: Checkpoint, orbax: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    snapshot = put_model(cache, "org/m", orbax, tree=orbax)
+    opened = open_checkpoint("org/m")
+    assert (opened.path, opened.format, opened.notes) == (snapshot, "orbax", ())
+    assert verify(model, opened).equal
+    assert not compare_readings(opened, open_source(snapshot)).differences
+    assert open_checkpoint("org/m").tokenizer().encode("ab") == model.tokenizer().encode("ab")
+    link = snapshot / HEAD / "c" / "0" / "0"
+    blob = link.resolve()
+    other = snapshot.parents[2] / "elsewhere"
+    other.write_bytes(blob.read_bytes())
+    link.unlink()
+    link.symlink_to(other)
+    assert "lies outside the directory" in refusal("org/m")
+    link.unlink()
+    link.symlink_to(blob.parent)  # of a directory, or of nothing
+    assert "is a symbolic link" in refusal(str(snapshot))
+
+
+@pytest.mark.parametrize("lost", ["config.json", f"{HEAD}zarr.json", "arrays/state/_METADATA"])
+def test_an_orbax_directory_in_part_is_said(cache: Path, orbax: Mapping[str, bytes], lost: str):
+    """What describes arrays is known to be missing; their parts where the cache knows the tree."""
+    put_model(cache, "org/m", without(orbax, lost))
+    known = "weights" if lost.endswith("_METADATA") else lost
+    assert f"which lacks {known};" in refusal("org/m")
+    put_model(cache, "org/n", without(orbax, f"{HEAD}c/"), tree=orbax)
+    assert f"which lacks {HEAD}c/0/0" in refusal("org/n")
 
 
 @pytest.mark.parametrize("stated", ["../../../elsewhere", "", ".", "/etc"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 from adapters import write_adapter
-from hub_cache import put_model
+from hub_cache import files_below, put_model
 from hub_server import HubServer, serving
 from huggingface_hub import constants, file_download
 
@@ -181,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_said(hub: HubServer, cache: Path):
     ("has", "said"),
     [
         (["model.bin", "config.json"], "has no weights in a format that is read here"),
-        (["arrays/d", "config.json"], "holds an Orbax checkpoint"),
+        (["arrays/d", "config.json"], "has no weights in a format that is read here"),
         (["a-Q4.gguf", "a-Q8.gguf"], "holds 2 GGUF files (a-Q4.gguf, a-Q8.gguf); fetch one"),
         (["model.safetensors", FIRST], "holds two sets of weights: model.safetensors, and 1 files"),
         (["model.safetensors"], "was fetched, but lacks config.json"),
@@ -198,14 +200,49 @@ def test_other_formats_are_fetched(hub: HubServer, tmp_path: Path, model: Checkp
     meta = {file.name: file.read_bytes() for file in (tmp_path / "meta").iterdir()}
     hub.models["org/meta"] = {**meta, "README.md": b""}
     hub.models["org/gguf"] = {"a.gguf": (tmp_path / "a.gguf").read_bytes(), "README.md": b""}
+    convert(model, tmp_path / "orbax", to="orbax")
+    hub.models["org/orbax"] = {**files_below(tmp_path / "orbax"), "README.md": b"", "x.gguf": b"x"}
     original = {name: hub.models["org/m"][name] for name in hub.models["org/m"] if "/" in name}
     hub.models["org/original"] = original
-    for name in ("org/meta", "org/gguf", "org/original", "org/m"):
+    for name in ("org/meta", "org/gguf", "org/original", "org/orbax", "org/m"):
         opened = open_checkpoint(name, quiet=True)
         assert verify(model, opened).equal
         assert opened.path is not None
         assert not compare_readings(opened, open_source(opened.path)).differences
-    assert "README.md" not in hub.fetched()
+    assert not {"README.md", "x.gguf"} & set(hub.fetched())
+
+
+def test_the_commands_of_the_library_fetch_it(
+    hub: HubServer, model: Checkpoint, tmp_path: Path, online: pytest.MonkeyPatch
+):
+    """Those that refusals name, typed as they say; what they fetch is found without a network."""
+    convert(model, tmp_path / "a.gguf", to="gguf")
+    packed = (tmp_path / "a.gguf").read_bytes()
+    hub.models["org/several"] = {"a.gguf": packed, "b.gguf": packed}
+    whole = hub.models["org/m"]
+    hub.models["org/two"] = {**whole, "model.safetensors": b""}
+    said = refusal("org/several")
+    printed = type_command(re.findall(r"`(hf download [^`]+)`", said)[0])
+    assert verify(model, open_checkpoint(printed[-1])).equal
+    assert "fetch one of them by `hf download` and --include" in refusal("org/two")
+    shards = "--include 'model-*' --include '*.json' --local-dir"
+    type_command(f"hf download org/two {shards} {tmp_path / 'one'}")
+    assert verify(model, open_checkpoint(tmp_path / "one")).equal
+    online.setenv("HF_HUB_OFFLINE", "1")
+    said = refusal("org/m")
+    online.setenv("HF_HUB_OFFLINE", "0")
+    type_command(re.findall(r"`(hf download [^`]+)`", said)[0])
+    online.setenv("HF_HUB_OFFLINE", "1")
+    assert verify(model, open_checkpoint("org/m")).equal
+
+
+def type_command(command: str) -> list[str]:
+    """Run a command of the library's, and return the words that it prints."""
+    program = Path(sys.executable).parent / "hf"
+    words = [str(program), *shlex.split(command)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_commands_take_names(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

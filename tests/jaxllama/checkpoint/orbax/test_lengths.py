@@ -157,6 +157,7 @@ def test_without_the_check_it_would_not_be_seen(tmp_path, form, monkeypatch):
     monkeypatch.setattr(arrays, "check_files", lambda *_: None)
     monkeypatch.setattr(arrays, "check_store", lambda *_: None)
     monkeypatch.setattr(arrays, "read_description", lambda *_: None)
+    # Of 40 damages to a store, whose files have random names, none may have met values.
     _, silent = _outcomes(tmp_path, 400, lambda root: _read(root / "arrays"))
     assert silent > 0
 
