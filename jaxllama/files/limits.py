@@ -61,3 +61,9 @@ SANDBOX_SECONDS = 10
 SANDBOX_BYTES = 768 * _MEGABYTE
 # Of the wall's clock, for machines that do much else.
 SANDBOX_WAIT_SECONDS = 60
+# What the process of tokenizers may use, to read one or for a short text.
+TOKENIZER_SECONDS = 10
+TOKENIZER_MEMORY = 1024 * _MEGABYTE
+# Of a long text, besides: characters a second (honest ones go through ten times as many), and bytes
+# for each character.
+TOKENIZER_SPEED, TOKENIZER_TIMES = 50_000, 400

@@ -122,7 +122,6 @@ def _read(
             *_other_ids(tokenizer, named, {GENERATION: generation, "config.json": model}),
             *_around(tokenizer, around, bos),
         ),
-        problems=chat.problems,
     )
 
 
