@@ -22,6 +22,8 @@ ZIP_DIRECTORY_BYTES = 16 * _MEGABYTE
 METADATA_BYTES = TOKENIZER_BYTES
 # Bytes of a result of parity; some thousand taps have 5 MB. Parsed, it takes five times its length.
 RESULT_BYTES = 128 * _MEGABYTE
+# Entries of one: a row of a tap has 30, and 405B parameters 160,000 rows at most.
+RESULT_ENTRIES = 5_000_000
 
 # Levels. No file of a checkpoint has ten; Python's own limit is met at some hundred.
 JSON_DEPTH = 64

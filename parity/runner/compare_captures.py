@@ -12,13 +12,14 @@ from shlex import join
 from jaxllama.errors import InputError, argument
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS
+from parity.coverage import missing_taps
 from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.participants import Participant, Role
 from parity.result import Result, TapResult, modes_not_run
 from parity.subjects.traces import TraceSubject
-from parity.taps import expected_names, split_name
+from parity.taps import expected_names
 from parity.trace import Trace, read_capture
 
 
@@ -53,7 +54,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     held = [primary[run] for run in runs] + [one for run in runs for one in theirs[run]]
     absent = {kind for one in held for kind in one.info.absent}
     expected = expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))
-    missing = _missing(rows, expected, absent)
+    missing = missing_taps(rows, first.layers, absent)
     notes = [f"{reference} holds no run {run} to compare with" for run in alone]
     notes += [
         f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
@@ -201,12 +202,6 @@ def _lost(traces: Iterable[Trace], directory: str | Path) -> set[str]:
     there = {" ".join(trace.info.run) for trace in held}
     captured = {run for trace in held for run in trace.info.together}
     return {f"{run} (captured, and missing in {directory})" for run in captured - there}
-
-
-def _missing(rows: Iterable[TapResult], expected: Sequence[str], absent: set[str]) -> set[str]:
-    """Return the taps that were compared in no run, though none is declared absent."""
-    compared = {row.tap for row in rows}
-    return {name for name in expected if name not in compared and split_name(name)[0] not in absent}
 
 
 def _thin(

@@ -317,12 +317,12 @@ def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
     ("text", "said"),
     [
         ("", "empty; write it again"),
-        ("[]", "a list, expected what parity run --json writes"),
+        ("[]", "a JSON list, expected an object; write it again by parity run --json"),
         ("{}", "schema_version None, expected 1.x"),
         ('{"schema_version": "9.0"}', "schema_version '9.0', expected 1.x"),
         ('{"schema_version": "1.0"}', "'taps' is missing"),
-        ('{"schema_version": ', "not JSON, or cut short"),
-        ("[" * 99999, "not JSON, or cut short"),
+        ('{"schema_version": ', "not valid JSON"),
+        ("[" * 99999, "JSON nested too deep"),
     ],
 )
 def test_files_that_are_no_result(tmp_path: Path, text: str, said: str) -> None:
