@@ -64,7 +64,7 @@ def choose_files(names: Iterable[str], repo: HubName) -> Needed:
     if ranks := [name for name in top if _RANK.fullmatch(name)]:
         return Needed((*companions, *(name for name in top if name == PARAMS), *ranks))
     if ADAPTER in top:
-        return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS)))
+        return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS, MANIFEST)))
     if packed := [name for name in top if name.endswith(".gguf")]:
         if len({_SPLIT.sub(r"-of-\1", name) for name in packed}) > 1:
             raise _many(packed, repo)
