@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxllama import files
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.files import limits
 from parity.inputs import Inputs
 from parity.records import read_record, read_value
 from parity.taps import AXES, split_name
@@ -293,6 +294,11 @@ def read_capture(directory: str | Path) -> list[Trace]:
             )
         what = "no traces in it" if directory.is_dir() else "not a directory"
         raise InputError(f"{directory}: {what}; parity capture CHECKPOINT -o {directory} makes one")
+    if len(paths) > limits.TRACES:
+        raise InputError(
+            f"{directory}: {len(paths)} traces, at most {limits.TRACES} are accepted; give the "
+            "directory of one capture"
+        )
     return [read_trace(path) for path in paths]
 
 
@@ -325,8 +331,11 @@ class _opened:
 
     def __enter__(self) -> Any:
         try:
+            files.size(self._path)  # of a regular file: a pipe's reader would wait for ever
             self._file = safe_open(self._path, framework="numpy")
             return self._file.__enter__()
+        except CheckpointError as error:
+            raise InputError(f"{error}; capture it again") from error
         except (SafetensorError, OSError) as error:
             raise self._error(error) from error
 

@@ -25,6 +25,9 @@ RESULT_BYTES = 128 * _MEGABYTE
 # Entries of one: a row of a tap has 30, and 405B parameters 160,000 rows at most.
 RESULT_ENTRIES = 5_000_000
 
+# Traces of a capture: one of all scenarios, modes and dtypes, with its variants, has 80.
+TRACES = 500
+
 # Levels. No file of a checkpoint has ten; Python's own limit is met at some hundred.
 JSON_DEPTH = 64
 # Commas and opening brackets of one JSON file, which its entries are no more than: a tokenizer.json

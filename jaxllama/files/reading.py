@@ -199,9 +199,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_object(
-    text: bytes, source: str, *, entries: int = limits.JSON_ENTRIES
-) -> dict[str, Any]:
+def parse_object(text: bytes, source: str, *, entries: int = limits.JSON_ENTRIES) -> dict[str, Any]:
     """Parse a JSON object whose keys are unique.
 
     Args:

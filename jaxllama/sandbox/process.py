@@ -73,12 +73,7 @@ class SandboxProcess:
         _all.add(self)
 
     def ask(
-        self,
-        action: str,
-        source: str,
-        variables: Mapping[str, Any],
-        *,
-        more: Means | None = None,
+        self, action: str, source: str, variables: Mapping[str, Any], *, more: Means | None = None
     ) -> dict[str, Any]:
         """Return a program's answer; see `jaxllama.sandbox.answers.answer`.
 

@@ -33,7 +33,7 @@ class BackendApart:
     """
 
     def __init__(self, found: Mapping[str, bytes], source: str, config: LlamaConfig | None):
-        self._files = {"found": dict(found), "source": source, "config": config}
+        self._files: dict[str, Any] = {"found": dict(found), "source": source, "config": config}
         self._source, self._name = source, str(next(_numbers))
 
     def open(self) -> dict[str, Any]:
@@ -102,9 +102,7 @@ def _ask(action: str, name: str, given: Mapping[str, Any], size: int, source: st
         InputError: a text that no UTF-8 can hold.
     """
     more = Means(
-        size // limits.TOKENIZER_SPEED,
-        size * limits.TOKENIZER_TIMES,
-        size * limits.TOKENIZER_TIMES,
+        size // limits.TOKENIZER_SPEED, size * limits.TOKENIZER_TIMES, size * limits.TOKENIZER_TIMES
     )
     said = _process.ask(action, name, given, more=more)
     if "beyond" in said:

@@ -17,7 +17,7 @@ from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.participants import Participant, Role
-from parity.result import Result, TapResult, modes_not_run
+from parity.result import Result, modes_not_run
 from parity.subjects.traces import TraceSubject
 from parity.taps import expected_names
 from parity.trace import Trace, read_capture
@@ -197,11 +197,18 @@ def _compare_run(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace
 
 
 def _lost(traces: Iterable[Trace], directory: str | Path) -> set[str]:
-    """Return the runs that were captured together with these, and are no more there."""
+    """Return the runs that were captured together with these, and are no more there.
+
+    Of a trace that does not say, itself among them, nobody knows what is missing.
+    """
     held = list(traces)
     there = {" ".join(trace.info.run) for trace in held}
     captured = {run for trace in held for run in trace.info.together}
-    return {f"{run} (captured, and missing in {directory})" for run in captured - there}
+    silent = {one.path.name for one in held if " ".join(one.info.run) not in one.info.together}
+    return {f"{run} (captured, and missing in {directory})" for run in captured - there} | {
+        f"runs captured with {name} (it does not say which; capture {directory} again)"
+        for name in silent
+    }
 
 
 def _thin(

@@ -34,7 +34,12 @@ def after(many: int) -> dict[str, Any]:
 
 
 WORDS = {"a": 0, "!": 1, "b" * 10: 2}
-WORD_PIECE = {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "", "vocab": WORDS}
+WORD_PIECE = {
+    "type": "WordPiece",
+    "unk_token": "a",
+    "continuing_subword_prefix": "",
+    "vocab": WORDS,
+}
 RUNS = [["a" * length, -1.0] for length in range(1, 3000)]
 SLOW: Mapping[str, dict[str, Any]] = {
     "cuts": split("a*[!b][!c]"),
@@ -77,7 +82,7 @@ def test_a_long_text_ends_in_time(kind: str, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_memory_is_bounded() -> None:
-    with pytest.raises(LimitError, match="it: its tokenizer takes more than .* to be read"):
+    with pytest.raises(LimitError, match=r"it: its tokenizer takes more than .* to be read"):
         read(**after(50_000))
 
 
@@ -116,7 +121,7 @@ def test_one_that_was_put_away_is_opened_again(tight: SandboxProcess) -> None:
 
 
 def test_a_long_text_has_more_means_than_a_short_one() -> None:
-    """One second is for a short text: that an honest one of a megabyte takes longer is its right."""
+    """One second is for a short text: an honest one of a megabyte may take longer."""
     tokenizer = read()
     text = "The quick brown fox. " * 50_000
     assert len(tokenizer.encode(text)) == len(text) + 1

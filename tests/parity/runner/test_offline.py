@@ -161,6 +161,21 @@ def test_what_only_the_reference_holds_is_said(made: Path, tmp_path: Path) -> No
     assert not any("not judged" in note for note in whole.notes)
 
 
+def test_a_trace_that_does_not_say_what_it_was_captured_with(made: Path, tmp_path: Path) -> None:
+    """Of which nobody knows what is missing."""
+    silent = tmp_path / "silent"
+    shutil.copytree(made / "jax", silent)
+    name = "f64-right_padded-free-jaxllama.safetensors"
+    trace = read_trace(silent / name)
+    with TraceWriter(silent / name, trace.inputs) as writer:
+        for stage in trace:
+            writer.stage(stage)
+        writer.close(replace(trace.info, together=()))
+    result = parity.compare(silent, made / "torch")
+    assert result.verdict == "inconclusive"
+    assert [one for one in result.unmatched if "it does not say which" in one and name in one]
+
+
 def test_an_undeclared_gap_in_a_capture_leaves_the_verdict_open(damaged: Path, made: Path) -> None:
     trace = read_trace(damaged)
     with TraceWriter(damaged, trace.inputs) as writer:

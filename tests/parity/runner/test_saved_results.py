@@ -61,7 +61,7 @@ def test_rows_told_twice_are_refused(document: dict[str, Any], tmp_path: Path) -
 def test_a_row_in_another_s_place_is_refused(document: dict[str, Any], tmp_path: Path) -> None:
     taps = document["taps"]
     doubled = {**document, "taps": [taps[0], taps[1], taps[2], taps[2]]}
-    with pytest.raises(InputError, match="holds layers.0.q_proj bf16 causal free 0 twice"):
+    with pytest.raises(InputError, match=r"holds layers\.0\.q_proj bf16 causal free 0 twice"):
         parity.recheck(saved(doubled, tmp_path))
 
 

@@ -66,7 +66,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a name": (rename_a_factor, "o_proj.lora_A.weight: not in the manifest"),
     "digests": (edit(MANIFEST, lambda c: c["tensors"].clear()), "not in the manifest"),
     "one more": (edit(MANIFEST, lambda c: c["tensors"].update(x="0")), "x: in the manifest, not"),
-    "damage": (lambda adapter: (adapter / MANIFEST).write_text("{"), "not valid JSON") ,
+    "damage": (lambda adapter: (adapter / MANIFEST).write_text("{"), "not valid JSON"),
     "link": (link_out, "lies outside the directory"),
     "climbing": (edit(MANIFEST, lambda c: c["files"].update({"../x": "0"})), "lies outside"),
 }
