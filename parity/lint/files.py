@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import CheckpointError, InputError
-from jaxllama.files import refuse_stranger, stranger
+from jaxllama.files import limits, refuse_stranger, stranger
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 STDIN = "-"
@@ -96,7 +96,8 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
 
 def _stdin_arrays() -> dict[str, np.ndarray]:
     """Read standard input to its end, as what its first bytes say."""
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read(limits.MASK_BYTES + 1)
+    _check_length("standard input", len(content))
     if content.lstrip()[:1] == b"[":
         return {"mask": _from_list(content.decode("utf-8", "replace"))}
     suffix = next((s for start, s in _FIRST_BYTES.items() if content.startswith(start)), None)
@@ -122,6 +123,7 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         if isinstance(loaded, np.ndarray):
             return {"mask": _known_dtype(loaded)}
         with loaded:
+            _check_length(name, sum(one.file_size for one in loaded.zip.infolist()))
             return {name: _known_dtype(loaded[name]) for name in loaded.files}
     except InputError:
         raise
@@ -141,6 +143,14 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         raise InputError(f"{name}: not a readable {suffix} array file: {reason}") from error
 
 
+def _check_length(name: str, nbytes: int) -> None:
+    """Refuse what unpacks to more than a mask has."""
+    if nbytes > limits.MASK_BYTES:
+        raise InputError(
+            f"{name}: {nbytes} bytes once unpacked, at most {limits.MASK_BYTES} are accepted"
+        )
+
+
 def _torch_arrays(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
     try:
         import torch
@@ -148,6 +158,8 @@ def _torch_arrays(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, 
         raise InputError(f"{name}: reading it needs PyTorch; install parity's extra") from error
 
     def array(tensor: Any) -> np.ndarray:
+        # Whose file may be short: an expanded one repeats what it holds.
+        _check_length(name, tensor.numel() * tensor.element_size())
         tensor = tensor.detach().cpu()
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import join
 
-from jaxllama.errors import InputError, argument
+from jaxllama.errors import InputError, argument, join_problems
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS
 from parity.coverage import missing_taps
@@ -161,7 +161,7 @@ def _check_comparable(
                 problems.append(f"{said}: {other.path.name} has other layers or decoding steps")
     if problems:
         raise InputError(
-            "captures that cannot be compared:\n  " + "\n  ".join(dict.fromkeys(problems))
+            join_problems("captures that cannot be compared", list(dict.fromkeys(problems)))
         )
 
 

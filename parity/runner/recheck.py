@@ -228,13 +228,15 @@ def _not_run(saved: _Saved) -> tuple[str, ...]:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        if (length := path.stat().st_size) > bounds.RESULT_BYTES:
-            raise InputError(f"{path}: {length} bytes, at most {bounds.RESULT_BYTES} are accepted")
-        document = files.parse_object(path.read_bytes(), str(path), entries=bounds.RESULT_ENTRIES)
+        with path.open("rb") as file:  # which may be a pipe, and say no length
+            text = file.read(bounds.RESULT_BYTES + 1)
+        if len(text) > bounds.RESULT_BYTES:
+            raise InputError(f"{path}: more than {bounds.RESULT_BYTES} bytes are not accepted")
+        document = files.parse_object(text, str(path), entries=bounds.RESULT_ENTRIES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError as error:
-        said = f"{path}: empty" if not length else str(error)
+        said = f"{path}: empty" if not text else str(error)
         raise InputError(f"{said}; write it again by parity run --json") from error
     version = document.get("schema_version")
     if not isinstance(version, str) or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
