@@ -68,7 +68,8 @@ SANDBOX_SECONDS = 10
 SANDBOX_BYTES = 768 * _MEGABYTE
 # Of the wall's clock, for machines that do much else.
 SANDBOX_WAIT_SECONDS = 60
-# What the process of tokenizers may use, to read one or for a short text.
+# What the process of tokenizers may use, to read one or for a short text: one of 260,000 tokens
+# takes 2 s and 260 MB.
 TOKENIZER_SECONDS = 10
 TOKENIZER_MEMORY = 1024 * _MEGABYTE
 # Of a long text, besides: characters a second (honest ones go through ten times as many), and bytes

@@ -44,8 +44,8 @@ def answer(action: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: arguments of the function that is asked for.
 
     Returns:
-        `given`, its result; `unknown`, where no tokenizer of that name is open (any more); or
-        `error`, the class and the words of one.
+        `given`, its result; `unknown`, where no tokenizer of that name is open (any more);
+        `error`, the class and the words of one; or `failed`, of one that is a fault in here.
 
     Raises:
         MemoryError: there is none left.
@@ -65,6 +65,10 @@ def answer(action: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"given": ask(**given)}
     except JaxLlamaError as error:
         return {"error": [type(error).__name__, error.marked]}
+    except MemoryError:
+        raise
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def summary(parts: Parts) -> dict[str, Any]:

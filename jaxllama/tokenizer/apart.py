@@ -113,4 +113,6 @@ def _ask(action: str, name: str, given: Mapping[str, Any], size: int, source: st
     if "error" in said:
         kind, words = said["error"]
         raise getattr(errors, kind)(words)
+    if "failed" in said:
+        raise RuntimeError(said["failed"])
     return said.get("given")

@@ -125,3 +125,13 @@ def test_a_long_text_has_more_means_than_a_short_one() -> None:
     tokenizer = read()
     text = "The quick brown fox. " * 50_000
     assert len(tokenizer.encode(text)) == len(text) + 1
+
+
+def test_a_fault_of_one_s_own_is_no_fault_of_the_files() -> None:
+    with pytest.raises(RuntimeError, match="AttributeError"):
+        apart._ask("nonsense", _opened(), {}, 0, "it")
+
+
+def _opened() -> str:
+    tokenizer = read()
+    return str(vars(tokenizer._backend)["_name"])
