@@ -40,6 +40,15 @@ _DTYPES: dict[np.dtype, str] = {
     np.dtype(np.int32): "I32",
     np.dtype(np.bool_): "BOOL",
 }
+# Fields of a configuration that say the size of an axis.
+_SIZES = {
+    "N": "num_attention_heads",
+    "K": "num_key_value_heads",
+    "H": "head_dim",
+    "D": "hidden_size",
+    "F": "intermediate_size",
+    "V": "vocab_size",
+}
 _INPUTS = ("tokens", "positions", "valid", "mask", "segments")
 
 
@@ -95,12 +104,15 @@ class Trace:
         info: what it says of itself.
         inputs: the scenario it was run on.
         stages: for each stage, in order, the taps' names and the CRC-32 of their bytes.
+        is_reference: whether its taps must have the shapes that its inputs and configuration give;
+            of a subject other shapes are a finding.
     """
 
     path: Path
     info: TraceInfo
     inputs: Inputs
     stages: list[dict[str, int]] = field(default_factory=list)
+    is_reference: bool = False
 
     def stage(self, index: int) -> dict[str, np.ndarray]:
         """Read the taps of one stage, in data-flow order.
@@ -110,14 +122,14 @@ class Trace:
         """
         with _opened(self.path) as file:
             return {
-                name: self._checked(name, file.get_tensor(f"{index}/{name}"), crc)
+                name: self._checked(name, file.get_tensor(f"{index}/{name}"), crc, index)
                 for name, crc in self.stages[index].items()
             }
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self.stage(index) for index in range(len(self.stages)))
 
-    def _checked(self, name: str, array: np.ndarray, crc: int) -> np.ndarray:
+    def _checked(self, name: str, array: np.ndarray, crc: int, stage: int) -> np.ndarray:
         if zlib.crc32(_bytes(array)) != crc:
             raise InputError(
                 f"{self.path}: {name} is not what was written (its checksum differs); the file is "
@@ -128,7 +140,25 @@ class Trace:
             raise InputError(
                 f"{self.path}: {name} has shape {array.shape}, expected {axes}; capture it again"
             )
+        sizes = self._sizes(stage) if self.is_reference and axes is not None else {}
+        wanted = {
+            axis: sizes.get(axis, n) for axis, n in zip(axes or "", array.shape, strict=False)
+        }
+        if sizes and tuple(wanted.values()) != array.shape:
+            said = ", ".join(f"{axis} {n}" for axis, n in wanted.items())
+            raise InputError(
+                f"{self.path}: {name} has shape {array.shape}, expected {said}; capture it again"
+            )
         return array
+
+    def _sizes(self, stage: int) -> dict[str, int]:
+        """Return the sizes of axes in a stage, as far as inputs and configuration say them."""
+        rows, columns = self.inputs.tokens.shape
+        calls = self.info.chunks or (columns,)
+        config = self.info.checkpoint["config"]
+        stated = {axis: config.get(name) for axis, name in _SIZES.items()}
+        known = {axis: size for axis, size in stated.items() if type(size) is int}
+        return {"B": rows, "T": calls[stage // (self.info.layers + 2)], **known}
 
 
 class TraceWriter:

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import sys
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ OWN = (b"\x93NUMPY", b"PK", b"\x80")
 
 def looks_like_file(text: str) -> bool:
     """Whether an argument names an array file rather than being a spec."""
-    return is_stdin(text) or text.split(":")[0].endswith(SUFFIXES) or Path(text).exists()
+    return is_stdin(text) or text.split(":")[0].endswith(SUFFIXES) or _is_there(text)
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
 
 
 def is_stdin(text: str) -> bool:
@@ -80,7 +88,7 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
     """
     if str(path) == STDIN:
         return _stdin_arrays()
-    if not path.is_file():
+    if not _is_there(str(path)) or not path.is_file():
         raise InputError(f"{path}: no such file; give a {', '.join(SUFFIXES)} file or a spec")
     if path.suffix not in SUFFIXES:
         raise InputError(
@@ -134,6 +142,10 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         KeyError,
         RuntimeError,
         MemoryError,
+        OverflowError,
+        RecursionError,
+        SyntaxError,
+        tokenize.TokenError,  # NumPy's header is a literal of Python's
         zipfile.BadZipFile,
         pickle.UnpicklingError,
     ) as error:

@@ -6,6 +6,7 @@ NumPy and safetensors alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import join
 
@@ -39,7 +40,11 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         InputError: a capture is missing, damaged, of other inputs or other weights, or there is no
             float64 trace to compare with.
     """
-    theirs, ours = _by_run(reference), _by_run(subject)
+    ours = _by_run(subject)
+    theirs = {
+        run: [replace(trace, is_reference=True) for trace in traces]
+        for run, traces in _by_run(reference).items()
+    }
     primary = {run: _one(traces, subject) for run, traces in ours.items()}
     runs = [run for run in primary if run in theirs]
     _check_comparable(primary, theirs, runs, (Path(subject), Path(reference)))

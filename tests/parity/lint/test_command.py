@@ -225,3 +225,32 @@ def test_masks_that_unpack_to_more_than_any_has(tmp_path, monkeypatch):
             load_file(tmp_path / name)
     np.savez_compressed(tmp_path / "few.npz", mask=np.zeros((1, 20, 20), bool))
     assert load_file(tmp_path / "few.npz")["mask"].shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"(" * 8999,
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (99999999999999999999, 4)}",
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (-1, 4)}",
+        b"{1, 2}",
+    ],
+)
+def test_headers_that_no_array_has(tmp_path, header):
+    head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (tmp_path / "m.npy").write_bytes(head)
+    assert "not a readable .npy array file" in refused("lint", tmp_path / "m.npy")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("~" * 1900 + "causal()", "recursion"),
+        ("causal()&" * 300 + "causal()", "2708 characters, at most 2000"),
+        ("/a" * 25_000, "50000 characters"),
+        ("[" * 50_000, "not a list of lists"),
+        ("x" * 5000 + ".npy", "no such file"),
+    ],
+)
+def test_texts_too_long_or_too_deep_are_one_error(text, said):
+    assert said in refused("lint", text)

@@ -176,6 +176,28 @@ def test_a_trace_that_does_not_say_what_it_was_captured_with(made: Path, tmp_pat
     assert [one for one in result.unmatched if "it does not say which" in one and name in one]
 
 
+def turned(path: Path, tap: str) -> None:
+    """Give a tap of a trace its axes in another order, which no checksum tells."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    shape = header[tap]["shape"]
+    header[tap]["shape"] = [*shape[1:], shape[0]]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize("tap", ["1/layers.0.attn_probs", "1/layers.0.q_proj", "0/embed"])
+def test_axes_out_of_order_in_a_reference_are_refused_and_in_a_subject_a_finding(
+    made: Path, tmp_path: Path, tap: str
+) -> None:
+    shutil.copytree(made / "jax", tmp_path / "turned")
+    turned(tmp_path / "turned" / "f64-right_padded-free-jaxllama.safetensors", tap)
+    with pytest.raises(InputError, match=r"has shape .*, expected B \d"):
+        parity.compare(made / "torch", tmp_path / "turned")
+    assert parity.compare(tmp_path / "turned", made / "torch").verdict == "divergent"
+
+
 def test_an_undeclared_gap_in_a_capture_leaves_the_verdict_open(damaged: Path, made: Path) -> None:
     trace = read_trace(damaged)
     with TraceWriter(damaged, trace.inputs) as writer:
