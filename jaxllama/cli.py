@@ -180,10 +180,15 @@ def verify(
     """Prove two checkpoints of any formats equal to the bit, or say what differs and why."""
     from jaxllama.checkpoint import check_manifest, open_checkpoint
     from jaxllama.checkpoint import verify as compare
+    from jaxllama.checkpoint.lora.manifest import check_adapter, is_adapter
     from jaxllama.errors import InputError
 
     if manifest == (second is not None):
         raise InputError("give two checkpoints, or one and --manifest")
+    if second is None and is_adapter(Path(first)):
+        check_adapter(Path(first))
+        print(f"equal: {first} is as its manifest says")
+        return
     if second is None:
         for note in check_manifest(open_checkpoint(first)):
             print(f"note: {note}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxllama.errors import InputError
@@ -59,7 +60,8 @@ def read_value(kind: Any, value: Any, place: str) -> Any:
             return value
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            with suppress(OverflowError):
+                return float(value)
         if isinstance(value, str) and value in _NOT_FINITE:
             return float(value)
     elif origin is tuple or kind is tuple:

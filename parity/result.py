@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # 1.1: `difference`; of taps `structural`, `noise_from`, `chained` and the mode `probe`.
 # 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may
 # be; the modes `generate` and `tokens`, and the kinds `generation` and `tokens`.
+# 1.3: `coverage.runs` and `coverage.witnesses`.
 SCHEMA_VERSION = "1.3"
 
 # The modes of a run, in the words of what was not run.

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxllama import files
 from jaxllama.errors import CheckpointError, InputError
+from jaxllama.files import limits
 from parity.inputs import Inputs
 from parity.records import read_record, read_value
 from parity.taps import AXES, split_name
@@ -38,6 +39,15 @@ _DTYPES: dict[np.dtype, str] = {
     np.dtype(np.int64): "I64",
     np.dtype(np.int32): "I32",
     np.dtype(np.bool_): "BOOL",
+}
+# Fields of a configuration that say the size of an axis.
+_SIZES = {
+    "N": "num_attention_heads",
+    "K": "num_key_value_heads",
+    "H": "head_dim",
+    "D": "hidden_size",
+    "F": "intermediate_size",
+    "V": "vocab_size",
 }
 _INPUTS = ("tokens", "positions", "valid", "mask", "segments")
 
@@ -94,12 +104,15 @@ class Trace:
         info: what it says of itself.
         inputs: the scenario it was run on.
         stages: for each stage, in order, the taps' names and the CRC-32 of their bytes.
+        is_reference: whether its taps must have the shapes that its inputs and configuration give;
+            of a subject other shapes are a finding.
     """
 
     path: Path
     info: TraceInfo
     inputs: Inputs
     stages: list[dict[str, int]] = field(default_factory=list)
+    is_reference: bool = False
 
     def stage(self, index: int) -> dict[str, np.ndarray]:
         """Read the taps of one stage, in data-flow order.
@@ -109,14 +122,14 @@ class Trace:
         """
         with _opened(self.path) as file:
             return {
-                name: self._checked(name, file.get_tensor(f"{index}/{name}"), crc)
+                name: self._checked(name, file.get_tensor(f"{index}/{name}"), crc, index)
                 for name, crc in self.stages[index].items()
             }
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self.stage(index) for index in range(len(self.stages)))
 
-    def _checked(self, name: str, array: np.ndarray, crc: int) -> np.ndarray:
+    def _checked(self, name: str, array: np.ndarray, crc: int, stage: int) -> np.ndarray:
         if zlib.crc32(_bytes(array)) != crc:
             raise InputError(
                 f"{self.path}: {name} is not what was written (its checksum differs); the file is "
@@ -127,7 +140,25 @@ class Trace:
             raise InputError(
                 f"{self.path}: {name} has shape {array.shape}, expected {axes}; capture it again"
             )
+        sizes = self._sizes(stage) if self.is_reference and axes is not None else {}
+        wanted = {
+            axis: sizes.get(axis, n) for axis, n in zip(axes or "", array.shape, strict=False)
+        }
+        if sizes and tuple(wanted.values()) != array.shape:
+            said = ", ".join(f"{axis} {n}" for axis, n in wanted.items())
+            raise InputError(
+                f"{self.path}: {name} has shape {array.shape}, expected {said}; capture it again"
+            )
         return array
+
+    def _sizes(self, stage: int) -> dict[str, int]:
+        """Return the sizes of axes in a stage, as far as inputs and configuration say them."""
+        rows, columns = self.inputs.tokens.shape
+        calls = self.info.chunks or (columns,)
+        config = self.info.checkpoint["config"]
+        stated = {axis: config.get(name) for axis, name in _SIZES.items()}
+        known = {axis: size for axis, size in stated.items() if type(size) is int}
+        return {"B": rows, "T": calls[stage // (self.info.layers + 2)], **known}
 
 
 class TraceWriter:
@@ -293,6 +324,11 @@ def read_capture(directory: str | Path) -> list[Trace]:
             )
         what = "no traces in it" if directory.is_dir() else "not a directory"
         raise InputError(f"{directory}: {what}; parity capture CHECKPOINT -o {directory} makes one")
+    if len(paths) > limits.TRACES:
+        raise InputError(
+            f"{directory}: {len(paths)} traces, at most {limits.TRACES} are accepted; give the "
+            "directory of one capture"
+        )
     return [read_trace(path) for path in paths]
 
 
@@ -325,8 +361,11 @@ class _opened:
 
     def __enter__(self) -> Any:
         try:
+            files.size(self._path)  # of a regular file: a pipe's reader would wait for ever
             self._file = safe_open(self._path, framework="numpy")
             return self._file.__enter__()
+        except CheckpointError as error:
+            raise InputError(f"{error}; capture it again") from error
         except (SafetensorError, OSError) as error:
             raise self._error(error) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Manifest:
 
     Attributes:
         tensors: digest by canonical name.
-        hf_config: its configuration, as a Hugging Face config.json holds it.
+        hf_config: its configuration, as a Hugging Face config.json holds it; of an adapter what
+            adapter_config.json does.
         files: digest of each file beside the weights, by name; None where the manifest is of a
             version that says nothing of them.
         heads: digests of what files of weights say besides, in their order: of a GGUF file all
@@ -127,25 +128,51 @@ def check_manifest(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.path is None:
         raise CheckpointError(f"{checkpoint.label}: made in memory, so it has no manifest")
     manifest = read_manifest(checkpoint.path)
-    recorded = manifest.tensors
     problems = _file_problems(checkpoint, manifest)
     if LlamaConfig.from_hf(manifest.hf_config) != checkpoint.config:
         problems.insert(0, f"its configuration was changed ({checkpoint.config_source})")
-    problems += [f"{n}: in the manifest, not there" for n in recorded.keys() - checkpoint.tensors]
-    for name in checkpoint.tensors:
-        if name not in recorded:
-            problems.append(f"{name}: not in the manifest")
-        elif (found := digest(checkpoint.read(name))) != recorded[name]:
-            problems.append(f"{name}: digest {found}, recorded {recorded[name]}")
-    if problems:
-        title = f"{checkpoint.label}: changed since its manifest was written"
-        raise CheckpointError(join_problems(title, problems))
+    problems += tensor_problems(manifest, checkpoint.tensors, checkpoint.read)
+    refuse_changed(checkpoint.label, problems)
     if manifest.files is None:
         return [
             "its manifest is of version 1, which has digests of the weights alone: tokenizer, chat "
             "template and generation settings are not compared; `jaxllama convert` writes a new one"
         ]
     return []
+
+
+def refuse_changed(label: str, problems: Sequence[str]) -> None:
+    """Raise a `CheckpointError` with what is not as a manifest says, if anything."""
+    if problems:
+        raise CheckpointError(
+            join_problems(f"{label}: changed since its manifest was written", problems)
+        )
+
+
+def tensor_problems(
+    manifest: Manifest, names: Collection[str], read: Callable[[str], np.ndarray]
+) -> list[str]:
+    """Return a line for each tensor that is not as a manifest says, is missing or was added."""
+    recorded = manifest.tensors
+    problems = [f"{n}: in the manifest, not there" for n in sorted({*recorded} - {*names})]
+    for name in names:
+        if name not in recorded:
+            problems.append(f"{name}: not in the manifest")
+        elif (found := digest(read(name))) != recorded[name]:
+            problems.append(f"{name}: digest {found}, recorded {recorded[name]}")
+    return problems
+
+
+def file_problems(manifest: Manifest, directory: Path) -> list[str]:
+    """Return a line for each file beside the weights that is not as a manifest says, or gone."""
+    problems = []
+    for name, recorded in (manifest.files or {}).items():
+        file = files.inside(directory, name)
+        if not os.path.lexists(file):
+            problems.append(f"{name}: in the manifest, not there")
+        elif (found := _digest_of(file)) != recorded:
+            problems.append(f"{name}: was changed: digest {found}, recorded {recorded}")
+    return problems
 
 
 def _file_problems(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
@@ -163,12 +190,7 @@ def _file_problems(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
     ]
     if len(heads) != len(manifest.heads):
         problems.append(f"{len(heads)} files of weights, in the manifest {len(manifest.heads)}")
-    for name, recorded in manifest.files.items():
-        file = files.inside(directory, name)
-        if not os.path.lexists(file):
-            problems.append(f"{name}: in the manifest, not there")
-        elif (found := _digest_of(file)) != recorded:
-            problems.append(f"{name}: was changed: digest {found}, recorded {recorded}")
+    problems += file_problems(manifest, directory)
     problems += [
         f"{n}: not in the manifest, so it was added" for n in sorted(there - manifest.files.keys())
     ]

@@ -266,7 +266,7 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> tuple[Any, RopeScal
     thetas |= {f"{name}.rope_theta": rope.get("rope_theta") for name, rope, _ in found}
     given = {name: theta for name, theta in thetas.items() if theta is not None}
     first = next(iter(given.values()), None)
-    if any(theta != first for theta in given.values()):
+    if any(theta is not first and theta != first for theta in given.values()):  # NaN is not itself
         said = ", ".join(f"{name} {theta!r}" for name, theta in given.items())
         problems.append(f"{said} contradict each other; {_likelier(given)}")
     return first, found[0][2] if found else None

@@ -22,6 +22,13 @@ ZIP_DIRECTORY_BYTES = 16 * _MEGABYTE
 METADATA_BYTES = TOKENIZER_BYTES
 # Bytes of a result of parity; some thousand taps have 5 MB. Parsed, it takes five times its length.
 RESULT_BYTES = 128 * _MEGABYTE
+# Entries of one: a row of a tap has 30, and 405B parameters 160,000 rows at most.
+RESULT_ENTRIES = 5_000_000
+
+# Bytes of a file of masks, unpacked: one of 32,768 tokens has as many.
+MASK_BYTES = 1024 * _MEGABYTE
+# Traces of a capture: one of all scenarios, modes and dtypes, with its variants, has 80.
+TRACES = 500
 
 # Levels. No file of a checkpoint has ten; Python's own limit is met at some hundred.
 JSON_DEPTH = 64
@@ -61,3 +68,10 @@ SANDBOX_SECONDS = 10
 SANDBOX_BYTES = 768 * _MEGABYTE
 # Of the wall's clock, for machines that do much else.
 SANDBOX_WAIT_SECONDS = 60
+# What the process of tokenizers may use, to read one or for a short text: one of 260,000 tokens
+# takes 2 s and 260 MB.
+TOKENIZER_SECONDS = 10
+TOKENIZER_MEMORY = 1024 * _MEGABYTE
+# Of a long text, besides: characters a second (honest ones go through ten times as many), and bytes
+# for each character.
+TOKENIZER_SPEED, TOKENIZER_TIMES = 50_000, 400

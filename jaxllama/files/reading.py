@@ -210,15 +210,20 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_object(text: bytes, source: str) -> dict[str, Any]:
+def parse_object(text: bytes, source: str, *, entries: int = limits.JSON_ENTRIES) -> dict[str, Any]:
     """Parse a JSON object whose keys are unique.
+
+    Args:
+        text: the JSON.
+        source: what to call it in an error.
+        entries: the most that are accepted.
 
     Raises:
         CheckpointError: not JSON, nested too deep, of too many entries, a key twice, a text with
             half a character, or not an object.
     """
     try:
-        _check_entries(text)
+        _check_entries(text, entries)
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
         if isinstance(value, dict | list):
             _check_depth(value)
@@ -260,11 +265,11 @@ def check_characters(text: bytes, value: Any, source: str) -> None:
         raise CheckpointError(f"{source}: {near!r} in it is half a character, no text") from None
 
 
-def _check_entries(text: bytes) -> None:
+def _check_entries(text: bytes, most: int) -> None:
     """Refuse too many entries before objects are made of them."""
     entries = sum(text.count(mark) for mark in (b",", b"[", b"{"))
-    if entries > limits.JSON_ENTRIES:
-        raise ValueError(f"{entries} entries, at most {limits.JSON_ENTRIES} are accepted")
+    if entries > most:
+        raise ValueError(f"{entries} entries, at most {most} are accepted")
 
 
 def _check_depth(value: Any) -> None:

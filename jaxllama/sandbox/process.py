@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +28,27 @@ _LENGTH = struct.Struct("<Q")
 _MOST_BYTES = 6 * limits.RENDERED_CHARACTERS + 1000
 
 
+@dataclass(frozen=True)
+class Means:
+    """What an answer may take.
+
+    Attributes:
+        seconds: of the processor's time.
+        nbytes: of memory.
+        answer: bytes of the answer.
+    """
+
+    seconds: int
+    nbytes: int
+    answer: int
+
+    def plus(self, other: Means) -> Means:
+        """Return the sum."""
+        return Means(
+            self.seconds + other.seconds, self.nbytes + other.nbytes, self.answer + other.answer
+        )
+
+
 class SandboxProcess:
     """A process that answers one question at a time, from any thread.
 
@@ -34,48 +57,64 @@ class SandboxProcess:
     Args:
         seconds: of the processor's time, of each answer.
         nbytes: of memory, Python's own included.
+        answers: the module whose `answer` is asked.
     """
 
     def __init__(
-        self, seconds: int = limits.SANDBOX_SECONDS, nbytes: int = limits.SANDBOX_BYTES
+        self,
+        seconds: int = limits.SANDBOX_SECONDS,
+        nbytes: int = limits.SANDBOX_BYTES,
+        answers: str = "jaxllama.sandbox.answers",
     ) -> None:
-        self._seconds, self._nbytes = seconds, nbytes
+        self._most = Means(seconds, nbytes, _MOST_BYTES)
+        self._answers = answers
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        _all.add(self)
 
-    def ask(self, action: str, source: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(
+        self, action: str, source: str, variables: Mapping[str, Any], *, more: Means | None = None
+    ) -> dict[str, Any]:
         """Return a program's answer; see `jaxllama.sandbox.answers.answer`.
+
+        Args:
+            action: see there, as for `source` and `variables`.
+            source: likewise.
+            variables: likewise.
+            more: what this question may take beyond what any may.
 
         Raises:
             OSError: no process can be started.
         """
-        question = pickle.dumps((action, source, dict(variables)))
+        most = self._most if more is None else self._most.plus(more)
+        question = pickle.dumps((most.seconds, most.nbytes, (action, source, dict(variables))))
         with self._lock:
             try:
-                return self._answer(question)
+                return self._answer(question, most)
             except BaseException:  # Ctrl-C too: an answer that is still to come is nobody's
                 self._end()
                 raise
 
-    def _answer(self, question: bytes) -> dict[str, Any]:
+    def _answer(self, question: bytes, most: Means) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             self._end()
-            self._process = _started(self._seconds, self._nbytes)
-        until = time.monotonic() + limits.SANDBOX_WAIT_SECONDS
+            self._process = _started(self._answers)
+        wait = limits.SANDBOX_WAIT_SECONDS * most.seconds / self._most.seconds
+        until = time.monotonic() + wait
         try:
             _write(_stream(self._process.stdin), _LENGTH.pack(len(question)) + question, until)
             output = _stream(self._process.stdout)
             (length,) = _LENGTH.unpack(_read(output, _LENGTH.size, until))
             found: dict[str, Any] = (
                 json.loads(_read(output, length, until).decode("utf-8", "surrogatepass"))
-                if length <= _MOST_BYTES
+                if length <= most.answer
                 else {"beyond": f"gives more than {limits.RENDERED_CHARACTERS} characters"}
             )
         except TimeoutError:
             self._end()
-            return {"beyond": f"takes more than {limits.SANDBOX_WAIT_SECONDS} seconds"}
+            return {"beyond": f"takes more than {wait:g} seconds"}
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return {"beyond": self._end_of(self._end())}
+            return {"beyond": _end_of(self._end(), most)}
         if "beyond" in found:
             self._end()  # what it took is given back
         return found
@@ -95,14 +134,6 @@ class SandboxProcess:
                 _stream(stream).close()
         return code
 
-    def _end_of(self, code: int | None) -> str:
-        """Say why the process is gone."""
-        if code == -signal.SIGXCPU:
-            return f"takes more than {self._seconds} seconds"
-        if code in (-signal.SIGKILL, 1):  # the system's own limit on memory, or Python's
-            return f"takes more than {self._nbytes >> 20} MB"
-        return f"ends the process that runs it (code {code})"
-
     def end(self) -> None:
         """End the process; the next question starts another."""
         with self._lock:
@@ -119,13 +150,23 @@ class SandboxProcess:
             process.returncode = 0  # not ours to be waited for
 
 
-def _started(seconds: int, nbytes: int) -> subprocess.Popen[bytes]:
+def _end_of(code: int | None, most: Means) -> str:
+    """Say why a process is gone."""
+    if code == -signal.SIGXCPU:
+        return f"takes more than {most.seconds} seconds"
+    # The system's own limit on memory, Python's, or Rust's, which aborts there.
+    if code in (-signal.SIGKILL, 1, -signal.SIGABRT):
+        return f"takes more than {most.nbytes >> 20} MB"
+    return f"ends the process that runs it (code {code})"
+
+
+def _started(answers: str) -> subprocess.Popen[bytes]:
     # Neither the directory that it is started in nor the user's settings say what is imported.
     root = str(Path(__file__).parents[2])
     paths = [root, *(path for path in sys.path if path)]
     program = f"import sys; sys.path[:] = {paths!r}; from jaxllama.sandbox.worker import main"
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", f"{program}; main({seconds}, {nbytes})"],
+        [sys.executable, "-I", "-S", "-c", f"{program}; main({answers!r})"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -171,10 +212,28 @@ def _is_closed(stream: IO[bytes]) -> bool:
         return bool(selector.select(0))
 
 
+_all: weakref.WeakSet[SandboxProcess] = weakref.WeakSet()
 _the_process = SandboxProcess()
 _in_here = False
-atexit.register(_the_process.end)
-os.register_at_fork(after_in_child=_the_process.forget)
+
+
+def _end_all() -> None:
+    for one in list(_all):
+        one.end()
+
+
+def _forget_all() -> None:
+    for one in list(_all):
+        one.forget()
+
+
+atexit.register(_end_all)
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def is_in_here() -> bool:
+    """Whether programs run in this process, see `answered_in_here`."""
+    return _in_here
 
 
 def ask(action: str, source: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import resource
 import struct
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import BinaryIO
-
-from jaxllama.sandbox.answers import answer
 
 LENGTH = struct.Struct("<Q")
 
@@ -28,21 +27,21 @@ def read_exactly(file: BinaryIO, count: int) -> bytes:
     return data
 
 
-def main(seconds: int, nbytes: int) -> None:
-    """Answer what standard input asks on standard output.
+def main(module: str) -> None:
+    """Answer what standard input asks on standard output, each with the means that it names.
 
     Args:
-        seconds: of the processor's time, of each answer.
-        nbytes: of memory, Python's own included.
+        module: whose `answer` it is.
     """
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # Where a system has no such limit those on time and length hold alone.
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+    answer = import_module(module).answer
     with suppress(EOFError, BrokenPipeError):
         while True:
-            question = pickle.loads(read_exactly(asked, *LENGTH.unpack(read_exactly(asked, 8))))
+            seconds, nbytes, question = pickle.loads(
+                read_exactly(asked, *LENGTH.unpack(read_exactly(asked, 8)))
+            )
+            _limit_memory(nbytes)
             _limit_time(seconds)
             try:
                 said = json.dumps(answer(*question), ensure_ascii=False)
@@ -51,6 +50,12 @@ def main(seconds: int, nbytes: int) -> None:
             content = said.encode("utf-8", "surrogatepass")
             answers.write(LENGTH.pack(len(content)) + content)
             answers.flush()
+
+
+def _limit_memory(nbytes: int) -> None:
+    # Where a system has no such limit those on time and length hold alone.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (nbytes, resource.RLIM_INFINITY))
 
 
 def _limit_time(seconds: int) -> None:

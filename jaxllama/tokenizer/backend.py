@@ -18,6 +18,9 @@ class Backend(Protocol):
     def encode(self, text: str, *, specials: bool) -> list[int]:
         """Return ids, without a bos."""
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Return ids of a text in which no added token counts, be it special or not."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""
 
@@ -31,6 +34,10 @@ class Encode(Protocol):
 
 class Chat(Protocol):
     """Turns conversations into text and ids."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is damaged in it, a line each."""
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """Return a conversation as text."""
@@ -55,7 +62,6 @@ class Parts:
     chat_template: str | None
     chat: Chat | None
     notes: tuple[str, ...] = field(default=())
-    problems: tuple[str, ...] = field(default=())
 
 
 @contextmanager

@@ -125,7 +125,6 @@ def _read(
             *_own_end_left(tokenizer, named, ends, chats=bool(templates)),
             *_around(tokenizer, around, bos),
         ),
-        problems=chat.problems,
     )
 
 

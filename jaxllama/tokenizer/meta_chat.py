@@ -32,6 +32,7 @@ class MetaChat:
     """
 
     specials: Mapping[str, int]
+    problems: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """Return a conversation as text; see `Tokenizer.render_chat`."""

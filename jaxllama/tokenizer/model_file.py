@@ -55,6 +55,9 @@ class _TiktokenBackend:
             for token in self._encode(part, allowed)
         ]
 
+    def encode_plain(self, text: str) -> list[int]:
+        return self.encode(text, specials=False)
+
     def _encode(self, text: str, allowed: Any) -> list[int]:
         with library_errors(_FAILS):
             return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllama import files
-from jaxllama.errors import CheckpointError, InputError
+from jaxllama.errors import InputError
 from jaxllama.files import limits
+from jaxllama.tokenizer.apart import read_apart
 from jaxllama.tokenizer.backend import Chat, Message, Parts
-from jaxllama.tokenizer.json_file import read_json_file
-from jaxllama.tokenizer.model_file import read_model_file
 
 if TYPE_CHECKING:
     from jaxllama.config import LlamaConfig
@@ -42,7 +41,8 @@ class Tokenizer:
         self.adds_bos = parts.adds_bos
         self.chat_template = parts.chat_template
         self.has_chat = parts.chat is not None
-        self.notes, self.problems = parts.notes, parts.problems
+        self.notes = parts.notes
+        self.problems = parts.chat.problems if parts.chat else ()
 
     @classmethod
     def from_directory(cls, path: Path | str) -> Tokenizer:
@@ -85,11 +85,7 @@ class Tokenizer:
         Raises:
             CheckpointError: there is no tokenizer, or it cannot be read.
         """
-        if "tokenizer.json" in found:
-            return cls(read_json_file(found, source, config))
-        if "tokenizer.model" in found:
-            return cls(read_model_file(found["tokenizer.model"], source))
-        raise CheckpointError(f"{source}: holds neither tokenizer.json nor tokenizer.model")
+        return cls(read_apart(found, source, config))
 
     def encode(self, text: str, *, bos: bool | None = None, specials: bool = True) -> list[int]:
         """Return the token ids of a text.

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import sys
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllama.errors import CheckpointError, InputError
-from jaxllama.files import refuse_stranger, stranger
+from jaxllama.files import limits, refuse_stranger, stranger
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 STDIN = "-"
@@ -25,7 +26,14 @@ OWN = (b"\x93NUMPY", b"PK", b"\x80")
 
 def looks_like_file(text: str) -> bool:
     """Whether an argument names an array file rather than being a spec."""
-    return is_stdin(text) or text.split(":")[0].endswith(SUFFIXES) or Path(text).exists()
+    return is_stdin(text) or text.split(":")[0].endswith(SUFFIXES) or _is_there(text)
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
 
 
 def is_stdin(text: str) -> bool:
@@ -80,7 +88,7 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
     """
     if str(path) == STDIN:
         return _stdin_arrays()
-    if not path.is_file():
+    if not _is_there(str(path)) or not path.is_file():
         raise InputError(f"{path}: no such file; give a {', '.join(SUFFIXES)} file or a spec")
     if path.suffix not in SUFFIXES:
         raise InputError(
@@ -96,7 +104,8 @@ def load_file(path: Path) -> dict[str, np.ndarray]:
 
 def _stdin_arrays() -> dict[str, np.ndarray]:
     """Read standard input to its end, as what its first bytes say."""
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read(limits.MASK_BYTES + 1)
+    _check_length("standard input", len(content))
     if content.lstrip()[:1] == b"[":
         return {"mask": _from_list(content.decode("utf-8", "replace"))}
     suffix = next((s for start, s in _FIRST_BYTES.items() if content.startswith(start)), None)
@@ -122,6 +131,7 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         if isinstance(loaded, np.ndarray):
             return {"mask": _known_dtype(loaded)}
         with loaded:
+            _check_length(name, sum(one.file_size for one in loaded.zip.infolist()))
             return {name: _known_dtype(loaded[name]) for name in loaded.files}
     except InputError:
         raise
@@ -132,6 +142,10 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         KeyError,
         RuntimeError,
         MemoryError,
+        OverflowError,
+        RecursionError,
+        SyntaxError,
+        tokenize.TokenError,  # NumPy's header is a literal of Python's
         zipfile.BadZipFile,
         pickle.UnpicklingError,
     ) as error:
@@ -141,6 +155,14 @@ def _arrays(file: io.BufferedReader | io.BytesIO, name: str, suffix: str) -> dic
         raise InputError(f"{name}: not a readable {suffix} array file: {reason}") from error
 
 
+def _check_length(name: str, nbytes: int) -> None:
+    """Refuse what unpacks to more than a mask has."""
+    if nbytes > limits.MASK_BYTES:
+        raise InputError(
+            f"{name}: {nbytes} bytes once unpacked, at most {limits.MASK_BYTES} are accepted"
+        )
+
+
 def _torch_arrays(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
     try:
         import torch
@@ -148,6 +170,8 @@ def _torch_arrays(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, 
         raise InputError(f"{name}: reading it needs PyTorch; install parity's extra") from error
 
     def array(tensor: Any) -> np.ndarray:
+        # Whose file may be short: an expanded one repeats what it holds.
+        _check_length(name, tensor.numel() * tensor.element_size())
         tensor = tensor.detach().cpu()
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

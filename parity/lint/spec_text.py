@@ -20,6 +20,8 @@ _RULES: dict[str, Callable[..., Mask]] = {
     "chunked": masks.chunked,
     "index": masks.index,
 }
+# The longest written by hand has some hundred.
+_CHARACTERS = 2000
 _HINT = f"combine {', '.join(f'{name}(...)' for name in _RULES)} with &, |, ~"
 
 
@@ -31,12 +33,18 @@ def parse_spec(text: str) -> tuple[Mask, tuple[str, ...]]:
     Raises:
         InputError: not a spec; nothing in the text is ever executed.
     """
+    if len(text) > _CHARACTERS:
+        raise InputError(
+            f"spec {text[:60]!r}...: {len(text)} characters, at most {_CHARACTERS} are accepted"
+        )
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+        problems: list[str] = []
+        return _build(tree, text, problems), tuple(problems)
+    except InputError:
+        raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"spec {text!r}: {error}; {_HINT}") from error
-    problems: list[str] = []
-    return _build(tree, text, problems), tuple(problems)
 
 
 def _build(node: ast.expr, text: str, problems: list[str]) -> Mask:

@@ -6,19 +6,21 @@ NumPy and safetensors alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import join
 
-from jaxllama.errors import InputError, argument
+from jaxllama.errors import InputError, argument, join_problems
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS
+from parity.coverage import missing_taps
 from parity.locate import first_divergence
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.participants import Participant, Role
-from parity.result import Result, TapResult, modes_not_run
+from parity.result import Result, modes_not_run
 from parity.subjects.traces import TraceSubject
-from parity.taps import expected_names, split_name
+from parity.taps import expected_names
 from parity.trace import Trace, read_capture
 
 
@@ -38,7 +40,11 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         InputError: a capture is missing, damaged, of other inputs or other weights, or there is no
             float64 trace to compare with.
     """
-    theirs, ours = _by_run(reference), _by_run(subject)
+    ours = _by_run(subject)
+    theirs = {
+        run: [replace(trace, is_reference=True) for trace in traces]
+        for run, traces in _by_run(reference).items()
+    }
     primary = {run: _one(traces, subject) for run, traces in ours.items()}
     runs = [run for run in primary if run in theirs]
     _check_comparable(primary, theirs, runs, (Path(subject), Path(reference)))
@@ -53,7 +59,7 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
     held = [primary[run] for run in runs] + [one for run in runs for one in theirs[run]]
     absent = {kind for one in held for kind in one.info.absent}
     expected = expected_names(first.layers, cache=any(run[2] == "decode" for run in runs))
-    missing = _missing(rows, expected, absent)
+    missing = missing_taps(rows, first.layers, absent)
     notes = [f"{reference} holds no run {run} to compare with" for run in alone]
     notes += [
         f"{subject} holds no run {' '.join(run)}: not judged" for run in theirs if run not in ours
@@ -160,7 +166,7 @@ def _check_comparable(
                 problems.append(f"{said}: {other.path.name} has other layers or decoding steps")
     if problems:
         raise InputError(
-            "captures that cannot be compared:\n  " + "\n  ".join(dict.fromkeys(problems))
+            join_problems("captures that cannot be compared", list(dict.fromkeys(problems)))
         )
 
 
@@ -196,17 +202,18 @@ def _compare_run(subject: Trace, run: RunKey, theirs: Mapping[RunKey, list[Trace
 
 
 def _lost(traces: Iterable[Trace], directory: str | Path) -> set[str]:
-    """Return the runs that were captured together with these, and are no more there."""
+    """Return the runs that were captured together with these, and are no more there.
+
+    Of a trace that does not say, itself among them, nobody knows what is missing.
+    """
     held = list(traces)
     there = {" ".join(trace.info.run) for trace in held}
     captured = {run for trace in held for run in trace.info.together}
-    return {f"{run} (captured, and missing in {directory})" for run in captured - there}
-
-
-def _missing(rows: Iterable[TapResult], expected: Sequence[str], absent: set[str]) -> set[str]:
-    """Return the taps that were compared in no run, though none is declared absent."""
-    compared = {row.tap for row in rows}
-    return {name for name in expected if name not in compared and split_name(name)[0] not in absent}
+    silent = {one.path.name for one in held if " ".join(one.info.run) not in one.info.together}
+    return {f"{run} (captured, and missing in {directory})" for run in captured - there} | {
+        f"runs captured with {name} (it does not say which; capture {directory} again)"
+        for name in silent
+    }
 
 
 def _thin(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,19 @@ from jaxllama.errors import CheckpointError, InputError, argument
 from jaxllama.files import limits as bounds
 from parity.comparison import tolerance
 from parity.comparison.tolerance import LIMITS, Limits
-from parity.coverage import count_runs, count_witnesses
+from parity.coverage import count_runs, count_witnesses, missing_taps
 from parity.locate import first_divergence, reading_divergence
 from parity.options import lane_of
 from parity.records import read_record
-from parity.result import SCHEMA_VERSION, CauseReport, Reading, Result, TapResult, WitnessResult
+from parity.result import (
+    SCHEMA_VERSION,
+    CauseReport,
+    Reading,
+    Result,
+    TapResult,
+    WitnessResult,
+    modes_not_run,
+)
 
 
 def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
@@ -39,6 +47,8 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
         InputError: not such a file, or a limit that cannot be read.
     """
     saved = _read(Path(path))
+    absent, layers = saved.coverage.absent, _layers(saved, str(path))
+    left = set() if layers is None else missing_taps(saved.taps, layers, absent)
     asked = [_limit(text) for text in limits]
     rows = [_apply_limits(row, asked) for row in saved.taps]
     witnesses = [
@@ -61,8 +71,8 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
         rows=rows,
         witnesses=witnesses,
         expected=saved.coverage.expected,
-        absent=saved.coverage.absent,
-        unmatched=saved.coverage.unmatched,
+        absent=absent,
+        unmatched=tuple(sorted({*saved.coverage.unmatched, *left})),
         first_divergence=first,
         cause=saved.cause if same else None,
         reading=saved.reading,
@@ -73,7 +83,7 @@ def recheck(path: str | Path, *, limits: Sequence[str] = ()) -> Result:
         command=join(["parity", "recheck", str(path), *(f"--limit={text}" for text in limits)]),
         subject=saved.subject,
         notes=saved.notes,
-        not_run=saved.coverage.not_run,
+        not_run=_not_run(saved),
         timing=saved.timing,
     )
 
@@ -85,6 +95,7 @@ class _Coverage:
     absent: tuple[str, ...]
     unmatched: tuple[str, ...]
     not_run: tuple[str, ...] = ()
+    # Those of before schema 1.3 lack them, and say too little to be believed.
     runs: dict[str, int] | None = None
     witnesses: dict[str, int] | None = None
 
@@ -152,44 +163,83 @@ def _read(path: Path) -> _Saved:
 
 
 def _check_coverage(saved: _Saved, place: str) -> None:
-    """Refuse a document that holds other rows than it says; earlier ones say less."""
+    """Refuse a document that holds other rows than it says, or does not say which it must hold."""
     said, found = saved.coverage, {row.tap for row in saved.taps}
+    if said.runs is None or said.witnesses is None:
+        raise InputError(
+            f"{place}: coverage does not say how many rows each run and witness has, as results do "
+            "from schema 1.3 on; write it again by parity run --json"
+        )
     held = [("different taps", len(found), said.compared)]
     for wanted, counted in (
         (said.runs, count_runs(saved.taps)),
         (said.witnesses, count_witnesses(saved.witnesses)),
     ):
-        if wanted is not None:
-            names = {**wanted, **counted}
-            held += [(f"rows of {n}", counted.get(n, 0), wanted.get(n, 0)) for n in names]
+        names = {**wanted, **counted}
+        held += [(f"rows of {n}", counted.get(n, 0), wanted.get(n, 0)) for n in names]
     for what, there, promised in held:
         if there != promised:
-            raise InputError(
-                f"{place}: holds {there} {what}, its coverage says {promised}; it is not what was "
-                "written: write it again by parity run --json"
-            )
+            raise _not_written(f"holds {there} {what}, its coverage says {promised}", place)
+    if said.expected < said.compared:
+        raise _not_written(f"holds {said.compared} taps, {said.expected} were expected", place)
+    rows = Counter((row.tap, row.lane, row.scenario, row.mode, row.step) for row in saved.taps)
+    if twice := next((" ".join(map(str, one)) for one, n in rows.items() if n > 1), ""):
+        raise _not_written(f"holds {twice} twice", place)
+    for row in saved.taps:
+        if problem := _impossible(row):
+            raise _not_written(f"{row.lane} {row.scenario} {row.mode} {row.tap}: {problem}", place)
+
+
+def _not_written(what: str, place: str) -> InputError:
+    return InputError(
+        f"{place}: {what}; it is not what was written: write it again by parity run --json"
+    )
+
+
+def _impossible(row: TapResult) -> str:
+    """Say which figures no comparison gives; empty where there are none."""
+    figures = {name: getattr(row, name) for name in ("error", "noise", "rho", "peak_rho")}
+    for name, figure in figures.items():
+        if figure < 0:
+            return f"{name} {figure:g}, expected 0 or more"
+    if math.isfinite(row.rho) and not (math.isfinite(row.error) and math.isfinite(row.noise)):
+        return f"error {row.error:g} over noise {row.noise:g} is not rho {row.rho:g}"
+    return ""
+
+
+def _layers(saved: _Saved, place: str) -> int | None:
+    """Return how many layers a result's model has; None where it does not say."""
+    layers = (saved.checkpoint.get("config") or {}).get("num_hidden_layers")
+    if layers is None:
+        return None
+    if type(layers) is not int or not 0 <= layers <= bounds.TENSORS:
+        raise InputError(f"{place}: num_hidden_layers {layers!r:.40}, expected a count")
+    return layers
+
+
+def _not_run(saved: _Saved) -> tuple[str, ...]:
+    """Return what was not run: as it says, and the modes that no row is of."""
+    said = " ".join(saved.coverage.not_run)
+    return (
+        *(word for word in modes_not_run(saved.taps, {}) if word not in said),
+        *saved.coverage.not_run,
+    )
 
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        if (length := path.stat().st_size) > bounds.RESULT_BYTES:
-            raise InputError(f"{path}: {length} bytes, at most {bounds.RESULT_BYTES} are accepted")
-        text = path.read_bytes()
-        document = json.loads(text)
-        files.check_characters(text, document, str(path))
+        with path.open("rb") as file:  # which may be a pipe, and say no length
+            text = file.read(bounds.RESULT_BYTES + 1)
+        if len(text) > bounds.RESULT_BYTES:
+            raise InputError(f"{path}: more than {bounds.RESULT_BYTES} bytes are not accepted")
+        document = files.parse_object(text, str(path), entries=bounds.RESULT_ENTRIES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except CheckpointError as error:
-        raise InputError(f"{error}; write it again by parity run --json") from error
-    except (ValueError, RecursionError) as error:
-        said = f"not JSON, or cut short: {error}"
+        said = str(error)
         if what := files.stranger(text).partition(";")[0]:
-            said = f"is {what}" if text else what
-        raise InputError(f"{path}: {said}; write it again by parity run --json") from error
-    if not isinstance(document, dict):
-        raise InputError(
-            f"{path}: a {type(document).__name__}, expected what parity run --json writes"
-        )
+            said = f"{path}: {f'is {what}' if text else what}"
+        raise InputError(f"{said}; write it again by parity run --json") from error
     version = document.get("schema_version")
     if not isinstance(version, str) or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise InputError(

@@ -26,6 +26,9 @@ SAID = {
     f"{limits.RESULT_BYTES // _MEBI} MiB": "a result of parity",
     f"{limits.TEMPLATE_CHARACTERS // _MILLION} million characters; "
     f"{limits.RENDERED_CHARACTERS // _MILLION} million": "chat template",
+    f"{limits.TOKENIZER_SECONDS} s of a processor and 1 s for every {limits.TOKENIZER_SPEED:,} "
+    f"characters, {limits.TOKENIZER_MEMORY // _MEBI:,} MiB and {limits.TOKENIZER_TIMES} B for "
+    "every character": "a tokenizer's process",
     f"{limits.SANDBOX_SECONDS} s of a processor, {limits.SANDBOX_WAIT_SECONDS} s by the clock, "
     f"{limits.SANDBOX_BYTES // _MEBI} MiB": "a template's process",
 }

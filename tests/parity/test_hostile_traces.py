@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from records import scripted_inputs
 
 from jaxllama.errors import InputError
-from parity.trace import TraceInfo, TraceWriter, read_trace
+from jaxllama.files import limits
+from parity.trace import TraceInfo, TraceWriter, read_capture, read_trace
 
 
 @pytest.fixture
@@ -99,3 +101,13 @@ def test_a_tap_of_other_axes_is_refused(shape: list[int], trace: Path) -> None:
     changed(trace, lambda header, document: header["0/embed"].update(shape=shape))
     with pytest.raises(InputError, match=r"embed has shape .* expected BTD"):
         next(iter(read_trace(trace)))
+
+
+def test_a_pipe_and_a_crowd_are_refused(trace: Path) -> None:
+    os.mkfifo(trace.with_name("pipe.safetensors"))
+    with pytest.raises(InputError, match=r"pipe\.safetensors: is not a regular file"):
+        read_capture(trace.parent)
+    for number in range(limits.TRACES):
+        trace.with_name(f"{number}.safetensors").touch()
+    with pytest.raises(InputError, match="502 traces, at most 500 are accepted"):
+        read_capture(trace.parent)

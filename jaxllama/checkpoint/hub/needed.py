@@ -68,7 +68,7 @@ def choose_files(names: Iterable[str], repo: HubName) -> Needed:
     if _ARRAYS + TREE in listed:
         return Needed((*beside, *(name for name in listed if name.startswith(_ARRAYS))))
     if ADAPTER in top:
-        return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS)))
+        return Needed(tuple(name for name in top if name in (ADAPTER, ADAPTER_WEIGHTS, MANIFEST)))
     if packed := [name for name in top if name.endswith(".gguf")]:
         if len({_SPLIT.sub(r"-of-\1", name) for name in packed}) > 1:
             raise _many(packed, repo)

@@ -15,6 +15,7 @@ from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.hf.safetensors_file import read_tensor
 from jaxllama.checkpoint.hf.weights import left_beside
 from jaxllama.checkpoint.lora.contents import WEIGHTS, Contents, Factors, read_contents
+from jaxllama.checkpoint.lora.manifest import check_adapter_if_told
 from jaxllama.checkpoint.lora.matching import by_pattern, matches
 from jaxllama.checkpoint.lora.settings import CONFIG, AdapterSettings, read_settings
 from jaxllama.errors import CheckpointError, join_problems
@@ -31,10 +32,12 @@ def merge_lora(checkpoint: Checkpoint, adapter: Path) -> Checkpoint:
         adapter: directory with adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        CheckpointError: the adapter is damaged, of a kind not supported, or does not fit.
+        CheckpointError: the adapter is damaged, of a kind not supported, does not fit, or is not as
+            the manifest beside it says, where there is one.
 
     Source: Hu et al. 2021 (arXiv 2106.09685); the scale as in PEFT's `LoraLayer`.
     """
+    check_adapter_if_told(adapter)
     config = files.inside(adapter, CONFIG)
     settings = read_settings(files.read_json(config), str(config))
     contents = read_contents(checkpoint, adapter)

@@ -1,6 +1,7 @@
 """Write LoRA factors as PEFT saves an adapter: adapter_config.json and adapter_model.safetensors.
 
-Which modules are adapted, and their ranks, follow from the factors, so that the two files agree.
+Beside them lies a manifest, as beside a checkpoint. Which modules are adapted, and their ranks,
+follow from the factors, so that the two files agree.
 """
 
 from __future__ import annotations
@@ -239,4 +240,5 @@ def _write(
         {".": target},
         overwrite=overwrite,
         check=check,
+        hf_config=content,
     )

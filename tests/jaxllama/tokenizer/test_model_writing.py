@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from jaxllama.checkpoint import convert, open_checkpoint, tiny
 from jaxllama.errors import CheckpointError
+from jaxllama.sandbox.process import answered_in_here
 from jaxllama.tokenizer import LLAMA3_SPLIT, Tokenizer, byte_tokenizer_json, write_model_file
 from jaxllama.tokenizer.bytes import spelled_bytes
 from jaxllama.tokenizer.model_file import meta_special_tokens
@@ -188,5 +189,5 @@ def test_encoding_is_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     content["model"]["ignore_merges"] = False
     content["model"]["merges"] = [m for m in content["model"]["merges"] if m != ["th", "e"]]
     monkeypatch.setattr("jaxllama.tokenizer.model_writing._check_merges", lambda *_: None)
-    with pytest.raises(CheckpointError, match="gets other ids by ranks"):
+    with answered_in_here(), pytest.raises(CheckpointError, match="gets other ids by ranks"):
         write_model_file(json.dumps(content).encode(), ROWS)

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from jaxllama.errors import InputError
+from jaxllama.files import limits
 from parity.commands.explain import explain_command
 from parity.commands.lint import lint_command
 from parity.lint.files import load_array, load_file
@@ -212,3 +213,44 @@ def test_spec_texts_round_trip():
     ):
         rule, problems = parse_spec(text)
         assert (str(rule), problems) == (text, ())
+
+
+def test_masks_that_unpack_to_more_than_any_has(tmp_path, monkeypatch):
+    """A megabyte of zeros packed holds a gigabyte; an expanded tensor repeats what it holds."""
+    monkeypatch.setattr(limits, "MASK_BYTES", 1000)
+    np.savez_compressed(tmp_path / "zeros.npz", mask=np.zeros((1, 40, 40), bool))
+    torch.save(torch.ones(1).expand(1, 40, 40), tmp_path / "ones.pt")
+    for name in ("zeros.npz", "ones.pt"):
+        with pytest.raises(InputError, match=r"bytes once unpacked, at most 1000 are accepted"):
+            load_file(tmp_path / name)
+    np.savez_compressed(tmp_path / "few.npz", mask=np.zeros((1, 20, 20), bool))
+    assert load_file(tmp_path / "few.npz")["mask"].shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"(" * 8999,
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (99999999999999999999, 4)}",
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (-1, 4)}",
+        b"{1, 2}",
+    ],
+)
+def test_headers_that_no_array_has(tmp_path, header):
+    head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (tmp_path / "m.npy").write_bytes(head)
+    assert "not a readable .npy array file" in refused("lint", tmp_path / "m.npy")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("~" * 1900 + "causal()", "recursion"),
+        ("causal()&" * 300 + "causal()", "2708 characters, at most 2000"),
+        ("/a" * 25_000, "50000 characters"),
+        ("[" * 50_000, "not a list of lists"),
+        ("x" * 5000 + ".npy", "no such file"),
+    ],
+)
+def test_texts_too_long_or_too_deep_are_one_error(text, said):
+    assert said in refused("lint", text)

@@ -161,6 +161,43 @@ def test_what_only_the_reference_holds_is_said(made: Path, tmp_path: Path) -> No
     assert not any("not judged" in note for note in whole.notes)
 
 
+def test_a_trace_that_does_not_say_what_it_was_captured_with(made: Path, tmp_path: Path) -> None:
+    """Of which nobody knows what is missing."""
+    silent = tmp_path / "silent"
+    shutil.copytree(made / "jax", silent)
+    name = "f64-right_padded-free-jaxllama.safetensors"
+    trace = read_trace(silent / name)
+    with TraceWriter(silent / name, trace.inputs) as writer:
+        for stage in trace:
+            writer.stage(stage)
+        writer.close(replace(trace.info, together=()))
+    result = parity.compare(silent, made / "torch")
+    assert result.verdict == "inconclusive"
+    assert [one for one in result.unmatched if "it does not say which" in one and name in one]
+
+
+def turned(path: Path, tap: str) -> None:
+    """Give a tap of a trace its axes in another order, which no checksum tells."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    shape = header[tap]["shape"]
+    header[tap]["shape"] = [*shape[1:], shape[0]]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize("tap", ["1/layers.0.attn_probs", "1/layers.0.q_proj", "0/embed"])
+def test_axes_out_of_order_in_a_reference_are_refused_and_in_a_subject_a_finding(
+    made: Path, tmp_path: Path, tap: str
+) -> None:
+    shutil.copytree(made / "jax", tmp_path / "turned")
+    turned(tmp_path / "turned" / "f64-right_padded-free-jaxllama.safetensors", tap)
+    with pytest.raises(InputError, match=r"has shape .*, expected B \d"):
+        parity.compare(made / "torch", tmp_path / "turned")
+    assert parity.compare(tmp_path / "turned", made / "torch").verdict == "divergent"
+
+
 def test_an_undeclared_gap_in_a_capture_leaves_the_verdict_open(damaged: Path, made: Path) -> None:
     trace = read_trace(damaged)
     with TraceWriter(damaged, trace.inputs) as writer:
@@ -319,12 +356,12 @@ def test_limits_that_cannot_be_read(saved: Path, limit: str) -> None:
         ("", "empty; write it again"),
         ("<!DOCTYPE html>", "is a web page, as a failed download leaves; write it again"),
         ("version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
-        ("[]", "a list, expected what parity run --json writes"),
+        ("[]", "a JSON list, expected an object; write it again by parity run --json"),
         ("{}", "schema_version None, expected 1.x"),
         ('{"schema_version": "9.0"}', "schema_version '9.0', expected 1.x"),
         ('{"schema_version": "1.0"}', "'taps' is missing"),
-        ('{"schema_version": ', "not JSON, or cut short"),
-        ("[" * 99999, "not JSON, or cut short"),
+        ('{"schema_version": ', "not valid JSON"),
+        ("[" * 99999, "JSON nested too deep"),
     ],
 )
 def test_files_that_are_no_result(tmp_path: Path, text: str, said: str) -> None:
