@@ -128,6 +128,8 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 # Lines of a message: more is not read, and hides the first.
 _MOST_LINES = 12
+# Problems of one kind of which each is said where there is room.
+_ALIKE = 2
 # What tells problems of one kind apart: whose they are, and the numbers and names in them.
 _PARTICULARS = re.compile(r"^\S+(?=:)|'[^']*'|\([^()]*\)|\S*[\w]\.[\w]\S*|\d+")
 
@@ -135,8 +137,8 @@ _PARTICULARS = re.compile(r"^\S+(?=:)|'[^']*'|\([^()]*\)|\S*[\w]\.[\w]\S*|\d+")
 def join_problems(title: str, problems: Sequence[str]) -> str:
     """Return one message for all `problems` of one thing, of at most a dozen lines.
 
-    A single problem is one line with its title. Where there are more than lines, those that say
-    the same of different things are one, with their count.
+    A single problem is one line with its title. Those that say the same of different things are one
+    with their count, where they are more than two or there are more of all than lines.
     """
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
@@ -148,11 +150,11 @@ def summarise(problems: Sequence[str], most: int) -> list[str]:
     """Return at most `most` lines for problems in the order of the first of each kind."""
     # A problem may be a message of several lines itself.
     flat = [" ".join(p.split("\n")) if "\n" in p else p for p in problems]
-    if len(flat) <= most:
-        return flat
     kinds: dict[str, list[str]] = {}
     for problem in flat:
         kinds.setdefault(_PARTICULARS.sub("", problem), []).append(problem)
+    if len(flat) <= most and max(map(len, kinds.values()), default=0) <= _ALIKE:
+        return flat
     lines = [
         found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more like it)"
         for found in kinds.values()

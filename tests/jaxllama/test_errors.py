@@ -8,8 +8,15 @@ from jaxllama.errors import InputError, join_problems, summarise
 
 
 def test_few_are_listed_as_they_are():
-    said = join_problems("x", [f"layers.{i}.w: missing" for i in range(11)])
-    assert len(said.splitlines()) == 12 and "more like it" not in said
+    said = join_problems("x", [f"layers.{i}.{w}: missing" for i in range(2) for w in "ab"][:2])
+    assert said == "x: 2 problems\n  - layers.0.a: missing\n  - layers.0.b: missing"
+    unlike = [f"{chr(97 + i) * 3} went wrong" for i in range(11)]
+    assert join_problems("x", unlike).splitlines()[1:] == [f"  - {one}" for one in unlike]
+
+
+def test_three_alike_are_one_line_however_few():
+    said = join_problems("x", [f"layers.{i}.w: missing" for i in range(3)])
+    assert said.splitlines()[1:] == ["  - layers.0.w: missing (and 2 more like it)"]
 
 
 def test_like_problems_are_one_line_in_the_order_of_the_first():
@@ -31,7 +38,7 @@ def test_unlike_problems_end_in_a_count():
 
 def test_a_problem_of_several_lines_is_one():
     nested = join_problems("inner", ["a", "b"])
-    assert len(join_problems("outer", [nested] * 3).splitlines()) == 4
+    assert len(join_problems("outer", [nested] * 2).splitlines()) == 3
 
 
 def test_both_words_of_an_error():

@@ -18,6 +18,7 @@ from jaxllama.checkpoint.names import HEAD
 from jaxllama.checkpoint.stored_names import resolve
 from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.generation import read_generation
+from jaxllama.dtypes import FLOATS
 from jaxllama.errors import CheckpointError
 from jaxllama.files import limits
 from jaxllama.tokenizer import Tokenizer
@@ -64,6 +65,16 @@ def open_hf(path: Path) -> Checkpoint:
     return found.noted(*(f"{CONFIG}: {note}" for note in notes), *left)
 
 
+def _dtype_left(content: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Return a note where config.json names a dtype that no weight has."""
+    stated = {content.get(name) for name in ("dtype", "torch_dtype")}
+    names = {one.removeprefix("torch.") for one in stated if isinstance(one, str)} & FLOATS.keys()
+    own = sorted({info.dtype.name for info in tensors.values()})
+    if len(names) != 1 or not own or names & {*own}:
+        return []
+    return [f"{CONFIG}: dtype {names.pop()} is left, the weights are {' and '.join(own)}"]
+
+
 def directory_checkpoint(
     path: Path,
     format: str,
@@ -95,7 +106,7 @@ def directory_checkpoint(
         reader=lambda name: read_stored(found.stored[name]),
         config_source=CONFIG,
         stored_head=head,
-        notes=(*found.notes, *notes),
+        notes=(*found.notes, *_dtype_left(content, tensors), *notes),
         problems=(*found.problems, *problems),
         companions=companions(path),
         tokenizer_loader=tokenizer_loader(path),

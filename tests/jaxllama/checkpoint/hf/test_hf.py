@@ -260,6 +260,25 @@ def test_config_without_weights(single):
         open_checkpoint(single)
 
 
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"torch_dtype": "float16"}, "config.json: dtype float16 is left, the weights are float32"),
+        ({"dtype": "torch.bfloat16"}, "config.json: dtype bfloat16 is left"),
+        ({"dtype": "float32"}, ""),
+        ({"dtype": "auto"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_dtype_that_no_weight_has_is_said(single, stated, said):
+    content = json.loads((single / "config.json").read_text())
+    for name in ("dtype", "torch_dtype"):
+        content.pop(name, None)
+    (single / "config.json").write_text(json.dumps(content | stated))
+    notes = [note for note in open_checkpoint(single).notes if "dtype" in note]
+    assert len(notes) == bool(said) and said in "".join(notes)
+
+
 def test_target_that_exists_is_left_alone(single):
     checkpoint = open_checkpoint(single)
     dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
