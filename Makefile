@@ -36,10 +36,10 @@ fuzz: $(READY)
 	$(BIN)/python scripts/fuzz.py
 
 # Without a browser the report's tests fail and say so; all others run. Most of the time is compiling,
-# one core a process.
+# one core a process. In their own order, files of few and long tests are not the last.
 test: $(READY)
 	-@$(MAKE) --no-print-directory browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The report is tested in a real browser; with root's rights on Debian or Ubuntu it is installed.
 browser:

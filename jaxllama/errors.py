@@ -129,7 +129,7 @@ def meant(name: str, known: Iterable[str]) -> str:
 # Lines of a message: more is not read, and hides the first.
 _MOST_LINES = 12
 # Problems of one kind of which each is said where there is room.
-_ALIKE = 2
+_ALIKE = 4
 # What tells problems of one kind apart: whose they are, and the numbers and names in them.
 _PARTICULARS = re.compile(r"^\S+(?=:)|'[^']*'|\([^()]*\)|\S*[\w]\.[\w]\S*|\d+")
 
@@ -138,7 +138,7 @@ def join_problems(title: str, problems: Sequence[str]) -> str:
     """Return one message for all `problems` of one thing, of at most a dozen lines.
 
     A single problem is one line with its title. Those that say the same of different things are one
-    with their count, where they are more than two or there are more of all than lines.
+    with their count, where they are more than four or there are more of all than lines.
     """
     if len(problems) == 1:
         return f"{title}: {problems[0]}"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+
+# Less than this is not worth a walk through all objects of a process.
+_WORTH_A_WALK = 100_000_000
 
 
 def release_freed_memory() -> None:
@@ -16,3 +20,10 @@ def release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries lack it
         if trim is not None:
             trim(0)
+
+
+def collect(held: int) -> None:
+    """Free what refers to itself and give it back, where that may hold many bytes."""
+    if held >= _WORTH_A_WALK:
+        gc.collect()
+    release_freed_memory()

@@ -6,7 +6,6 @@ The backward pass is in `gradients`.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from functools import partial
 from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
-from parity.lockstep.memory import release_freed_memory
+from parity.lockstep.memory import collect, release_freed_memory
 from parity.lockstep.rerun import run_until_sure
 from parity.lockstep.setup import further_variants, participants_for, summed_taps
 from parity.lockstep.timing import Timer
@@ -119,6 +118,5 @@ def compare_forward(
         found.append(PassResult(rows))
     # With it go the float64 weights that the reference holds for decoding.
     del f64_reference, summed, participants
-    gc.collect()
-    release_freed_memory()
+    collect(sum(info.nbytes for info in checkpoint.tensors.values()))
     return found

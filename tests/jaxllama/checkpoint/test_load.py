@@ -69,10 +69,9 @@ def test_all_problems_in_one_message():
 def test_config_that_contradicts_the_weights_names_the_field():
     _, weights = _weights()
     message = _message(TINY.replace(num_hidden_layers=2, num_key_value_heads=3), weights)
-    first = K_PROJ.replace("layers.1.", "layers.0.")
     assert (
-        f"{first}: shape (32, 96), expected (48, 96) = (K*H, D); check num_key_value_heads in "
-        "its config (and 3 more like it)" in message
+        f"{K_PROJ}: shape (32, 96), expected (48, 96) = (K*H, D); check num_key_value_heads in "
+        "its config" in message
     )
 
 
