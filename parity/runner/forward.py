@@ -6,6 +6,7 @@ The backward pass is in `gradients`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,5 +119,5 @@ def compare_forward(
         found.append(PassResult(rows))
     # With it go the float64 weights that the reference holds for decoding.
     del f64_reference, summed, participants
-    collect(sum(info.nbytes for info in checkpoint.tensors.values()))
+    collect(8 * sum(math.prod(info.shape) for info in checkpoint.tensors.values()))
     return found
