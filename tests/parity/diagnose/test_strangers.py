@@ -42,9 +42,9 @@ def one_thread() -> Any:
 
 
 @cache
-def inputs_of(name: str) -> Inputs:
+def inputs_of(name: str, length: int = 13) -> Inputs:
     ids = [(7 * i) % 250 for i in range(90)]
-    return scenario(name, list, CHECKPOINT.config, length=13, prompt=ids)
+    return scenario(name, list, CHECKPOINT.config, length=length, prompt=ids[:length])
 
 
 def explained(
@@ -53,14 +53,15 @@ def explained(
     *,
     cached: bool = False,
     others: Sequence[str] = ("right_padded",),
+    length: int = 13,
 ) -> CauseReport:
-    """Return what is said of a subject, on one scenario and others."""
+    """Return what is said of a subject, on one scenario of 13 tokens and others of `length`."""
 
-    def recorded(name: str) -> Recording:
-        inputs = inputs_of(name)
+    def recorded(name: str, length: int = 13) -> Recording:
+        inputs = inputs_of(name, length)
         return record(subject, inputs, decode_chunks(inputs) if cached else None, LAYERS)
 
-    elsewhere = Elsewhere([recorded(other) for other in others])
+    elsewhere = Elsewhere([recorded(other, length) for other in others])
     found = diagnose(recorded(name), CHECKPOINT, elsewhere=elsewhere)
     assert found is not None
     return found
@@ -309,3 +310,52 @@ def test_layers_that_share_one_cache_are_named() -> None:
     found = explained(Shared(CHECKPOINT), cached=True)
     assert (found.id, found.confirmed) == ("cache-layer", True)
     assert "all layers share one cache, which each writes over" in found.summary
+
+
+class ReadFirst(TorchReference):
+    """Single tokens read the cache before they are written to it."""
+
+    def setup(self, tokens: Any, positions: Tensor, mask: Tensor, cache: Any, tap: Any) -> Any:
+        x, around = super().setup(tokens, positions, mask, cache, tap)
+        if cache is not None:
+            around = CacheReadFirst(**vars(around))
+        return x, around
+
+
+class CacheReadFirst(LayerContext):
+    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.cache is not None
+        past = self.cache.get(-1 - layer, (k[:, :0], v[:, :0]))  # below 0: what nobody is shown
+        made = zip(past, (k, v), strict=True)
+        k, v = self.cache[-1 - layer] = tuple(torch.cat(pair, 1) for pair in made)  # type: ignore[assignment]
+        if self.mask.shape[1] == 1:
+            k, v = (torch.cat([p, torch.zeros_like(p[:, :1])], 1) for p in past)
+        self.cache[layer] = k, v
+        return k, v
+
+
+def test_a_cache_read_before_it_is_written_is_named() -> None:
+    found = explained(ReadFirst(CHECKPOINT), cached=True)
+    assert (found.id, found.confirmed) == ("cache-not-written", True)
+    assert "of single tokens read before they are written" in found.summary
+
+
+class SeenWhole(TorchReference):
+    """Single tokens see all slots of a cache that has one for every column."""
+
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> Any:
+        self.slots = inputs.tokens.shape[1]
+        return super().start_decode(inputs, chunks)
+
+    def probs(self, scores: Tensor, mask: Tensor) -> Tensor:
+        if scores.shape[2] > 1:
+            return super().probs(scores, mask)
+        terms = scores.exp() * mask[:, None]
+        unwritten = self.slots - mask[:, None].sum(-1, keepdim=True)
+        return terms / (terms.sum(-1, keepdim=True) + unwritten)
+
+
+def test_a_cache_seen_whole_is_named_whatever_its_length() -> None:
+    found = explained(SeenWhole(CHECKPOINT), cached=True, length=11)
+    assert (found.id, found.confirmed) == ("cache-unwritten-visible", True)
+    assert "all of the scenario's slots seen in single tokens" in found.summary

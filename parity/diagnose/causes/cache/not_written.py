@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,10 +16,14 @@ from parity.diagnose.mutations import CacheWrites
 CAUSE = Cause(
     id="cache-not-written",
     title="keys or values are not written to the cache",
-    what="Slots that count as written hold nothing: the calls' keys, values, or both are lost.",
+    what=(
+        "Slots that count as written hold nothing: the calls' keys, values, or both are lost, or "
+        "written only after the call has read the cache."
+    ),
     why=(
         "The updated cache is not handed on, in JAX most of all, where an update returns a new "
-        "array; or one of two paths, prompt and single token, forgets one of two arrays."
+        "array, and what is read may be the old one; or one of two paths, prompt and single token, "
+        "forgets one of two arrays."
     ),
     sources=(),
     taps=("keys", "values"),
@@ -28,17 +33,25 @@ CAUSE = Cause(
 
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
-    """Propose keys and values, or one of them, of some calls."""
+    """Propose keys and values, or one of them, of some calls: for good, or while they are read."""
     for taps in both_or_one(e.short):
-        for when, lost in WHEN.items():
+        for (when, lost), late in product(WHEN.items(), (False, True)):
 
-            def what(held: CacheWrites, made: Tensor, lost: Lost = lost) -> Tensor:
+            def what(
+                held: CacheWrites, made: Tensor, lost: Lost = lost, late: bool = late
+            ) -> Tensor:
                 def place(call: Call) -> Tensor:
-                    return torch.full_like(call.own, call.slots) if lost(call) else call.own
+                    kept = late and call.stop < held.stop  # a later call finds them
+                    return (
+                        torch.full_like(call.own, call.slots)
+                        if lost(call) and not kept
+                        else call.own
+                    )
 
                 return found(held, made, place)
 
-            said = f"{' and '.join(taps)} of {when} not written"
+            said = "read before they are written" if late else "not written"
+            said = f"{' and '.join(taps)} of {when} {said}"
             yield Hypothesis("cache-not-written", said, holding(what, taps))
 
 

@@ -41,6 +41,11 @@ class Call:
         return self.lengths[:, None] + self.valid.cumsum(1) - 1
 
     @property
+    def stop(self) -> int:
+        """Columns fed with this call."""
+        return self.start + self.valid.shape[1]
+
+    @property
     def later(self) -> bool:
         """Whether it is no prompt's beginning."""
         return self.start > 0

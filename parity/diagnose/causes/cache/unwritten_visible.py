@@ -36,21 +36,11 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if more is None:
         return
     slots, behind = _common(more + e.held.sum(1)[:, None, None], e), _common(more, e)
-    for when in ("every call", "single tokens") if slots is not None else ():
-
-        def weights(site: MutationSite, when: str = when) -> Tensor:
-            assert site.held is not None and slots is not None
-            if when == "single tokens" and site.held.sizes[-1] > 1:
-                return site.value
-            return diluted(site, slots - _written(site.held))
-
-        yield Hypothesis(
-            "cache-unwritten-visible",
-            f"unwritten ones of {slots} slots seen in {when}",
-            (Mutation("attn_probs", weights),),
-            effective=f"all {slots} slots visible",
-            configured="those written",
-        )
+    if slots is not None:
+        # As many as the scenario has columns may be as many as every scenario has.
+        if slots == e.inputs.valid.shape[1]:
+            yield from _all_of(None, "all of the scenario's slots")
+        yield from _all_of(slots, f"unwritten ones of {slots} slots")
     if behind is not None:
 
         def few(site: MutationSite) -> Tensor:
@@ -64,6 +54,26 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
             said,
             (Mutation("attn_probs", few),),
             effective=said,
+            configured="those written",
+        )
+
+
+def _all_of(slots: int | None, said: str) -> Iterator[Hypothesis]:
+    """Yield that so many slots are seen; None for as many as a scenario has columns."""
+    for when in ("every call", "single tokens"):
+
+        def weights(site: MutationSite, when: str = when) -> Tensor:
+            assert site.held is not None
+            if when == "single tokens" and site.held.sizes[-1] > 1:
+                return site.value
+            whole = site.held.valid.shape[1] if slots is None else slots
+            return diluted(site, whole - _written(site.held))
+
+        yield Hypothesis(
+            "cache-unwritten-visible",
+            f"{said} seen in {when}",
+            (Mutation("attn_probs", weights),),
+            effective="all slots visible" if slots is None else f"all {slots} slots visible",
             configured="those written",
         )
 
