@@ -91,6 +91,16 @@ def _padded(s: Sight) -> range:
     return range(int(not s.k_valid.all()))
 
 
+def _newest(s: Sight) -> Tensor:
+    """Return each row's last slot [B 1 1]."""
+    return s.slot.amax(-1, keepdim=True)
+
+
+def _held(s: Sight) -> Tensor:
+    """Return which rows have tokens from earlier calls [B 1 1]."""
+    return (s.k_valid & (s.k_column < s.start)).any(-1, keepdim=True)
+
+
 def _up_to_keys(first: int) -> Numbers:
     return lambda s: range(first, s.mask.shape[2])
 
@@ -198,6 +208,24 @@ RULES: dict[str, VisibilityRule] = {
     "top-left-slots": VisibilityRule(
         "queries counted from 0 in each call, keys by slot",
         lambda s, n: (s.slot <= s.row) & s.k_valid,
+        _continued,
+    ),
+    "top-left-cut": VisibilityRule(
+        "queries counted from 0 in each call, besides the right mask",
+        lambda s, n: s.mask & (s.k_column <= s.row),
+        _continued,
+    ),
+    "top-left-slots-cut": VisibilityRule(
+        "queries counted from 0 in each call, keys by slot, besides the right mask",
+        lambda s, n: s.mask & (s.slot <= s.row),
+        _continued,
+    ),
+    # As a cache that counts from one slot back has them: of the newest slot it knows nothing.
+    "slots-back": VisibilityRule(
+        "a call's keys known one slot back",
+        lambda s, n: torch.where(
+            _held(s), s.k_valid & ((s.k_column < s.q_column) | (s.slot == _newest(s))), s.mask
+        ),
         _continued,
     ),
     "own-call": VisibilityRule(

@@ -54,15 +54,16 @@ def explained(
     cached: bool = False,
     others: Sequence[str] = ("right_padded",),
     length: int = 13,
+    length_elsewhere: int = 13,
 ) -> CauseReport:
-    """Return what is said of a subject, on one scenario of 13 tokens and others of `length`."""
+    """Return what is said of a subject, on one scenario of `length` columns and on others."""
 
-    def recorded(name: str, length: int = 13) -> Recording:
+    def recorded(name: str, length: int) -> Recording:
         inputs = inputs_of(name, length)
         return record(subject, inputs, decode_chunks(inputs) if cached else None, LAYERS)
 
-    elsewhere = Elsewhere([recorded(other, length) for other in others])
-    found = diagnose(recorded(name), CHECKPOINT, elsewhere=elsewhere)
+    elsewhere = Elsewhere([recorded(other, length_elsewhere) for other in others])
+    found = diagnose(recorded(name, length), CHECKPOINT, elsewhere=elsewhere)
     assert found is not None
     return found
 
@@ -105,6 +106,14 @@ def top_left(mask: Tensor, start: int, layer: int) -> Tensor:
     return torch.tril(torch.ones_like(mask)) & mask.any(1, keepdim=True)
 
 
+def cut_top_left(mask: Tensor, start: int, layer: int) -> Tensor:
+    """Keep of what is seen the slots of a triangle that starts at slot 0."""
+    if not start or mask.shape[1] == 1:
+        return mask
+    slot = mask.any(1, keepdim=True).long().cumsum(-1) - 1
+    return mask & (slot <= torch.arange(mask.shape[1])[:, None])
+
+
 def strict(first: int) -> Masking:
     def masking(mask: Tensor, start: int, layer: int) -> Tensor:
         q, k = columns(mask)
@@ -129,6 +138,12 @@ def test_continuations_aligned_top_left_are_named() -> None:
     found = explained(Masked(top_left), "right_padded", cached=True)
     assert (found.id, found.confirmed) == ("mask-top-left", True)
     assert "in calls of several columns after the first alone" in found.summary
+
+
+def test_continuations_cut_top_left_are_named() -> None:
+    found = explained(Masked(cut_top_left), cached=True, length=17)
+    assert (found.id, found.confirmed) == ("mask-top-left", True)
+    assert "keys by slot, besides the right mask in calls of several" in found.summary
 
 
 @pytest.mark.parametrize(
@@ -356,6 +371,61 @@ class SeenWhole(TorchReference):
 
 
 def test_a_cache_seen_whole_is_named_whatever_its_length() -> None:
-    found = explained(SeenWhole(CHECKPOINT), cached=True, length=11)
+    found = explained(SeenWhole(CHECKPOINT), cached=True, length_elsewhere=11)
     assert (found.id, found.confirmed) == ("cache-unwritten-visible", True)
     assert "all of the scenario's slots seen in single tokens" in found.summary
+
+
+class Behind(TorchReference):
+    """A cache's counter is one behind: what follows overwrites a row's last token."""
+
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> Any:
+        self.valid = torch.from_numpy(inputs.valid)
+        return super().start_decode(inputs, chunks)
+
+    def setup(self, tokens: Any, positions: Tensor, mask: Tensor, cache: Any, tap: Any) -> Any:
+        T, S = mask.shape[1:]
+        if T < S:  # a later call: of the newest slot nothing is known, and all else is one back
+            k_valid, (q, k) = self.valid[:, :S], columns(mask)
+            slot = k_valid.cumsum(1) - 1
+            newest = (slot == slot[:, -1:]) & k_valid
+            held = k_valid[:, : S - T].any(1)[:, None, None]
+            seen = k_valid[:, None] & ((k < q) | newest[:, None])
+            mask = torch.where(held, seen & self.valid[:, S - T : S, None], mask)
+        x, around = super().setup(tokens, positions, mask, cache, tap)
+        if cache is not None:
+            around = CacheBehind(**vars(around))
+            around.valid = self.valid[:, :S]
+        return x, around
+
+
+class CacheBehind(LayerContext):
+    valid: Tensor
+
+    def remember(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.cache is not None
+        T, S = self.mask.shape[1:]
+        rows = torch.arange(len(k))[:, None]
+        held = self.valid[:, : S - T].sum(1)[:, None]
+        own = self.valid.cumsum(1) - 1
+        at = own[:, S - T :] - (held > 0).long()
+        at = torch.where(self.valid[:, S - T :], at, S)
+        past = self.cache.get(-1 - layer)  # below 0: what nobody is shown
+        slots = []
+        for which, new in enumerate((k, v)):
+            held_slots = new.new_zeros(len(k), S + 1, *new.shape[2:])  # the last takes what is left
+            if past is not None:
+                held_slots[:, : S - T] = past[which][:, :-1]
+            held_slots[rows, at] = new
+            slots.append(held_slots)
+        self.cache[-1 - layer] = slots[0], slots[1]
+        k, v = (one[rows, own.clamp(min=0)] for one in slots)
+        self.cache[layer] = k, v
+        return k, v
+
+
+def test_a_counter_that_is_behind_is_named_with_its_mask() -> None:
+    found = explained(Behind(CHECKPOINT), cached=True, length=17)
+    assert (found.id, found.confirmed) == ("cache-slot-overwritten", True)
+    assert "later calls are written one slot back" in found.summary
+    assert "mask: a call's keys known one slot back" in found.summary

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
 from parity.diagnose.causes.cache.slots import Call, placed
+from parity.diagnose.causes.masks.common import seeing
 from parity.diagnose.evidence import Evidence
 
 CAUSE = Cause(
@@ -21,17 +21,21 @@ CAUSE = Cause(
         "range without a word."
     ),
     sources=(),
-    taps=("keys", "values"),
+    taps=("keys", "values", "attn_probs", "mask"),
     remedy="Reserve slots before writing, and refuse a call that does not fit.",
     rank=3,
 )
 
+# A cache whose counter is behind takes the new tokens for those one slot back, too.
+EDITS = seeing("slots-back")
 # How many slots short a cache may be for clamped writes to be recognised.
 MOST_SHORT = 4
 
 
 def propose(e: Evidence) -> Iterator[Hypothesis]:
     """Propose tokens one slot back, then writes clamped before the end."""
+    if e.short not in ("keys", "values"):
+        return
     facts: Facts = {"effective": "one slot back", "configured": "the row's length"}
     for said, when in {
         "single tokens": lambda call: call.single,
@@ -51,9 +55,9 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
 
 
 def back(when: Callable[[Call], bool]) -> Callable[[Call], Tensor]:
-    """Return slots one before their own, in some calls."""
+    """Return slots one before their own, in some calls, of rows that hold tokens already."""
 
     def place(call: Call) -> Tensor:
-        return torch.clamp(call.own - 1, min=0) if when(call) else call.own
+        return call.own - (call.lengths > 0).long()[:, None] if when(call) else call.own
 
     return place

@@ -16,4 +16,4 @@ CAUSE = Cause(
     rank=2,
 )
 
-EDITS = seeing("top-left", "top-left-slots")
+EDITS = seeing("top-left", "top-left-slots", "top-left-cut", "top-left-slots-cut")
