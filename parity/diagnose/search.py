@@ -80,6 +80,8 @@ def diagnose(
             seconds,
             elsewhere or Elsewhere(),
         )
+        if found.end.first is None and found.fails_in and elsewhere is not None:
+            found = _search_on(found, recording, rounding, seconds, elsewhere)
         if backward is not None and found.end.first is None:
             later = _search(backward, found.reference, found.inputs, rounding, seconds, Elsewhere())
             found = found.then(later)
@@ -101,7 +103,8 @@ def _search(
     # The same in one layer after the other counts once.
     while found.first is not None and len({s.hypothesis.said for s in steps}) < MOST_CAUSES:
         assert found.evidence is not None
-        others = replace(elsewhere, before=tuple(step.hypothesis for step in steps))
+        before = (*elsewhere.before, *(step.hypothesis for step in steps))
+        others = replace(elsewhere, before=before)
         evidence = replace(others.beside(found.evidence), seconds=SHARE_FOR_EDITS * seconds)
         tried = Tried(recording, found, evidence, others, rounding)
         tried.add([*_same_elsewhere(steps, evidence), *tried.proposed()], deadline)
@@ -116,13 +119,33 @@ def _search(
         if best is None:
             break
         tap, step = found.first.tap, found.first.step
-        before, after = found.error(tap, step), best.after.error(tap, step)
-        steps.append(CauseStep(best.hypothesis, tap, before, after, best.left, best.fails_in))
+        error, after = found.error(tap, step), best.after.error(tap, step)
+        steps.append(CauseStep(best.hypothesis, tap, error, after, best.left, best.fails_in))
         found = best.after
         search = replace(
             search, end=found, steps=tuple(steps), reference=best.reference, inputs=best.inputs
         )
     return search
+
+
+def _search_on(
+    found: Search, recording: Recording, rounding: bool, seconds: float, elsewhere: Elsewhere
+) -> Search:
+    """Return what explains a scenario and, with what another scenario alone shows, all of them.
+
+    Of two faults one may show where rows are padded differently, and nowhere else. What was found
+    is returned as it is where the other scenario is not explained, too.
+    """
+    before = (*elsewhere.before, *(step.hypothesis for step in found.steps))
+    for other in elsewhere.recordings:
+        inputs = found.inputs_like(other.inputs, other.chunks)
+        if inputs is None or compare_recording(other, found.reference, inputs).first is None:
+            continue
+        rest = [recording, *(one for one in elsewhere.recordings if one is not other)]
+        around = replace(elsewhere, recordings=rest, before=before)
+        later = _search(other, found.reference, inputs, rounding, seconds / 2, around)
+        return found if later.end.first or later.fails_in else found.then(later)
+    return found
 
 
 def find_cause(

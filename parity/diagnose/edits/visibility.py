@@ -105,6 +105,16 @@ def _up_to_keys(first: int) -> Numbers:
     return lambda s: range(first, s.mask.shape[2])
 
 
+def _several(s: Sight) -> range:
+    """Return the one number of a rule that exchanges queries, if there are several."""
+    return range(int(s.mask.shape[1] > 1))
+
+
+def _next_rows(mask: Tensor) -> Tensor:
+    """Return the mask whose queries have the next one's row, the last its own [B T S]."""
+    return torch.cat([mask[:, 1:], mask[:, -1:]], 1)
+
+
 def _by_position(s: Sight) -> Tensor:
     """Return what positions alone hide, in which pads stand where the first token does."""
     away = s.q_position - s.k_position
@@ -133,6 +143,14 @@ RULES: dict[str, VisibilityRule] = {
         "keys j <= i + {} visible, pads too",
         lambda s, n: s.k_column <= s.q_column + n,
         lambda s: range(1, 4),
+    ),
+    "next-row": VisibilityRule(
+        "each query but the last sees what the next does", lambda s, n: _next_rows(s.mask), _several
+    ),
+    "next-row-position": VisibilityRule(
+        "each query but the last sees what the next does, rows of pads too",
+        lambda s, n: _next_rows(_by_position(s)),
+        _several,
     ),
     "strict": VisibilityRule(
         "keys j <= i - {} visible",
@@ -195,6 +213,11 @@ RULES: dict[str, VisibilityRule] = {
         "rows moved by {}",
         lambda s, n: s.past & s.k_valid.roll(n, 0),
         lambda s: range(1, len(s.mask) if _padded(s) else 1),
+    ),
+    "first-row": VisibilityRule(
+        "every row sees what the first does",
+        lambda s, n: s.mask[:1].expand_as(s.mask),
+        lambda s: range(int(len(s.mask) > 1)),
     ),
     "documents": VisibilityRule(
         "documents of a row see each other",

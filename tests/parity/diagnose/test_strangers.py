@@ -114,6 +114,14 @@ def cut_top_left(mask: Tensor, start: int, layer: int) -> Tensor:
     return mask & (slot <= torch.arange(mask.shape[1])[:, None])
 
 
+def first_row(mask: Tensor, start: int, layer: int) -> Tensor:
+    return mask[:1].expand_as(mask)
+
+
+def next_row(mask: Tensor, start: int, layer: int) -> Tensor:
+    return torch.cat([mask[:, 1:], mask[:, -1:]], 1)
+
+
 def strict(first: int) -> Masking:
     def masking(mask: Tensor, start: int, layer: int) -> Tensor:
         q, k = columns(mask)
@@ -144,6 +152,35 @@ def test_continuations_cut_top_left_are_named() -> None:
     found = explained(Masked(cut_top_left), cached=True, length=17)
     assert (found.id, found.confirmed) == ("mask-top-left", True)
     assert "keys by slot, besides the right mask in calls of several" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("masking", "cause", "said"),
+    [
+        (first_row, "mask-row-exchanged", "every row sees what the first does"),
+        (next_row, "mask-off-by-one", "each query but the last sees what the next does"),
+    ],
+)
+def test_masks_of_other_rows_are_named(masking: Masking, cause: str, said: str) -> None:
+    others = ("right_padded", "packed")
+    found = explained(Masked(masking), others=others)
+    assert (found.id, found.confirmed) == (cause, True)
+    assert said in found.summary
+
+
+class InTwoScenarios(Masked):
+    """A wrong activation everywhere, and a mask that is wrong where rows are padded on the left."""
+
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(gate) * up
+
+
+def test_what_one_scenario_alone_shows_is_found_beside_what_all_show() -> None:
+    found = explained(InTwoScenarios(first_row), "right_padded", others=("packed", "left_padded"))
+    assert (found.id, found.confirmed) == ("activation", True)
+    assert [one.id for one in found.others] == ["mask-row-exchanged"]
+    alone = explained(InTwoScenarios(first_row), "right_padded", others=("causal",))
+    assert (alone.id, alone.confirmed, alone.others) == ("activation", True, [])
 
 
 @pytest.mark.parametrize(

@@ -16,4 +16,4 @@ CAUSE = Cause(
     rank=1,
 )
 
-EDITS = seeing("shifted", "shifted-position", "shifted-pads")
+EDITS = seeing("shifted", "shifted-position", "shifted-pads", "next-row", "next-row-position")

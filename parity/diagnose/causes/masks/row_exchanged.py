@@ -16,4 +16,4 @@ CAUSE = Cause(
     rank=3,
 )
 
-EDITS = seeing("rows")
+EDITS = seeing("rows", "first-row")
