@@ -466,3 +466,28 @@ def test_a_counter_that_is_behind_is_named_with_its_mask() -> None:
     assert (found.id, found.confirmed) == ("cache-slot-overwritten", True)
     assert "later calls are written one slot back" in found.summary
     assert "mask: a call's keys known one slot back" in found.summary
+
+
+class Online(TorchReference):
+    """Softmax over blocks of four keys, whose sum is rescaled as the maximum rises, values not."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, tap: Any) -> Tensor:
+        heads = self.kv_head_of_query()
+        scores = tap("attn_scores", self.scores(q, k[:, :, heads]))
+        tap("attn_probs", self.probs(scores, mask))
+        hidden = scores.masked_fill(~mask[:, None], -torch.inf)
+        high = hidden.new_full((*hidden.shape[:3], 1), torch.finfo(hidden.dtype).min)
+        total, found = torch.zeros_like(high), torch.zeros_like(q.transpose(1, 2))
+        for part, values in zip(hidden.split(4, -1), v[:, :, heads].split(4, 1), strict=True):
+            higher = torch.maximum(high, part.amax(-1, keepdim=True))
+            weights = (part - higher).exp()
+            total = total * (high - higher).exp() + weights.sum(-1, keepdim=True)
+            found, high = found + weights @ values.transpose(1, 2), higher
+        found = found / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return tap("attn_context", found.transpose(1, 2))
+
+
+def test_values_of_an_online_softmax_that_are_not_rescaled_are_named() -> None:
+    found = explained(Online(CHECKPOINT))
+    assert (found.id, found.confirmed) == ("softmax-merge", True)
+    assert "values over blocks of 4 keys not rescaled" in found.summary
