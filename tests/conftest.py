@@ -93,6 +93,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+# A look at all objects takes half a second; what they hold between two may be as much.
+_MOST_GROWTH = 1 << 30
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_resident = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Collect garbage once a process has grown: runs on small models leave that to others."""
+    global _resident
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    if int(statm.read_text().split()[1]) * _PAGE - _resident > _MOST_GROWTH:
+        gc.collect()
+        _resident = int(statm.read_text().split()[1]) * _PAGE
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is none, and say why."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -464,7 +464,7 @@ class CacheBehind(LayerContext):
 def test_a_counter_that_is_behind_is_named_with_its_mask() -> None:
     found = explained(Behind(CHECKPOINT), cached=True, length=17)
     assert (found.id, found.confirmed) == ("cache-slot-overwritten", True)
-    assert "later calls are written one slot back" in found.summary
+    assert "later calls of rows that hold tokens are written one slot back" in found.summary
     assert "mask: a call's keys known one slot back" in found.summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from parity.diagnose.cause import Cause, Facts, Hypothesis
@@ -37,12 +38,13 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     if e.short not in ("keys", "values"):
         return
     facts: Facts = {"effective": "one slot back", "configured": "the row's length"}
-    for said, when in {
-        "single tokens": lambda call: call.single,
-        "later calls": lambda call: call.later,
-    }.items():
+    for said, when, held in (
+        ("single tokens", _single, False),
+        ("later calls", _later, False),
+        ("later calls of rows that hold tokens", _later, True),
+    ):
         said = f"{said} are written one slot back"
-        yield placed("cache-slot-overwritten", said, back(when), **facts)
+        yield placed("cache-slot-overwritten", said, back(when, held=held), **facts)
     for short in range(1, MOST_SHORT + 1):
         last = e.inputs.valid.shape[1] - 1 - short
         yield placed(
@@ -54,10 +56,26 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
         )
 
 
-def back(when: Callable[[Call], bool]) -> Callable[[Call], Tensor]:
-    """Return slots one before their own, in some calls, of rows that hold tokens already."""
+def _single(call: Call) -> bool:
+    return call.single
+
+
+def _later(call: Call) -> bool:
+    return call.later
+
+
+def back(when: Callable[[Call], bool], *, held: bool) -> Callable[[Call], Tensor]:
+    """Return slots one before their own, in some calls.
+
+    Args:
+        when: in which.
+        held: in rows alone that hold tokens already; where columns are counted, pads come before.
+    """
 
     def place(call: Call) -> Tensor:
-        return call.own - (call.lengths > 0).long()[:, None] if when(call) else call.own
+        if not when(call):
+            return call.own
+        before = call.lengths > 0 if held else torch.ones_like(call.lengths)
+        return (call.own - before.long()[:, None]).clamp(min=0)
 
     return place
