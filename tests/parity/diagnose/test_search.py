@@ -241,7 +241,7 @@ def test_a_cache_of_wrong_keys_is_no_crash() -> None:
     recording = record(TorchReference(CHECKPOINT), inputs, [8, 4, 1], LAYERS)
     assert diagnose(recording, CHECKPOINT) is None
     recording.stages[1]["cache.0.k"] = -recording.stages[1]["cache.0.k"]
-    found = diagnose(recording, CHECKPOINT)
+    found = diagnose(recording, CHECKPOINT, seconds=5.0)
     assert found is not None
     # What no model does is left open, or said as it was done.
     assert not found.confirmed or "keys: held is multiplied by -1" in found.summary
