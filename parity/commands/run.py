@@ -35,8 +35,8 @@ def run_command(
     subject: Annotated[
         str,
         typer.Option(
-            help="What is judged: jaxllama, an attention backend (xla, dot_product, cudnn), "
-            "torch, hf, meta, a directory of traces, or module:name."
+            help="What is judged: jaxllama, an attention backend (xla, blockwise, dot_product, "
+            "cudnn), torch, hf, meta, a directory of traces, or module:name."
         ),
     ] = "jaxllama",
     override: options.Override = None,

@@ -22,7 +22,20 @@ SHORT = {"dtypes": "f64", "scenarios": "right_padded", "modes": "free", "length"
 # What is edited of each module that computes, how it is run, and the first tap that shows it.
 FAULTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
     "model": ("mean_square + self.eps", "mean_square", {}, "layers.0.input_layernorm"),
-    "attention": ("asarray(scale, wide)", "asarray(2 * scale, wide)", {}, "layers.0.attn_scores"),
+    "attention.reference": (
+        "asarray(scale, wide)",
+        "asarray(2 * scale, wide)",
+        {},
+        "layers.0.attn_scores",
+    ),
+    "attention.backends": (
+        "attend_reference(q, k, v, dense",
+        "attend_reference(q, k, k, dense",
+        {},
+        "layers.0.attn_context",
+    ),
+    # What runs where nobody looks, from some queries on.
+    "attention.blockwise": ("total * kept + probs", "total + probs", {"length": 61}, "logits"),
     "rope": ("first * cos - second * sin", "first * cos + second * sin", {}, "layers.0.q_rope"),
     "masks.specs": (
         "(cells.k_position <= cells.q_position)",

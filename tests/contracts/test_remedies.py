@@ -294,7 +294,7 @@ ELSEWHERE = {
 
 # Not run, and why.
 NOT_RUN = {
-    "jaxllama/attention.py: --dtype": "takes a GPU with cuDNN",
+    "jaxllama/attention/backends.py: --dtype": "takes a GPU with cuDNN",
     "jaxllama/checkpoint/hub/download.py: hf auth login": "takes an account of the Hub",
     f"{FLOATS}: mlx_lm.convert --hf-path DIRECTORY --dequantize": "takes Apple's mlx-lm",
     f"{FLOATS}: python convert_hf_to_gguf.py DIRECTORY --outtype bf16": "takes llama.cpp's source",

@@ -237,7 +237,7 @@ def largest_array_of_cudnn_path(monkeypatch, spec, t, s):
     """Trace attention on cuDNN's kernel as on a machine that has it; the kernel is not run."""
     fused = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{fused}.check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(attention, "check_backend", lambda *_: None)
+    monkeypatch.setattr("jaxllama.attention.backends.check_backend", lambda *_: None)
     bound = spec.bind(contiguous([t], t), contiguous([t], s))
     q, k = (jax.ShapeDtypeStruct((1, n, h, H), jnp.bfloat16) for n, h in ((t, N), (s, K)))
 

@@ -17,7 +17,9 @@ from pathlib import Path
 # and the second reading of a file. `checkpoint/gguf/tokenizer.py` has no witness in any run.
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": (
-        "jaxllama.attention",
+        "jaxllama.attention.backends",
+        "jaxllama.attention.blockwise",
+        "jaxllama.attention.reference",
         "jaxllama.cache",
         "jaxllama.config",
         "jaxllama.masks.algebra",

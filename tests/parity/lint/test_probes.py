@@ -86,7 +86,7 @@ def test_perturbation_finds_what_weights_cannot_show():
     np.testing.assert_array_equal(perturbation_probe(resolve("xla"), case), given)
 
 
-@pytest.mark.parametrize("name", ["xla", "dot_product"])
+@pytest.mark.parametrize("name", ["xla", "blockwise", "dot_product"])
 def test_our_backends_are_clean(name):
     report = probe(resolve(name))
     assert report.findings == []
@@ -239,7 +239,7 @@ def test_command_on_our_backend():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("flash", "expected xla, dot_product, cudnn, jax, or module:function"),
+        ("flash", "expected xla, blockwise, dot_product, cudnn, jax, or module:function"),
         ("no_such_module:f", "No module named"),
         ("their_attention:missing", "no attribute 'missing'"),
         ("their_attention:number", "a int, expected a function"),

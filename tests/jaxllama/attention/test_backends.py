@@ -22,6 +22,9 @@ LANES: list[tuple[Backend, str]] = [
     ("xla", "float64"),
     ("xla", "float32"),
     ("xla", "bfloat16"),
+    ("blockwise", "float64"),
+    ("blockwise", "float32"),
+    ("blockwise", "bfloat16"),
     ("dot_product", "float32"),
     ("dot_product", "bfloat16"),
 ]

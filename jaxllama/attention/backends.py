@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxllama.dtypes import at_least_float32, parse
+from jaxllama.attention.blockwise import attend_blockwise, block_size
+from jaxllama.attention.reference import attend_reference
+from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tapper, untapped
 
-Backend = Literal["xla", "dot_product", "cudnn"]
+Backend = Literal["xla", "blockwise", "dot_product", "cudnn"]
 
 # What cuDNN's flash attention takes; its own limit is 128 before Hopper.
 _CUDNN_DTYPES = ("bfloat16", "float16")
@@ -45,9 +47,10 @@ def attend(
         mask: True where the query may see the key. A `BoundMask` tells `dot_product` and `cudnn`
             causality, window and lengths by name where it can, and nothing of size [T, S] is made.
         scale: factor on the scores.
-        backend: `xla` is the reference and alone can show scores and probabilities to `tap`;
-            `dot_product` is `jax.nn.dot_product_attention`, whose softmax is float32 whatever its
-            inputs are; `cudnn` the same function on cuDNN's kernel.
+        backend: `xla` alone can show scores and probabilities to `tap`; where nobody looks and
+            there are many queries it is `blockwise`, which never holds a whole map, whatever the
+            mask; `dot_product` is `jax.nn.dot_product_attention`, whose softmax is float32 whatever
+            its inputs are; `cudnn` the same function on cuDNN's kernel.
         tap: sees `attn_scores`, `attn_probs` (both [B, N, T, S]) and `attn_context`.
 
     Returns:
@@ -58,9 +61,12 @@ def attend(
     """
     check_backend(backend, q.dtype, q.shape[-1])
     _check_shapes(q, k, v, mask)
+    size = block_size(q.shape[1], always=backend == "blockwise")
+    if backend == "blockwise" or (backend == "xla" and tap is untapped and size):
+        return tap("attn_context", attend_blockwise(q, k, v, mask, scale, size))
     if backend == "xla":
         dense = mask.to_bool() if isinstance(mask, BoundMask) else mask
-        return tap("attn_context", _attend_reference(q, k, v, dense, scale, tap))
+        return tap("attn_context", attend_reference(q, k, v, dense, scale, tap))
     if isinstance(mask, BoundMask):
         arguments = mask.kernel_arguments()
     else:
@@ -78,30 +84,6 @@ def attend(
     if arguments.live is not None:
         context = jnp.where(arguments.live[:, :, None, None], context, jnp.zeros_like(context))
     return tap("attn_context", context)
-
-
-def _attend_reference(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
-    scale: float,
-    tap: Tapper,
-) -> Float[Array, "B T N H"]:
-    B, T, N, H = q.shape
-    S, K = k.shape[1], k.shape[2]
-    G = N // K
-    wide = at_least_float32(q.dtype)
-    grouped_q = q.reshape(B, T, K, G, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped_q, k, preferred_element_type=wide)
-    scores = tap("attn_scores", scores.reshape(B, N, T, S) * jnp.asarray(scale, wide))
-    visible = mask[:, None, :, :]
-    # A finite fill, then exact zeros: adding -inf would make the gradient of an empty row NaN.
-    probs = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(wide).min), axis=-1)
-    probs = tap("attn_probs", jnp.where(visible, probs, jnp.zeros_like(probs)))
-    grouped_probs = probs.reshape(B, K, G, T, S).astype(v.dtype)
-    context = jnp.einsum("bkgts,bskh->btkgh", grouped_probs, v, preferred_element_type=wide)
-    return context.reshape(B, T, N, H).astype(q.dtype)
 
 
 def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:

@@ -1,0 +1,5 @@
+"""Grouped-query attention under an explicit mask, on several backends; see `attend`."""
+
+from jaxllama.attention.backends import Backend, attend, check_backend
+
+__all__ = ["Backend", "attend", "check_backend"]
