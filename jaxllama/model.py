@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,10 @@ from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import at_least_float32, checked_float
 from jaxllama.errors import InputError, join_problems
+from jaxllama.forms import Form, checked_form
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
-from jaxllama.taps import Tapper, untapped
+from jaxllama.taps import Tapper, Values, untapped
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint, Conversion
@@ -50,6 +52,20 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+
+
+class FusedLinear(nnx.Module):
+    """Products of one input with several weights, held below each other and done as one."""
+
+    def __init__(
+        self, size_in: int, sizes_out: Sequence[int], *, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.weight = _normal(rngs, (sum(sizes_out), size_in), param_dtype)
+        self.ends = tuple(accumulate(sizes_out))[:-1]
+
+    def __call__(self, x: Float[Array, "... i"]) -> list[Float[Array, "... _"]]:
+        product = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        return jnp.split(product, self.ends, axis=-1)
 
 
 class Embedding(nnx.Module):
@@ -85,14 +101,24 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, fused: bool, param_dtype: DTypeLike, rngs: nnx.Rngs):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = Linear(D, N * H, param_dtype=param_dtype, rngs=rngs)
-        self.k_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
-        self.v_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
+        if fused:
+            sizes = (N * H, K * H, K * H)
+            self.qkv_proj = FusedLinear(D, sizes, param_dtype=param_dtype, rngs=rngs)
+        else:
+            self.q_proj = Linear(D, N * H, param_dtype=param_dtype, rngs=rngs)
+            self.k_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
+            self.v_proj = Linear(D, K * H, param_dtype=param_dtype, rngs=rngs)
         self.o_proj = Linear(N * H, D, param_dtype=param_dtype, rngs=rngs)
-        self.head_dim = H
+        self.head_dim, self.fused = H, fused
+
+    def _projected(self, x: Float[Array, "B T D"]) -> Sequence[Float[Array, "B T _"]]:
+        """Return queries, keys and values, all heads of each side by side."""
+        if self.fused:
+            return self.qkv_proj(x)
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def __call__(
         self,
@@ -105,9 +131,8 @@ class Attention(nnx.Module):
         tap: Tapper,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         B, T, _ = x.shape
-        q = tap("q_proj", self.q_proj(x).reshape(B, T, -1, self.head_dim))
-        k = tap("k_proj", self.k_proj(x).reshape(B, T, -1, self.head_dim))
-        v = tap("v_proj", self.v_proj(x).reshape(B, T, -1, self.head_dim))
+        q, k, v = (heads.reshape(B, T, -1, self.head_dim) for heads in self._projected(x))
+        q, k, v = tap("q_proj", q), tap("k_proj", k), tap("v_proj", v)
         q = tap("q_rope", apply_rope(q, *cos_sin))
         k = tap("k_rope", apply_rope(k, *cos_sin))
         if cache is not None:
@@ -122,15 +147,19 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)). Source: Shazeer 2020 (arXiv 2002.05202)."""
 
-    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, fused: bool, param_dtype: DTypeLike, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
-        self.up_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
+        if fused:
+            self.gate_up_proj = FusedLinear(D, (F, F), param_dtype=param_dtype, rngs=rngs)
+        else:
+            self.gate_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
+            self.up_proj = Linear(D, F, param_dtype=param_dtype, rngs=rngs)
         self.down_proj = Linear(F, D, param_dtype=param_dtype, rngs=rngs)
+        self.fused = fused
 
     def __call__(self, x: Float[Array, "B T D"], tap: Tapper) -> Float[Array, "B T D"]:
-        gate = tap("gate_proj", self.gate_proj(x))
-        up = tap("up_proj", self.up_proj(x))
+        gate, up = self.gate_up_proj(x) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        gate, up = tap("gate_proj", gate), tap("up_proj", up)
         # In bfloat16 x * sigmoid(x) would round twice where PyTorch's silu rounds once.
         wide = gate.astype(at_least_float32(x.dtype))
         hidden = tap("mlp_act", jax.nn.silu(wide).astype(x.dtype) * up)
@@ -140,12 +169,14 @@ class MLP(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Attention and MLP, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: LlamaConfig, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, config: LlamaConfig, *, fused: bool = False, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         D, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(D, eps, param_dtype=param_dtype)
-        self.self_attn = Attention(config, param_dtype=param_dtype, rngs=rngs)
+        self.self_attn = Attention(config, fused=fused, param_dtype=param_dtype, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(D, eps, param_dtype=param_dtype)
-        self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = MLP(config, fused=fused, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -168,19 +199,20 @@ class DecoderLayer(nnx.Module):
 class Llama(nnx.Module):
     """A Llama 3 text model.
 
-    `layers` is one `DecoderLayer` whose weights carry a leading layer axis: the forward pass
-    scans over it, so compile time does not grow with depth; `layer(i)` cuts one out.
+    `layers` is one `DecoderLayer` whose weights carry a leading layer axis, or a list of them,
+    by the model's form (`jaxllama.forms`); `layer(i)` gives one in any.
 
     Args:
         config: the checkpoint's numbers.
         dtype: of activations and of the arithmetic.
         param_dtype: of the stored weights; `dtype` if not given.
         backend: the attention implementation, see `jaxllama.attention`.
+        form: how layers are held; stacked has one array for each of a checkpoint's names.
         rngs: source of random weights. `load_model` fills in a checkpoint's instead.
 
     Raises:
-        InputError: a dtype that is no float or that JAX is not set to, or a backend that cannot
-            serve it on this machine.
+        InputError: a dtype that is no float or that JAX is not set to, no such form, or a backend
+            that cannot serve it on this machine.
     """
 
     def __init__(
@@ -190,6 +222,7 @@ class Llama(nnx.Module):
         dtype: DTypeLike,
         param_dtype: DTypeLike | None = None,
         backend: Backend = "xla",
+        form: Form = "stacked",
         rngs: nnx.Rngs,
     ):
         self.dtype = checked_float(dtype)
@@ -198,14 +231,19 @@ class Llama(nnx.Module):
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.backend: Backend = backend
+        self.form = checked_form(form, config)
         self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
 
-        @nnx.split_rngs(splits=config.num_hidden_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config, param_dtype=param_dtype, rngs=rngs)
+        def layer(rngs: nnx.Rngs) -> DecoderLayer:
+            fused = self.form == "fused"
+            return DecoderLayer(config, fused=fused, param_dtype=param_dtype, rngs=rngs)
 
-        self.layers = stacked(rngs)
+        self.layers: DecoderLayer | nnx.List[DecoderLayer]
+        if self.form == "stacked":
+            split = nnx.split_rngs(splits=config.num_hidden_layers)
+            self.layers = split(nnx.vmap(layer, in_axes=0, out_axes=0))(rngs)
+        else:
+            self.layers = nnx.List([layer(rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(D, config.rms_norm_eps, param_dtype=param_dtype)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(D, V, param_dtype=param_dtype, rngs=rngs)
@@ -218,18 +256,28 @@ class Llama(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike | None = None,
         backend: Backend = "xla",
+        form: Form | None = None,
     ) -> Llama:
         """Load a checkpoint of any format known to `jaxllama.checkpoint`.
 
+        Args:
+            checkpoint: opened, or what `open_checkpoint` takes.
+            dtype: of activations and arithmetic.
+            param_dtype: of the weights; `dtype` if not given.
+            backend: the attention implementation, see `jaxllama.attention`.
+            form: how layers are held, see `jaxllama.forms`; the fastest here if not given. Give
+                `stacked` to train, or to change parameters by their names.
+
         Raises:
             CheckpointError: it cannot be read, or its tensors contradict its configuration.
-            InputError: a dtype or backend that cannot be had here.
+            InputError: a dtype, backend or form that cannot be had here.
         """
         from jaxllama.checkpoint import load_model, open_checkpoint
 
         opened = open_checkpoint(checkpoint)
         check_backend(backend, checked_float(dtype), opened.config.head_dim)
-        model = load_model(opened, dtype=dtype, param_dtype=param_dtype)
+        form = checked_form(form, opened.config)
+        model = load_model(opened, dtype=dtype, param_dtype=param_dtype, form=form)
         model.backend = backend
         return model
 
@@ -315,22 +363,28 @@ class Llama(nnx.Module):
         """
         self._check(tokens, positions, cache)
         x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
-        graph, weights = nnx.split(self.layers)
 
-        def one_layer(
-            carry: tuple[Array, KVCache | None], scanned: tuple[nnx.State, Array, dict[str, Array]]
-        ) -> tuple[tuple[Array, KVCache | None], dict[str, Array]]:
-            (x, cache), (weights, index, forced) = carry, scanned
-            layer = nnx.merge(graph, weights)
+        def run(
+            layer: DecoderLayer, index: Array | int, x: Array, cache: KVCache | None, forced: Values
+        ) -> tuple[tuple[Array, KVCache | None], Values]:
             layer_tap = tap.inner(forced)
-            x, cache = layer(x, cos_sin, mask, cache, index, self.backend, layer_tap)
-            return (x, cache), layer_tap.recorded()
+            out = layer(x, cos_sin, mask, cache, index, self.backend, layer_tap)
+            return out, layer_tap.recorded()
 
-        indices = jnp.arange(self.config.num_hidden_layers)
-        (x, cache), values = jax.lax.scan(
-            one_layer, (x, cache), (weights, indices, tap.forced_layers())
-        )
-        tap.add_layers(values)
+        forced = tap.forced_layers()
+        if isinstance(self.layers, DecoderLayer):
+            graph, weights = nnx.split(self.layers)
+            (x, cache), stacked = jax.lax.scan(
+                lambda carry, at: run(nnx.merge(graph, at[0]), at[1], *carry, at[2]),
+                (x, cache),
+                (weights, jnp.arange(self.config.num_hidden_layers), forced),
+            )
+            tap.add_layers(stacked)
+        else:
+            for index, layer in enumerate(self.layers):
+                own = {name: value[index] for name, value in forced.items()}
+                (x, cache), values = run(layer, index, x, cache, own)
+                tap.add_layer(index, values)
         return x, None if cache is None else cache.settle()
 
     def generate(
@@ -403,8 +457,15 @@ class Llama(nnx.Module):
         last = self.config.num_hidden_layers - 1
         if (known := host_values(index)) and not 0 <= known[0] <= last:
             raise InputError(f"layer {index}: expected 0 to {last}")
-        graph, weights = nnx.split(self.layers)
-        return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
+        if isinstance(self.layers, DecoderLayer):
+            graph, weights = nnx.split(self.layers)
+            return nnx.merge(graph, jax.tree.map(lambda stacked: stacked[index], weights))
+        if not known:
+            raise InputError(
+                f"layer {index}: a number that is being traced picks no layer of the form "
+                f'{self.form}, which has each apart; load the model with form="stacked"'
+            )
+        return self.layers[int(known[0])]
 
     def head(self, x: Float[Array, "B T D"], *, tap: Tapper = untapped) -> Float[Array, "B T V"]:
         """Return the logits of a residual stream: final norm, then (tied) output projection."""

@@ -67,6 +67,10 @@ class Tapper(Protocol):
         """Take over layer values by short name, stacked on a leading layer axis."""
         ...
 
+    def add_layer(self, index: int, values: Values) -> None:
+        """Take over one layer's values by short name."""
+        ...
+
 
 class Untapped(Tapper):
     """Records nothing and changes nothing."""
@@ -84,6 +88,9 @@ class Untapped(Tapper):
         return {}
 
     def add_layers(self, stacked: Values) -> None:
+        return None
+
+    def add_layer(self, index: int, values: Values) -> None:
         return None
 
 
@@ -169,6 +176,9 @@ class Taps(Tapper):
         names = sorted(stacked, key=lambda name: order.get(name, len(order)))
         count = len(stacked[names[0]]) if names else 0
         for i in range(count):
-            for name in names:
-                full = f"cache.{i}.{name[6:]}" if name in CACHE_TAPS else f"layers.{i}.{name}"
-                self._values[full] = stacked[name][i]
+            self.add_layer(i, {name: stacked[name][i] for name in names})
+
+    def add_layer(self, index: int, values: Values) -> None:
+        for name, value in values.items():
+            full = f"cache.{index}.{name[6:]}" if name in CACHE_TAPS else f"layers.{index}.{name}"
+            self._values[full] = value

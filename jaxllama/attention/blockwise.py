@@ -185,8 +185,8 @@ class _Blocks:
     def seen(self, index: Int[Array, ""]) -> tuple[Bool[Array, "B Q P"], Array, Array]:
         """Return what the queries of a block may see, and from which block of keys to which."""
         places = jnp.minimum(index * self.size + jnp.arange(self.size, dtype=jnp.int32), self.T - 1)
-        bound = isinstance(self.mask, BoundMask)
-        seen = self.mask.block(places) if bound else self.mask[:, places]
+        mask = self.mask
+        seen = mask.block(places) if isinstance(mask, BoundMask) else mask[:, places]
         seen = jnp.pad(seen, ((0, 0), (0, 0), (0, -self.S % self.size)))
         any_seen = seen.any(axis=(0, 1)).reshape(-1, self.size).any(axis=-1)
         number = jnp.arange(len(any_seen), dtype=jnp.int32)

@@ -16,10 +16,12 @@ import numpy as np
 from flax import nnx
 
 from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.names import TABLE
+from jaxllama.checkpoint.names import ENTRIES, TABLE
 from jaxllama.concrete import is_traced
+from jaxllama.config import LlamaConfig
 from jaxllama.config_formats.hf import HARMLESS
 from jaxllama.errors import CheckpointError, InputError, join_problems
+from jaxllama.forms import parts_of
 from jaxllama.model import Llama
 
 if TYPE_CHECKING:
@@ -64,17 +66,24 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
     """
     state = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     stored = {path: variable.get_value() for path, variable in state.items()}
-    _check(stored)
+    _check(stored, model.config)
+    places = {
+        (part.path, part.layer): (values, part.index)
+        for path, values in stored.items()
+        for part in parts_of(path, model.config)
+    }
+    layers = range(model.config.num_hidden_layers)
     tensors: dict[str, TensorInfo] = {}
-    places: dict[str, tuple[Any, int | None]] = {}
+    named: dict[str, tuple[Any, int | slice]] = {}
     for entry in TABLE:
-        if (values := stored.get(entry.path)) is None:
-            continue
-        for layer in range(values.shape[0]) if entry.layered else [None]:
+        for layer in layers if entry.layered else [None]:
+            if (place := places.get((entry.path, layer))) is None:
+                continue
             name = entry.name("hf", layer)
-            shape = values.shape[1:] if entry.layered else values.shape
-            tensors[name] = TensorInfo(tuple(shape), np.dtype(values.dtype), None)
-            places[name] = values, layer
+            values, index = place
+            shape = jax.eval_shape(lambda whole, at=index: whole[at], values).shape
+            tensors[name] = TensorInfo(shape, np.dtype(values.dtype), None)
+            named[name] = place
     beside = _BESIDE.get(model) if tokenizer is None else _beside(tokenizer)
     informative = {} if beside is None else beside.hf_config
     return Checkpoint(
@@ -86,7 +95,7 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
             **model.config.to_hf(),
         },
         tensors=tensors,
-        reader=lambda name: _read(name, *places[name]),
+        reader=lambda name: _read(name, *named[name]),
         config_source="the model's config",
         title="the model",
         notes=(_UNKNOWN,) if beside is None else (),
@@ -95,7 +104,7 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
     )
 
 
-def _check(stored: Mapping[tuple[Any, ...], Any]) -> None:
+def _check(stored: Mapping[tuple[Any, ...], Any], config: LlamaConfig) -> None:
     """Refuse a model whose parameters are not there to be read, or not those of a Llama."""
     values = list(stored.values())
     if is_traced(values):
@@ -115,20 +124,19 @@ def _check(stored: Mapping[tuple[Any, ...], Any]) -> None:
             "the model lies on devices of several hosts; save_sharded of "
             "jaxllama.checkpoint.orbax.write has each host write its own"
         )
-    known = {entry.path for entry in TABLE}
     problems = [
         f"{'.'.join(map(str, path))}: no parameter of a Llama; merge adapters into the weights, or "
         "save them by jaxllama.save_lora"
         for path in stored
-        if path not in known
+        if any(part.path not in ENTRIES for part in parts_of(path, config))
     ]
     if problems:
         raise InputError(join_problems("the model", problems))
 
 
-def _read(name: str, values: Any, layer: int | None) -> np.ndarray:
+def _read(name: str, values: Any, index: int | slice) -> np.ndarray:
     if isinstance(values, jax.Array) and values.is_deleted():
         raise CheckpointError(f"{name}: its array was given away (donate_argnums) meanwhile")
     # A model that a traced function closes over has values all the same.
     with jax.ensure_compile_time_eval():
-        return np.asarray(values if layer is None else values[layer])
+        return np.asarray(values[index])

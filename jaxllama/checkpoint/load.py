@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pathlib
 from typing import Literal
 
 import jax
@@ -23,28 +23,32 @@ from jaxllama.checkpoint.checks import (
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.from_model import remember
 from jaxllama.checkpoint.manifest import check_manifest
-from jaxllama.checkpoint.names import TABLE, Entry
+from jaxllama.checkpoint.names import ENTRIES, TABLE
+from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import checked_float, parse
 from jaxllama.errors import InputError
+from jaxllama.forms import Form, Path, parts_of
 from jaxllama.model import Llama
 
 
 def load_model(
-    checkpoint: Checkpoint | Path | str,
+    checkpoint: Checkpoint | pathlib.Path | str,
     *,
     dtype: DTypeLike,
     param_dtype: DTypeLike | None = None,
+    form: Form = "stacked",
     check_digests: bool = False,
 ) -> Llama:
     """Build the model of a checkpoint.
 
-    The weights go straight to device arrays, one stacked parameter at a time: the host holds at
-    most one parameter beyond what the device does.
+    The weights go straight to device arrays, one array at a time: the host holds at most one of
+    them, and one tensor of the file, beyond what the device does.
 
     Args:
         checkpoint: opened, or what `open_checkpoint` takes.
         dtype: of activations and arithmetic.
         param_dtype: of the weights; `dtype` if not given.
+        form: how layers are held, see `jaxllama.forms`.
         check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:
@@ -64,34 +68,30 @@ def load_model(
         check_manifest(checkpoint)
 
     def build() -> Llama:
-        return Llama(checkpoint.config, dtype=arithmetic, param_dtype=target, rngs=nnx.Rngs(0))
+        return Llama(
+            checkpoint.config, dtype=arithmetic, param_dtype=target, form=form, rngs=nnx.Rngs(0)
+        )
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
     problems = head_problems(checkpoint)
-    for entry in TABLE:
-        if entry.path not in flat:
-            continue
-        stacked = _stack(checkpoint, entry, target, problems)
+    for path in sorted(flat, key=lambda path: _place(path, checkpoint.config)):
+        values = np.empty(flat[path].shape, target)
+        for part in parts_of(path, checkpoint.config):
+            name = ENTRIES[part.path].name("hf", part.layer)
+            values[part.index] = _checked(checkpoint, name, target, problems)
         if not problems:
-            flat[entry.path] = flat[entry.path].replace(jax.device_put(stacked))
+            flat[path] = flat[path].replace(jax.device_put(values))
     raise_problems(checkpoint, problems)
     model: Llama = nnx.merge(graph, nnx.from_flat_state(flat))
     remember(model, checkpoint)
     return model
 
 
-def _stack(
-    checkpoint: Checkpoint, entry: Entry, dtype: np.dtype, problems: list[str]
-) -> np.ndarray:
-    """Read one parameter over all layers, and add what is wrong with its values to `problems`."""
-    if not entry.layered:
-        return _checked(checkpoint, entry.name("hf"), dtype, problems)
-    names = [entry.name("hf", i) for i in range(checkpoint.config.num_hidden_layers)]
-    stacked = np.empty((len(names), *checkpoint.tensors[names[0]].shape), dtype)
-    for row, name in zip(stacked, names, strict=True):
-        row[...] = _checked(checkpoint, name, dtype, problems)
-    return stacked
+def _place(path: Path, config: LlamaConfig) -> tuple[int, int]:
+    """Return where an array stands among all: by what it holds, and its layer."""
+    part = next(parts_of(path, config))
+    return list(ENTRIES).index(part.path), part.layer or 0
 
 
 def _checked(checkpoint: Checkpoint, name: str, dtype: np.dtype, problems: list[str]) -> np.ndarray:

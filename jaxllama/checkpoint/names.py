@@ -126,6 +126,8 @@ TABLE: tuple[Entry, ...] = (
     Entry("model.norm.weight", "output_norm.weight", "norm.weight", ("D",)),
     Entry(HEAD, "output.weight", "output.weight", ("V", "D"), shard_axis=0),
 )
+# By the parameter's path in a stacked model.
+ENTRIES: dict[tuple[str, ...], Entry] = {entry.path: entry for entry in TABLE}
 _BY_PATTERN = {entry.hf: entry for entry in TABLE}
 _LAYER_NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d{0,5})(?=\.)")
 

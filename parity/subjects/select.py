@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any, TypeGuard, cast, get_args
 
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument
+from jaxllama.forms import Form, checked_form
 from jaxllama.model import Llama
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
@@ -26,7 +27,26 @@ SubjectFactory = Callable[[str], Subject]
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 WITNESSES = ("torch", "hf", "meta")
-NAMES = ("jaxllama", *BACKENDS, *WITNESSES)
+FORMS: tuple[str, ...] = get_args(Form)
+NAMES = ("jaxllama", *BACKENDS, *FORMS, *WITNESSES)
+
+
+@dataclass(frozen=True)
+class Named:
+    """This project's model, as users run it or with one thing chosen; called as a factory.
+
+    Attributes:
+        name: how reports call it.
+        backend: of attention.
+        form: how layers are held; the fastest here if None.
+    """
+
+    name: str
+    backend: Backend = "xla"
+    form: Form | None = None
+
+    def __call__(self, model: Llama, lane: str) -> Subject:
+        return JaxLlama(model, lane, backend=self.backend, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -125,7 +145,10 @@ def subject_factory(
 
         return ready
     factory = resolved
-    model = load_model(ours, dtype="float32", param_dtype=weights_dtype(checkpoint))
+    # A user's own factory may take the model apart: an array for each name.
+    form = checked_form(factory.form, config) if isinstance(factory, Named) else "stacked"
+    dtype = weights_dtype(checkpoint)
+    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form)
     return lambda lane: _fit(_made(factory, model, lane), lane)
 
 
@@ -166,10 +189,11 @@ def _is_subject(given: object) -> TypeGuard[Subject]:
 
 def _named(name: str) -> Any:
     if name == "jaxllama":
-        return JaxLlama
+        return Named(name)
     if name in BACKENDS:
-        backend: Any = name
-        return lambda model, lane: JaxLlama(model, lane, backend=backend, name=f"jaxllama-{name}")
+        return Named(f"jaxllama-{name}", backend=cast("Backend", name))
+    if name in FORMS:
+        return Named(f"jaxllama-{name}", form=cast("Form", name))
     if name in WITNESSES:
         return FromCheckpoint(lambda checkpoint, lane: witness(name, checkpoint, lane))
     if Path(name).is_dir():

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxllama.checkpoint import Checkpoint, convert, open_checkpoint
 from jaxllama.config import RopeScaling
+from jaxllama.forms import parts_of
 from parity.result import Result
 from parity.runner.run import run
 from parity.selftest.mutants import oracles
@@ -101,14 +102,13 @@ def _bits(values: np.ndarray) -> tuple[str, tuple[int, ...], str]:
 def _loaded(opened: Checkpoint) -> Iterator[tuple[str, Any]]:
     """Yield the bits of each parameter that the run's model has, under the tap that shows it."""
     with jax.enable_x64(True):
-        state = nnx.state(oracles.subject_of(opened, "f64").model)
-    for path, value in nnx.to_flat_state(state):
-        values, words = np.asarray(value[...]), [str(word) for word in path]
-        if words[0] == "layers":
-            for layer, part in enumerate(values):
-                yield f"layers.{layer}.{words[-2]}", _bits(part)
-        else:
-            yield _TAPS[words[0]], _bits(values)
+        model = oracles.subject_of(opened, "f64").model
+    for path, value in nnx.to_flat_state(nnx.state(model)):
+        values = np.asarray(value[...])
+        for part in parts_of(path, model.config):
+            name = part.path[-2]
+            tap = _TAPS[name] if part.layer is None else f"layers.{part.layer}.{name}"
+            yield tap, _bits(values[part.index])
 
 
 _TAPS = {"embed_tokens": "embed", "norm": "norm", "lm_head": "logits"}

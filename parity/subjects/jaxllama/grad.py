@@ -14,16 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxllama.attention import Backend
+from jaxllama.forms import Path, parts_of
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import BoundMask, Tokens
-from jaxllama.model import Llama
+from jaxllama.model import DecoderLayer, Llama
 from jaxllama.taps import Taps, Untapped
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
-from parity.subjects.jaxllama.run import Recorded, Rotation, Visible, mask_spec, tokens_of
+from parity.subjects.jaxllama.run import (
+    Recorded,
+    Rotation,
+    Visible,
+    holder,
+    layer_of,
+    mask_spec,
+    tokens_of,
+)
 
 # A module's weights by where it keeps them, and the loss of logits and tokens.
-Weights = dict[tuple[Any, ...], jax.Array]
+Weights = dict[Path, jax.Array]
 Loss = Callable[[jax.Array, jax.Array, Tokens], jax.Array]
 
 
@@ -54,19 +64,31 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
     x, cos_sin = _embedded(model, ids, tokens.positions, mask)
     streams = [x]
     for index in range(layers):
-        streams.append(_layer(model, index, streams[-1], cos_sin, mask))
+        held = holder(model, index)
+        streams.append(_layer(held, index, streams[-1], cos_sin, mask, model.backend))
 
     value, (weights, taps, pulled) = _head_gradients(model, streams.pop(), ids, tokens, loss)
     tied = weights.pop(("embed_tokens", "weight"), None)
-    yield {"loss": np.asarray(value)} | _named(weights) | _prefixed("grad.", taps)
+    yield {"loss": np.asarray(value)} | _named(model, weights) | _prefixed("grad.", taps)
     for index in reversed(range(layers)):
-        weights, taps, pulled = _layer_gradients(model, index, streams.pop(), cos_sin, mask, pulled)
+        weights, taps, pulled = _layer_gradients(
+            holder(model, index),
+            index,
+            streams.pop(),
+            cos_sin,
+            mask,
+            pulled,
+            model.backend,
+            model.dtype,
+        )
         taps["input"] = pulled  # the tap's own would leave out what lies before the tap
-        yield _named(weights, index) | _prefixed(f"grad.layers.{index}.", taps)
+        own = {("layers", index, *path): value for path, value in weights.items()}
+        yield _named(model, own) | _prefixed(f"grad.layers.{index}.", taps)
     gradient = _embedding_gradient(model, ids, pulled)
     if tied is not None:
         gradient += tied
-    yield {"grad.embed": np.asarray(pulled)} | _named({("embed_tokens", "weight"): gradient})
+    embedding = _named(model, {("embed_tokens", "weight"): gradient})
+    yield {"grad.embed": np.asarray(pulled)} | embedding
 
 
 def whole(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arrays]:
@@ -78,22 +100,31 @@ def whole(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arrays
     tokens, ids = tokens_of(inputs, slice(None)), jnp.asarray(inputs.tokens)
     mask = mask_spec(inputs).bind(tokens, tokens, empty_row="zero")
     value, weights = _gradients(model, ids, mask, tokens, loss)
-    stacked = {path[1:]: weights.pop(path) for path in list(weights) if path[0] == "layers"}
-    embedding = {path: weights.pop(path) for path in list(weights) if path[0] == "embed_tokens"}
-    yield {"loss": np.asarray(value)} | _named(weights)
-    held = {path: np.asarray(value) for path, value in stacked.items()}
-    for index in reversed(range(model.config.num_hidden_layers)):
-        yield _named({path: value[index] for path, value in held.items()}, index)
-    yield _named(embedding)
+    named = _named(model, weights)
+    embedding = {EMBEDDING: named.pop(EMBEDDING)}
+    layers = [
+        {name: named.pop(name) for name in list(named) if name.startswith(f"{LAYERS}{index}.")}
+        for index in range(model.config.num_hidden_layers)
+    ]
+    yield {"loss": np.asarray(value)} | named
+    yield from reversed(layers)
+    yield embedding
 
 
-def _named(weights: Mapping[tuple[Any, ...], jax.Array | np.ndarray], layer: int = 0) -> Arrays:
-    """Return gradients under the parameters' canonical names."""
-    top = {"embed_tokens": "model.", "norm": "model.", "lm_head": ""}
-    return {
-        f"grad.{top.get(path[0], f'model.layers.{layer}.')}{'.'.join(path)}": np.asarray(value)
-        for path, value in weights.items()
-    }
+EMBEDDING, LAYERS = "grad.model.embed_tokens.weight", "grad.model.layers."
+
+
+def _named(model: Llama, weights: Mapping[Path, jax.Array]) -> Arrays:
+    """Return gradients under the parameters' canonical names, whatever the model's form."""
+    found = {}
+    for path, gradient in weights.items():
+        whole = np.asarray(gradient)
+        for part in parts_of(path, model.config):
+            name = "grad." + ".".join(("model", *part.path))
+            if part.layer is not None:
+                name = f"{LAYERS}{part.layer}.{'.'.join(part.path[1:])}"
+            found[name.replace("model.lm_head", "lm_head")] = whole[part.index]
+    return found
 
 
 def _prefixed(prefix: str, values: Recorded) -> Arrays:
@@ -146,11 +177,16 @@ def _embedded(
     return model.embed(ids, positions, mask)[:2]
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("backend",))
 def _layer(
-    model: Llama, index: jax.Array | int, x: jax.Array, cos_sin: Rotation, mask: Visible
+    held: Llama | DecoderLayer,
+    index: jax.Array | int,
+    x: jax.Array,
+    cos_sin: Rotation,
+    mask: Visible,
+    backend: Backend,
 ) -> jax.Array:
-    return model.layer(index)(x, cos_sin, mask, None, index, model.backend)[0]
+    return layer_of(held, index)(x, cos_sin, mask, None, index, backend)[0]
 
 
 @partial(jax.jit, static_argnames=("loss",))
@@ -168,22 +204,24 @@ def _head_gradients(
     return jax.value_and_grad(forward, argnums=(0, 1, 2))(weights, nudges, x)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("backend", "dtype"))
 def _layer_gradients(
-    model: Llama,
+    held: Llama | DecoderLayer,
     index: jax.Array | int,
     x: jax.Array,
     cos_sin: Rotation,
     mask: Visible,
     pulled: jax.Array,
+    backend: Backend,
+    dtype: np.dtype,
 ) -> tuple[Weights, Recorded, jax.Array]:
-    apart = _Apart(layer := model.layer(index), model.dtype)
+    apart = _Apart(layer := layer_of(held, index), dtype)
 
     def forward(weights: Weights, nudges: Recorded, x: jax.Array) -> jax.Array:
         tap = Nudges(nudges)
-        return apart.holding(weights)(x, cos_sin, mask, None, index, model.backend, tap)[0]
+        return apart.holding(weights)(x, cos_sin, mask, None, index, backend, tap)[0]
 
-    nudges = _zeros(lambda taps: layer(x, cos_sin, mask, None, index, model.backend, taps))
+    nudges = _zeros(lambda taps: layer(x, cos_sin, mask, None, index, backend, taps))
     _, pull = jax.vjp(forward, apart.weights, nudges, x)
     return pull(pulled)
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import masks
+from jaxllama.attention import Backend
 from jaxllama.cache import KVCache
 from jaxllama.masks import Mask, Tokens
-from jaxllama.model import Llama
+from jaxllama.model import DecoderLayer, Llama
 from jaxllama.taps import Taps
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
@@ -79,7 +80,14 @@ class JaxRun:
         prefix = f"layers.{index}."
         own = {k.removeprefix(prefix): v for k, v in forced.items() if k.startswith(prefix)}
         self._x, self._cache, taps = self._compiled_layer(
-            self._model, self._place(index), self._x, self._cos_sin, self._mask, self._cache, own
+            holder(self._model, index),
+            self._place(index),
+            self._x,
+            self._cos_sin,
+            self._mask,
+            self._cache,
+            own,
+            self._model.backend,
         )
         return {
             f"{name.split('.')[0]}.{index}.{name.split('.')[1]}"
@@ -158,23 +166,36 @@ def _embed(
     return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
 
 
+def holder(model: Llama, index: int) -> Llama | DecoderLayer:
+    """Return what a compiled step is given to have a layer: one program serves all of them."""
+    layers = model.layers
+    return model if isinstance(layers, DecoderLayer) else layers[index]
+
+
+def layer_of(held: Llama | DecoderLayer, index: jax.Array | int) -> DecoderLayer:
+    """Return the layer of what `holder` gave."""
+    return held if isinstance(held, DecoderLayer) else held.layer(index)
+
+
 def _layer(
-    model: Llama,
+    held: Llama | DecoderLayer,
     index: jax.Array | int,
     x: jax.Array,
     cos_sin: Rotation,
     mask: Visible,
     cache: KVCache | None,
     forced: Recorded,
+    backend: Backend,
 ) -> tuple[jax.Array, KVCache | None, Recorded]:
     taps = Taps(forced)
-    layer = model.layer(index)
-    x, cache = layer(x, cos_sin, mask, cache, index, model.backend, taps)
+    x, cache = layer_of(held, index)(x, cos_sin, mask, cache, index, backend, taps)
     return x, cache, taps.recorded()
 
 
 # The old cache is dead once its successor exists; keeping it would hold it twice.
-compiled_layer: Callable[..., Layer] = partial(jax.jit, _layer, donate_argnames=("cache",))
+compiled_layer: Callable[..., Layer] = partial(
+    jax.jit, _layer, donate_argnames=("cache",), static_argnames=("backend",)
+)
 
 run_layer = compiled_layer()
 

@@ -109,7 +109,7 @@ def test_a_layer_is_not_widened_whole() -> None:
     mask = jnp.ones((1, 4, 4), bool)
 
     def temporary(step: Any) -> int:
-        compiled = step.lower(part, 0, x, cos_sin, mask, None, {}).compile()
+        compiled = step.lower(part, 0, x, cos_sin, mask, None, {}, "xla").compile()
         return int(compiled.memory_analysis().temp_size_in_bytes)
 
     assert frugal_layer() is not run_layer
