@@ -36,6 +36,12 @@ FAULTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
     ),
     # What runs where nobody looks, from some queries on.
     "attention.blockwise": ("total * kept + probs", "total + probs", {"length": 61}, "logits"),
+    "forms": (
+        "slice(first, end)",
+        "slice(end - 1, first - 1 if first else None, -1)",
+        {"subject": "fused"},
+        "layers.0.q_proj",
+    ),
     "rope": ("first * cos - second * sin", "first * cos + second * sin", {}, "layers.0.q_rope"),
     "masks.specs": (
         "(cells.k_position <= cells.q_position)",

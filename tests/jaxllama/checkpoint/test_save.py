@@ -44,7 +44,7 @@ def source() -> Checkpoint:
 
 @pytest.fixture
 def model(source: Checkpoint) -> Llama:
-    return Llama.from_pretrained(source)
+    return Llama.from_pretrained(source, form="stacked")
 
 
 def edit(model: Llama, change: Callable[[Any], Any]) -> None:
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, model: Llama, monkeypatch: p
 
 def test_a_model_may_replace_what_it_was_loaded_from(tmp_path: Path, model: Llama):
     model.save_pretrained(tmp_path / "out")
-    again = Llama.from_pretrained(tmp_path / "out")
+    again = Llama.from_pretrained(tmp_path / "out", form="stacked")
     edit(again, lambda q: -q)
     again.save_pretrained(tmp_path / "out", overwrite=True)
     assert verify(again, tmp_path / "out").equal
