@@ -34,8 +34,7 @@ def bench(
     ] = "f32,bf16",
     variants: Annotated[str, typer.Option(help=f"All, or some of {', '.join(VARIANTS)}.")] = "all",
     rounds: Annotated[
-        int,
-        typer.Option(help="Of each measure; after 30 s a dtype it ends early, but not before 3."),
+        int, typer.Option(help="Of each measure; after 30 s it ends early, but not before 3.")
     ] = ROUNDS,
     new_tokens: Annotated[
         int, typer.Option(help="Steps of writing that are timed, after a prompt of 128 tokens.")

@@ -64,7 +64,8 @@ class Measure:
 def measures(
     prompts: Sequence[int], batches: Sequence[int], dtypes: Sequence[str], new: int
 ) -> list[Measure]:
-    """Return what is to be measured, what matters most first: time may run out.
+    """Return what is to be measured, a dtype after the other, what matters most first: time may run
+    out.
 
     Args:
         prompts: lengths in tokens.
@@ -83,18 +84,10 @@ def measures(
     ]
     return [
         Measure("decode" if steps else "prefill", dtype, rows, prompt, steps)
-        for prompt, rows, steps in sizes
         for dtype in dtypes
+        for prompt, rows, steps in sizes
         if dtype == dtypes[0] or steps or prompt <= LONG
     ]
-
-
-def grouped(wanted: Sequence[Measure]) -> list[list[Measure]]:
-    """Return the measures that share their rounds: those that differ in dtype alone."""
-    groups: dict[str, list[Measure]] = {}
-    for one in wanted:
-        groups.setdefault(one.group, []).append(one)
-    return list(groups.values())
 
 
 def prompt_of(measure: Measure, vocabulary: int) -> list[list[int]]:

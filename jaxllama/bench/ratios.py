@@ -72,7 +72,8 @@ def speed_ratios(
 
     Args:
         measures: in order.
-        seconds: of each round, by measure's name and variant.
+        seconds: of each round, by measure's name and variant; ours in float32, timed in the rounds
+            of another dtype, is `f32`.
     """
     found: dict[str, Spread] = {}
     for measure in measures:
@@ -85,9 +86,6 @@ def speed_ratios(
             others["best_torch"] = taken[best]
         if FLOOR in taken:
             others[FLOOR] = taken[FLOOR]
-        whole = seconds.get(measure.group, {})
-        if measure.name != measure.group and OURS in whole:
-            others["f32"] = whole[OURS]
         for name, theirs in others.items():
             found[f"{measure.name}_vs_{name}"] = paired(theirs, ours)
     return found

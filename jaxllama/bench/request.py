@@ -186,18 +186,15 @@ def _context(opened: Checkpoint, wanted: Sequence[Measure]) -> list[str]:
 
 
 def _memory(opened: Checkpoint, request: BenchRequest) -> list[str]:
-    """Say whether all processes fit in memory together: those that wait keep their weights."""
+    """Say whether the processes of a dtype fit in memory: those that wait keep their weights."""
     free = free_bytes()
     stored = sum(info.nbytes // info.dtype.itemsize for info in opened.tensors.values())
-    needed = sum(
-        _PROCESS_BYTES + int(_WEIGHTS_TIMES * stored * parse(dtype).itemsize)
-        for dtype in request.dtypes
-        for _ in request.variants
-    )
+    widest = max(parse(dtype).itemsize for dtype in request.dtypes)
+    needed = len(request.variants) * (_PROCESS_BYTES + int(_WEIGHTS_TIMES * stored * widest))
     if free is None or needed <= free:
         return []
     return [
-        f"{len(request.variants)} variants in {' and '.join(request.dtypes)} take about "
-        f"{size_in_words(needed)} together, and {size_in_words(free)} of this machine's memory are "
-        f"free; give fewer {argument('variants')} or one {argument('dtype')}"
+        f"{len(request.variants)} variants take about {size_in_words(needed)} together, and "
+        f"{size_in_words(free)} of this machine's memory are free; give fewer "
+        f"{argument('variants')}"
     ]

@@ -101,10 +101,15 @@ class BenchResult:
     seconds: float = 0.0
 
     def seconds_of(self) -> dict[str, dict[str, list[float]]]:
-        """Return the seconds of each round, by measure's name and variant."""
+        """Return the seconds of each round, by measure's name and variant.
+
+        Ours in float32, timed in the rounds of another dtype, has that dtype's name for its own.
+        """
         return {
             measure.name: {
-                one.variant: one.timings[measure.name].seconds
+                one.variant if one.dtype == measure.dtype else one.dtype: one.timings[
+                    measure.name
+                ].seconds
                 for one in self.variants
                 if one.timings.get(measure.name) and one.timings[measure.name].seconds
             }
@@ -210,12 +215,14 @@ class BenchResult:
 
     def _timing(self, measure: Measure, one: VariantResult) -> dict[str, Any]:
         timing = one.timings[measure.name]
-        speed = self.speed(measure, one.variant)
         return {
             "measure": measure.name,
             "variant": one.variant,
+            "dtype": one.dtype,
             "seconds": timing.seconds,
-            "tokens_per_second": None if speed is None else speed.to_dict(),
+            "tokens_per_second": speeds(timing.seconds, measure.tokens).to_dict()
+            if timing.seconds
+            else None,
             "first_call_seconds": timing.first_seconds,
             "compile_seconds": timing.compile_seconds,
             "tokens": timing.tokens,

@@ -1,7 +1,8 @@
 """Rounds in turn: every variant in a process of its own, one of them working at a time.
 
 Each round of a measure runs all variants once, in an order that turns from round to round, so that
-what else the machine does strikes all alike; a ratio is taken round by round.
+what else the machine does strikes all alike; a ratio is taken round by round. One dtype comes after
+the other, for the memory's sake; ours in the first is timed along with the second.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING
 
 from jaxllama.bench import machine
 from jaxllama.bench.floors import floor_work
-from jaxllama.bench.measures import Measure, grouped
+from jaxllama.bench.measures import Measure
 from jaxllama.bench.process import PeerLostError, PeerProcess, scratch_directory
 from jaxllama.bench.request import BenchRequest
 from jaxllama.bench.result import BenchResult, Timing, VariantResult
-from jaxllama.bench.variants import FLOOR, VARIANTS
+from jaxllama.bench.variants import FLOOR, OURS, VARIANTS
 from jaxllama.dtypes import parse
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
 
-# Rounds of a measure end early once they have taken so long in each dtype, but for the least.
+# Rounds of a measure end early once they have taken so long, but for the least.
 MEASURE_SECONDS, LEAST_ROUNDS = 30.0, 3
 Say = Callable[[str], None]
 
@@ -61,8 +62,10 @@ def bench(request: BenchRequest, opened: Checkpoint, say: Say = lambda _: None) 
     with scratch_directory() as scratch:
         session = Session(request, result, scratch, say)
         try:
-            session.open_all()
-            session.measure_all()
+            for dtype in request.dtypes:
+                if session.has_time():
+                    session.open_all(dtype)
+                session.measure_all(dtype)
         finally:
             session.end()
     return result
@@ -84,9 +87,14 @@ class Session:
         self.processes: dict[tuple[str, str], PeerProcess] = {}
         self.idle = self.watched = 0.0
 
-    def open_all(self) -> None:
-        """Start a process for each that is installed, one after the other, and load the model."""
-        for one in self.result.variants:
+    def open_all(self, dtype: str) -> None:
+        """Start a process for each that is installed, one after the other, and load the model.
+
+        Those of another dtype end before, but for ours.
+        """
+        for key in [key for key in self.processes if key[0] != OURS]:
+            self.processes.pop(key).end()
+        for one in (one for one in self.result.variants if one.dtype == dtype):
             if reason := VARIANTS[one.variant].missing():
                 one.status, one.reason = "not installed", reason
                 continue
@@ -108,46 +116,48 @@ class Session:
                 )
                 self.say(f"{one.variant} {one.dtype}: loaded after {one.start_seconds:.1f} s")
 
-    def measure_all(self) -> None:
-        """Take all measures, those that differ in dtype alone in the same rounds."""
-        for group in grouped(self.request.measures):
-            if time.monotonic() - self.began > self.request.seconds:
+    def measure_all(self, dtype: str) -> None:
+        """Take all measures of a dtype."""
+        for measure in (one for one in self.request.measures if one.dtype == dtype):
+            if not self.has_time():
                 why = f"no time left after {self.request.seconds:g} s (--seconds)"
-                self.result.not_run |= {measure.name: why for measure in group}
+                self.result.not_run[measure.name] = why
                 continue
-            self._measure(group)
+            self._measure(measure)
         self.result.seconds = time.monotonic() - self.began
         if self.watched:
             self.result.idle_share = self.idle / self.watched
+
+    def has_time(self) -> bool:
+        """Whether another measure may begin."""
+        return time.monotonic() - self.began <= self.request.seconds
 
     def end(self) -> None:
         """End all processes."""
         for process in self.processes.values():
             process.end()
 
-    def _measure(self, group: list[Measure]) -> None:
-        cells = [
-            (measure, one)
-            for measure in group
-            for one in self.result.variants
-            if one.dtype == measure.dtype
-        ]
-        for measure, one in cells:
+    def _measure(self, measure: Measure) -> None:
+        cells = [one for one in self.result.variants if one.dtype == measure.dtype]
+        first = self.request.dtypes[0]
+        if measure.dtype != first and (ours := self.result.of(OURS, first)) is not None:
+            cells.append(ours)
+        for one in cells:
             self._run(measure, one, first=True)
         started, done = time.monotonic(), 0
-        budget = MEASURE_SECONDS * len(group)
         while done < self.request.rounds:
-            if done >= LEAST_ROUNDS and time.monotonic() - started > budget:
+            if done >= LEAST_ROUNDS and time.monotonic() - started > MEASURE_SECONDS:
                 break
             turn = done % len(cells)
-            for measure, one in cells[turn:] + cells[:turn]:
+            for one in cells[turn:] + cells[:turn]:
                 self._run(measure, one)
             done += 1
-        self.say(f"{', '.join(m.name for m in group)}: {done} rounds")
+        self.say(f"{measure.name}: {done} rounds in {time.monotonic() - started:.0f} s")
 
     def _run(self, measure: Measure, one: VariantResult, *, first: bool = False) -> None:
         """Have one variant do a measure's work once, unless it has been lost."""
-        found = self._ask(one, ask="run", **vars(measure))
+        own = one.dtype == measure.dtype
+        found = self._ask(one, ask="run", **vars(measure) | {"dtype": one.dtype})
         if found is None:
             one.timings.pop(measure.name, None)  # a ratio takes whole rounds
             return
@@ -157,9 +167,9 @@ class Session:
             timing.seconds.append(found["seconds"])
             timing.usual_seconds.append(found["whole_seconds"])
             return
-        timing.tokens = found["tokens"]
-        if one.variant == FLOOR:
+        if one.variant == FLOOR or not own:
             return
+        timing.tokens = found["tokens"]
         timing.first_seconds = found["whole_seconds"]
         if measure.kind == "prefill" and one.first_token_seconds is None and one.start_seconds:
             one.first_token_seconds = one.start_seconds + found["whole_seconds"]

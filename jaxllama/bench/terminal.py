@@ -26,8 +26,12 @@ def show(result: BenchResult, console: Console) -> None:
         f"machine: {result.machine['line']}",
     ):
         console.print(one_line(line), markup=False, highlight=False)
-    for table in (_speeds(result), _costs(result), _ratios(result)):
-        console.print()
+    for title, table in (
+        ("tokens a second", _speeds(result)),
+        ("measured once; nothing compiled is kept from before", _costs(result)),
+        (f"{OURS} against others: above 1 it is better; of a floor, the share", _ratios(result)),
+    ):
+        console.print(f"\n{title}", markup=False, highlight=False)
         console.print(table)
     for note in result.notes():
         console.print(f"note: {one_line(note)}", markup=False, highlight=False)
@@ -35,7 +39,7 @@ def show(result: BenchResult, console: Console) -> None:
 
 def _speeds(result: BenchResult) -> SafeTable:
     names = list(dict.fromkeys(p.variant for p in result.variants))
-    table = SafeTable(title="tokens a second", title_justify="left", box=None, pad_edge=False)
+    table = SafeTable(box=None, pad_edge=False)
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")
@@ -47,8 +51,7 @@ def _speeds(result: BenchResult) -> SafeTable:
 
 def _costs(result: BenchResult) -> SafeTable:
     columns = ("", "first token", "compiling", "peak memory", "of it loading")
-    title = "measured once; nothing compiled is kept from before"
-    table = SafeTable(title=title, title_justify="left", box=None, pad_edge=False)
+    table = SafeTable(box=None, pad_edge=False)
     for n, name in enumerate(columns):
         table.add_column(name, justify="right" if n else "left")
     for one in result.variants:
@@ -68,8 +71,7 @@ def _costs(result: BenchResult) -> SafeTable:
 
 
 def _ratios(result: BenchResult) -> SafeTable:
-    title = f"{OURS} against others: above 1 it is better; of a floor, the share that is reached"
-    table = SafeTable(title=title, title_justify="left", box=None, pad_edge=False)
+    table = SafeTable(box=None, pad_edge=False)
     table.add_column("")
     for name in ("median", "quartiles", "rounds"):
         table.add_column(name, justify="right")
