@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
 
 # Rounds of a measure end early once they have taken so long, but for the least.
-MEASURE_SECONDS, LEAST_ROUNDS = 30.0, 3
+MEASURE_SECONDS, LEAST_ROUNDS = 20.0, 3
 Say = Callable[[str], None]
 
 
@@ -47,7 +47,7 @@ def bench(request: BenchRequest, opened: Checkpoint, say: Say = lambda _: None) 
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine.describe(request.threads),
         checkpoint={
-            "label": opened.label,
+            "label": request.checkpoint,
             "format": opened.format,
             "parameters": weights,
             "bytes": {dtype: weights * parse(dtype).itemsize for dtype in request.dtypes},

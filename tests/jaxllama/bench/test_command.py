@@ -78,6 +78,14 @@ def test_who_is_not_there_or_fails_is_named(
     assert "_vs_" not in said.partition("of a floor, the share")[2].partition("note")[0]
 
 
+def test_our_own_failure_is_the_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VARIANTS, "jaxllama", Variant("jaxllama", "", "no_such_peer"))
+    code, out, _ = bench(capsys, "tiny", *SHORT, "--variants", "jaxllama", "--dtype", "f32")
+    assert code == 4 and "note: jaxllama (f32): failed: ModuleNotFoundError: No module" in out
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
