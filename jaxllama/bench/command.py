@@ -45,7 +45,7 @@ def bench(
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="No measure begins after so many seconds.")
-    ] = 480.0,
+    ] = 450.0,
     quick: Annotated[
         bool,
         typer.Option(
