@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup browser machines mutants fuzz parity test lint types clean
+.PHONY: help setup browser machines mutants fuzz parity bench test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
+	@echo 'make bench    how fast the model is, beside transformers, Tunix and what the machine could do'
 	@echo 'make machines the comparison under some settings of other machines, on a small model'
 	@echo 'make mutants  edits of the source of jaxllama, which the comparison has to find and explain'
 	@echo 'make fuzz     files of every kind spoilt, and read: nothing crashes, hangs or passes for sound'
@@ -22,6 +23,11 @@ setup: $(READY)
 parity: $(READY)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/parity run smollm2 --reference all
+
+# Some 9 minutes; on a machine that does nothing else. ARGS="--quick" takes one or two.
+bench: $(READY)
+	$(BIN)/python scripts/fetch_smollm2.py
+	$(BIN)/jaxllama bench smollm2 $(ARGS)
 
 # A part; scripts/machine_matrix.py without --quick runs the rest.
 machines: $(READY)

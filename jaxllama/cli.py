@@ -1,4 +1,4 @@
-"""The command line: `jaxllama info | convert | verify | generate | ...`.
+"""The command line: `jaxllama info | convert | verify | generate | bench`.
 
 Exit codes: 0 done or equal, 1 different and nothing else, 2 bad usage or bad input, 4 an internal
 error or no memory, 130 interrupted.
@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from jaxllama import compilation_cache
+from jaxllama.bench.command import bench
 from jaxllama.cli_generate import generate
 from jaxllama.command_line.console import SafeConsole, SafeTable
 from jaxllama.command_line.group import CHECKPOINT, command
@@ -217,6 +218,7 @@ def _print_differences(result: Verification) -> None:
 
 
 app.command()(generate)
+app.command()(bench)
 
 
 def _tokens(source: str, file: Path) -> list[int]:

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.errors import InputError
+from jaxllama.files.output import check_writable, write_text
 from parity.options import LANES
-from parity.output_files import check_writable, write_text
 from parity.runner.machine import SETTINGS, processor
 
 PLAIN, AGAIN = "plain", "plain again"

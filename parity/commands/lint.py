@@ -11,8 +11,8 @@ import typer
 
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, on_the_command_line
+from jaxllama.files.output import check_outputs, write_text
 from parity.commands import options
-from parity.output_files import check_outputs, write_text
 from parity.report.outputs import after_verdict
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import typer
 
 from jaxllama import compilation_cache
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.files.output import check_writable, write_text
 from parity.commands import options
-from parity.output_files import check_writable, write_text
 from parity.report.outputs import after_verdict
 
 

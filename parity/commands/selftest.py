@@ -13,7 +13,7 @@ from jaxllama import compilation_cache
 from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError
-from parity import output_files
+from jaxllama.files.output import check_writable, write_text
 from parity.commands.progress import progress_bar
 from parity.options import choose
 from parity.report.outputs import after_verdict
@@ -83,7 +83,7 @@ def selftest_command(
     if group is not None and mutants is None:
         raise InputError(f"--group {group}: only --mutants takes one; add it, or leave it out")
     if json_path is not None:
-        output_files.check_writable(json_path)
+        check_writable(json_path)
     processes = jobs or min(os.cpu_count() or 1, MOST_JOBS)
     if mutants is not None:
         raise typer.Exit(_mutants(mutants, seed or 0, group, processes, json_path))
@@ -97,7 +97,7 @@ def selftest_command(
     show(matrix, SafeConsole())
     if json_path is not None:
         with after_verdict():
-            output_files.write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
+            write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     raise typer.Exit(0 if matrix.passed else 1)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxllama.command_line.printable import spell_out
-from parity.output_files import write_text
+from jaxllama.files.output import write_text
 from parity.report import figures
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from parity.output_files import write_text
+from jaxllama.files.output import write_text
 from parity.result import Result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from jaxllama.command_line.printable import spell_out
-from parity.output_files import write_text
+from jaxllama.files.output import write_text
 from parity.report.wording import reading_line, summary
 from parity.result import Result, TapResult
 from parity.taps import SETUP_TAPS, split_name

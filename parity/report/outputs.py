@@ -13,7 +13,7 @@ from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.failure import type_and_message
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.errors import InputError, ReportError, argument, join_problems
-from parity.output_files import check_outputs
+from jaxllama.files.output import check_outputs
 from parity.report import terminal
 from parity.result import Result
 
@@ -55,8 +55,8 @@ def check_reports(
         inputs: files and directories that are read.
 
     Raises:
-        InputError: see `parity.output_files.check_outputs`; or a page needs a package that judging
-            does without, and that is not installed.
+        InputError: see `jaxllama.files.output.check_outputs`; or a page needs a package that
+            judging does without, and that is not installed.
     """
     check_outputs(*_places(json, html, junit).values(), inputs=inputs)
     if html is None:

@@ -116,6 +116,15 @@ CASES = [
         "--chat reads what a user says as text",
         "jaxllama generate {base} '<|end_of_text|>' --max-tokens 1 --chat",
     ),
+    *(
+        Case(
+            (f"jaxllama/bench/request.py: --{option}",),
+            f"jaxllama bench {{base}} --{option} 999999",
+            f"lower --{option}",
+            f"jaxllama bench {{base}} --{option} 9 --variants floor --dtype f32 --seconds 1e-9",
+        )
+        for option in ("prompt", "new-tokens")
+    ),
     Case(
         ("jaxllama/command_line/group.py: --help",),
         "jaxllama convert {base}",
@@ -295,6 +304,8 @@ ELSEWHERE = {
 # Not run, and why.
 NOT_RUN = {
     "jaxllama/attention/backends.py: --dtype": "takes a GPU with cuDNN",
+    "jaxllama/bench/request.py: --variants": "takes a machine with too little memory",
+    "jaxllama/bench/run.py: --seconds": "says what ended the run",
     "jaxllama/checkpoint/hub/download.py: hf auth login": "takes an account of the Hub",
     f"{FLOATS}: mlx_lm.convert --hf-path DIRECTORY --dequantize": "takes Apple's mlx-lm",
     f"{FLOATS}: python convert_hf_to_gguf.py DIRECTORY --outtype bf16": "takes llama.cpp's source",

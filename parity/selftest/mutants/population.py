@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxllama.errors import InputError
+from jaxllama.files.output import write_text
 from parity.diagnose import cause
 from parity.diagnose.edits import kinds
 from parity.options import Progress
-from parity.output_files import write_text
 from parity.selftest.mutants import examine
 from parity.selftest.mutants.examine import MutantResult, Originals, summary_of
 from parity.selftest.mutants.forms import OriginalForms

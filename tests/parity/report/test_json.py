@@ -13,8 +13,8 @@ import pytest
 from records import result, row
 
 from jaxllama.errors import InputError
-from parity import output_files
-from parity.output_files import check_outputs
+from jaxllama.files import output
+from jaxllama.files.output import check_outputs
 from parity.report import json_file
 
 
@@ -38,7 +38,7 @@ def test_an_older_report_survives_a_failed_write(
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"out\.json: cannot be written: No space left"):
-        output_files.write_text(path, "newer")
+        output.write_text(path, "newer")
     assert path.read_text() == "older"
     assert os.listdir(tmp_path) == ["out.json"]
 
@@ -63,8 +63,8 @@ def test_standard_output_keeps_what_was_printed(tmp_path: Path) -> None:
 def test_an_existing_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     path.write_text("older")
-    output_files.check_writable(path)
-    output_files.write_text(path, "newer")
+    output.check_writable(path)
+    output.write_text(path, "newer")
     assert path.read_text() == "newer"
 
 
@@ -77,24 +77,24 @@ def private() -> Iterator[None]:
 
 @pytest.mark.usefixtures("private")
 def test_permissions_are_the_umasks_or_what_they_were(tmp_path: Path) -> None:
-    output_files.write_text(tmp_path / "new", "text")
+    output.write_text(tmp_path / "new", "text")
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
     (tmp_path / "old").write_text("older")
     (tmp_path / "old").chmod(0o640)
-    output_files.write_text(tmp_path / "old", "newer")
+    output.write_text(tmp_path / "old", "newer")
     assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "target").write_text('{\n "schema_version": 1}')
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    output_files.check_writable(tmp_path / "link")
-    output_files.write_text(tmp_path / "link", "newer")
+    output.check_writable(tmp_path / "link")
+    output.write_text(tmp_path / "link", "newer")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "newer"
     os.mkfifo(tmp_path / "pipe")
     reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    output_files.check_writable(tmp_path / "pipe")
-    output_files.write_text(tmp_path / "pipe", "through")
+    output.check_writable(tmp_path / "pipe")
+    output.write_text(tmp_path / "pipe", "through")
     assert os.read(reading, 99) == b"through"
     os.close(reading)
     assert (tmp_path / "pipe").is_fifo()
@@ -106,7 +106,7 @@ def test_a_link_to_what_is_no_report_is_not_followed(tmp_path: Path, there: str 
         (tmp_path / "target").write_text(there)
     (tmp_path / "link").symlink_to(tmp_path / "target")
     before = sorted(os.listdir(tmp_path))
-    for call in (output_files.check_writable, lambda path: output_files.write_text(path, "report")):
+    for call in (output.check_writable, lambda path: output.write_text(path, "report")):
         with pytest.raises(InputError, match=r"a symbolic link to .*, which is no older report"):
             call(tmp_path / "link")
     assert sorted(os.listdir(tmp_path)) == before
@@ -114,19 +114,19 @@ def test_a_link_to_what_is_no_report_is_not_followed(tmp_path: Path, there: str 
 
 
 def test_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output_files.check_writable(tmp_path / "out.json")
+    output.check_writable(tmp_path / "out.json")
     assert os.listdir(tmp_path) == []
     with pytest.raises(InputError, match="is a directory"):
-        output_files.check_writable(tmp_path)
+        output.check_writable(tmp_path)
     with pytest.raises(InputError, match="no directory"):
-        output_files.check_writable(tmp_path / "missing" / "out.json")
+        output.check_writable(tmp_path / "missing" / "out.json")
     with pytest.raises(InputError, match="name too long"):
-        output_files.check_writable(tmp_path / ("x" * 300))
+        output.check_writable(tmp_path / ("x" * 300))
     with pytest.raises(InputError, match="-: a report is a file"):
-        output_files.check_writable(Path("-"))
+        output.check_writable(Path("-"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
-        output_files.check_writable(tmp_path / "out.json")
+        output.check_writable(tmp_path / "out.json")
 
 
 def test_a_report_destroys_nothing_that_is_read(tmp_path: Path) -> None:

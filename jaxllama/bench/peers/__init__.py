@@ -1,0 +1,1 @@
+"""What is timed, a file a framework. Each is imported in a process of its own alone."""
