@@ -20,7 +20,7 @@ from jaxllama.model import Llama
 from jaxllama.taps import Taps, Untapped
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
-from parity.subjects.jaxllama.run import Recorded, Rotation, Visible, mask_spec, tokens_of
+from parity.subjects.jaxllama.run import Recorded, Rotation, Visible, dense, mask_spec, tokens_of
 
 # A module's weights by where it keeps them, and the loss of logits and tokens.
 Weights = dict[tuple[Any, ...], jax.Array]
@@ -49,7 +49,7 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
         them.
     """
     tokens, ids = tokens_of(inputs, slice(None)), jnp.asarray(inputs.tokens)
-    mask = mask_spec(inputs).bind(tokens, tokens, empty_row="zero").to_bool()
+    mask = dense(mask_spec(inputs).bind(tokens, tokens, empty_row="zero"))
     layers = model.config.num_hidden_layers
     x, cos_sin = _embedded(model, ids, tokens.positions, mask)
     streams = [x]
