@@ -56,8 +56,8 @@ def check_first_calls() -> None:
     jaxtyping.jaxtyped = jaxtyping._decorator.jaxtyped = sampled  # type: ignore[assignment]
 
 
-# By code: a function within another is made anew with each of its calls. Each count is a list that
-# its wrapper holds: to look it up with every call, by a hash of all of the code, took half the time.
+# By code: a function within another is made anew with each of its calls. A wrapper holds its count:
+# to look it up with every call, by a hash of all of the code, took half of the wrapper's time.
 _left: dict[CodeType, list[int]] = {}
 
 
