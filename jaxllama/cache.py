@@ -157,18 +157,7 @@ class KVCache:
                     f"KVCache.extend: row {row} would hold {total[row]} tokens, the cache has "
                     f"{self.capacity} slots; make it with a larger capacity, or rewind it"
                 )
-        wanted = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
-        slots = self.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-        slots = jnp.where(valid & (slots < self.capacity), slots, self.capacity)
-        rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
-        new_positions, new_segments = positions.astype(jnp.int32), segments.astype(jnp.int32)
-        return dataclasses.replace(
-            self,
-            positions=self.positions.at[rows, slots].set(new_positions, mode="drop"),
-            segments=self.segments.at[rows, slots].set(new_segments, mode="drop"),
-            lengths=wanted,
-            slots=slots,
-        )
+        return dataclasses.replace(self, **_reserved(self, positions, valid, segments))
 
     def rewind(self, lengths: Int[Array, " B"]) -> KVCache:
         """Forget everything after the first `lengths` tokens of each row, pending tokens too.
@@ -250,3 +239,25 @@ class KVCache:
             )
         if problems:
             raise InputError(join_problems("cache", problems))
+
+
+# Outside of `jit` too one program: its operations, each compiled for each shape, were two dozen.
+@jax.jit
+def _reserved(
+    cache: KVCache,
+    positions: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    segments: Int[Array, "B T"],
+) -> dict[str, Array]:
+    """Return the fields of a cache that has slots for new tokens, where these are others."""
+    wanted = cache.lengths + valid.sum(axis=1, dtype=jnp.int32)
+    slots = cache.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+    slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)
+    rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
+    new_positions, new_segments = positions.astype(jnp.int32), segments.astype(jnp.int32)
+    return {
+        "positions": cache.positions.at[rows, slots].set(new_positions, mode="drop"),
+        "segments": cache.segments.at[rows, slots].set(new_segments, mode="drop"),
+        "lengths": wanted,
+        "slots": slots,
+    }

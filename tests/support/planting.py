@@ -6,6 +6,7 @@ import gc
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -72,5 +73,18 @@ def _alike(a: types.CodeType, b: types.CodeType) -> bool:
 
 
 def _forget(compiled: bool) -> None:
+    """Forget what was traced of functions of both packages; what JAX has of its own it may keep."""
     if compiled:
-        jax.clear_caches()
+        for function in _jitted():
+            function.clear_cache()
+
+
+def _jitted() -> list[Any]:
+    """Return what `jax.jit` has made of functions that are not JAX's own."""
+    gc.unfreeze()  # what is frozen is not listed
+    kind = type(jax.jit(lambda: None))
+    return [
+        one
+        for one in gc.get_objects()
+        if type(one) is kind and not str(getattr(one, "__module__", "")).startswith("jax.")
+    ]

@@ -26,6 +26,7 @@ from parity.subjects.jaxllama.run import (
     Recorded,
     Rotation,
     Visible,
+    dense,
     holder,
     layer_of,
     mask_spec,
@@ -59,7 +60,7 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
         them.
     """
     tokens, ids = tokens_of(inputs, slice(None)), jnp.asarray(inputs.tokens)
-    mask = mask_spec(inputs).bind(tokens, tokens, empty_row="zero").to_bool()
+    mask = dense(mask_spec(inputs).bind(tokens, tokens, empty_row="zero"))
     layers = model.config.num_hidden_layers
     x, cos_sin = _embedded(model, ids, tokens.positions, mask)
     streams = [x]

@@ -72,7 +72,7 @@ class JaxRun:
         tokens = jnp.asarray(self._inputs.tokens[:, start:stop])
         forced = {name: value for name, value in forced.items() if name in FORCED_SETUP}
         (self._x, self._cos_sin, self._mask), taps = _embed(
-            self._model, tokens, queries.positions, mask.to_bool(), forced
+            self._model, tokens, queries.positions, dense(mask), forced
         )
         return taps
 
@@ -156,6 +156,13 @@ Rotation = tuple[jax.Array, jax.Array]
 Visible = jax.Array | masks.BoundMask
 
 Layer = Callable[..., tuple[jax.Array, KVCache | None, Recorded]]
+
+
+# One program in place of a dozen, each of which is compiled for each shape.
+@jax.jit
+def dense(mask: masks.BoundMask) -> jax.Array:
+    """Return which keys each query sees."""
+    return mask.to_bool()
 
 
 @jax.jit

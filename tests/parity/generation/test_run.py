@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ RUN = "parity.generation.run"
 PROMPTS = ((256, 72, 101, 108, 108, 111, 32, 119, 111), (84, 104, 101, 32, 99, 97), (65, 110, 100))
 
 
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    """Write as `parity.run` does: what it compiles serves here, and the other way round."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @cache
 def checkpoint() -> Checkpoint:
     return tiny(num_hidden_layers=1, hidden_size=90)
@@ -43,7 +51,8 @@ def checkpoint() -> Checkpoint:
 @cache
 def generator(lane: str = "f64") -> Generator:
     dtype = {"f64": jnp.float64, "bf16": jnp.bfloat16}[lane]
-    return Generator(Llama.from_pretrained(checkpoint(), dtype=dtype))
+    # With weights as stored, as `parity.run` loads them: its programs are the same.
+    return Generator(Llama.from_pretrained(checkpoint(), dtype=dtype, param_dtype="float32"))
 
 
 @cache

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -92,20 +92,13 @@ class Operators:
 
     def tap(self, name: str, named: frozenset[str]) -> np.ndarray:
         """Return a tap as a run that is given the named kinds shows it."""
-        key = self._key(name, named)
+        key = _key(name, named)
         if key not in self._shown:
             self._shown[key] = to_numpy(self._value(name, named))
         return self._shown[key]
 
-    def _key(self, name: str, named: frozenset[str]) -> Key:
-        operands = _operands(name)
-        return name, tuple(
-            ("given", one) if split_name(one)[0] in named else self._key(one, named)
-            for one in operands
-        )
-
     def _value(self, name: str, named: frozenset[str]) -> Tensor:
-        key = self._key(name, named)
+        key = _key(name, named)
         if key not in self._known:
             operands = [
                 self.given[one] if split_name(one)[0] in named else self._value(one, named)
@@ -167,6 +160,15 @@ def _operands(name: str) -> tuple[str, ...]:
     if kind == "norm":
         return (f"layers.{DEPTH - 1}.output",)
     return tuple(one.replace("layers.", f"layers.{layer}.", 1) for one in OPERANDS.get(kind, ()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(name: str, named: frozenset[str]) -> Key:
+    """Return what a value is computed from: the taps before it that a run is given."""
+    return name, tuple(
+        ("given", one) if split_name(one)[0] in named else _key(one, named)
+        for one in _operands(name)
+    )
 
 
 class Named:

@@ -19,6 +19,7 @@ import pytest
 
 from jaxllama import rope
 from jaxllama.errors import InputError
+from parity import cli
 from parity.selftest.mutants import oracles
 from parity.selftest.mutants.cells import real_cells
 from parity.selftest.mutants.examine import MutantResult, is_the_checkers, summary_of
@@ -253,8 +254,11 @@ def test_a_file_of_something_else_is_refused_before_anything_runs(
         (["--mutants", "0"], "Invalid value for '--mutants'"),
     ],
 )
-def test_choices_that_do_not_go_together_are_refused(words: list[str], said: str) -> None:
-    command = [sys.executable, "-m", "parity", "selftest", *words]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert said in found.stderr
+def test_choices_that_do_not_go_together_are_refused(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["parity", "selftest", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
