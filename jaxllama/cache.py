@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
@@ -25,6 +26,8 @@ from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Tokens
 from jaxllama.memory import free_bytes, size_in_words
 
+_Held = Float[Array, "L B S K H"] | tuple[Float[Array, "B K S H"], ...]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class KVCache:
     """The state of a conversation, as a pytree; every method returns a new one.
 
     Attributes:
-        k: rotated keys, in the cache's own dtype.
+        k: rotated keys, in the cache's own dtype: one array of all layers, which a pass that scans
+            over layers needs, or apart, an array by heads for each: a CPU copies neither a layer
+            out of the whole nor its keys into another order.
         v: values, likewise. Unwritten slots hold zeros: finite, so that a masked slot cannot
             poison a sum.
         positions: rotary position of each written slot, in tokens.
@@ -43,15 +48,23 @@ class KVCache:
             0 when no call is pending.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: _Held
+    v: _Held
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     slots: Int[Array, "B T"]
 
     @classmethod
-    def empty(cls, config: LlamaConfig, batch: int, capacity: int, dtype: DTypeLike) -> KVCache:
+    def empty(
+        cls,
+        config: LlamaConfig,
+        batch: int,
+        capacity: int,
+        dtype: DTypeLike,
+        *,
+        apart: bool = False,
+    ) -> KVCache:
         """Return a cache with room for `capacity` tokens in each of `batch` rows.
 
         Args:
@@ -59,6 +72,8 @@ class KVCache:
             batch: B, rows.
             capacity: S, slots a row, in tokens.
             dtype: of the stored keys and values; need not be the model's.
+            apart: an array for each layer, which suits a model whose layers are not stacked. A
+                model takes either.
 
         Raises:
             InputError: `batch` or `capacity` is not positive, no such floating type, or more than
@@ -83,9 +98,16 @@ class KVCache:
                 f"and {size_in_words(free)} of this machine's memory are free; give fewer rows or "
                 "tokens"
             )
+
+        def zeros() -> _Held:
+            if not apart:
+                return jnp.zeros(shape, dtype)
+            L, B, S, K, H = shape
+            return tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(L))
+
         return cls(
-            k=jnp.zeros(shape, dtype),
-            v=jnp.zeros(shape, dtype),
+            k=zeros(),
+            v=zeros(),
             # Two arrays, not one twice: a buffer cannot be donated twice.
             positions=jnp.zeros((batch, capacity), jnp.int32),
             segments=jnp.zeros((batch, capacity), jnp.int32),
@@ -96,12 +118,51 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Slots per row, in tokens."""
-        return self.k.shape[2]
+        return jax.tree.leaves(self.k)[0].shape[2]
 
     @property
     def nbytes(self) -> int:
         """Memory of keys and values, in bytes."""
-        return self.k.nbytes + self.v.nbytes
+        return sum(held.nbytes for held in jax.tree.leaves((self.k, self.v)))
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What keys and values are rounded to."""
+        return jax.tree.leaves(self.k)[0].dtype
+
+    @property
+    def made_for(self) -> tuple[int, int, int]:
+        """Layers, kv heads and head dim."""
+        if isinstance(self.k, tuple):
+            return len(self.k), self.k[0].shape[1], self.k[0].shape[3]
+        return self.k.shape[0], self.k.shape[3], self.k.shape[4]
+
+    def of_layer(
+        self, layer: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Return one layer's keys and values, whichever way they are held.
+
+        Args:
+            layer: which; a number known while tracing where layers are apart.
+        """
+        if isinstance(self.k, tuple):
+            assert isinstance(layer, int)
+            return self.k[layer].swapaxes(1, 2), self.v[layer].swapaxes(1, 2)
+        return self.k[layer], self.v[layer]
+
+    def stacked(self) -> KVCache:
+        """Return the cache with one array of all layers; itself if it is that already."""
+        if not isinstance(self.k, tuple):
+            return self
+        k, v = (jnp.stack(held).swapaxes(2, 3) for held in (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v)
+
+    def apart(self) -> KVCache:
+        """Return the cache with an array for each layer; itself if it is that already."""
+        if isinstance(self.k, tuple):
+            return self
+        k, v = (tuple(one.swapaxes(1, 2) for one in held) for held in (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v)
 
     @property
     def overflowed(self) -> Bool[Array, " B"]:
@@ -200,12 +261,15 @@ class KVCache:
         The scatter drops what lies past the end, where a dynamic-update-slice would clamp its
         index and overwrite the last valid slot without a word.
         """
-        rows = jnp.arange(len(self.lengths), dtype=jnp.int32)[:, None]
-        return dataclasses.replace(
-            self,
-            k=self.k.at[layer, rows, self.slots].set(k.astype(self.k.dtype), mode="drop"),
-            v=self.v.at[layer, rows, self.slots].set(v.astype(self.v.dtype), mode="drop"),
-        )
+
+        def written(held: _Held, new: Array) -> _Held:
+            if not isinstance(held, tuple):
+                return _put(held, layer, self.slots, new.astype(held.dtype))
+            assert isinstance(layer, int)
+            one = _put(held[layer], None, self.slots, new.astype(held[layer].dtype))
+            return (*held[:layer], one, *held[layer + 1 :])
+
+        return dataclasses.replace(self, k=written(self.k, k), v=written(self.v, v))
 
     def settle(self) -> KVCache:
         """Return the cache with no call pending, so that its slots cannot be written twice.
@@ -225,7 +289,7 @@ class KVCache:
             InputError: all that does not fit.
         """
         problems = []
-        made_for = (self.k.shape[0], *self.k.shape[3:])
+        made_for = self.made_for
         wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         if made_for != wanted:
             problems.append(
@@ -261,3 +325,54 @@ def _reserved(
         "lengths": wanted,
         "slots": slots,
     }
+
+
+@jax.custom_vjp
+def _put(
+    held: Shaped[Array, "..."],
+    layer: Int[Array, ""] | int | None,
+    slots: Int[Array, "B T"],
+    new: Float[Array, "B T K H"],
+) -> Shaped[Array, "..."]:
+    """Write each row's tokens into its slots, those past the end nowhere.
+
+    Args:
+        held: [L, B, S, K, H], or the one layer [B, K, S, H] if `layer` is None.
+        layer: which.
+        slots: where each token goes.
+        new: the tokens', in the dtype of `held`.
+
+    Two things that XLA does on a CPU are kept from it: to make a single token's write an update of
+    a slice, which copies all of the cache four times, so that another token is written nowhere; and
+    to widen the whole of an array of 16-bit floats before it writes one of them, and round it
+    again, so that integers of the same bits are written.
+    """
+    if slots.size == 1:
+        nowhere = jnp.full_like(slots, jnp.iinfo(slots.dtype).max)
+        slots = jnp.concatenate([slots, nowhere], axis=1)
+        new = jnp.concatenate([new, new], axis=1)
+    at = _places(held, layer, slots)
+    if held.dtype.itemsize != 2:
+        return held.at[at].set(new, mode="drop")
+    bits, new_bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (held, new))
+    return jax.lax.bitcast_convert_type(bits.at[at].set(new_bits, mode="drop"), held.dtype)
+
+
+def _places(held: Array, layer: Array | int | None, slots: Array) -> tuple[Any, ...]:
+    rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]
+    return (rows, slice(None), slots) if layer is None else (layer, rows, slots)
+
+
+def _put_forward(
+    held: Array, layer: Array | int | None, slots: Array, new: Array
+) -> tuple[Array, tuple[Any, ...]]:
+    return _put(held, layer, slots, new), (layer, slots)
+
+
+def _put_backward(saved: tuple[Any, ...], pulled: Array) -> tuple[Array, None, None, Array]:
+    at = _places(pulled, *saved)
+    to_new = pulled.at[at].get(mode="fill", fill_value=0)
+    return pulled.at[at].set(0, mode="drop"), None, None, to_new
+
+
+_put.defvjp(_put_forward, _put_backward)

@@ -191,7 +191,9 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
     B, M = len(request.prompts), bucket(request.max_new_tokens)
     if cache is None:
         capacity = bucket(request.longest) + M
-        cache = KVCache.empty(model.config, B, capacity, request.cache_dtype)
+        apart = model.form != "stacked"
+        cache = KVCache.empty(model.config, B, capacity, request.cache_dtype, apart=apart)
+    cache = cache.stacked() if model.form == "stacked" else cache.apart()
     return _State(
         cache=cache.settle(),
         step=jnp.int32(0),

@@ -1,4 +1,4 @@
-"""Llama 3, top-down: RMSNorm, attention, MLP, decoder layer, model.
+"""Llama 3, top-down: attention, MLP, decoder layer, model.
 
 Shapes, here and throughout: B batch, T query tokens, S key slots, N query heads, K kv heads,
 H head dim, D model dim, F mlp dim, V vocabulary, L layers.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,8 @@ from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import at_least_float32, checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.forms import Form, checked_form
+from jaxllama.layers import Embedding, FusedLinear, Linear, RMSNorm
+from jaxllama.layers.linear import product
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
 from jaxllama.taps import Tapper, Values, untapped
@@ -37,65 +38,6 @@ if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint, Conversion
     from jaxllama.generate import Generation, Prompts
     from jaxllama.sampling import Sampling
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param[Array]:
-    # 1/sqrt(fan_in): keeps activations at unit scale, so that attention is not uniform.
-    return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * shape[-1] ** -0.5)
-
-
-class Linear(nnx.Module):
-    """A product with a weight held as [out, in], without bias."""
-
-    def __init__(self, size_in: int, size_out: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.weight = _normal(rngs, (size_out, size_in), param_dtype)
-
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        return jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
-
-
-class FusedLinear(nnx.Module):
-    """Products of one input with several weights, held below each other and done as one."""
-
-    def __init__(
-        self, size_in: int, sizes_out: Sequence[int], *, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        self.weight = _normal(rngs, (sum(sizes_out), size_in), param_dtype)
-        self.ends = tuple(accumulate(sizes_out))[:-1]
-
-    def __call__(self, x: Float[Array, "... i"]) -> list[Float[Array, "... _"]]:
-        product = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
-        return jnp.split(product, self.ends, axis=-1)
-
-
-class Embedding(nnx.Module):
-    """A table of vectors [V, D], one per token id."""
-
-    def __init__(self, vocab: int, size: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.weight = _normal(rngs, (vocab, size), param_dtype)
-
-    def __call__(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
-        # An id outside the table would otherwise be clamped to its last row: here it shows as NaN.
-        rows = self.weight[...].at[tokens]
-        found = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return found.astype(dtype)
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x), in at least float32, then rounded to x's dtype and scaled by a weight.
-
-    Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
-    """
-
-    def __init__(self, size: int, eps: float, *, param_dtype: DTypeLike):
-        self.weight = nnx.Param(jnp.ones((size,), param_dtype))
-        self.eps = eps
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        wide = x.astype(at_least_float32(x.dtype))
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normed = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
-        return normed * self.weight[...].astype(x.dtype)[None, None, :]
 
 
 class Attention(nnx.Module):
@@ -137,8 +79,8 @@ class Attention(nnx.Module):
         k = tap("k_rope", apply_rope(k, *cos_sin))
         if cache is not None:
             cache = cache.write(index, k, v)
-            k = tap("cache.k", cache.k[index]).astype(q.dtype)
-            v = tap("cache.v", cache.v[index]).astype(q.dtype)
+            k, v = cache.of_layer(index)
+            k, v = tap("cache.k", k).astype(q.dtype), tap("cache.v", v).astype(q.dtype)
         scale = self.head_dim**-0.5
         context = attend(q, k, v, mask, scale=scale, backend=backend, tap=tap)
         return tap("o_proj", self.o_proj(context.reshape(B, T, -1))), cache
@@ -373,6 +315,7 @@ class Llama(nnx.Module):
 
         forced = tap.forced_layers()
         if isinstance(self.layers, DecoderLayer):
+            cache = None if cache is None else cache.stacked()
             graph, weights = nnx.split(self.layers)
             (x, cache), stacked = jax.lax.scan(
                 lambda carry, at: run(nnx.merge(graph, at[0]), at[1], *carry, at[2]),
@@ -472,6 +415,4 @@ class Llama(nnx.Module):
         x = tap("norm", self.norm(x))
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         wide = at_least_float32(self.dtype)
-        weight = head.weight[...].astype(self.dtype)
-        logits = jnp.einsum("btd,vd->btv", x, weight, preferred_element_type=wide)
-        return tap("logits", logits)
+        return tap("logits", product(x, head.weight[...], wide))

@@ -146,7 +146,7 @@ def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
 
 
 def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> list[str]:
-    if cache.k.is_deleted():
+    if jax.tree.leaves(cache.k)[0].is_deleted():
         return [
             "cache: an earlier generate has consumed it; go on with that result's `cache`, or "
             "make another by KVCache.empty"
@@ -157,7 +157,7 @@ def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> li
             f"cache: a call with {cache.slots.shape[1]} tokens a row is still pending; run the "
             "model on it first, or rewind it"
         )
-    made_for = (cache.k.shape[0], *cache.k.shape[3:])
+    made_for = cache.made_for
     config = model.config
     wanted = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     if made_for != wanted:
@@ -165,9 +165,10 @@ def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> li
             f"cache: (layers, kv heads, head dim) {made_for}, the model's are {wanted}; make it "
             "by KVCache.empty(model.config, ...)"
         )
-    if {str(cache.k.dtype), str(cache.v.dtype)} != {str(expected)}:
+    stored = [jax.tree.leaves(held)[0].dtype for held in (cache.k, cache.v)]
+    if set(stored) != {expected}:
         problems.append(
-            f"cache: keys in {cache.k.dtype} and values in {cache.v.dtype}, expected {expected}; "
+            f"cache: keys in {stored[0]} and values in {stored[1]}, expected {expected}; "
             f"make it by KVCache.empty(..., {expected}), or give its dtype as cache_dtype to round "
             "on purpose"
         )

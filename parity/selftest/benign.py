@@ -94,7 +94,8 @@ def _sums() -> list[Fault]:
 def _caches() -> list[Fault]:
     def wider(run: JaxRun) -> None:
         assert run._cache is not None
-        old = run._cache
+        old = run._cache.stacked()
+        assert not isinstance(old.k, tuple) and not isinstance(old.v, tuple)
         run._cache = dataclasses.replace(
             old, k=old.k.astype(jnp.float32), v=old.v.astype(jnp.float32)
         )
@@ -102,7 +103,7 @@ def _caches() -> list[Fault]:
     def larger(run: JaxRun) -> None:
         assert run._cache is not None
         cache, config = run._cache, run._model.config
-        run._cache = KVCache.empty(config, len(cache.lengths), cache.capacity + 9, cache.k.dtype)
+        run._cache = KVCache.empty(config, len(cache.lengths), cache.capacity + 9, cache.dtype)
 
     return [
         _control("cache wider than the model", lane="bf16", mode="decode", setup=wider),

@@ -21,7 +21,15 @@ SHORT = {"dtypes": "f64", "scenarios": "right_padded", "modes": "free", "length"
 
 # What is edited of each module that computes, how it is run, and the first tap that shows it.
 FAULTS: dict[str, tuple[str, str, Mapping[str, Any], str]] = {
-    "model": ("mean_square + self.eps", "mean_square", {}, "layers.0.input_layernorm"),
+    "model": ("silu(wide)", "gelu(wide)", {}, "layers.0.mlp_act"),
+    "layers.norm": ("mean_square + self.eps", "mean_square", {}, "layers.0.input_layernorm"),
+    "layers.linear": (
+        'einsum("...i,oi->...o", x, weight',
+        'einsum("...i,oi->...o", -x, weight',
+        {},
+        "layers.0.q_proj",
+    ),
+    "layers.embedding": (".at[tokens]", ".at[tokens[:, ::-1]]", {}, "embed"),
     "attention.reference": (
         "asarray(scale, wide)",
         "asarray(2 * scale, wide)",

@@ -57,10 +57,10 @@ def test_every_door_takes_every_name(dtype: Any, tmp_path: Path) -> None:
     found = (
         model.dtype,
         Llama(config, dtype=dtype, rngs=nnx.Rngs(0)).dtype,
-        KVCache.empty(config, 1, 4, dtype).k.dtype,
+        KVCache.empty(config, 1, 4, dtype).dtype,
         mask.to_bias(dtype).dtype,
         load_part(checkpoint, 0, dtype=dtype, param_dtype=dtype).dtype,
-        model.generate(np.array([[1]]), max_new_tokens=1, cache_dtype=dtype).cache.k.dtype,
+        model.generate(np.array([[1]]), max_new_tokens=1, cache_dtype=dtype).cache.dtype,
     )
     assert set(found) == {np.dtype(np.float32)}
     converted = convert(checkpoint, tmp_path / "out", to="hf", dtype=dtype).target

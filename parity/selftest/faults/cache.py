@@ -234,6 +234,7 @@ def _dtypes() -> list[Fault]:
         def setup(run: JaxRun) -> None:
             assert run._cache is not None
             old = run._cache
+            assert not isinstance(old.k, tuple) and not isinstance(old.v, tuple)
             run._cache = dataclasses.replace(old, k=old.k.astype(dtype), v=old.v.astype(dtype))
 
         return setup
@@ -312,7 +313,7 @@ def _highest(scores: jax.Array, visible: jax.Array) -> jax.Array:
 
 def _writes() -> list[Fault]:
     def neighbour(self: KVCache, layer: Any, k: jax.Array, v: jax.Array) -> KVCache:
-        return write(self, (layer + 1) % self.k.shape[0], k, v)
+        return write(self, (layer + 1) % self.made_for[0], k, v)
 
     def exchanged(self: KVCache, layer: Any, k: jax.Array, v: jax.Array) -> KVCache:
         return write(self, layer, v, k)
@@ -327,6 +328,7 @@ def _writes() -> list[Fault]:
         found = write(self, layer, k, v)
         if k.shape[1] > 1:
             return found
+        assert not isinstance(found.k, tuple)
         return dataclasses.replace(
             found, k=found.k.at[layer].set(jnp.roll(found.k[layer], 1, axis=0))
         )

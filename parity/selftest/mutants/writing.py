@@ -153,7 +153,7 @@ def _generation(name: str, found: Generation) -> dict[str, Any]:
         "logprobs": found.logprobs,
         "held": lengths,
         "positions": np.where(held, np.asarray(found.cache.positions), 0),
-        "k": np.where(held[None, :, :, None, None], np.asarray(found.cache.k), 0),
-        "v": np.where(held[None, :, :, None, None], np.asarray(found.cache.v), 0),
+        "k": np.where(held[None, :, :, None, None], np.asarray(found.cache.stacked().k), 0),
+        "v": np.where(held[None, :, :, None, None], np.asarray(found.cache.stacked().v), 0),
     }
     return {f"{name} {what}": value for what, value in shown.items()}
