@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,22 +99,7 @@ class KVCache:
                 f"and {size_in_words(free)} of this machine's memory are free; give fewer rows or "
                 "tokens"
             )
-
-        def zeros() -> _Held:
-            if not apart:
-                return jnp.zeros(shape, dtype)
-            L, B, S, K, H = shape
-            return tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(L))
-
-        return cls(
-            k=zeros(),
-            v=zeros(),
-            # Two arrays, not one twice: a buffer cannot be donated twice.
-            positions=jnp.zeros((batch, capacity), jnp.int32),
-            segments=jnp.zeros((batch, capacity), jnp.int32),
-            lengths=jnp.zeros((batch,), jnp.int32),
-            slots=jnp.zeros((batch, 0), jnp.int32),
-        )
+        return _zeros(shape, dtype, apart)
 
     @property
     def capacity(self) -> int:
@@ -171,12 +157,8 @@ class KVCache:
 
     def tokens(self) -> Tokens:
         """Describe the slots to a mask: which are written, and what stands in them."""
-        slot = jnp.arange(self.capacity, dtype=jnp.int32)
-        return Tokens(
-            positions=self.positions,
-            valid=slot[None, :] < self.lengths[:, None],
-            segments=self.segments,
-        )
+        valid = _written(self.lengths, self.capacity)
+        return Tokens(positions=self.positions, valid=valid, segments=self.segments)
 
     def extend(
         self,
@@ -245,7 +227,7 @@ class KVCache:
         lengths = lengths.astype(jnp.int32)
         held = jnp.minimum(self.lengths, self.capacity)
         return dataclasses.replace(
-            self, lengths=jnp.clip(lengths, 0, held), slots=self.slots[:, :0]
+            self, lengths=jnp.clip(lengths, 0, held), slots=_no_slots(len(lengths))
         )
 
     def write(
@@ -276,7 +258,7 @@ class KVCache:
 
         The model does so itself; it is for those who run layers singly.
         """
-        return dataclasses.replace(self, slots=self.slots[:, :0])
+        return dataclasses.replace(self, slots=_no_slots(len(self.lengths)))
 
     def check_fits(self, config: LlamaConfig, tokens_shape: tuple[int, ...]) -> None:
         """Check that this cache was made for the model and extended for a call's tokens.
@@ -303,6 +285,38 @@ class KVCache:
             )
         if problems:
             raise InputError(join_problems("cache", problems))
+
+
+# One program, and so one compilation for each shape where an array at a time takes four.
+@partial(jax.jit, static_argnames=("shape", "dtype", "apart"))
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, apart: bool) -> KVCache:
+    """Return a cache without tokens, no array of which is another's, or none could be donated."""
+    L, B, S, K, H = shape
+
+    def held() -> _Held:
+        if not apart:
+            return jnp.zeros(shape, dtype)
+        return tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(L))
+
+    return KVCache(
+        k=held(),
+        v=held(),
+        positions=jnp.zeros((B, S), jnp.int32),
+        segments=jnp.zeros((B, S), jnp.int32),
+        lengths=jnp.zeros((B,), jnp.int32),
+        slots=jnp.zeros((B, 0), jnp.int32),
+    )
+
+
+def _no_slots(batch: int) -> Int[Array, "B 0"]:
+    """Return the slots of no call: a slice of those of one is compiled, for each shape."""
+    return jax.device_put(np.zeros((batch, 0), np.int32))
+
+
+@partial(jax.jit, static_argnames=("capacity",))
+def _written(lengths: Int[Array, " B"], capacity: int) -> Bool[Array, "B S"]:
+    """Return which slots hold a token."""
+    return jnp.arange(capacity, dtype=jnp.int32)[None, :] < lengths[:, None]
 
 
 # Outside of `jit` too one program: its operations, each compiled for each shape, were two dozen.

@@ -6,6 +6,7 @@ function. What is checked there is therefore taken to the host first, and comput
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -29,3 +30,13 @@ def is_concrete(*trees: Any) -> bool:
 def host_values(*arrays: Any) -> tuple[np.ndarray, ...] | None:
     """Return the arrays as NumPy's, or None where any of them cannot be looked at."""
     return tuple(np.asarray(array) for array in arrays) if is_concrete(*arrays) else None
+
+
+def computed() -> AbstractContextManager[None]:
+    """Return a `with` in which operations on values give values, inside `jit` too.
+
+    Outside of it nothing has to be done, and would cost: every constant of a program that is traced
+    meanwhile would be compiled and computed by itself, forty of them for `generate`, a second.
+    """
+    inside = is_traced(jax.device_put(np.int32(0)))
+    return jax.ensure_compile_time_eval() if inside else nullcontext()

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
-from jaxllama.concrete import is_traced
+from jaxllama.concrete import computed, is_traced
 from jaxllama.dtypes import at_least_float32
 from jaxllama.errors import InputError
 from jaxllama.masks import Tokens, causal, padding
@@ -154,7 +154,7 @@ def generate(
         every=every,
     )
     sampling = GREEDY if sampling is None else sampling
-    with jax.ensure_compile_time_eval():  # inside a `jit` that has closed over all of them
+    with computed():  # inside a `jit` that has closed over all of them
         state = _begin(model, request, sampling, cache)
         inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
         return _write_all(model, request, state, inputs, watch, every)
@@ -175,7 +175,7 @@ def _write_all(
     written, most = 0, request.max_new_tokens
     while written < most:
         written = most if watch is None else min(written + every, most)
-        state = _advance(graph, weights, state, inputs, jnp.int32(written))
+        state = _advance(graph, weights, state, inputs, jax.device_put(np.int32(written)))
         done = np.array(state.done)
         if watch is not None:
             new_cuts = watch(_rows(np.array(state.tokens), np.array(state.lengths)))
@@ -194,15 +194,18 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
         apart = model.form != "stacked"
         cache = KVCache.empty(model.config, B, capacity, request.cache_dtype, apart=apart)
     cache = cache.stacked() if model.form == "stacked" else cache.apart()
+    logprobs = np.zeros((B, M), at_least_float32(model.dtype))
+    seen = np.zeros((B, model.config.vocab_size), np.bool_) if sampling.penalises else None
+    # From NumPy: what `jnp.zeros` returns is compiled, for each shape.
     return _State(
         cache=cache.settle(),
-        step=jnp.int32(0),
-        last=jnp.zeros((B,), jnp.int32),
-        done=jnp.zeros((B,), jnp.bool_),
-        tokens=jnp.full((B, M), -1, jnp.int32),
-        logprobs=jnp.zeros((B, M), at_least_float32(model.dtype)),
-        lengths=jnp.zeros((B,), jnp.int32),
-        seen=jnp.zeros((B, model.config.vocab_size), jnp.bool_) if sampling.penalises else None,
+        step=jax.device_put(np.int32(0)),
+        last=jax.device_put(np.zeros(B, np.int32)),
+        done=jax.device_put(np.zeros(B, np.bool_)),
+        tokens=jax.device_put(np.full((B, M), -1, np.int32)),
+        logprobs=jax.device_put(logprobs),
+        lengths=jax.device_put(np.zeros(B, np.int32)),
+        seen=jax.device_put(seen),
     )
 
 
@@ -213,13 +216,16 @@ def _inputs(request: Request, sampling: Sampling, *, fresh: bool = False) -> _In
     eos = np.full(bucket(len(request.eos_ids), least=8), -1, np.int32)
     eos[: len(request.eos_ids)] = request.eos_ids
     return _Inputs(
-        prompt=jnp.asarray(prompt),
-        prompt_lengths=jnp.asarray([len(ids) for ids in request.prompts], jnp.int32),
-        keys=jax.vmap(jax.random.key)(jnp.asarray(request.seeds, jnp.uint32)),
+        prompt=jax.device_put(prompt),
+        prompt_lengths=jax.device_put(np.array([len(ids) for ids in request.prompts], np.int32)),
+        keys=_keys(np.array(request.seeds, np.uint32)),
         sampling=sampling.values(),
-        eos=jnp.asarray(eos),
+        eos=jax.device_put(eos),
         fresh=fresh,
     )
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))
 
 
 @partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
@@ -339,7 +345,7 @@ def _finish(
     if cuts:  # forget what was read past a cut
         prompt_lengths = np.array([len(ids) for ids in request.prompts])
         kept = np.minimum(held + prompt_lengths + np.maximum(lengths - 1, 0), cache.lengths)
-        cache = dataclasses.replace(cache, lengths=jnp.asarray(kept, jnp.int32))
+        cache = dataclasses.replace(cache, lengths=jax.device_put(kept.astype(np.int32)))
     return Generation(tokens, lengths, logprobs, tuple(reasons), tuple(request.seeds), cache)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxllama.errors import InputError, argument, join_problems
@@ -101,9 +102,9 @@ class Sampling:
         """Return the active settings' values as arrays."""
         real = jnp.result_type(float)  # float64 where that is enabled
         return {
-            name: jnp.asarray(min(value, MOST_KEPT), jnp.int32)
+            name: jax.device_put(np.int32(min(value, MOST_KEPT)))
             if name == "top_k"
-            else jnp.asarray(value, real)
+            else jax.device_put(np.asarray(value, real))
             for name in sorted(self.active)
             if (value := getattr(self, name)) is not None
         }

@@ -21,8 +21,8 @@ from parity.lint.probe_cases import ProbeCase, Probed
 
 def run(probed: Probed, q: Any, k: Any, v: Any, mask: Any) -> np.ndarray:
     """Call an attention with arrays of its dtype and return its output in float64 [B T N H]."""
-    given = mask if isinstance(mask, BoundMask) else jnp.asarray(mask)
-    q, k, v = (jnp.asarray(a.astype(dtypes.parse(probed.dtype))) for a in (q, k, v))
+    given = mask if isinstance(mask, BoundMask) else jax.device_put(mask)
+    q, k, v = (jax.device_put(a.astype(dtypes.parse(probed.dtype))) for a in (q, k, v))
     out = probed.call(q, k, v, given)
     return np.asarray(out).astype(np.float64)
 
@@ -93,10 +93,10 @@ def gradients(probed: Probed, case: ProbeCase) -> dict[str, np.ndarray]:
         TypeError: the attention is not one that JAX can differentiate.
     """
     dtype = dtypes.parse(probed.dtype)
-    arrays = [jnp.asarray(a.astype(dtype)) for a in (case.q, case.k, case.v)]
+    arrays = [jax.device_put(a.astype(dtype)) for a in (case.q, case.k, case.v)]
 
     def loss(q: Any, k: Any, v: Any) -> Any:
-        out = probed.call(q, k, v, jnp.asarray(case.mask))
+        out = probed.call(q, k, v, jax.device_put(case.mask))
         return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
     return dict(

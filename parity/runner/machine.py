@@ -118,7 +118,7 @@ def compiler() -> tuple[frozenset[str], str]:
     A compiled program carries its list with it, as LLVM spells it: `+avx2,-avx512f`. Settings are
     included. The second is `YNNPACK`, `XLA` for XLA's own code or Eigen, or empty if unknown.
     """
-    square = jnp.zeros((_SIZE, _SIZE), jnp.float32)
+    square = jax.ShapeDtypeStruct((_SIZE, _SIZE), jnp.float32)
     try:
         compiled = jax.jit(jnp.matmul).lower(square, square).compile()
         executable: Any = compiled.runtime_executable()

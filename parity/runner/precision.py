@@ -44,7 +44,7 @@ def effective_matmul_precision(dtype: DTypeLike = "float32", product: Product | 
 
 
 def _multiplied(multiply: Product, dtype: DTypeLike, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.asarray(multiply(jnp.asarray(a, dtype), jnp.asarray(b, dtype)), np.float64)
+    return np.asarray(multiply(*(jax.device_put(x.astype(dtype)) for x in (a, b))), np.float64)
 
 
 def _factor_bits(multiply: Product, dtype: DTypeLike) -> int:

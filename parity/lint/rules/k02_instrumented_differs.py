@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -36,8 +37,8 @@ def check(probed: Probed) -> Iterator[Finding]:
         raise CannotCheck("it shows no weights to compare")
     dtype = dtypes.parse(probed.dtype)
     for case in cases():
-        q, k, v = (jnp.asarray(a.astype(dtype)) for a in (case.q, case.k, case.v))
-        shown = probed.instrumented(q, k, v, jnp.asarray(case.mask))
+        q, k, v = (jax.device_put(a.astype(dtype)) for a in (case.q, case.k, case.v))
+        shown = probed.instrumented(q, k, v, jax.device_put(case.mask))
         out, weights = (np.asarray(a).astype(np.float64) for a in shown)
         largest = float(abs(case.v).max())
         real = run(probed, case.q, case.k, case.v, case.mask)

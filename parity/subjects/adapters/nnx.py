@@ -49,7 +49,7 @@ class NNX:
         return np.asarray(value)
 
     def like(self, array: np.ndarray, value: Any) -> Any:
-        return jnp.asarray(array.astype(value.dtype))
+        return jax.device_put(array.astype(value.dtype))
 
     def permute(self, value: Any, order: list[int]) -> Any:
         return jnp.transpose(value, order)
@@ -58,8 +58,8 @@ class NNX:
         return {_dotted(path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
     def loss(self, logits: Any, inputs: Inputs) -> Any:
-        segments = None if inputs.segments is None else jnp.asarray(inputs.segments)
-        ids, valid = jnp.asarray(inputs.tokens), jnp.asarray(inputs.valid)
+        segments = None if inputs.segments is None else jax.device_put(inputs.segments)
+        ids, valid = jax.device_put(inputs.tokens), jax.device_put(inputs.valid)
         return next_token_loss(logits, ids, valid=valid, segments=segments)
 
     def gradients(self, module: nnx.Module, names: Sequence[str], loss_of: LossOf) -> Gradients:

@@ -111,9 +111,9 @@ class Generator:
         """Return a cache that holds a padded batch, read by the model in one call."""
         return _read(
             self.model,
-            jnp.asarray(inputs.tokens),
-            jnp.asarray(inputs.positions),
-            jnp.asarray(inputs.valid),
+            jax.device_put(inputs.tokens),
+            jax.device_put(inputs.positions),
+            jax.device_put(inputs.valid),
             self.empty_cache(len(inputs.tokens), capacity),
         )
 
@@ -138,9 +138,9 @@ def kept_logits(
     logits: Float[np.ndarray, "B V"], setting: Mapping[str, Any], seen: Bool[np.ndarray, "B V"]
 ) -> Float[np.ndarray, "B V"]:
     """Return what `jaxllama.sampling` draws from; its parts in the order that `choose` has."""
-    values, x = sampling.Sampling(**setting).values(), jnp.asarray(logits)
+    values, x = sampling.Sampling(**setting).values(), jax.device_put(logits)
     if "repetition_penalty" in values:
-        x = sampling.penalise(x, jnp.asarray(seen), values["repetition_penalty"])
+        x = sampling.penalise(x, jax.device_put(seen), values["repetition_penalty"])
     if "temperature" in values:
         x = sampling.filter_logits(x / values["temperature"].astype(x.dtype), values)
     return np.asarray(x)
@@ -154,4 +154,4 @@ def draw(
 ) -> Int[np.ndarray, " B"]:
     """Return the tokens that `jaxllama.sampling` draws with keys, one a row."""
     values = sampling.Sampling(**setting).values()
-    return np.asarray(sampling.choose(jnp.asarray(logits), keys, values, jnp.asarray(seen)))
+    return np.asarray(sampling.choose(jax.device_put(logits), keys, values, jax.device_put(seen)))

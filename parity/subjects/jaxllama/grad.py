@@ -26,7 +26,6 @@ from parity.subjects.jaxllama.run import (
     Recorded,
     Rotation,
     Visible,
-    dense,
     holder,
     layer_of,
     mask_spec,
@@ -59,10 +58,10 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
         Gradients under canonical names, as `parity.subjects.base.DifferentiableSubject` orders
         them.
     """
-    tokens, ids = tokens_of(inputs, slice(None)), jnp.asarray(inputs.tokens)
-    mask = dense(mask_spec(inputs).bind(tokens, tokens, empty_row="zero"))
+    tokens, ids = tokens_of(inputs, slice(None)), jax.device_put(inputs.tokens)
+    spec = mask_spec(inputs).bind(tokens, tokens, empty_row="zero")
     layers = model.config.num_hidden_layers
-    x, cos_sin = _embedded(model, ids, tokens.positions, mask)
+    x, cos_sin, mask = _embedded(model, ids, tokens.positions, spec)
     streams = [x]
     for index in range(layers):
         held = holder(model, index)
@@ -98,7 +97,7 @@ def whole(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arrays
     Yields:
         The loss and the parameters' gradients, in the stages of `by_stage`.
     """
-    tokens, ids = tokens_of(inputs, slice(None)), jnp.asarray(inputs.tokens)
+    tokens, ids = tokens_of(inputs, slice(None)), jax.device_put(inputs.tokens)
     mask = mask_spec(inputs).bind(tokens, tokens, empty_row="zero")
     value, weights = _gradients(model, ids, mask, tokens, loss)
     named = _named(model, weights)
@@ -173,9 +172,9 @@ def _zeros(function: Callable[[Taps], object]) -> Recorded:
 
 @jax.jit
 def _embedded(
-    model: Llama, ids: jax.Array, positions: jax.Array, mask: Visible
-) -> tuple[jax.Array, Rotation]:
-    return model.embed(ids, positions, mask)[:2]
+    model: Llama, ids: jax.Array, positions: jax.Array, mask: BoundMask
+) -> tuple[jax.Array, Rotation, Visible]:
+    return model.embed(ids, positions, mask.to_bool())
 
 
 @partial(jax.jit, static_argnames=("backend",))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllama import masks
@@ -65,14 +64,14 @@ class JaxRun:
         if self._cache is not None:
             assert queries.segments is not None
             self._cache = self._cache.settle().extend(
-                *map(jnp.asarray, (queries.positions, queries.valid, queries.segments))
+                *map(jax.device_put, (queries.positions, queries.valid, queries.segments))
             )
             keys = self._cache.tokens()
         mask = mask_spec(self._inputs).bind(queries, keys, empty_row="zero")
-        tokens = jnp.asarray(self._inputs.tokens[:, start:stop])
+        tokens = jax.device_put(self._inputs.tokens[:, start:stop])
         forced = {name: value for name, value in forced.items() if name in FORCED_SETUP}
         (self._x, self._cos_sin, self._mask), taps = _embed(
-            self._model, tokens, queries.positions, dense(mask), forced
+            self._model, tokens, queries.positions, mask, forced
         )
         return taps
 
@@ -139,9 +138,9 @@ def mask_spec(inputs: Inputs) -> Mask:
 def tokens_of(inputs: Inputs, columns: slice) -> Tokens:
     """Return some columns of a scenario as the model is told of them."""
     return Tokens(
-        positions=jnp.asarray(inputs.positions[:, columns]),
-        valid=jnp.asarray(inputs.valid[:, columns]),
-        segments=jnp.asarray(_segments(inputs)[:, columns]),
+        positions=jax.device_put(inputs.positions[:, columns]),
+        valid=jax.device_put(inputs.valid[:, columns]),
+        segments=jax.device_put(_segments(inputs)[:, columns]),
     )
 
 
@@ -158,19 +157,13 @@ Visible = jax.Array | masks.BoundMask
 Layer = Callable[..., tuple[jax.Array, KVCache | None, Recorded]]
 
 
-# One program in place of a dozen, each of which is compiled for each shape.
-@jax.jit
-def dense(mask: masks.BoundMask) -> jax.Array:
-    """Return which keys each query sees."""
-    return mask.to_bool()
-
-
+# The mask is made dense in the same program: by itself it is a dozen, each compiled for each shape.
 @jax.jit
 def _embed(
-    model: Llama, tokens: jax.Array, positions: jax.Array, mask: Visible, forced: Recorded
+    model: Llama, tokens: jax.Array, positions: jax.Array, mask: masks.BoundMask, forced: Recorded
 ) -> tuple[tuple[jax.Array, Rotation, Visible], Recorded]:
     taps = Taps(forced)
-    return model.embed(tokens, positions, mask, tap=taps), taps.recorded()
+    return model.embed(tokens, positions, mask.to_bool(), tap=taps), taps.recorded()
 
 
 def holder(model: Llama, index: int) -> Llama | DecoderLayer:

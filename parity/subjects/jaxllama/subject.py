@@ -106,7 +106,7 @@ class ProductionRun:
             return {}
         tokens = tokens_of(self._inputs, slice(None))
         mask = mask_spec(self._inputs).bind(tokens, tokens, empty_row="zero")
-        ids = jnp.asarray(self._inputs.tokens)
+        ids = jax.device_put(self._inputs.tokens)
         return {"logits": np.asarray(_forward(self._model, ids, mask, tokens.positions))}
 
 

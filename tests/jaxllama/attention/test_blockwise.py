@@ -51,10 +51,24 @@ MASKS: dict[str, Any] = {
 }
 
 
-def pulled(attention: Callable[..., Any], *operands: Any) -> tuple[np.ndarray, ...]:
+def in_blocks(mask: Any, q: Any, k: Any, v: Any) -> jax.Array:
+    return attend_blockwise(q, k, v, mask, SCALE, SIZE)
+
+
+def in_whole_maps(mask: Any, q: Any, k: Any, v: Any) -> jax.Array:
+    return attend_reference(q, k, v, mask, SCALE, untapped)
+
+
+def pulled(attention: Callable[..., Any], mask: Any, *operands: Any) -> tuple[np.ndarray, ...]:
     """Return an attention's context, and what it pulls back to queries, keys and values."""
-    out, pull = jax.vjp(jax.jit(attention), *operands)
-    return tuple(np.asarray(x, np.float64) for x in (out, *pull(jnp.asarray(PULL, out.dtype))))
+    return tuple(np.asarray(x, np.float64) for x in _pulled(attention, mask, *operands))
+
+
+# The mask is given to it: one program serves all that are dense.
+@partial(jax.jit, static_argnames="attention")
+def _pulled(attention: Callable[..., Any], mask: Any, *operands: Any) -> tuple[jax.Array, ...]:
+    out, pull = jax.vjp(partial(attention, mask), *operands)
+    return out, *pull(jnp.asarray(PULL, out.dtype))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -62,14 +76,14 @@ def test_context_and_gradients_are_those_of_whole_maps(mask: str) -> None:
     given = MASKS[mask]
     dense = given.to_bool() if isinstance(given, BoundMask) else given
     operands = [jnp.asarray(x, "float64") for x in (Q, KEYS, V)]
-    whole = pulled(lambda q, k, v: attend_reference(q, k, v, dense, SCALE, untapped), *operands)
-    blocks = pulled(lambda q, k, v: attend_blockwise(q, k, v, given, SCALE, SIZE), *operands)
+    whole = pulled(in_whole_maps, dense, *operands)
+    blocks = pulled(in_blocks, given, *operands)
     for one, other in zip(blocks, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-13)
     # Negative control: a mask with one cell turned is told from it by each of the four.
     row, query = (0, 5) if mask == "self" else (0, 4)
     turned = dense.at[row, query, query + 1].set(~dense[row, query, query + 1])
-    wrong = pulled(lambda q, k, v: attend_blockwise(q, k, v, turned, SCALE, SIZE), *operands)
+    wrong = pulled(in_blocks, turned, *operands)
     assert all(abs(one - other).max() > 1e-5 for one, other in zip(wrong, whole, strict=True))
 
 
@@ -77,11 +91,8 @@ def test_context_and_gradients_are_those_of_whole_maps(mask: str) -> None:
 def test_narrow_dtypes_round_and_no_more(dtype: str, bound: float) -> None:
     operands = [jnp.asarray(x, dtype) for x in (Q, KEYS, V)]
     mask = MASKS["holes"]
-    gold = pulled(
-        lambda *qkv: attend_reference(*qkv, mask, SCALE, untapped),
-        *(x.astype("float64") for x in operands),
-    )
-    blocks = pulled(lambda q, k, v: attend_blockwise(q, k, v, mask, SCALE, SIZE), *operands)
+    gold = pulled(in_whole_maps, mask, *(x.astype("float64") for x in operands))
+    blocks = pulled(in_blocks, mask, *operands)
     for one, other in zip(blocks, gold, strict=True):
         assert np.linalg.norm(one - other) < bound * np.linalg.norm(other)
 
@@ -95,7 +106,7 @@ def test_blocks_that_no_query_sees_are_not_touched() -> None:
     keys[:, 8] = keys[:, 15] = 0  # what shares a block with them is read, as by any attention
     keys, poisoned = jnp.asarray(keys), jnp.asarray(poisoned)
     q = jnp.asarray(RNG.standard_normal((1, 6, N, H)))
-    run = partial(attend_blockwise, scale=SCALE, size=SIZE)
+    run = jax.jit(partial(attend_blockwise, scale=SCALE, size=SIZE))
     np.testing.assert_allclose(run(q, keys, keys, jnp.asarray(seen)), 1.0, rtol=1e-12)
     # Negative controls: read, they show.
     assert np.isnan(run(q, poisoned, poisoned, jnp.asarray(seen))).all()
@@ -113,13 +124,13 @@ def test_many_queries_are_done_in_blocks_where_nobody_looks(
         lambda *arguments: sizes.append(arguments[-1]) or real(*arguments),
     )
     for queries in (16, 61, 200):
-        q = jnp.ones((1, queries, N, H))
-        k = jnp.ones((1, queries, K, H))
-        mask = jnp.ones((1, queries, queries), bool)
+        q = jax.ShapeDtypeStruct((1, queries, N, H), "float64")
+        k = jax.ShapeDtypeStruct((1, queries, K, H), "float64")
+        mask = jax.ShapeDtypeStruct((1, queries, queries), "bool")
         for backend in ("xla", "blockwise"):
-            attend(q, k, k, mask, scale=SCALE, backend=backend)
+            jax.eval_shape(partial(attend, scale=SCALE, backend=backend), q, k, k, mask)
         taps = Taps()
-        attend(q, k, k, mask, scale=SCALE, tap=taps)
+        jax.eval_shape(partial(attend, scale=SCALE, tap=taps), q, k, k, mask)
         assert {"attn_scores", "attn_probs"} <= taps.recorded().keys()
     assert sizes == [32, 32, 32, 64, 64]
     assert (block_size(4), block_size(4, always=True)) == (0, 32)

@@ -269,17 +269,15 @@ def test_a_fault_beside_a_misreading_is_said_too(
     assert [one.id for one in result.cause.others] == ["norm-eps"]
 
 
-def first_layer_twice(right: Any, checkpoint: Any, entry: Any, *arguments: Any) -> np.ndarray:
-    stacked = right(checkpoint, entry, *arguments)
-    if entry.layered and entry.path[-2] == "o_proj":
-        stacked[1] = stacked[0]
-    return stacked
+def first_layer_twice(right: Any, checkpoint: Any, name: str, *arguments: Any) -> np.ndarray:
+    name = name.replace("layers.1.self_attn.o_proj", "layers.0.self_attn.o_proj")
+    return right(checkpoint, name, *arguments)
 
 
 @pytest.mark.parametrize(
     ("plant", "tap"),
     [
-        (replaced(load, "_stack", first_layer_twice), "layers.1.o_proj"),
+        (replaced(load, "_checked", first_layer_twice), "layers.1.o_proj"),
         (replaced(load, "cast", lambda right, values, dtype: rounded(values)), "embed"),
     ],
 )

@@ -241,7 +241,7 @@ def test_an_id_outside_the_vocabulary_is_named() -> None:
 
 def test_without_a_tokenizer_the_text_is_taken_as_bytes_and_said_so() -> None:
     mute = replace(small(), tokenizer_loader=None)
-    result = quick(mute, prompt=None, length=8)
+    result = quick(mute, prompt=None, length=len(PROMPT))
     assert result.verdict == "equal"
     assert any("has no tokenizer" in note for note in result.notes)
     with pytest.raises(InputError, match="has no tokenizer"):
