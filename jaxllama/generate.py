@@ -240,6 +240,10 @@ def _advance(
     model = nnx.merge(graph, weights)
 
     def prefill(s: _State) -> _State:
+        # Bound to the state: what a prompt's products want of the weights in another order would be
+        # taken out of this loop and be made at every call, though it runs in the first alone.
+        s, held = jax.lax.optimization_barrier((s, weights))
+        model = nnx.merge(graph, held)
         T = inputs.prompt.shape[1]
         valid = jnp.arange(T, dtype=jnp.int32)[None, :] < inputs.prompt_lengths[:, None]
         seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
