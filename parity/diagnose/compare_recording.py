@@ -252,8 +252,8 @@ def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.nd
     found = name_short(taps)
     before = "embed" if place == 1 else f"layers.{place - 2}.output"
     if split_name(tap)[0] == "layers.input" and before in stages[stage - 1]:
-        given = stages if recording.given is None else recording.given
-        found["handed_on"] = given[stage - 1][before].astype(found["input"].dtype)
+        handed = (stages if recording.given is None else recording.given)[stage - 1][before]
+        found["handed_on"] = handed.astype(found["input"].dtype)
     return found
 
 
