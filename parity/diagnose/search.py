@@ -26,7 +26,7 @@ from parity.diagnose.describe import (
 )
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.lanes import said_of_lanes
+from parity.diagnose.lanes import narrower, said_of_lanes
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
 from parity.diagnose.trials import Tried
@@ -74,13 +74,12 @@ def diagnose(
         What was found, or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
+        reference = MutatedReference(checkpoint)
+        narrow = narrower(recording, reference, recording.inputs)
+        if narrow is not None:
+            return narrow
         found = _search(
-            recording,
-            MutatedReference(checkpoint),
-            recording.inputs,
-            rounding,
-            seconds,
-            elsewhere or Elsewhere(),
+            recording, reference, recording.inputs, rounding, seconds, elsewhere or Elsewhere()
         )
         if found.end.first is None and found.fails_in and elsewhere is not None:
             found = _search_on(found, recording, rounding, seconds, elsewhere)
