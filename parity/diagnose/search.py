@@ -175,7 +175,7 @@ def find_cause(
 
     Returns:
         As `diagnose`, of the mode in which it diverges; None where that is none of a model's
-        passes: what is written, a tokenizer.
+        passes: what is written, a tokenizer. Of a pass that is run whole, see `whole_pass`.
     """
     row, rounding = first.row, first.difference == "rounding"
     if row.mode == "probe":
@@ -194,6 +194,8 @@ def find_cause(
     def cause_in(one: Inputs, row: TapResult, subject: Subject) -> CauseReport | None:
         return _cause_in(one, row, subject, inputs, checkpoint, decode_chunks, rounding, seconds)
 
+    if row.mode == whole_pass.MODE and not hasattr(subject, "production"):
+        return None
     for one in chosen[:MOST_SCENARIOS]:
         if row.mode == whole_pass.MODE:
             whole = cast("WholeSubject", subject)
