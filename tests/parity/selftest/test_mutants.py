@@ -236,7 +236,6 @@ def test_a_population_is_examined_and_kept(tmp_path: Path) -> None:
     assert read_document(tmp_path / "none.json") == {}
 
 
-@pytest.mark.parametrize("text", ["garbage", "[]", '{"injections": []}', '{"mutants": [{"a": 1}]}'])
 def _ended(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], asleep: float) -> str:
     """Return what becomes of a mutant that has a second of a processor."""
     for name, value in (("SECONDS", 1.0), ("MOST_SECONDS", 1.0), ("ASLEEP_TIMES", asleep)):
@@ -270,6 +269,7 @@ def test_a_time_out_is_of_the_mutant_and_not_of_the_machine(
     assert _ended(monkeypatch, lambda: os._exit(3), 20.0) == "crash"
 
 
+@pytest.mark.parametrize("text", ["garbage", "[]", '{"injections": []}', '{"mutants": [{"a": 1}]}'])
 def test_a_file_of_something_else_is_refused_before_anything_runs(
     tmp_path: Path, text: str
 ) -> None:
