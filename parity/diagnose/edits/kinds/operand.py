@@ -60,7 +60,7 @@ def _exchanged(
 def _exchanged_in_steps(trial: OperatorTrial, program: Program) -> Iterator[Edit]:
     """Yield exchanges of two arguments of one step; those of two are other operations."""
     for step in program:
-        if isinstance(step.fn, Binary):
+        if isinstance(step.fn, Binary) or "weight" in step.inputs:
             continue
         for one, other in combinations(dict.fromkeys(step.inputs), 2):
             said = f"{one} and {other} are exchanged in {step.name}"
