@@ -91,6 +91,8 @@ def _classify(failed: list[TapResult], lane: str) -> Divergence:
     if not running:
         return Divergence(isolated[0], "operator", flagged)
     first = running[0]
+    if not isolated and all(row.mode == "production" for row in running):
+        return Divergence(first, "whole", flagged)
     if split_name(first.tap)[0] in GRAD_TAPS:  # no forward tap failed: those sort first
         return Divergence(first, "loss" if first.tap == "loss" else "backward", flagged)
     wrong_operators = {row.tap for row in isolated}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # 1.2: `coverage.not_run`; `reading`, which `difference` and a divergence's `kind` and `mode` may
 # be; the modes `generate` and `tokens`, and the kinds `generation` and `tokens`.
 # 1.3: `coverage.runs` and `coverage.witnesses`.
-SCHEMA_VERSION = "1.3"
+# 1.4: the kind `whole` of a divergence.
+SCHEMA_VERSION = "1.4"
 
 # The modes of a run, in the words of what was not run.
 MODE_WORDS = {
@@ -200,9 +201,10 @@ class Divergence:
     `difference` is what it is one of, see `DifferenceKind`.
 
     `kind` is `operator` (wrong on right inputs), `upstream` (right on right inputs: a setup tap
-    such as the angle table or the mask is wrong), `drift` (accumulated rounding), `setup`, or of
-    a backward pass `loss` (the forward pass or the loss itself) and `backward` (all gradients that
-    this one is computed from are right), of what is written `generation`, of a tokenizer `tokens`.
+    such as the angle table or the mask is wrong), `drift` (accumulated rounding), `whole` (what
+    users run, compiled whole, alone differs), `setup`, or of a backward pass `loss` (the forward
+    pass or the loss itself) and `backward` (all gradients that this one is computed from are
+    right), of what is written `generation`, of a tokenizer `tokens`.
     Of a `reading` the row is no tap's: its name is what was read, its mode `reading`.
     """
 
@@ -211,6 +213,7 @@ class Divergence:
         "operator",
         "upstream",
         "drift",
+        "whole",
         "setup",
         "loss",
         "backward",

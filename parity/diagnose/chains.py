@@ -225,7 +225,7 @@ def chain_hypotheses(
     for candidates in (
         _named(chain, enough, config, USUAL_ONES),
         _named(chain, enough, files, NO_NUMBERS),
-        _weights(chain, files),
+        _guessed(chain, files),
         # A pair is one where neither does alone.
         _named(chain, enough, config, ANY_NUMBER),
         _pairs(chain, enough, config),
@@ -320,8 +320,8 @@ def _pairs(chain: Chain, enough: float, files: Files) -> Iterator[Hypothesis]:
                 yield _both(first, second)
 
 
-def _weights(chain: Chain, files: Files) -> Iterator[Hypothesis]:
-    """Yield what causes guess of weights: what they read off taps is not to be had here."""
+def _guessed(chain: Chain, files: Files) -> Iterator[Hypothesis]:
+    """Yield what causes guess without reading it off taps, which are not to be had here."""
     for tap in (*chain.hidden, chain.tap):
         evidence = chain.evidence_at(tap)
         for file in files:
@@ -329,9 +329,7 @@ def _weights(chain: Chain, files: Files) -> Iterator[Hypothesis]:
                 continue
             if evidence.short in file.cause.taps:
                 try:
-                    for one in file.look(evidence):
-                        if one.changes and all(c.weight is not None for c in one.changes):
-                            yield one
+                    yield from (one for one in file.look(evidence) if one.changes)
                 except UNFIT:
                     continue
 

@@ -240,7 +240,8 @@ def evidence_elsewhere(
 
 def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.ndarray]:
     """Return the taps of a stage by short name, with what the operator of `tap` worked on."""
-    stages, head = recording.stages, stage % (recording.layers + 2) == recording.layers + 1
+    stages, place = recording.stages, stage % (recording.layers + 2)
+    head = place == recording.layers + 1
     taps = dict(stages[stage])
     last = f"layers.{recording.layers - 1}.output"
     if head and last in stages[stage - 1]:  # unless it shows its own input
@@ -248,7 +249,12 @@ def _select_shown(recording: Recording, stage: int, tap: str) -> dict[str, np.nd
     if recording.given is not None:  # each operator worked on these, rounded to its dtype
         given = recording.given[stage] | (recording.given[stage - 1] if head else {})
         taps |= {n: given[n].astype(taps[n].dtype) for n in taps if n in given and n != tap}
-    return name_short(taps)
+    found = name_short(taps)
+    before = "embed" if place == 1 else f"layers.{place - 2}.output"
+    if split_name(tap)[0] == "layers.input" and before in stages[stage - 1]:
+        handed = (stages if recording.given is None else recording.given)[stage - 1][before]
+        found["handed_on"] = handed.astype(found["input"].dtype)
+    return found
 
 
 def name_short(stage: Arrays) -> dict[str, np.ndarray]:

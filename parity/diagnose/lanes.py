@@ -1,16 +1,70 @@
-"""In which dtypes a cause is, where not in all that were run."""
+"""In which dtypes a cause is, where not in all that were run; what is in a narrower than asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from parity.diagnose.cause import catalogue
 from parity.diagnose.compare_recording import compare_recording
+from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import Recording
+from parity.inputs import Inputs
 from parity.result import CauseReport, TapResult
+from parity.subjects.base import Subject
+from parity.taps import SETUP_TAPS
 
 # What is in one of these alone is said to be there.
 WORDS = {"f64": "float64", "f32": "float32", "bf16": "bfloat16"}
+SHORT = {word: lane for lane, word in WORDS.items()}
+
+
+def narrower(
+    recording: Recording, reference: MutatedReference, inputs: Inputs
+) -> CauseReport | None:
+    """Return that a subject goes on in a narrower dtype than the run's, if that is all its fault.
+
+    Held to what honest implementations do in the dtype that its taps have, it is equal then.
+
+    Args:
+        recording: of the subject.
+        reference: the truth.
+        inputs: its scenario.
+    """
+    lane = recording.subject.dtype
+    for stage in recording.stages:
+        for tap, value in stage.items():
+            dtype = SHORT.get(value.dtype.name, lane)
+            if tap in SETUP_TAPS or list(WORDS).index(dtype) <= list(WORDS).index(lane):
+                continue
+            as_shown = replace(recording, subject=_OfDtype(recording.subject, dtype))
+            if compare_recording(as_shown, reference, inputs).first is not None:
+                return None
+            cause = catalogue()["value-rounded"].cause
+            said = f"{tap} is {WORDS[dtype]} in a run in {WORDS[lane]}, and what is computed of it"
+            line = f"held to what {WORDS[dtype]} costs, it agrees with the reference in every tap"
+            return CauseReport(
+                id=cause.id,
+                title=cause.title,
+                summary=f"{cause.title} ({said})",
+                effective=WORDS[dtype],
+                configured=WORDS[lane],
+                remedy=f"Cast {tap} to the dtype that the model runs in.",
+                confirmed=True,
+                evidence=[line],
+            )
+    return None
+
+
+class _OfDtype:
+    """A recorded subject that is held to another dtype; it is not run again."""
+
+    can_force = False
+
+    def __init__(self, subject: Subject, dtype: str) -> None:
+        self.name, self.absent, self.dtype = subject.name, subject.absent, dtype
+        self.internal_dtype = dtype if dtype != "bf16" else "f32"
+        self.start = subject.start
 
 
 def clean_lanes(row: TapResult, rows: Sequence[TapResult]) -> list[str]:

@@ -263,7 +263,7 @@ class EditedTap(Recorder):
             elif change.edits:
                 here = [*edits, *change.edits]
                 edits = edits if change.scope.axes else here
-                made = self._edited(name, here).to(value.dtype)
+                made = self._edited(name, here, value).to(value.dtype)
                 cells = change.scope.cells(name, value)
                 value = made if cells is None else torch.where(cells, made, value)
         return value
@@ -275,8 +275,8 @@ class EditedTap(Recorder):
         number = int(given["call"][-1]) if "call" in given else 0
         return number, given["tokens"].shape[1] if given else 0
 
-    def _edited(self, name: str, edits: Sequence[Edit]) -> Tensor:
-        """Return what an edited program makes of the taps seen so far."""
+    def _edited(self, name: str, edits: Sequence[Edit], value: Tensor) -> Tensor:
+        """Return what an edited program makes of the taps seen so far, or of what is handed on."""
         config, cached = self._reference.config, "before" in self.given
         program = program_of(name, config, cached=cached)
         assert program is not None
@@ -285,7 +285,8 @@ class EditedTap(Recorder):
             program = whole_program(name, config, cached=cached)
             assert program is not None
             edited = apply_edits(program, edits)
-        operands = Operands(self._reference, name, self._layer, self.given | self.seen)
+        seen = self.given | self.seen | ({"handed_on": value} if name == "input" else {})
+        operands = Operands(self._reference, name, self._layer, seen)
         return run_program(edited, operands, self._reference)
 
     def _changes(self, name: str) -> list[Mutation]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
+from parity.diagnose import whole_pass
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import compare_recording
 from parity.diagnose.describe import (
@@ -24,17 +26,17 @@ from parity.diagnose.describe import (
 )
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
-from parity.diagnose.lanes import said_of_lanes
+from parity.diagnose.lanes import narrower, said_of_lanes
 from parity.diagnose.mutated_reference import MutatedReference
 from parity.diagnose.recording import Recording, record, record_backward, truncated_to_fit
 from parity.diagnose.trials import Tried
 from parity.inputs import Inputs
 from parity.result import CauseReport, Divergence, TapResult
-from parity.subjects.base import CheckpointLike, Subject
+from parity.subjects.base import CheckpointLike, Subject, WholeSubject
 from parity.subjects.torch_reference.subject import TorchReference
 
 # Modes in which a cause is looked for.
-EXPLAINED = ("free", "decode", "isolated", "grad")
+EXPLAINED = ("free", "decode", "isolated", "grad", whole_pass.MODE)
 # Scenarios that are looked at until one shows the divergence by itself.
 MOST_SCENARIOS = 3
 # Causes looked for one after the other.
@@ -72,13 +74,12 @@ def diagnose(
         What was found, or None if all equals the reference.
     """
     with np.errstate(all="ignore"):  # faulty runs hold NaN and infinity
+        reference = MutatedReference(checkpoint)
+        narrow = narrower(recording, reference, recording.inputs)
+        if narrow is not None:
+            return narrow
         found = _search(
-            recording,
-            MutatedReference(checkpoint),
-            recording.inputs,
-            rounding,
-            seconds,
-            elsewhere or Elsewhere(),
+            recording, reference, recording.inputs, rounding, seconds, elsewhere or Elsewhere()
         )
         if found.end.first is None and found.fails_in and elsewhere is not None:
             found = _search_on(found, recording, rounding, seconds, elsewhere)
@@ -173,8 +174,8 @@ def find_cause(
             may be right.
 
     Returns:
-        As `diagnose`, of the mode in which it diverges; None where that is none that can be tried
-        stage by stage: the compiled run without taps, what is written, a tokenizer.
+        As `diagnose`, of the mode in which it diverges; None where that is none of a model's
+        passes: what is written, a tokenizer. Of a pass that is run whole, see `whole_pass`.
     """
     row, rounding = first.row, first.difference == "rounding"
     if row.mode == "probe":
@@ -189,10 +190,20 @@ def find_cause(
     chosen = sorted((i for i in inputs if i.name in alike), key=_poorness)
     subject = make_subject(row.lane)
     found = None
+
+    def cause_in(one: Inputs, row: TapResult, subject: Subject) -> CauseReport | None:
+        return _cause_in(one, row, subject, inputs, checkpoint, decode_chunks, rounding, seconds)
+
+    if row.mode == whole_pass.MODE and not hasattr(subject, "production"):
+        return None
     for one in chosen[:MOST_SCENARIOS]:
-        found = _cause_in(one, row, subject, inputs, checkpoint, decode_chunks, rounding, seconds)
+        if row.mode == whole_pass.MODE:
+            whole = cast("WholeSubject", subject)
+            found = whole_pass.cause_of_whole(one, row, rows, whole, checkpoint, cause_in)
+        else:
+            found = cause_in(one, row, subject)
         if found is not None:
-            if row.mode != "grad":
+            if row.mode not in ("grad", whole_pass.MODE):
                 with np.errstate(all="ignore"):
                     found = said_of_lanes(
                         found,

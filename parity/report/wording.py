@@ -30,6 +30,7 @@ KINDS = {
     "operator": "the operator itself: on the reference's inputs it is wrong too",
     "upstream": "what it was given: on the reference's inputs it is right",
     "drift": "accumulated rounding: on the reference's inputs every operator is right",
+    "whole": "the pass as users run it, compiled whole: watched stage by stage, the same is equal",
     "setup": "the setup of the run: no activation has moved yet",
     "loss": "the loss or the forward pass before it: --mode free,isolated on this scenario tells",
     "reading": "the reader: what it handed over was wrong before any model ran",

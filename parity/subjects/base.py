@@ -22,6 +22,10 @@ Arrays = dict[str, np.ndarray]
 # The same where it is only read.
 ReadArrays = Mapping[str, np.ndarray]
 
+# What may be otherwise in a pass that is run whole, see `WholeSubject.other_ways`.
+WHOLE_MAPS = "with whole attention maps"
+UNCOMPILED = "with whole attention maps, operation by operation"
+
 
 def stage_taps(stage: int, layers: int) -> tuple[str, ...]:
     """Return the full canonical tap names of one stage, in data-flow order.
@@ -152,6 +156,22 @@ class DifferentiableSubject(Subject, Protocol):
         Raises:
             InputError: no token has a successor.
         """
+
+
+class WholeSubject(Subject, Protocol):
+    """A subject that is compiled whole where nobody watches, and run stage by stage where one does.
+
+    Its `production` and what it offers beside show of a pass what comes out of it alone.
+    """
+
+    def production(self) -> Subject:
+        """Return the subject as users run it."""
+
+    def other_ways(self) -> Mapping[str, Subject]:
+        """Return the same, run otherwise, by what is otherwise in words: always more."""
+
+    def in_blocks(self) -> Subject | None:
+        """Return it watched, but attending in blocks; None if it does not where nobody watches."""
 
 
 class GeneratedRun:

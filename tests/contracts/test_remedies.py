@@ -284,7 +284,12 @@ CASES = [
 HUB = "tests/jaxllama/checkpoint/hub/test_download.py::test_the_commands_of_the_library_fetch_it"
 OVERFLOW = "tests/cases/test_cases_files.py::test_case_32_overflow_in_the_askers_words"
 PYTHON = "tests/contracts/test_remedies.py::test_a_line_of_python_typed_as_said_works"
+WHOLE = (
+    "tests/parity/diagnose/test_whole_pass.py::"
+    "test_a_kernel_that_only_runs_unwatched_is_explained_by_watching_it"
+)
 ELSEWHERE = {
+    "parity/diagnose/whole_pass.py: --subject": WHOLE,
     "jaxllama/checkpoint/hub/download.py: {name.fetch_command()}": HUB,
     "jaxllama/checkpoint/hub/locate.py: {name.fetch_command()}": HUB,
     "jaxllama/checkpoint/hub/needed.py: {repo.fetch_command(packed[0])}": HUB,

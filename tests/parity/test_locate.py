@@ -61,6 +61,16 @@ def test_free_wrong_and_every_operator_right(lane: str, kind: str) -> None:
     assert (found.row.tap, found.kind) == ("layers.4.output", kind)
 
 
+def test_only_what_users_run_whole_failed() -> None:
+    whole = row("logits", failed=True, mode="production")
+    assert located(row("logits"), row("logits", mode="isolated"), whole).kind == "whole"
+    assert located(row("logits", failed=True), whole).kind == "upstream"
+    isolated = row("logits", failed=True, mode="isolated")
+    assert located(row("logits"), isolated, whole).kind == "operator"
+    backward = row("grad.lm_head.weight", failed=True, mode="production")
+    assert located(row("grad.lm_head.weight", mode="grad"), backward).kind == "whole"
+
+
 def test_bad_rounding_is_named_where_it_happens_not_where_it_shows() -> None:
     rows = [
         row("layers.0.post_attention_layernorm", failed=True, mode="isolated", lane="bf16"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 # What edits have for operands that are no values.
-WORDS = ("*", "+", "left out", "twice", "after", "halves", "exchanged", "rows")
+WORDS = ("*", "+", "left out", "twice", "after", "halves", "exchanged", "exchanged in it", "rows")
 # Explanations that are tried on the whole reference, with each of their taps.
 MOST = 6
 # What is left of an operator's inputs in float64 is its last places.

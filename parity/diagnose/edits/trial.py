@@ -36,8 +36,10 @@ ROWS = 256
 ELEMENTS = 1 << 21
 # How many times as large as the largest operand an edited program's values may become.
 GROWTH = 8
-# What an edit cannot be tried on: shapes that do not fit, operands that are not shown.
+# What an edit cannot be tried on: shapes that do not fit, operands that are not shown, constants
+# that are plain numbers.
 UNFIT = (
+    AttributeError,
     KeyError,
     IndexError,
     ValueError,

@@ -94,7 +94,7 @@ class Originals:
         default: of the default run's inputs.
         forms: of models of all forms on fresh inputs.
         lines: that ran meanwhile.
-        seconds: of the default run.
+        seconds: of a processor, that the default run takes.
     """
 
     default: Mapping[tuple[str, str, str], Shown]
@@ -128,9 +128,9 @@ def originals(group: str, folder: Path) -> Originals | OriginalForms:
     with lines_run() as lines:
         default = oracles.shown_by(checkpoint, oracles.default_inputs(checkpoint))
         forms = dict(oracles.each_form())
-        began = time.perf_counter()
+        began = time.process_time()
         default_run()
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
     return Originals(default, forms, frozenset(lines), seconds)
 
 
@@ -345,9 +345,13 @@ def difference_from_stated(first: Divergence, cause: CauseReport, form: str) -> 
     checkpoint, lane = oracles.checkpoints()[form], first.row.lane
     layers = checkpoint.config.num_hidden_layers
     mode = "decode" if first.row.mode == "decode" else "free"
+    unwatched = first.row.mode == "production"  # explained where attention in blocks is watched
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for inputs in oracles.fresh_inputs(checkpoint):
-            mine = oracles.show(oracles.subject_of(checkpoint, lane), inputs, mode, layers)
+            subject = oracles.subject_of(checkpoint, lane)
+            watched = subject.in_blocks() if unwatched else subject
+            assert watched is not None
+            mine = oracles.show(watched, inputs, mode, layers)
             wrong = cause.wrong_inputs(inputs, oracles.chunks_of(inputs, mode))
             if wrong is None:
                 return "masks or positions of one run alone"

@@ -51,7 +51,7 @@ class OriginalForms:
 
     Attributes:
         seen: by the form's name.
-        seconds: of the usual runs.
+        seconds: of a processor, that the usual runs take.
     """
 
     seen: Mapping[str, SeenForm]
@@ -72,9 +72,9 @@ def original_forms(forms: Sequence[Form]) -> OriginalForms:
     for form in forms:
         jax.clear_caches()  # what was traced for one form does not run for the next
         with lines_run() as lines:
-            began = time.perf_counter()
+            began = time.process_time()
             result = form.run() if form.run is not None and form.usual else None
-            seconds += time.perf_counter() - began
+            seconds += time.process_time() - began
             shown = form.show()
         if result is not None and result.verdict != "equal":
             first = result.first_divergence

@@ -22,9 +22,10 @@ from parity.subjects.base import Subject, require_decoding
 from parity.subjects.jaxllama.subject import JaxLlama
 from parity.taps import SETUP_TAPS, in_flow_order
 
-# The length of the default run's inputs, and of fresh ones.
-LENGTH, FRESH_LENGTH = 61, 23
-FRESH_SCENARIOS = ("left_padded", "packed", "mixed_lengths", "windowed")
+# The length of the default run's inputs.
+LENGTH = 61
+# Fresh inputs with their lengths: from 48 on attention is in blocks.
+FRESH = {"left_padded": 23, "packed": 53, "mixed_lengths": 23, "windowed": 53}
 LANES = ("f64", "f32")
 MODES = ("free", "decode")
 # Two computations of one thing differ by less, of two by more.
@@ -81,8 +82,8 @@ def fresh_inputs(checkpoint: Checkpoint) -> list[Inputs]:
     """Return inputs that the default run is not given: other tokens, lengths, masks, positions."""
     encode = checkpoint.tokenizer().encode
     found = []
-    for name in FRESH_SCENARIOS:
-        made = scenario(name, encode, checkpoint.config, length=FRESH_LENGTH)
+    for name, length in FRESH.items():
+        made = scenario(name, encode, checkpoint.config, length=length)
         tokens = np.where(made.valid, (made.tokens * 7 + 13) % 251, made.tokens)
         found.append(replace(made, tokens=tokens.astype(made.tokens.dtype)))
     return found

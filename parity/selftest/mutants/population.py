@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import pickle
 import random
+import resource
 import signal
 import tempfile
 import time
@@ -33,9 +35,12 @@ from parity.selftest.mutants.rules import GROUPS, MODULES, Mutant, mutants_of, s
 from parity.tokens.others import JSON_FILE, META_FILE, require_package
 
 SCHEMA_VERSION = "1.1"
-# A mutant that takes longer, a diagnosis included, is given up: so many seconds, or so many times
-# what the run of the unchanged code takes where that is more, and never more than the third.
+# A mutant that takes longer, a diagnosis included, is given up: so many seconds of a processor, or
+# so many times what the run of the unchanged code takes where that is more, and never more than the
+# third. They are the mutant's own: a busy machine gives up no more than a quiet one. One that waits
+# for what never comes takes none: it is given up after so many times as many by the clock.
 SECONDS, TIMES, MOST_SECONDS = 30.0, 10.0, 90.0
+ASLEEP_TIMES = 20.0
 # What a sample has of each group, as far as there are so many.
 SHARES = {"model": 6, "writing": 1, "tokens": 1, "reading": 1}
 # How often results are written down, in mutants.
@@ -283,8 +288,10 @@ class _Running:
 
     def __init__(self, mutant: Mutant, original: Originals | OriginalForms, folder: Path) -> None:
         self._mutant, self._began = mutant, time.monotonic()
-        self._most = min(max(SECONDS, TIMES * original.seconds), MOST_SECONDS)
-        self.process, self._pipe = _forked(lambda: examine.examine(mutant, original, folder))
+        seconds = min(max(SECONDS, TIMES * original.seconds), MOST_SECONDS)
+        self._most = ASLEEP_TIMES * seconds
+        work = partial(examine.examine, mutant, original, folder)
+        self.process, self._pipe = _forked(work, seconds)
         os.set_blocking(self._pipe, False)
         self._said = b""
 
@@ -301,6 +308,8 @@ class _Running:
             return MutantResult(self._mutant, "timeout", seconds=(seconds, seconds))
         os.close(self._pipe)
         _, status = os.waitpid(self.process, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            return MutantResult(self._mutant, "timeout", seconds=(seconds, seconds))
         if not self._said:
             said = f"the process ended with {os.waitstatus_to_exitcode(status)}"
             return MutantResult(self._mutant, "crash", said=said, seconds=(seconds, seconds))
@@ -314,8 +323,13 @@ class _Running:
         os.close(self._pipe)
 
 
-def _forked(work: Callable[[], Any]) -> tuple[int, int]:
-    """Begin work in a fork; return its process and a pipe on which its result comes, pickled."""
+def _forked(work: Callable[[], Any], most: float | None = None) -> tuple[int, int]:
+    """Begin work in a fork; return its process and a pipe on which its result comes, pickled.
+
+    Args:
+        work: what is to be done.
+        most: seconds of a processor, after which the system ends it with SIGXCPU.
+    """
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -323,6 +337,10 @@ def _forked(work: Callable[[], Any]) -> tuple[int, int]:
         return process, reading
     status = 1
     try:
+        if most is not None:
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(most), hard))
         os.close(reading)
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)  # what libraries say of a mutant is no one's to read

@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "jaxllama.attention.reference",
         "jaxllama.cache",
         "jaxllama.config",
+        "jaxllama.forms",
         "jaxllama.layers.embedding",
         "jaxllama.layers.linear",
         "jaxllama.layers.norm",

@@ -19,7 +19,7 @@ from jaxllama.forms import Path, parts_of
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import BoundMask, Tokens
 from jaxllama.model import DecoderLayer, Llama
-from jaxllama.taps import Taps, Untapped
+from jaxllama.taps import Tapper, Taps, Untapped, untapped
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama.run import (
@@ -91,15 +91,23 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
     yield {"grad.embed": np.asarray(pulled)} | embedding
 
 
-def whole(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arrays]:
-    """Differentiate the scanned model in one compiled program, as training does.
+def whole(
+    model: Llama, inputs: Inputs, loss: Loss = loss_of, *, tap: Tapper = untapped
+) -> Iterator[Arrays]:
+    """Differentiate the model in one compiled program, as training does.
+
+    Args:
+        model: as for `by_stage`.
+        inputs: the scenario.
+        loss: what is differentiated.
+        tap: one that records nothing.
 
     Yields:
         The loss and the parameters' gradients, in the stages of `by_stage`.
     """
     tokens, ids = tokens_of(inputs, slice(None)), jax.device_put(inputs.tokens)
     mask = mask_spec(inputs).bind(tokens, tokens, empty_row="zero")
-    value, weights = _gradients(model, ids, mask, tokens, loss)
+    value, weights = _gradients(model, ids, mask, tokens, loss, tap)
     named = _named(model, weights)
     embedding = {EMBEDDING: named.pop(EMBEDDING)}
     layers = [
@@ -233,14 +241,14 @@ def _embedding_gradient(model: Llama, ids: jax.Array, pulled: jax.Array) -> jax.
     return pull(pulled)[0][("weight",)]
 
 
-@partial(jax.jit, static_argnames=("loss",))
+@partial(jax.jit, static_argnames=("loss", "tap"))
 def _gradients(
-    model: Llama, ids: jax.Array, mask: BoundMask, tokens: Tokens, loss: Loss
+    model: Llama, ids: jax.Array, mask: BoundMask, tokens: Tokens, loss: Loss, tap: Tapper
 ) -> tuple[jax.Array, Weights]:
     apart = _Apart(model, model.dtype)
 
     def forward(weights: Weights) -> jax.Array:
-        logits, _ = apart.holding(weights)(ids, positions=tokens.positions, mask=mask)
+        logits, _ = apart.holding(weights)(ids, positions=tokens.positions, mask=mask, tap=tap)
         return loss(logits, ids, tokens)
 
     return jax.value_and_grad(forward)(apart.weights)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import parse, short_name
 from jaxllama.errors import argument
 from jaxllama.model import Llama
+from jaxllama.taps import Tapper, Untapped, untapped
 from parity.inputs import Inputs
-from parity.subjects.base import Arrays, GeneratedRun
+from parity.subjects.base import UNCOMPILED, WHOLE_MAPS, Arrays, GeneratedRun, Subject
 from parity.subjects.jaxllama import grad
 from parity.subjects.jaxllama.run import JaxRun, mask_spec, tokens_of
 from parity.taps import AXES, PARAMETER_GRADIENTS
@@ -31,6 +33,9 @@ WEIGHTLESS = frozenset(
     for prefix in ("", "grad.")
     for name in ("layers.attn_scores", "layers.attn_probs")
 )
+
+# Records nothing either, but stands where somebody might look: attention is of whole maps then.
+_LOOKING_ON = Untapped()
 
 
 class JaxLlama:
@@ -66,39 +71,62 @@ class JaxLlama:
         return GeneratedRun(grad.by_stage(self.model, inputs))
 
     def production(self) -> Production:
-        """Return the same model as users run it: scanned, compiled whole, without taps."""
+        """Return the same model as users run it: compiled whole, without taps."""
         return Production(self)
+
+    def other_ways(self) -> dict[str, Subject]:
+        """Return `production` run otherwise, by what is otherwise in words: always more."""
+        ways: dict[str, Subject] = {}
+        if self.model.backend == "xla":
+            ways[WHOLE_MAPS] = Production(self, tap=_LOOKING_ON)
+        return ways | {UNCOMPILED: Production(self, tap=_LOOKING_ON, compiled=False)}
+
+    def in_blocks(self) -> JaxLlama | None:
+        """Return it watched, but attending in blocks; None if it does not where nobody watches."""
+        if self.model.backend != "xla":
+            return None
+        return JaxLlama(self.model, self.dtype, backend="blockwise", name=f"{self.name}-blockwise")
 
 
 class Production:
-    """The scanned and jitted model, which shows its logits alone.
+    """The jitted model, which shows its logits alone.
 
-    A run that is watched must not differ from one that is not: compilers fuse other operations
-    when nobody asks for what lies between them.
+    A run that is watched must not differ from one that is not: attention is in blocks where nobody
+    asks for whole maps, and compilers fuse other operations.
+
+    Args:
+        watched: the subject.
+        tap: `untapped`, or another that records nothing: attention is of whole maps then.
+        compiled: whether as one program; else operation by operation.
     """
 
     can_force = False
     absent = frozenset(AXES) - {"logits", "loss"} - PARAMETER_GRADIENTS
 
-    def __init__(self, watched: JaxLlama) -> None:
-        self.model = watched.model
+    def __init__(self, watched: JaxLlama, *, tap: Tapper = untapped, compiled: bool = True) -> None:
+        self.model, self.tap, self.compiled = watched.model, tap, compiled
         self.dtype = watched.dtype
         self.internal_dtype = watched.internal_dtype
         self.name = f"{watched.name}-production"
 
     def start(self, inputs: Inputs) -> ProductionRun:
-        return ProductionRun(self.model, inputs)
+        return ProductionRun(self, inputs)
 
     def start_grad(self, inputs: Inputs) -> GeneratedRun:
-        return GeneratedRun(grad.whole(self.model, inputs))
+        return GeneratedRun(self._gradients(inputs))
+
+    def _gradients(self, inputs: Inputs) -> Iterator[Arrays]:
+        with jax.disable_jit(not self.compiled):
+            stages = list(grad.whole(self.model, inputs, tap=self.tap))
+        yield from stages
 
 
 class ProductionRun:
     """Stages without taps, then the logits of the whole forward pass."""
 
-    def __init__(self, model: Llama, inputs: Inputs) -> None:
-        self._model, self._inputs = model, inputs
-        self._stages_left = model.config.num_hidden_layers + 2
+    def __init__(self, subject: Production, inputs: Inputs) -> None:
+        self._subject, self._inputs = subject, inputs
+        self._stages_left = subject.model.config.num_hidden_layers + 2
 
     def step(self, force: Mapping[str, np.ndarray] | None = None) -> Arrays:
         self._stages_left -= 1
@@ -106,15 +134,17 @@ class ProductionRun:
             return {}
         tokens = tokens_of(self._inputs, slice(None))
         mask = mask_spec(self._inputs).bind(tokens, tokens, empty_row="zero")
-        ids = jax.device_put(self._inputs.tokens)
-        return {"logits": np.asarray(_forward(self._model, ids, mask, tokens.positions))}
+        ids, subject = jax.device_put(self._inputs.tokens), self._subject
+        with jax.disable_jit(not subject.compiled):
+            logits = _forward(subject.model, ids, mask, tokens.positions, subject.tap)
+        return {"logits": np.asarray(logits)}
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("tap",))
 def _forward(
-    model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array
+    model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array, tap: Tapper
 ) -> jax.Array:
-    return model(tokens, positions=positions, mask=mask)[0]
+    return model(tokens, positions=positions, mask=mask, tap=tap)[0]
 
 
 def with_config(checkpoint: Checkpoint, config: LlamaConfig) -> Checkpoint:

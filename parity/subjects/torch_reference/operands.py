@@ -82,6 +82,7 @@ def call_operands(inputs: Inputs, start: int, stop: int) -> dict[str, Tensor]:
     numbers = {
         "window": torch.tensor(window),
         "unlimited": torch.tensor(inputs.window is None),
+        "undivided": torch.tensor(inputs.segments is None),
         "zero": torch.tensor(0),
         "start": torch.tensor(start),
     }

@@ -453,4 +453,4 @@ class Where:
     said: str = "a choice of two"
 
     def __call__(self, arithmetic: Arithmetic, chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(chosen, a, b)
+        return torch.where(chosen.bool(), a, b)

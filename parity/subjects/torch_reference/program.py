@@ -176,10 +176,11 @@ MASK: Program = (
     Step("causal", ("distance", "zero"), Binary(">=")),
     Step("near", ("distance", "window"), Binary("<")),
     Step("alike", ("q_segment", "k_segment"), Binary("==")),
+    Step("together", ("alike", "undivided"), Binary("or")),
     Step("real", ("q_valid", "k_valid"), Binary("and")),
     Step("limited", ("near", "unlimited"), Binary("or")),
     Step("past", ("causal", "limited"), Binary("and")),
-    Step("own", ("past", "alike"), Binary("and")),
+    Step("own", ("past", "together"), Binary("and")),
     Step("mask", ("own", "real"), Binary("and")),
 )
 # What columns find in a cache. Operands are of all columns so far: `before` and `count` are the
@@ -202,6 +203,7 @@ CACHED_MASK: Program = (
     Step("k_segment", ("held_segment",), ForHeads()),
     *MASK,
 )
+HANDED: Program = (Step("handed", ("handed_on",), Unary("identity")),)
 RESIDUAL: Program = (Step("stream", ("x", "added"), Binary("+")),)
 
 
@@ -274,9 +276,11 @@ _HEADS: Program = (*LINEAR, Step("heads", ("product", "head_dim"), SplitHeads())
 _ROTATED: Program = (*bind(ANGLES, freq="rope.inv_freq"), *COS, *SIN, *ROTATE)
 
 # By short names of taps: what computes each of what the stage's earlier taps, its weight and the
-# model's constants are. `keys` and `values` are all that is attended to.
+# model's constants are. `keys` and `values` are all that is attended to, `handed_on` is what the
+# stage before has made of the residual stream.
 PROGRAM: dict[str, Program] = {
     "embed": EMBED,
+    "input": HANDED,
     "input_layernorm": bind(NORM, x="input"),
     "q_proj": bind(_HEADS, x="input_layernorm"),
     "k_proj": bind(_HEADS, x="input_layernorm"),

@@ -284,7 +284,7 @@ def test_a_fault_that_only_the_references_inputs_show_is_named() -> None:
     found = find_cause(first, [divergent], [inputs], wide, lambda lane: subject, lambda i: [])
     assert found is not None
     assert (found.id, found.confirmed, found.others) == ("norm-upcast", True, [])
-    # The compiled run shows logits alone: there is nothing to explain them by.
+    # A subject that is run in one way alone has nothing to explain a pass that is run whole by.
     hidden = replace(first, row=replace(divergent, tap="logits", mode="production"))
     assert find_cause(hidden, [hidden.row], [inputs], wide, lambda _: subject, lambda i: []) is None
     # What differs in a batch with other scenarios, and not by itself, is said to be mixed.

@@ -274,6 +274,55 @@ def test_slots_of_a_cache_are_explained() -> None:
     assert "slot is left out" in found.summary
 
 
+class SlotAndKeptExchanged(TorchReference):
+    """A cache that chooses slots with the arguments of the choice in another order."""
+
+    def start_decode(self, inputs: Any, chunks: Sequence[int]) -> Any:
+        change = Edit("", "operand", "at", ("exchanged in it", "kept", "slot"))
+        taps = ("keys", "values", "mask")
+        changes = [Mutation(tap, edits=(replace(change, tap=tap),)) for tap in taps]
+        return MutatedReference(CHECKPOINT, changes).start_decode(inputs, chunks)
+
+
+def test_arguments_in_another_order_are_explained() -> None:
+    found = diagnose(recorded(SlotAndKeptExchanged(CHECKPOINT), cached=True), CHECKPOINT)
+    assert found is not None and found.confirmed
+    # These rows do not tell it from a slot that is 1 for what is kept.
+    assert any("kept and slot are exchanged in at" in line for line in found.evidence)
+
+
+class HandsOnItsNegative(TorchReference):
+    def layer(self, i: int, x: Tensor, around: Any, tap: Any) -> Tensor:
+        return -super().layer(i, x, around, tap)
+
+
+def test_what_layers_hand_on_is_an_operator_too() -> None:
+    found = diagnose(recorded(HandsOnItsNegative(CHECKPOINT)), CHECKPOINT)
+    assert found is not None and found.confirmed
+    assert "input: handed is negative in place of identity in layers 1 to 2" in found.summary
+    assert "norm is multiplied by -1" in found.summary
+
+
+class OtherDocuments(TorchReference):
+    """Where rows have several documents, queries see all but their own."""
+
+    def start(self, inputs: Any) -> Any:
+        if inputs.segments is not None:
+            other = inputs.segments[:, :, None] != inputs.segments[:, None, :]
+            real = inputs.valid[:, :, None] & inputs.valid[:, None, :]
+            past = inputs.positions[:, :, None] >= inputs.positions[:, None, :]
+            inputs = replace(inputs, mask=past & other & real)
+        return super().start(inputs)
+
+
+def test_a_rule_of_documents_holds_where_rows_have_some() -> None:
+    subject = OtherDocuments(CHECKPOINT)
+    elsewhere = Elsewhere([recorded(subject, "left_padded")])
+    found = diagnose(recorded(subject, "packed"), CHECKPOINT, elsewhere=elsewhere)
+    assert found is not None and found.confirmed
+    assert "mask: alike is != in place of ==" in found.summary
+
+
 class SharpInLaterCalls(TorchReference):
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         scores = super().scores(q, k)

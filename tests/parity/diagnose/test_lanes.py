@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from planting import planted
 from witnesses import small
 
 from parity.result import Result
@@ -54,3 +55,20 @@ def test_what_noise_hides_in_other_dtypes_is_not_said_to_be_in_one_alone() -> No
     assert result.cause is not None and result.cause.confirmed
     assert {row.lane for row in result.rows if not row.passed} == {"f64"}
     assert "alone" not in result.cause.summary
+
+
+def test_a_subject_that_goes_on_in_a_narrower_dtype_is_said_to() -> None:
+    with planted("jaxllama.model", "return found.astype(dtype)", "return found"):
+        found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
+    assert found.cause is not None and found.cause.confirmed
+    assert found.cause.id == "value-rounded"
+    assert "embed is float32 in a run in float64, and what is computed of it" in found.cause.summary
+
+
+def test_what_else_is_wrong_in_a_narrower_dtype_is_no_matter_of_it() -> None:
+    uncast = planted("jaxllama.model", "return found.astype(dtype)", "return found")
+    negative = planted("jaxllama.model", "x + attended", "x - attended")
+    with uncast, negative:
+        found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
+    assert found.cause is not None
+    assert "in a run in float64" not in found.cause.summary

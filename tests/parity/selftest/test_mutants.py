@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,10 @@ import pytest
 from jaxllama import rope
 from jaxllama.errors import InputError
 from parity import cli
-from parity.selftest.mutants import oracles
+from parity.selftest.mutants import examine, oracles, population
 from parity.selftest.mutants.cells import real_cells
 from parity.selftest.mutants.examine import MutantResult, is_the_checkers, summary_of
+from parity.selftest.mutants.forms import OriginalForms
 from parity.selftest.mutants.patch import NotLive, install
 from parity.selftest.mutants.population import (
     Population,
@@ -231,6 +234,39 @@ def test_a_population_is_examined_and_kept(tmp_path: Path) -> None:
     assert known_results(read_document(path), replace(sample, seed=6)) == {}
     assert known_results(read_document(path), replace(sample, digest="another")) == {}
     assert read_document(tmp_path / "none.json") == {}
+
+
+def _ended(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object], asleep: float) -> str:
+    """Return what becomes of a mutant that has a second of a processor."""
+    for name, value in (("SECONDS", 1.0), ("MOST_SECONDS", 1.0), ("ASLEEP_TIMES", asleep)):
+        monkeypatch.setattr(population, name, value)
+    monkeypatch.setattr(examine, "examine", lambda *_: work())
+    mutant = _mutant("jaxllama.rope", lambda _: True)
+    one = population._Running(mutant, OriginalForms({}, 0.0), Path())
+    while (found := one.result()) is None:
+        time.sleep(0.05)
+    return found.outcome
+
+
+def _busy() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_a_time_out_is_of_the_mutant_and_not_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = MutantResult(_mutant("jaxllama.rope", lambda _: True), "judged")
+
+    def kept_waiting() -> MutantResult:
+        time.sleep(1.5)
+        return judged
+
+    assert _ended(monkeypatch, kept_waiting, 20.0) == "judged"
+    assert _ended(monkeypatch, kept_waiting, 1.0) == "timeout"
+    assert _ended(monkeypatch, _busy, 60.0) == "timeout"
+    assert _ended(monkeypatch, lambda: os._exit(3), 20.0) == "crash"
 
 
 @pytest.mark.parametrize("text", ["garbage", "[]", '{"injections": []}', '{"mutants": [{"a": 1}]}'])

@@ -151,13 +151,14 @@ def test_each_tap_is_its_program_of_the_taps_before(dtype: str) -> None:
             seen |= {new: seen[old] for new, old in _HELD.items() if old in seen}
             program = program_of(tap, CHECKPOINT.config)
             if program is None:
-                assert tap in ("positions", "input")
+                assert tap == "positions"
                 continue
             made = run_program(program, Operands(reference, tap, layer, seen), reference)
             assert torch.equal(made.to(seen[tap].dtype), seen[tap]), name
             compared += 1
-        before = {"output": seen["output"]} if "output" in seen else {}
-    assert compared == 3 + LAYERS * (len(LAYER_TAPS) - 1) + 2
+        last = seen.get("output", seen.get("embed"))
+        before = {} if last is None else {"output": last, "handed_on": last}
+    assert compared == 3 + LAYERS * len(LAYER_TAPS) + 2
 
 
 _HELD = {"keys": "k_rope", "values": "v_proj"}

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from parity.diagnose.edits.edit import WHOLE, Edit, step_of
-from parity.subjects.torch_reference.operations import Value
-from parity.subjects.torch_reference.program import Program, bind, operand_names
+from parity.subjects.torch_reference.operations import Binary, Value
+from parity.subjects.torch_reference.program import Program, bind, operand_names, redirect
 from parity.taps import LAYER_MODULES
 
 if TYPE_CHECKING:
     from parity.diagnose.edits.trial import OperatorTrial
 
 ID = "operand"
-EXCHANGED = "exchanged"
+EXCHANGED, IN_STEP = "exchanged", "exchanged in it"
 
 
 def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value]) -> Iterator[Edit]:
@@ -30,6 +30,7 @@ def propose(trial: OperatorTrial, program: Program, values: Mapping[str, Value])
     }
     weights = list(other_weights(trial)) if "weight" in values else []
     yield from _exchanged(trial, program, values)
+    yield from _exchanged_in_steps(trial, program)
     for number, step in enumerate(program):
         earlier = {name: _shape(values[name]) for name in _made_before(program, number, values)}
         for place, read in enumerate(step.inputs):
@@ -54,6 +55,16 @@ def _exchanged(
         if shape is not None and len(shape) and shape == _shape(values[other]):
             said = f"{one} and {other} are exchanged"
             yield Edit(trial.tap, ID, one, (EXCHANGED, other), None, said)
+
+
+def _exchanged_in_steps(trial: OperatorTrial, program: Program) -> Iterator[Edit]:
+    """Yield exchanges of two arguments of one step; those of two are other operations."""
+    for step in program:
+        if isinstance(step.fn, Binary) or "weight" in step.inputs:
+            continue
+        for one, other in combinations(dict.fromkeys(step.inputs), 2):
+            said = f"{one} and {other} are exchanged in {step.name}"
+            yield Edit(trial.tap, ID, step.name, (IN_STEP, one, other), None, said, cost=1.1)
 
 
 def other_weights(trial: OperatorTrial) -> Iterator[str]:
@@ -105,6 +116,12 @@ def rewrite(program: Program, edit: Edit) -> Program:
         return bind(program, **{edit.step: other, other: edit.step})
     if step_of(program, edit.step) is None:
         raise KeyError(edit.step)
+    if edit.operands[0] == IN_STEP:
+        one, other = edit.operands[1:]
+        return tuple(
+            redirect(step, {one: other, other: one}) if step.name == edit.step else step
+            for step in program
+        )
     place, other = int(edit.operands[0]), edit.operands[1]
     return tuple(
         replace(step, inputs=tuple(other if i == place else n for i, n in enumerate(step.inputs)))
