@@ -62,6 +62,19 @@ class TestAttentionMaps:
         assert bool(found.problems) is not allowed
         assert compared("layers.0.attn_probs", subject, reference).problems
 
+    @pytest.mark.parametrize(("weight", "allowed"), [(1e-20, True), (1e-18, False)])
+    def test_underflow_in_a_map_that_has_drifted(self, weight: float, allowed: bool) -> None:
+        """Where rows have moved as a whole, the largest score of another may have moved by dozens."""
+        _, reference = attention()
+        reference[1, 1, 5, 0] += reference[1, 1, 5, 2] - weight
+        reference[1, 1, 5, 2] = weight
+        subject = reference.copy()
+        subject[1, 1, 5, 2] = 0.0
+        subject[0, 0, 6, [2, 3]] = subject[0, 0, 6, [3, 2]]
+        found = compared("layers.0.attn_probs", subject.astype(np.float32), reference)
+        assert any("carry none" in said for said in found.problems) is not allowed
+        assert compared("layers.0.attn_probs", subject, reference).problems
+
     def test_an_empty_row_is_not_compared(self) -> None:
         _, probs = attention()
         mask = MASK.copy()
