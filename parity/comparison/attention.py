@@ -20,10 +20,10 @@ from parity.comparison.reference import ReferenceTap
 # selftest --calibrate` prints how much of it clean runs use.
 SOFTMAX_STEPS, SCORE_STEPS = 8, 2
 _SINGLE = float(np.finfo(np.float32).eps)
-# By what share of themselves rounded scores may have moved, for all that a zero says of a key. More
-# where a row of the map has moved by a tenth of itself: scores have drifted there, layer upon layer,
-# and a row whose largest has drifted shows nothing but its underflows. A lost key takes away no more
-# than its own weight: what weighs more than 1e-19 must be there in any case.
+# By what share of themselves rounded scores may have moved, for all that a zero says of a key.
+# More where a row of the map has moved by a tenth of itself: scores have drifted there, layer upon
+# layer, and a row whose largest has drifted shows nothing but its underflows. A lost key takes away
+# no more than its own weight: what weighs more than 1e-19 must be there in any case.
 UNMOVED, DRIFT, DRIFTED = 0.2, 0.5, 0.1
 
 

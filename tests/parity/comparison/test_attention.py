@@ -64,7 +64,7 @@ class TestAttentionMaps:
 
     @pytest.mark.parametrize(("weight", "allowed"), [(1e-20, True), (1e-18, False)])
     def test_underflow_in_a_map_that_has_drifted(self, weight: float, allowed: bool) -> None:
-        """Where rows have moved as a whole, the largest score of another may have moved by dozens."""
+        """Where rows have moved as a whole, the largest score of another may have, too."""
         _, reference = attention()
         reference[1, 1, 5, 0] += reference[1, 1, 5, 2] - weight
         reference[1, 1, 5, 2] = weight
