@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup browser machines mutants fuzz parity bench test lint types clean
+.PHONY: help setup browser machines mutants fuzz parity bench guard test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
 	@echo 'make test     run the tests (ARGS="-k rope" is passed on to pytest)'
+	@echo 'make guard    compile time and memory, held to ratios that are kept'
 	@echo 'make bench    how fast the model is, beside transformers, Tunix and what the machine could do'
 	@echo 'make machines the comparison under some settings of other machines, on a small model'
 	@echo 'make mutants  edits of the source of jaxllama, which the comparison has to find and explain'
@@ -28,6 +29,11 @@ parity: $(READY)
 bench: $(READY)
 	$(BIN)/python scripts/fetch_smollm2.py
 	$(BIN)/jaxllama bench smollm2 $(ARGS)
+
+# Compile time and memory by ratios, held to those of docs/performance-guard.json.
+guard: $(READY)
+	$(BIN)/python scripts/fetch_smollm2.py
+	$(BIN)/python scripts/bench_guard.py
 
 # A part; scripts/machine_matrix.py without --quick runs the rest.
 machines: $(READY)

@@ -68,9 +68,9 @@ def test_forms_are_equal_to_pytorch_in_every_mode(form: Form) -> None:
     result = parity.run(
         tiny(num_hidden_layers=2, hidden_size=90),
         subject=form,
-        dtypes="f64,f32",
+        dtypes="f64",
         scenarios="left_padded",
-        modes="free,isolated,decode,grad",
+        modes="free,decode,grad",
         length=61,
     )
     assert result.verdict == "equal"

@@ -58,7 +58,7 @@ def test_what_noise_hides_in_other_dtypes_is_not_said_to_be_in_one_alone() -> No
 
 
 def test_a_subject_that_goes_on_in_a_narrower_dtype_is_said_to() -> None:
-    with planted("jaxllama.model", "return found.astype(dtype)", "return found"):
+    with planted("jaxllama.layers.embedding", "return found.astype(dtype)", "return found"):
         found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
     assert found.cause is not None and found.cause.confirmed
     assert found.cause.id == "value-rounded"
@@ -66,7 +66,7 @@ def test_a_subject_that_goes_on_in_a_narrower_dtype_is_said_to() -> None:
 
 
 def test_what_else_is_wrong_in_a_narrower_dtype_is_no_matter_of_it() -> None:
-    uncast = planted("jaxllama.model", "return found.astype(dtype)", "return found")
+    uncast = planted("jaxllama.layers.embedding", "return found.astype(dtype)", "return found")
     negative = planted("jaxllama.model", "x + attended", "x - attended")
     with uncast, negative:
         found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)

@@ -1,0 +1,48 @@
+"""The guard of compile time and memory: what has fallen is said, what is missing too."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+KEPT = {"memory": {"measured": 1.0, "least": 0.8}, "compile": {"measured": 2.0, "least": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        import bench_guard
+
+        yield bench_guard
+    sys.modules.pop("bench_guard", None)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"memory": 0.8, "compile": 9.0, "other": 0.0}, []),
+        ({"memory": 0.79, "compile": 1.5}, ["memory: 0.79, at least 0.80 expected, 1.00 when"]),
+        ({"memory": float("nan"), "compile": 1.5}, ["memory: nan"]),
+        ({"compile": 0.5}, ["memory: not measured", "compile: 0.50, at least 1.00"]),
+    ],
+)
+def test_what_has_fallen_is_said(
+    guard: ModuleType, found: dict[str, float], said: list[str]
+) -> None:
+    lines = guard.fallen(found, KEPT)
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+def test_what_is_kept_allows_for_what_was_measured(guard: ModuleType) -> None:
+    kept = json.loads(guard.KEPT.read_text())
+    assert len(kept) >= 3
+    assert guard.fallen({name: one["measured"] for name, one in kept.items()}, kept) == []
+    assert len(guard.fallen(dict.fromkeys(kept, 0.0), kept)) == len(kept)
