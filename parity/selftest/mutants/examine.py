@@ -28,6 +28,7 @@ from parity.selftest.mutants.reading import reading_forms, write_files
 from parity.selftest.mutants.rules import Mutant
 from parity.selftest.mutants.tokenizing import tokens_forms, write_tokenizers
 from parity.selftest.mutants.writing import writing_forms
+from parity.taps import SETUP_TAPS as SETUP
 from parity.taps import split_name
 
 # What became of a mutant. `crash` and `refused`: the model raised, the latter in its own words;
@@ -357,6 +358,8 @@ def difference_from_stated(first: Divergence, cause: CauseReport, form: str) -> 
                 return "masks or positions of one run alone"
             made = oracles.show(cause.wrong_reference, wrong, mode, layers)
             made, mine = (real_cells(shown, inputs) for shown in (made, mine))
+            if unwatched:  # what a call sets up is not shown there: it is what attention obeys
+                mine = {name: x for name, x in mine.items() if name.split(".", 1)[1] not in SETUP}
             at = oracles.first_difference(made, mine, 100 * oracles.SAME[lane])
             if at is not None:
                 return f"{at[0]} ({inputs.name}, call {at[1]})"

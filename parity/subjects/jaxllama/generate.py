@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxllama import sampling
 from jaxllama.cache import KVCache
+from jaxllama.errors import InputError
 from jaxllama.generate import Generation, Watcher, generate
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
@@ -94,11 +95,11 @@ class Generator:
             watch=watch,
             every=every,
         )
-        held = np.asarray(found.cache.lengths)
+        held, rows = np.asarray(found.cache.lengths), len(prompts)
         return GeneratedTokens(
-            np.asarray(found.tokens),
-            np.asarray(found.lengths),
-            np.asarray(found.logprobs),
+            _returned("tokens", found.tokens, "iu", (rows, None)),
+            _returned("lengths", found.lengths, "iu", (rows,)),
+            _returned("logprobs", found.logprobs, "f", (rows, None)),
             found.finish_reasons,
             tuple(map(int, found.seeds)),
             held,
@@ -116,6 +117,25 @@ class Generator:
             jax.device_put(inputs.valid),
             self.empty_cache(len(inputs.tokens), capacity),
         )
+
+
+def _returned(name: str, value: Any, kinds: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Return what `generate` said as an array.
+
+    Raises:
+        InputError: it is of another shape or kind than it says that it returns.
+    """
+    array = np.asarray(value)
+    alike = array.ndim == len(shape) and array.dtype.kind in kinds
+    if not alike or any(
+        size is not None and size != array.shape[i] for i, size in enumerate(shape)
+    ):
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(
+            f"generate returned {name} {array.shape} of {array.dtype}, expected "
+            f"{'integers' if 'i' in kinds else 'floats'} ({sizes})"
+        )
+    return array
 
 
 @jax.jit

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from rich.console import Console
 from torch import no_grad
 
 import parity
+import parity.subjects.jaxllama.generate as generate_module
 from jaxllama.checkpoint import Checkpoint, tiny
 from jaxllama.errors import InputError
 from jaxllama.model import Llama
@@ -195,6 +197,24 @@ def test_a_crash_is_a_finding_beside_others(monkeypatch: pytest.MonkeyPatch) -> 
         ("generated.rows", "generate refused: TypeError: planted"),
         ("sampling.kept", "sampling failed: TypeError: planted"),
     }
+
+
+@pytest.mark.parametrize(("name", "other"), [("lengths", "logprobs"), ("tokens", "lengths")])
+def test_an_answer_of_another_shape_is_refused(
+    name: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = generate_module.generate
+
+    def mixed(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        return SimpleNamespace(**{**vars(found), name: getattr(found, other)})
+
+    monkeypatch.setattr(generate_module, "generate", mixed)
+    first = next(iter(Conversation(generator(), PROMPTS).hold()))
+    assert first.written is None
+    assert first.refused.startswith(f"generate returned {name} (3")
+    rows = compare_exchange(first, None, "f64")
+    assert [row.problems[0][:25] for row in rows if not row.passed] == ["generate refused: generat"]
 
 
 def test_a_draw_beyond_the_vocabulary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
