@@ -129,12 +129,27 @@ class KVCache:
         """Return one layer's keys and values, whichever way they are held.
 
         Args:
-            layer: which; a number known while tracing where layers are apart.
+            layer: which.
+
+        Raises:
+            InputError: layers are apart, and the number is being traced or is none of theirs.
         """
         if isinstance(self.k, tuple):
-            assert isinstance(layer, int)
+            layer = self._number(layer)
             return self.k[layer].swapaxes(1, 2), self.v[layer].swapaxes(1, 2)
         return self.k[layer], self.v[layer]
+
+    def _number(self, layer: Int[Array, ""] | int) -> int:
+        """Return which of the layers that are apart is meant."""
+        known = host_values(layer)
+        if known is None:
+            raise InputError(
+                f"KVCache: layer {layer} is being traced, and picks none of layers that are apart; "
+                "take the cache stacked()"
+            )
+        if not 0 <= (number := int(known[0])) < len(self.k):
+            raise InputError(f"KVCache: layer {number}: expected 0 to {len(self.k) - 1}")
+        return number
 
     def stacked(self) -> KVCache:
         """Return the cache with one array of all layers; itself if it is that already."""
@@ -240,6 +255,9 @@ class KVCache:
             k: rotated keys of the tokens given to `extend`.
             v: values of the same tokens.
 
+        Raises:
+            InputError: as for `of_layer`.
+
         The scatter drops what lies past the end, where a dynamic-update-slice would clamp its
         index and overwrite the last valid slot without a word.
         """
@@ -247,9 +265,9 @@ class KVCache:
         def written(held: _Held, new: Array) -> _Held:
             if not isinstance(held, tuple):
                 return _put(held, layer, self.slots, new.astype(held.dtype))
-            assert isinstance(layer, int)
-            one = _put(held[layer], None, self.slots, new.astype(held[layer].dtype))
-            return (*held[:layer], one, *held[layer + 1 :])
+            number = self._number(layer)
+            one = _put(held[number], None, self.slots, new.astype(held[number].dtype))
+            return (*held[:number], one, *held[number + 1 :])
 
         return dataclasses.replace(self, k=written(self.k, k), v=written(self.v, v))
 

@@ -15,6 +15,7 @@ from small_llama import CONFIG, random_weights
 from jaxllama import Llama
 from jaxllama.cache import KVCache, _put
 from jaxllama.checkpoint import in_memory
+from jaxllama.errors import InputError
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import Tokens, causal, padding
 
@@ -99,7 +100,14 @@ def test_shapes_and_conversions() -> None:
     assert apart.apart() is apart and whole.stacked() is whole
     assert (apart.capacity, apart.nbytes, apart.dtype) == (CAPACITY, whole.nbytes, whole.dtype)
     assert apart.made_for == whole.made_for == (2, 2, 16)
-    assert jax.tree.map(jnp.shape, apart.stacked()) == jax.tree.map(jnp.shape, whole)
+    both = ([leaf.shape for leaf in jax.tree.leaves(one)] for one in (apart.stacked(), whole))
+    assert next(both) == next(both)
+    assert apart.of_layer(jnp.int32(1))[0].shape == whole.of_layer(1)[0].shape
+    for layer in (2, -1):
+        with pytest.raises(InputError, match=f"layer {layer}: expected 0 to 1"):
+            apart.of_layer(layer)
+    with pytest.raises(InputError, match=r"is being traced.*take the cache stacked\(\)"):
+        jax.jit(lambda layer: apart.of_layer(layer)[0])(1)
 
 
 @pytest.mark.parametrize(
