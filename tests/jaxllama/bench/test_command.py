@@ -150,6 +150,7 @@ def test_an_error_and_the_last_words_come_back(tmp_path: Path) -> None:
                 {"ask": "open", "module": "ours", "variant": "", "dtype": "f32"}
                 | {"checkpoint": str(tmp_path / "none")}
             )
+        os.kill(process._process.pid, signal.SIGSTOP)  # it cannot answer, however fast it is
         with pytest.raises(PeerLostError, match="no answer after 0 s"):
             process.ask({"ask": "open"}, patience=0.0)
     finally:
