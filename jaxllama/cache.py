@@ -26,6 +26,8 @@ from jaxllama.dtypes import checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Tokens
 from jaxllama.memory import free_bytes, size_in_words
+from jaxllama.sharding.layout import ModelSharding
+from jaxllama.sharding.rules import CACHE_APART, CACHE_STACKED
 
 _Held = Float[Array, "L B S K H"] | tuple[Float[Array, "B K S H"], ...]
 
@@ -65,6 +67,7 @@ class KVCache:
         dtype: DTypeLike,
         *,
         apart: bool = False,
+        sharding: ModelSharding | None = None,
     ) -> KVCache:
         """Return a cache with room for `capacity` tokens in each of `batch` rows.
 
@@ -75,6 +78,7 @@ class KVCache:
             dtype: of the stored keys and values; need not be the model's.
             apart: an array for each layer, which suits a model whose layers are not stacked. A
                 model takes either.
+            sharding: the model's, if it lies on several devices.
 
         Raises:
             InputError: `batch` or `capacity` is not positive, no such floating type, or more than
@@ -99,7 +103,7 @@ class KVCache:
                 f"and {size_in_words(free)} of this machine's memory are free; give fewer rows or "
                 "tokens"
             )
-        return _zeros(shape, dtype, apart)
+        return _zeros(shape, dtype, apart, sharding)
 
     @property
     def capacity(self) -> int:
@@ -163,6 +167,14 @@ class KVCache:
         if isinstance(self.k, tuple):
             return self
         k, v = (tuple(one.swapaxes(1, 2) for one in held) for held in (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v)
+
+    def on_mesh(self, sharding: ModelSharding | None) -> KVCache:
+        """Return the cache laid out on a model's devices; itself if there is no mesh."""
+        if sharding is None:
+            return self
+        names = CACHE_APART if isinstance(self.k, tuple) else CACHE_STACKED
+        k, v = jax.tree.map(lambda held: sharding.keep(held, names), (self.k, self.v))
         return dataclasses.replace(self, k=k, v=v)
 
     @property
@@ -306,8 +318,10 @@ class KVCache:
 
 
 # One program, and so one compilation for each shape where an array at a time takes four.
-@partial(jax.jit, static_argnames=("shape", "dtype", "apart"))
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, apart: bool) -> KVCache:
+@partial(jax.jit, static_argnames=("shape", "dtype", "apart", "sharding"))
+def _zeros(
+    shape: tuple[int, ...], dtype: np.dtype, apart: bool, sharding: ModelSharding | None
+) -> KVCache:
     """Return a cache without tokens, no array of which is another's, or none could be donated."""
     L, B, S, K, H = shape
 
@@ -316,7 +330,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, apart: bool) -> KVCache:
             return jnp.zeros(shape, dtype)
         return tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(L))
 
-    return KVCache(
+    cache = KVCache(
         k=held(),
         v=held(),
         positions=jnp.zeros((B, S), jnp.int32),
@@ -324,6 +338,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype, apart: bool) -> KVCache:
         lengths=jnp.zeros((B,), jnp.int32),
         slots=jnp.zeros((B, 0), jnp.int32),
     )
+    return cache.on_mesh(sharding)
 
 
 def _no_slots(batch: int) -> Int[Array, "B 0"]:
@@ -383,16 +398,49 @@ def _put(
         nowhere = jnp.full_like(slots, jnp.iinfo(slots.dtype).max)
         slots = jnp.concatenate([slots, nowhere], axis=1)
         new = jnp.concatenate([new, new], axis=1)
-    at = _places(held, layer, slots)
+    places = _places(layer, slots)
     if held.dtype.itemsize != 2:
-        return held.at[at].set(new, mode="drop")
+        return _scatter(held, places, new)
     bits, new_bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (held, new))
-    return jax.lax.bitcast_convert_type(bits.at[at].set(new_bits, mode="drop"), held.dtype)
+    return jax.lax.bitcast_convert_type(_scatter(bits, places, new_bits), held.dtype)
 
 
-def _places(held: Array, layer: Array | int | None, slots: Array) -> tuple[Any, ...]:
-    rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]
-    return (rows, slice(None), slots) if layer is None else (layer, rows, slots)
+# Rows are told from indices: where they are cut along a mesh, each device writes its own.
+def _scatter(held: Array, places: Int[Array, "B T _"], new: Array) -> Array:
+    axes = _axes(held)
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(2, 3),
+        inserted_window_dims=axes,
+        scatter_dims_to_operand_dims=axes,
+        operand_batching_dims=(held.ndim - 4,),
+        scatter_indices_batching_dims=(0,),
+    )
+    return jax.lax.scatter(held, places, new, numbers, mode="drop")
+
+
+def _gather(held: Array, places: Int[Array, "B T _"]) -> Float[Array, "B T K H"]:
+    axes, batch = _axes(held), held.ndim - 4
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=(2, 3),
+        collapsed_slice_dims=axes,
+        start_index_map=axes,
+        operand_batching_dims=(batch,),
+        start_indices_batching_dims=(0,),
+    )
+    sizes = [1 if axis in (*axes, batch) else held.shape[axis] for axis in range(held.ndim)]
+    return jax.lax.gather(held, places, numbers, sizes, mode="fill", fill_value=0)
+
+
+def _axes(held: Array) -> tuple[int, ...]:
+    """Return which axes a token's place is an index into: of layers, if there is one, and slots."""
+    return (2,) if held.ndim == 4 else (0, 2)
+
+
+def _places(layer: Array | int | None, slots: Int[Array, "B T"]) -> Int[Array, "B T _"]:
+    """Return where each token goes: its slot, after its layer if that has an axis."""
+    if layer is None:
+        return slots[..., None]
+    return jnp.stack([jnp.full_like(slots, layer), slots], axis=-1)
 
 
 def _put_forward(
@@ -402,9 +450,9 @@ def _put_forward(
 
 
 def _put_backward(saved: tuple[Any, ...], pulled: Array) -> tuple[Array, None, None, Array]:
-    at = _places(pulled, *saved)
-    to_new = pulled.at[at].get(mode="fill", fill_value=0)
-    return pulled.at[at].set(0, mode="drop"), None, None, to_new
+    places = _places(*saved)
+    to_new = _gather(pulled, places)
+    return _scatter(pulled, places, jnp.zeros_like(to_new)), None, None, to_new
 
 
 _put.defvjp(_put_forward, _put_backward)

@@ -60,6 +60,10 @@ def generate(
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on past an end.")] = False,
     dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="Devices to lay the model out on: tensor=4,data=2; also fsdp."),
+    ] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Slots of the cache; as many as needed if not given.")
     ] = None,
@@ -105,7 +109,7 @@ def generate(
 
     with on_interrupt(lambda: _left(shown)), _notes():
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted, quiet=quiet)
+        model, tokenizer = _load(checkpoint, wanted, mesh, quiet=quiet)
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
@@ -118,19 +122,25 @@ def generate(
         print(json.dumps(results[0] if one else results, indent=2))
 
 
-def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Tokenizer]:
+def _load(
+    checkpoint: str, dtype: np.dtype, mesh: str | None, *, quiet: bool
+) -> tuple[Llama, Tokenizer]:
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.model import Llama
+    from jaxllama.sharding import make_mesh, model_sharding
 
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
+    devices = None if mesh is None else make_mesh(mesh)
     opened = open_checkpoint(checkpoint, quiet=quiet)
+    laid_out = None if devices is None else model_sharding(devices, opened.config)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
-    for note in () if quiet else (*opened.notes, *tokenizer.notes):
+    notes = (*opened.notes, *tokenizer.notes, *(() if laid_out is None else laid_out.notes))
+    for note in () if quiet else notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    return Llama.from_pretrained(opened, dtype=dtype), tokenizer
+    return Llama.from_pretrained(opened, dtype=dtype, mesh=devices), tokenizer
 
 
 def _show(
@@ -165,7 +175,7 @@ def _show(
 
     cache = None
     if cache_tokens is not None:
-        cache = KVCache.empty(model.config, 1, cache_tokens, model.dtype)
+        cache = KVCache.empty(model.config, 1, cache_tokens, model.dtype, sharding=model.sharding)
     started = time.perf_counter()
     found = generate_text(model, tokenizer, [prompt], cache=cache, on_text=show, **options)
     if not silent:

@@ -32,20 +32,26 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 _MOST_UNROLLED = 128
 
 
-def usual_form(config: LlamaConfig) -> Form:
+def usual_form(config: LlamaConfig, on_mesh: bool = False) -> Form:
     """Return the form that is fastest where JAX runs: the one place where that is decided."""
-    on_cpu = jax.default_backend() == "cpu"
-    return "fused" if on_cpu and config.num_hidden_layers <= _MOST_UNROLLED else "stacked"
+    if jax.default_backend() != "cpu" or config.num_hidden_layers > _MOST_UNROLLED:
+        return "stacked"
+    return "unrolled" if on_mesh else "fused"  # heads of one array cannot be told apart on a mesh
 
 
-def checked_form(form: str | None, config: LlamaConfig) -> Form:
+def checked_form(form: str | None, config: LlamaConfig, on_mesh: bool = False) -> Form:
     """Return a form, the usual one if none is given.
+
+    Args:
+        form: as asked for.
+        config: the model's.
+        on_mesh: whether it lies on several devices.
 
     Raises:
         InputError: no such form.
     """
     if form is None:
-        return usual_form(config)
+        return usual_form(config, on_mesh)
     if form not in get_args(Form):
         raise InputError(f"form {form!r}: expected one of {', '.join(get_args(Form))}")
     return cast("Form", form)

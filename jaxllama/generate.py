@@ -192,7 +192,9 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
     if cache is None:
         capacity = bucket(request.longest) + M
         apart = model.form != "stacked"
-        cache = KVCache.empty(model.config, B, capacity, request.cache_dtype, apart=apart)
+        cache = KVCache.empty(
+            model.config, B, capacity, request.cache_dtype, apart=apart, sharding=model.sharding
+        )
     cache = cache.stacked() if model.form == "stacked" else cache.apart()
     logprobs = np.zeros((B, M), at_least_float32(model.dtype))
     seen = np.zeros((B, model.config.vocab_size), np.bool_) if sampling.penalises else None

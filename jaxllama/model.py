@@ -32,6 +32,7 @@ from jaxllama.layers import Embedding, FusedLinear, Linear, RMSNorm
 from jaxllama.layers.linear import product
 from jaxllama.masks import BoundMask
 from jaxllama.rope import apply_rope, inv_freq, rope_cos_sin
+from jaxllama.sharding import MeshLike, ModelSharding, gathered, placed
 from jaxllama.taps import Tapper, Values, untapped
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Llama(nnx.Module):
         param_dtype: of the stored weights; `dtype` if not given.
         backend: the attention implementation, see `jaxllama.attention`.
         form: how layers are held; stacked has one array for each of a checkpoint's names.
+        sharding: where parameters and activations lie on a mesh of devices.
         rngs: source of random weights. `load_model` fills in a checkpoint's instead.
 
     Raises:
@@ -165,6 +167,7 @@ class Llama(nnx.Module):
         param_dtype: DTypeLike | None = None,
         backend: Backend = "xla",
         form: Form = "stacked",
+        sharding: ModelSharding | None = None,
         rngs: nnx.Rngs,
     ):
         self.dtype = checked_float(dtype)
@@ -173,6 +176,7 @@ class Llama(nnx.Module):
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.backend: Backend = backend
+        self.sharding = sharding
         self.form = checked_form(form, config)
         self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
 
@@ -199,6 +203,7 @@ class Llama(nnx.Module):
         param_dtype: DTypeLike | None = None,
         backend: Backend = "xla",
         form: Form | None = None,
+        mesh: MeshLike | None = None,
     ) -> Llama:
         """Load a checkpoint of any format known to `jaxllama.checkpoint`.
 
@@ -209,17 +214,20 @@ class Llama(nnx.Module):
             backend: the attention implementation, see `jaxllama.attention`.
             form: how layers are held, see `jaxllama.forms`; the fastest here if not given. Give
                 `stacked` to train, or to change parameters by their names.
+            mesh: devices to lay it out on, `tensor=4,data=2` or a mesh of JAX's with axes of these
+                names, see `jaxllama.sharding`. Each device's parts of the weights are read, and
+                nothing else.
 
         Raises:
             CheckpointError: it cannot be read, or its tensors contradict its configuration.
-            InputError: a dtype, backend or form that cannot be had here.
+            InputError: a dtype, backend, form or mesh that cannot be had here.
         """
         from jaxllama.checkpoint import load_model, open_checkpoint
 
         opened = open_checkpoint(checkpoint)
         check_backend(backend, checked_float(dtype), opened.config.head_dim)
-        form = checked_form(form, opened.config)
-        model = load_model(opened, dtype=dtype, param_dtype=param_dtype, form=form)
+        form = checked_form(form, opened.config, mesh is not None)
+        model = load_model(opened, dtype=dtype, param_dtype=param_dtype, form=form, mesh=mesh)
         model.backend = backend
         return model
 
@@ -304,12 +312,13 @@ class Llama(nnx.Module):
         would take 4 GB a row with Llama 3's vocabulary. Arguments and errors as for a call.
         """
         self._check(tokens, positions, cache)
+        tap = placed(tap, self.sharding)
         x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
 
         def run(
             layer: DecoderLayer, index: Array | int, x: Array, cache: KVCache | None, forced: Values
         ) -> tuple[tuple[Array, KVCache | None], Values]:
-            layer_tap = tap.inner(forced)
+            layer_tap, layer = tap.inner(forced), gathered(layer, self.sharding)
             out = layer(x, cos_sin, mask, cache, index, self.backend, layer_tap)
             return out, layer_tap.recorded()
 
@@ -328,7 +337,7 @@ class Llama(nnx.Module):
                 own = {name: value[index] for name, value in forced.items()}
                 (x, cache), values = run(layer, index, x, cache, own)
                 tap.add_layer(index, values)
-        return x, None if cache is None else cache.settle()
+        return x, None if cache is None else cache.settle().on_mesh(self.sharding)
 
     def generate(
         self,
@@ -381,14 +390,16 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Bool[Array, "B T S"] | BoundMask]:
         """Return what the first layer needs: embeddings, cos and sin of the positions, the mask."""
         wide = at_least_float32(self.dtype)
+        tap = placed(tap, self.sharding)
         frequencies = tap("rope.inv_freq", jnp.asarray(inv_freq(self.config), wide))
         positions = tap("positions", positions)
-        if tap is not untapped:
+        if tap.watched:
             dense = mask.to_bool() if isinstance(mask, BoundMask) else mask
             # Recording must not change what runs: only a forced mask takes the bound one's place.
             if (seen := tap("mask", dense)) is not dense:
                 mask = seen
-        x = tap("embed", self.embed_tokens(tokens, self.dtype))
+        table = gathered(self.embed_tokens, self.sharding, "embed_tokens")
+        x = tap("embed", table(tokens, self.dtype))
         return x, rope_cos_sin(frequencies, positions, self.dtype), mask
 
     def layer(self, index: Int[Array, ""] | int) -> DecoderLayer:
@@ -412,7 +423,8 @@ class Llama(nnx.Module):
 
     def head(self, x: Float[Array, "B T D"], *, tap: Tapper = untapped) -> Float[Array, "B T V"]:
         """Return the logits of a residual stream: final norm, then (tied) output projection."""
+        tap = placed(tap, self.sharding)
         x = tap("norm", self.norm(x))
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        head = gathered(self.lm_head or self.embed_tokens, self.sharding, "lm_head")
         wide = at_least_float32(self.dtype)
         return tap("logits", product(x, head.weight[...], wide))

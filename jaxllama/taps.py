@@ -45,7 +45,13 @@ _NUMBERED = re.compile(r"(layers|cache)\.(\d+)\.(.+)")
 
 
 class Tapper(Protocol):
-    """What a model needs from a tap; see `Taps` and `untapped`."""
+    """What a model needs from a tap; see `Taps` and `untapped`.
+
+    Attributes:
+        watched: whether values are looked at: what shows none may run then, or be made, for it.
+    """
+
+    watched: bool
 
     def __call__(self, name: str, value: Array) -> Array:
         """Take note of `value` under `name`; return the value to continue with."""
@@ -74,6 +80,8 @@ class Tapper(Protocol):
 
 class Untapped(Tapper):
     """Records nothing and changes nothing."""
+
+    watched = False
 
     def __call__(self, name: str, value: Array) -> Array:
         return value
@@ -120,6 +128,8 @@ class Taps(Tapper):
         InputError: names that no model records, or given for some layers only: they would be
             ignored in silence otherwise.
     """
+
+    watched = True
 
     def __init__(self, forced: Mapping[str, Array] | None = None) -> None:
         self._forced: dict[str, Array] = {}

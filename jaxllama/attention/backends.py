@@ -62,7 +62,7 @@ def attend(
     check_backend(backend, q.dtype, q.shape[-1])
     _check_shapes(q, k, v, mask)
     size = block_size(q.shape[1], always=backend == "blockwise")
-    if backend == "blockwise" or (backend == "xla" and tap is untapped and size):
+    if backend == "blockwise" or (backend == "xla" and not tap.watched and size):
         return tap("attn_context", attend_blockwise(q, k, v, mask, scale, size))
     if backend == "xla":
         dense = mask.to_bool() if isinstance(mask, BoundMask) else mask

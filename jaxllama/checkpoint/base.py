@@ -16,6 +16,9 @@ from jaxllama.errors import CheckpointError
 if TYPE_CHECKING:
     from jaxllama.tokenizer import Tokenizer
 
+# A slice for each axis of a tensor, with both ends.
+Index = tuple[slice, ...]
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -51,6 +54,7 @@ class Checkpoint:
         tensors: canonical name to what is stored; a tied model's head is not among them.
         stored_head: a head stored though tied, which `validate` compares with the embedding.
         reader: reads one tensor in canonical layout.
+        part_reader: reads a part of one, and no more of the file; None where the format has no way.
         config_source: where the configuration came from, for messages.
         notes: oddities that do not stop it from being loaded.
         problems: what does stop it, beyond what `validate` finds.
@@ -68,6 +72,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     reader: Callable[[str], np.ndarray]
     config_source: str
+    part_reader: Callable[[str, Index], np.ndarray] | None = None
     stored_head: TensorInfo | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -105,6 +110,20 @@ class Checkpoint:
         if name not in self.tensors and (name != HEAD or self.stored_head is None):
             raise CheckpointError(f"{self.label}: no tensor {name!r}")
         return self.reader(name)
+
+    def read_part(self, name: str, index: Index) -> np.ndarray:
+        """Read a part of one tensor, and no more of the file where the format allows that.
+
+        Args:
+            name: canonical name.
+            index: a slice for each axis, with both ends.
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
+        if self.part_reader is None or name not in self.tensors:
+            return self.read(name)[index]
+        return self.part_reader(name, index)
 
     def tokenizer(self) -> Tokenizer:
         """Read the tokenizer that came with the checkpoint.

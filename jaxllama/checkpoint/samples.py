@@ -149,6 +149,7 @@ def in_memory(
         hf_config=config.to_hf(),
         tensors={name: TensorInfo(w.shape, w.dtype, None) for name, w in weights.items()},
         reader=lambda name: weights[name],
+        part_reader=lambda name, index: weights[name][index],
         config_source="its config",
         companions={name: partial(found.__getitem__, name) for name in found},
         tokenizer_loader=tokenizer if "tokenizer.json" in found else None,

@@ -25,6 +25,10 @@ Override = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="Text in place of the built-in one.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per row.")]
+Mesh = Annotated[
+    str | None,
+    typer.Option(help="Devices to lay the JAX model out on: tensor=4,data=2; also fsdp."),
+]
 
 
 def is_stdout(path: Path | None) -> bool:

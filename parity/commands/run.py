@@ -40,6 +40,7 @@ def run_command(
             "of traces, or module:name."
         ),
     ] = "jaxllama",
+    mesh: options.Mesh = None,
     override: options.Override = None,
     prompt: options.Prompt = None,
     tokens: Annotated[
@@ -76,6 +77,7 @@ def run_command(
             length=length,
             progress=progress,
             subject=subject,
+            mesh=mesh,
             stream=stream,
             seconds=SECONDS if seconds is None else seconds,
         )

@@ -23,6 +23,7 @@ def describe_again(
     prompt: Prompt | None,
     length: int | None,
     subject: SubjectSpec,
+    mesh: str | None,
     stream: bool,
     seconds: float,
 ) -> str:
@@ -42,6 +43,8 @@ def describe_again(
         said["prompt"] = prompt if isinstance(prompt, str) else [int(token) for token in prompt]
     if length is not None:
         said["length"] = length
+    if mesh is not None:
+        said["mesh"] = mesh
     if stream:
         said["stream"] = True
     if seconds != SECONDS:

@@ -42,6 +42,7 @@ def capture(
     directory: str | Path,
     *,
     subject: select.SubjectSpec = "jaxllama",
+    mesh: str | None = None,
     dtypes: Dtypes = None,
     modes: str | Sequence[str] = "free",
     scenarios: str | Sequence[str] = DEFAULT_SCENARIOS,
@@ -59,6 +60,7 @@ def capture(
         checkpoint: a directory or file of any format, `tiny`, `smollm2`, or an open checkpoint.
         directory: to be made; appears when it is complete.
         subject: as for `parity.run`.
+        mesh: as for `parity.run`.
         dtypes: of `f64`, `f32`, `bf16`; by default all that the subject has. What is to serve as
             the reference needs `f64` beside the others.
         modes: of `free`, `decode`.
@@ -74,7 +76,7 @@ def capture(
     Raises:
         JaxLlamaError: the checkpoint, the prompt, an option or the directory is bad.
     """
-    resolved = select.resolve_subject(subject)
+    resolved = select.resolve_subject(subject, mesh)
     lanes = select.dtypes_of(resolved, dtypes)
     modes = choose("modes", modes, MODES)
     names = choose("scenarios", scenarios, SCENARIOS)

@@ -56,6 +56,7 @@ def run(
     length: int | None = None,
     progress: Progress | None = None,
     subject: select.SubjectSpec = "jaxllama",
+    mesh: str | None = None,
     stream: bool = False,
     seconds: float = SECONDS,
 ) -> Result:
@@ -86,6 +87,7 @@ def run(
         subject: the implementation under judgement: a subject of one dtype, several by dtype, a
             function that makes one of the loaded model and a dtype, or a name: an attention
             backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
+        mesh: devices that the JAX model is laid out on, `tensor=4,data=2`; see `jaxllama.sharding`.
         stream: hold one layer of each side at a time, for checkpoints larger than memory; in
             `f32` and `bf16` unless `dtypes` says otherwise.
         seconds: of a processor, for the cause of a divergence.
@@ -98,7 +100,7 @@ def run(
     """
     if not 0 < seconds < float("inf"):
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
-    resolved = select.resolve_subject(subject)
+    resolved = select.resolve_subject(subject, mesh)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
         dtypes = streamed.DTYPES if dtypes is None else dtypes
@@ -106,12 +108,13 @@ def run(
     lanes = select.dtypes_of(resolved, dtypes)
     plan = make_plan(reference, lanes, modes, scenarios, overrides)
     if stream:
-        streamed.check_options(subject, plan.modes, plan.reference)
+        streamed.check_options(subject, plan.modes, plan.reference, mesh)
     began = time.perf_counter()
     timer = timing.Timer()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         opened = open_checkpoint(checkpoint)
         config = apply_overrides(opened.config, plan.overrides)
+        laid_out = resolved.sharding(config) if isinstance(resolved, select.Named) else None
         source = second_reading(checkpoint, opened)
         # What is given ready-made has read its weights by means of its own.
         ready_made = isinstance(resolved, Mapping)
@@ -170,6 +173,7 @@ def run(
             prompt=prompt,
             length=length,
             subject=subject,
+            mesh=mesh,
             stream=stream,
             seconds=seconds,
         ),
@@ -178,6 +182,7 @@ def run(
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,
             *encoding_notes,
+            *([] if laid_out is None else laid_out.notes),
             *([streamed.NOTE] if stream else ()),
             *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),
             *casts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast, get_args
 
@@ -14,6 +14,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument
 from jaxllama.forms import Form, checked_form
 from jaxllama.model import Llama
+from jaxllama.sharding import ModelSharding, make_mesh, model_sharding
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import CheckpointLike, Subject
@@ -39,11 +40,21 @@ class Named:
         name: how reports call it.
         backend: of attention.
         form: how layers are held; the fastest here if None.
+        mesh: devices that it is laid out on; one if None.
     """
 
     name: str
     backend: Backend = "xla"
     form: Form | None = None
+    mesh: str | None = None
+
+    def sharding(self, config: LlamaConfig) -> ModelSharding | None:
+        """Return where a model's arrays lie; None on one device.
+
+        Raises:
+            InputError: a mesh that is not there, or does not divide the model.
+        """
+        return None if self.mesh is None else model_sharding(self.mesh, config, self.form)
 
     def __call__(self, model: Llama, lane: str) -> Subject:
         return JaxLlama(model, lane, backend=self.backend, name=self.name)
@@ -63,14 +74,27 @@ class FromCheckpoint:
 Resolved = Callable[[Llama, str], Subject] | Mapping[str, Subject] | FromCheckpoint
 
 
-def resolve_subject(given: SubjectSpec | FromCheckpoint) -> Resolved:
+def resolve_subject(given: SubjectSpec | FromCheckpoint, mesh: str | None = None) -> Resolved:
     """Return what makes the subjects that a user asks for.
 
+    Args:
+        given: the subject.
+        mesh: devices that this project's model is laid out on.
+
     Raises:
-        InputError: an unknown name, or something that is no subject.
+        InputError: an unknown name, something that is no subject, or a mesh for what this project
+            does not lay out.
     """
     if isinstance(given, str):
         given = _named(given)
+    if mesh is not None:
+        if not isinstance(given, Named):
+            raise InputError(
+                f"{argument('mesh', mesh)}: lays out this project's model, and the subject is "
+                f"another; leave it out, or give a subject of {', '.join(NAMES[: -len(WITNESSES)])}"
+            )
+        make_mesh(mesh)
+        given = replace(given, name=f"{given.name}-sharded", mesh=mesh)
     if isinstance(given, FromCheckpoint):
         return given
     if _is_subject(given):
@@ -146,9 +170,12 @@ def subject_factory(
         return ready
     factory = resolved
     # A user's own factory may take the model apart: an array for each name.
-    form = checked_form(factory.form, config) if isinstance(factory, Named) else "stacked"
+    form, sharding = checked_form("stacked", config), None
+    if isinstance(factory, Named):
+        form = checked_form(factory.form, config, factory.mesh is not None)
+        sharding = factory.sharding(config)
     dtype = weights_dtype(checkpoint)
-    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form)
+    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form, mesh=sharding)
     return lambda lane: _fit(_made(factory, model, lane), lane)
 
 

@@ -51,6 +51,8 @@ def commands(text: str = README) -> list[list[str]]:
 
 def unparsable(words: list[str]) -> str | None:
     """Return why a command line would be refused; None if it would run."""
+    if re.fullmatch(r"[A-Z_]+=\w+", words[0]):  # set for this command alone
+        return unparsable(words[1:])
     program, *arguments = words
     if words in (ACTIVATE, MASK):
         return None

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxllama import files
-from jaxllama.checkpoint.base import Checkpoint, TensorInfo
-from jaxllama.checkpoint.hf.safetensors_file import read_tensor
+from jaxllama.checkpoint.base import Checkpoint, Index, TensorInfo
+from jaxllama.checkpoint.hf.safetensors_file import read_part, read_tensor
 from jaxllama.checkpoint.hf.weights import ADAPTER, INDEX, SINGLE, find_weights
 from jaxllama.checkpoint.names import HEAD
 from jaxllama.checkpoint.stored_names import resolve
@@ -60,7 +60,13 @@ def open_hf(path: Path) -> Checkpoint:
     stored, left = find_weights(path)
     infos = {name: TensorInfo(slot.shape, slot.dtype, at) for name, (at, slot) in stored.items()}
     found = directory_checkpoint(
-        path, "hf", config, content, infos, lambda name: read_tensor(*stored[name])
+        path,
+        "hf",
+        config,
+        content,
+        infos,
+        lambda name: read_tensor(*stored[name]),
+        lambda name, index: read_part(*stored[name], index),
     )
     return found.noted(*(f"{CONFIG}: {note}" for note in notes), *left)
 
@@ -82,6 +88,7 @@ def directory_checkpoint(
     content: dict[str, Any],
     stored: Mapping[str, TensorInfo],
     read_stored: Callable[[str], np.ndarray],
+    read_stored_part: Callable[[str, Index], np.ndarray],
 ) -> Checkpoint:
     """Return the checkpoint of a directory whose config and companions are as Hugging Face's.
 
@@ -92,6 +99,7 @@ def directory_checkpoint(
         content: its config.json as it is.
         stored: its tensors, by the names they are stored under.
         read_stored: reads one of them.
+        read_stored_part: reads a part of one.
     """
     found = resolve(stored, config, "hf", str(path))
     tensors = {name: stored[at] for name, at in found.stored.items()}
@@ -104,6 +112,7 @@ def directory_checkpoint(
         hf_config=content,
         tensors=tensors,
         reader=lambda name: read_stored(found.stored[name]),
+        part_reader=lambda name, index: read_stored_part(found.stored[name], index),
         config_source=CONFIG,
         stored_head=head,
         notes=(*found.notes, *_dtype_left(content, tensors), *notes),

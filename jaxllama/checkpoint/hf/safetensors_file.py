@@ -199,6 +199,30 @@ def read_tensor(path: Path, slot: Slot) -> np.ndarray:
     return read_raw(path, slot.offset, slot.nbytes).view(slot.dtype).reshape(slot.shape)
 
 
+def read_part(path: Path, slot: Slot, index: tuple[slice, ...]) -> np.ndarray:
+    """Read a part of one tensor, and no byte of the file beside it.
+
+    Args:
+        path: the file.
+        slot: of the tensor.
+        index: a slice for each axis, with both ends.
+    """
+    first, *rest = index
+    row = math.prod(slot.shape[1:])
+    if all(one == slice(0, length) for one, length in zip(rest, slot.shape[1:], strict=True)):
+        itemsize = slot.dtype.itemsize
+        start, rows = slot.offset + first.start * row * itemsize, first.stop - first.start
+        raw = read_raw(path, start, rows * row * itemsize)
+        return raw.view(slot.dtype).reshape(rows, *slot.shape[1:])
+    (columns,) = rest
+    result = np.empty((first.stop - first.start, columns.stop - columns.start), slot.dtype)
+    with open_raw(path) as file:
+        for number, values in enumerate(result, first.start):
+            start = slot.offset + (number * row + columns.start) * slot.dtype.itemsize
+            read_into(file, start, values.view(np.uint8))
+    return result
+
+
 def build_header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> tuple[bytes, int]:
     """Lay out a file.
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore
 
 from jaxllama import files
+from jaxllama.checkpoint.base import Index
 from jaxllama.checkpoint.orbax.lengths import check_files, check_store
 from jaxllama.checkpoint.orbax.plain_array import read_description, stored_bytes
 from jaxllama.errors import CheckpointError
@@ -37,8 +38,8 @@ class StoredArray(Protocol):
     def dtype(self) -> np.dtype:
         """Return its dtype."""
 
-    def read(self) -> np.ndarray:
-        """Return its values."""
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """Return its values, or a part of them."""
 
     def check(self) -> None:
         """Check that those of its files that are there are as long as what they hold."""
@@ -63,9 +64,9 @@ class _ByTensorStore:
         found: dict[str, Any] = self.opened.spec().to_json()["metadata"]
         return found
 
-    def read(self) -> np.ndarray:
+    def read(self, index: Index | None = None) -> np.ndarray:
         self.check()
-        return np.asarray(self.opened.read().result())
+        return np.asarray(self.opened[... if index is None else index].read().result())
 
     def check(self) -> None:
         if self.directory is not None:
@@ -109,8 +110,16 @@ class ArrayStore:
         Raises:
             CheckpointError: it is damaged or lacks a part.
         """
+        return self.read_part(name, None)
+
+    def read_part(self, name: str, index: Index | None) -> np.ndarray:
+        """Return a part of one array, of no more chunks than it lies in; all of it if None.
+
+        Raises:
+            CheckpointError: as for `read`.
+        """
         try:
-            return self.arrays[name].read()
+            return self.arrays[name].read(index)
         except Exception as error:
             raise damaged(self._directory, error) from None
 

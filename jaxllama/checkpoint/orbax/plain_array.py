@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllama.checkpoint.base import Index
 from jaxllama.checkpoint.hf.safetensors_file import open_raw, read_into
 from jaxllama.checkpoint.orbax.lengths import crc32c
 from jaxllama.dtypes import FLOATS
@@ -48,8 +49,11 @@ class PlainArray:
     cell: tuple[int, ...]
     piece: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
-        """Return the array.
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """Return the array, or a part of it, of no more pieces than it lies in.
+
+        Args:
+            index: a slice for each axis, with both ends.
 
         Raises:
             CheckpointError: a file is missing, or is not as long as its pieces.
@@ -59,10 +63,11 @@ class PlainArray:
             raise CheckpointError(
                 f"{self.directory}: {nbytes} bytes by its shape, its files have {stored}"
             )
-        raw = np.empty(nbytes, np.uint8)
-        result = raw.view(self.dtype).reshape(self.shape)
+        wanted = index or tuple(slice(0, length) for length in self.shape)
+        result = np.empty([one.stop - one.start for one in wanted], self.dtype)
         for at in _grid(self.shape, self.cell):
-            self._read_cell(at, result)
+            if _overlap([i * n for i, n in zip(at, self.cell, strict=True)], self.cell, wanted):
+                self._read_cell(at, wanted, result)
         return result
 
     def check(self) -> None:
@@ -83,7 +88,7 @@ class PlainArray:
         counts = (c // p for c, p in zip(self.cell, self.piece, strict=True))
         return _offsets(file, math.prod(counts), math.prod(self.piece) * self.dtype.itemsize)
 
-    def _read_cell(self, at: tuple[int, ...], result: np.ndarray) -> None:
+    def _read_cell(self, at: tuple[int, ...], wanted: Index, result: np.ndarray) -> None:
         counts = tuple(c // p for c, p in zip(self.cell, self.piece, strict=True))
         corner = [i * length for i, length in zip(at, self.cell, strict=True)]
         nbytes = math.prod(self.piece) * self.dtype.itemsize
@@ -94,16 +99,39 @@ class PlainArray:
                 first = [
                     c + i * length for c, i, length in zip(corner, within, self.piece, strict=True)
                 ]
-                place = result[
-                    tuple(slice(i, i + n) for i, n in zip(first, self.piece, strict=True))
-                ]
-                if place.flags.c_contiguous and place.shape[1:] == self.piece[1:]:
+                if (places := _overlap(first, self.piece, wanted)) is None:
+                    continue
+                place, own = result[places[0]], places[1]
+                if (
+                    place.flags.c_contiguous
+                    and place.shape[1:] == self.piece[1:]
+                    and not own[0].start
+                ):
                     read_into(file, int(offset), place.reshape(-1).view(np.uint8))
                     continue
                 raw = np.empty(nbytes, np.uint8)
                 read_into(file, int(offset), raw)
-                whole = raw.view(self.dtype).reshape(self.piece)
-                place[...] = whole[tuple(slice(0, length) for length in place.shape)]
+                place[...] = raw.view(self.dtype).reshape(self.piece)[own]
+
+
+def _overlap(
+    first: Sequence[int], lengths: Sequence[int], wanted: Index
+) -> tuple[Index, Index] | None:
+    """Return where what is wanted and a block share values: in the one, and in the other.
+
+    Args:
+        first: where the block begins.
+        lengths: of the block.
+        wanted: a slice for each axis.
+    """
+    at = [
+        (max(i, one.start), min(i + n, one.stop))
+        for i, n, one in zip(first, lengths, wanted, strict=True)
+    ]
+    if any(start >= stop for start, stop in at):
+        return None
+    of_wanted = tuple(slice(a - w.start, b - w.start) for (a, b), w in zip(at, wanted, strict=True))
+    return of_wanted, tuple(slice(a - i, b - i) for (a, b), i in zip(at, first, strict=True))
 
 
 def stored_bytes(directory: Path) -> int:

@@ -52,7 +52,7 @@ def open_orbax(path: Path) -> Checkpoint:
     config = LlamaConfig.from_hf(content, source=str(config_file), notes=notes)
     store = ArrayStore(path / ARRAYS)
     infos = {n: TensorInfo(a.shape, a.dtype, path / ARRAYS) for n, a in store.arrays.items()}
-    found = directory_checkpoint(path, "orbax", config, content, infos, store.read)
+    found = directory_checkpoint(path, "orbax", config, content, infos, store.read, store.read_part)
     return found.noted(*(f"{CONFIG}: {note}" for note in notes))
 
 

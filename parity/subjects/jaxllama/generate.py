@@ -21,6 +21,7 @@ from jaxllama.generate import Generation, Watcher, generate
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
 from parity.inputs import Inputs
+from parity.subjects.jaxllama.rows import repeated, rows_added, with_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,13 @@ class Generator:
 
     def empty_cache(self, rows: int, capacity: int) -> KVCache:
         """Return a cache with room for `capacity` tokens in each of `rows` rows."""
-        return KVCache.empty(self.model.config, rows, capacity, self.model.dtype)
+        return KVCache.empty(
+            self.model.config,
+            rows + rows_added(self.model, rows),
+            capacity,
+            self.model.dtype,
+            sharding=self.model.sharding,
+        )
 
     def write(
         self,
@@ -84,38 +91,41 @@ class Generator:
             watch: looks at the rows now and then, and may end some.
             every: tokens between two looks.
         """
+        rows = len(prompts)
+        added = rows_added(self.model, rows)
         found: Generation = generate(
             self.model,
-            prompts,
+            repeated(prompts, added),
             max_new_tokens=new_tokens,
             sampling=sampling.Sampling(**setting),
             eos_ids=eos,
-            seed=seeds,
+            seed=seeds if isinstance(seeds, int) else repeated(seeds, added),
             cache=cache,
             watch=watch,
             every=every,
         )
-        held, rows = np.asarray(found.cache.lengths), len(prompts)
         return GeneratedTokens(
-            _returned("tokens", found.tokens, "iu", (rows, None)),
-            _returned("lengths", found.lengths, "iu", (rows,)),
-            _returned("logprobs", found.logprobs, "f", (rows, None)),
-            found.finish_reasons,
-            tuple(map(int, found.seeds)),
-            held,
-            np.asarray(found.cache.positions),
+            _returned("tokens", found.tokens, "iu", (rows + added, None))[:rows],
+            _returned("lengths", found.lengths, "iu", (rows + added,))[:rows],
+            _returned("logprobs", found.logprobs, "f", (rows + added, None))[:rows],
+            found.finish_reasons[:rows],
+            tuple(map(int, found.seeds[:rows])),
+            np.asarray(found.cache.lengths)[:rows],
+            np.asarray(found.cache.positions)[:rows],
             self.model.config.vocab_size,
             found.cache,
         )
 
     def read(self, inputs: Inputs, capacity: int) -> KVCache:
         """Return a cache that holds a padded batch, read by the model in one call."""
+        rows = len(inputs.tokens)
+        inputs = with_rows(inputs, rows_added(self.model, rows))
         return _read(
             self.model,
             jax.device_put(inputs.tokens),
             jax.device_put(inputs.positions),
             jax.device_put(inputs.valid),
-            self.empty_cache(len(inputs.tokens), capacity),
+            self.empty_cache(rows, capacity),
         )
 
 

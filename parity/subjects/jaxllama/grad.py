@@ -19,6 +19,7 @@ from jaxllama.forms import Path, parts_of
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import BoundMask, Tokens
 from jaxllama.model import DecoderLayer, Llama
+from jaxllama.sharding import ModelSharding, placed
 from jaxllama.taps import Tapper, Taps, Untapped, untapped
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
@@ -65,7 +66,9 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
     streams = [x]
     for index in range(layers):
         held = holder(model, index)
-        streams.append(_layer(held, index, streams[-1], cos_sin, mask, model.backend))
+        streams.append(
+            _layer(held, index, streams[-1], cos_sin, mask, model.backend, model.sharding)
+        )
 
     value, (weights, taps, pulled) = _head_gradients(model, streams.pop(), ids, tokens, loss)
     tied = weights.pop(("embed_tokens", "weight"), None)
@@ -80,6 +83,7 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
             pulled,
             model.backend,
             model.dtype,
+            model.sharding,
         )
         taps["input"] = pulled  # the tap's own would leave out what lies before the tap
         own = {("layers", index, *path): value for path, value in weights.items()}
@@ -142,6 +146,8 @@ def _prefixed(prefix: str, values: Recorded) -> Arrays:
 class Nudges(Untapped):
     """Adds to every tap what is given for it: the loss's gradient in that is the tap's own."""
 
+    watched = True
+
     def __init__(self, nudges: Mapping[str, jax.Array]) -> None:
         self._nudges = nudges
 
@@ -185,7 +191,7 @@ def _embedded(
     return model.embed(ids, positions, mask.to_bool())
 
 
-@partial(jax.jit, static_argnames=("backend",))
+@partial(jax.jit, static_argnames=("backend", "sharding"))
 def _layer(
     held: Llama | DecoderLayer,
     index: jax.Array | int,
@@ -193,8 +199,10 @@ def _layer(
     cos_sin: Rotation,
     mask: Visible,
     backend: Backend,
+    sharding: ModelSharding | None,
 ) -> jax.Array:
-    return layer_of(held, index)(x, cos_sin, mask, None, index, backend)[0]
+    tap = placed(untapped, sharding)
+    return layer_of(held, index)(x, cos_sin, mask, None, index, backend, tap)[0]
 
 
 @partial(jax.jit, static_argnames=("loss",))
@@ -212,7 +220,7 @@ def _head_gradients(
     return jax.value_and_grad(forward, argnums=(0, 1, 2))(weights, nudges, x)
 
 
-@partial(jax.jit, static_argnames=("backend", "dtype"))
+@partial(jax.jit, static_argnames=("backend", "dtype", "sharding"))
 def _layer_gradients(
     held: Llama | DecoderLayer,
     index: jax.Array | int,
@@ -222,11 +230,12 @@ def _layer_gradients(
     pulled: jax.Array,
     backend: Backend,
     dtype: np.dtype,
+    sharding: ModelSharding | None,
 ) -> tuple[Weights, Recorded, jax.Array]:
     apart = _Apart(layer := layer_of(held, index), dtype)
 
     def forward(weights: Weights, nudges: Recorded, x: jax.Array) -> jax.Array:
-        tap = Nudges(nudges)
+        tap = placed(Nudges(nudges), sharding)
         return apart.holding(weights)(x, cos_sin, mask, None, index, backend, tap)[0]
 
     nudges = _zeros(lambda taps: layer(x, cos_sin, mask, None, index, backend, taps))

@@ -16,6 +16,7 @@ from jaxllama.attention import Backend
 from jaxllama.cache import KVCache
 from jaxllama.masks import Mask, Tokens
 from jaxllama.model import DecoderLayer, Llama
+from jaxllama.sharding import ModelSharding, gathered, placed
 from jaxllama.taps import Taps
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
@@ -33,7 +34,9 @@ class JaxRun:
         self._ranges = [(0, columns)] if chunks is None else chunk_ranges(inputs, chunks)
         self._cache: KVCache | None = None
         if chunks is not None:
-            self._cache = KVCache.empty(model.config, batch, columns, model.dtype)
+            self._cache = KVCache.empty(
+                model.config, batch, columns, model.dtype, sharding=model.sharding
+            )
         # Where each column's key stands: its slot in the cache, or itself without one.
         slots = np.maximum(np.cumsum(inputs.valid, axis=1) - 1, 0)
         self._slots = slots if chunks is not None else None
@@ -87,6 +90,7 @@ class JaxRun:
             self._cache,
             own,
             self._model.backend,
+            self._model.sharding,
         )
         return {
             f"{name.split('.')[0]}.{index}.{name.split('.')[1]}"
@@ -186,15 +190,17 @@ def _layer(
     cache: KVCache | None,
     forced: Recorded,
     backend: Backend,
+    sharding: ModelSharding | None = None,
 ) -> tuple[jax.Array, KVCache | None, Recorded]:
-    taps = Taps(forced)
-    x, cache = layer_of(held, index)(x, cos_sin, mask, cache, index, backend, taps)
-    return x, cache, taps.recorded()
+    taps = placed(Taps(forced), sharding)
+    layer = gathered(layer_of(held, index), sharding)
+    x, cache = layer(x, cos_sin, mask, cache, index, backend, taps)
+    return x, None if cache is None else cache.on_mesh(sharding), taps.recorded()
 
 
 # The old cache is dead once its successor exists; keeping it would hold it twice.
 compiled_layer: Callable[..., Layer] = partial(
-    jax.jit, _layer, donate_argnames=("cache",), static_argnames=("backend",)
+    jax.jit, _layer, donate_argnames=("cache",), static_argnames=("backend", "sharding")
 )
 
 run_layer = compiled_layer()

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.checkpoint.checks import raise_problems, structure_problems
-from jaxllama.checkpoint.load import Part, load_part
+from jaxllama.checkpoint.load.model import Part, load_part
 from jaxllama.errors import InputError, argument
 from jaxllama.model import Llama
 from parity.inputs import Inputs
@@ -137,12 +137,19 @@ def frugal_layer() -> Layer:
     return compiled_layer(compiler_options=_FRUGAL)
 
 
-def check_options(subject: object, modes: Sequence[str], references: Sequence[str]) -> None:
+def check_options(
+    subject: object, modes: Sequence[str], references: Sequence[str], mesh: str | None
+) -> None:
     """Refuse to stream what needs whole models.
 
     Raises:
-        InputError: another subject than this project's model, a mode or a witness.
+        InputError: another subject than this project's model, a mode, a witness, or a mesh.
     """
+    if mesh is not None:
+        raise InputError(
+            f"{argument('stream')} with {argument('mesh', mesh)}: a layer at a time is run on one "
+            "device; leave out one of the two"
+        )
     if subject != "jaxllama":
         raise InputError(
             f"{argument('stream')}: reads this project's own model; leave out {argument('subject')}"

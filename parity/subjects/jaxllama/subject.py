@@ -21,8 +21,9 @@ from jaxllama.errors import argument
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, Untapped, untapped
 from parity.inputs import Inputs
-from parity.subjects.base import UNCOMPILED, WHOLE_MAPS, Arrays, GeneratedRun, Subject
+from parity.subjects.base import UNCOMPILED, WHOLE_MAPS, Arrays, GeneratedRun, Run, Subject
 from parity.subjects.jaxllama import grad
+from parity.subjects.jaxllama.rows import CutRun, cut_stages, rows_added, with_rows
 from parity.subjects.jaxllama.run import JaxRun, mask_spec, tokens_of
 from parity.taps import AXES, PARAMETER_GRADIENTS
 
@@ -34,8 +35,14 @@ WEIGHTLESS = frozenset(
     for name in ("layers.attn_scores", "layers.attn_probs")
 )
 
-# Records nothing either, but stands where somebody might look: attention is of whole maps then.
-_LOOKING_ON = Untapped()
+
+class _LookingOn(Untapped):
+    """Records nothing either, but stands where somebody might look: attention is of whole maps."""
+
+    watched = True
+
+
+_LOOKING_ON = _LookingOn()
 
 
 class JaxLlama:
@@ -61,14 +68,22 @@ class JaxLlama:
         self.name = name
         self.absent = frozenset() if backend == "xla" else WEIGHTLESS
 
-    def start(self, inputs: Inputs) -> JaxRun:
-        return JaxRun(self.model, inputs, None)
+    def start(self, inputs: Inputs) -> Run:
+        return self._begun(inputs, None)
 
-    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> JaxRun:
-        return JaxRun(self.model, inputs, chunks)
+    def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> Run:
+        return self._begun(inputs, chunks)
+
+    def _begun(self, inputs: Inputs, chunks: Sequence[int] | None) -> Run:
+        rows = len(inputs.tokens)
+        added = rows_added(self.model, rows)
+        run = JaxRun(self.model, with_rows(inputs, added), chunks)
+        return CutRun(run, rows, added) if added else run
 
     def start_grad(self, inputs: Inputs) -> GeneratedRun:
-        return GeneratedRun(grad.by_stage(self.model, inputs))
+        rows = len(inputs.tokens)
+        more = with_rows(inputs, rows_added(self.model, rows))
+        return GeneratedRun(cut_stages(grad.by_stage(self.model, more), rows))
 
     def production(self) -> Production:
         """Return the same model as users run it: compiled whole, without taps."""
@@ -109,11 +124,15 @@ class Production:
         self.internal_dtype = watched.internal_dtype
         self.name = f"{watched.name}-production"
 
-    def start(self, inputs: Inputs) -> ProductionRun:
-        return ProductionRun(self, inputs)
+    def start(self, inputs: Inputs) -> Run:
+        rows = len(inputs.tokens)
+        added = rows_added(self.model, rows)
+        run = ProductionRun(self, with_rows(inputs, added))
+        return CutRun(run, rows, added) if added else run
 
     def start_grad(self, inputs: Inputs) -> GeneratedRun:
-        return GeneratedRun(self._gradients(inputs))
+        added = rows_added(self.model, len(inputs.tokens))
+        return GeneratedRun(self._gradients(with_rows(inputs, added)))
 
     def _gradients(self, inputs: Inputs) -> Iterator[Arrays]:
         with jax.disable_jit(not self.compiled):

@@ -49,6 +49,7 @@ def again(subject: Any, checkpoint: Any = "tiny", **options: Any) -> str:
         prompt=options.get("prompt"),
         length=options.get("length"),
         subject=subject,
+        mesh=options.get("mesh"),
         stream=options.get("stream", False),
         seconds=options.get("seconds", SECONDS),
     )

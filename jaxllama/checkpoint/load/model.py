@@ -7,21 +7,18 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import (
-    all_finite,
     all_value_problems,
     head_problems,
     raise_problems,
     structure_problems,
-    value_problems,
 )
-from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.from_model import remember
+from jaxllama.checkpoint.load.arrays import ArrayReader, checked
 from jaxllama.checkpoint.manifest import check_manifest
 from jaxllama.checkpoint.names import ENTRIES, TABLE
 from jaxllama.config import LlamaConfig
@@ -29,6 +26,7 @@ from jaxllama.dtypes import checked_float, parse
 from jaxllama.errors import InputError
 from jaxllama.forms import Form, Path, parts_of
 from jaxllama.model import Llama
+from jaxllama.sharding import MeshLike, ModelSharding, model_sharding
 
 
 def load_model(
@@ -37,6 +35,7 @@ def load_model(
     dtype: DTypeLike,
     param_dtype: DTypeLike | None = None,
     form: Form = "stacked",
+    mesh: MeshLike | ModelSharding | None = None,
     check_digests: bool = False,
 ) -> Llama:
     """Build the model of a checkpoint.
@@ -49,11 +48,13 @@ def load_model(
         dtype: of activations and arithmetic.
         param_dtype: of the weights; `dtype` if not given.
         form: how layers are held, see `jaxllama.forms`.
+        mesh: devices to lay it out on, see `jaxllama.sharding`; each one's parts are read alone.
         check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:
         CheckpointError: everything that does not fit, in one message; no model is built then.
-        InputError: float64 was asked for and JAX has 64-bit types switched off.
+        InputError: float64 was asked for and JAX has 64-bit types switched off, or a mesh that is
+            not there or does not divide the model.
     """
     from jaxllama.checkpoint.open import open_checkpoint
 
@@ -61,6 +62,7 @@ def load_model(
         checkpoint = open_checkpoint(checkpoint)
     arithmetic = checked_float(dtype)
     target = arithmetic if param_dtype is None else checked_float(param_dtype, "param_dtype")
+    sharding = None if mesh is None else model_sharding(mesh, checkpoint.config, form)
     if problems := structure_problems(checkpoint):
         raise_problems(checkpoint, problems + all_value_problems(checkpoint))
 
@@ -69,19 +71,28 @@ def load_model(
 
     def build() -> Llama:
         return Llama(
-            checkpoint.config, dtype=arithmetic, param_dtype=target, form=form, rngs=nnx.Rngs(0)
+            checkpoint.config,
+            dtype=arithmetic,
+            param_dtype=target,
+            form=form,
+            sharding=sharding,
+            rngs=nnx.Rngs(0),
         )
 
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
     problems = head_problems(checkpoint)
     for path in sorted(flat, key=lambda path: _place(path, checkpoint.config)):
-        values = np.empty(flat[path].shape, target)
-        for part in parts_of(path, checkpoint.config):
-            name = ENTRIES[part.path].name("hf", part.layer)
-            values[part.index] = _checked(checkpoint, name, target, problems)
+        shape = flat[path].shape
+        array = ArrayReader(checkpoint, path, shape, target)
+        if sharding is None:
+            made = jax.device_put(array.whole())
+        else:
+            where = sharding.of_parameter(path, shape)
+            made = jax.make_array_from_callback(shape, where, array.part, dtype=target)
+        problems += array.problems
         if not problems:
-            flat[path] = flat[path].replace(jax.device_put(values))
+            flat[path] = flat[path].replace(made)
     raise_problems(checkpoint, problems)
     model: Llama = nnx.merge(graph, nnx.from_flat_state(flat))
     remember(model, checkpoint)
@@ -92,19 +103,6 @@ def _place(path: Path, config: LlamaConfig) -> tuple[int, int]:
     """Return where an array stands among all: by what it holds, and its layer."""
     part = next(parts_of(path, config))
     return list(ENTRIES).index(part.path), part.layer or 0
-
-
-def _checked(checkpoint: Checkpoint, name: str, dtype: np.dtype, problems: list[str]) -> np.ndarray:
-    values = checkpoint.read(name)
-    found = value_problems(name, values)
-    rounded = cast(values, dtype)
-    if not found and not all_finite(rounded):
-        found = [
-            f"{name}: values up to {np.abs(values).max():g} overflow in {dtype}; "
-            "bfloat16 and float32 hold them"
-        ]
-    problems += found
-    return rounded
 
 
 Part = int | Literal["embed", "head"]
@@ -145,8 +143,8 @@ def load_part(
             continue
         values = jnp.zeros((0,), target)
         if entry.path[0] in wanted:
-            layer = part if isinstance(part, int) else None
-            read = _checked(checkpoint, entry.name("hf", layer), target, problems)
+            name = entry.name("hf", part if isinstance(part, int) else None)
+            read = checked(name, checkpoint.read(name), target, problems)
             values = jax.device_put(read[None] if entry.layered else read)
         flat[entry.path] = flat[entry.path].replace(values)
     raise_problems(checkpoint, problems)

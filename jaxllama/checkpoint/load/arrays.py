@@ -1,0 +1,96 @@
+"""One array of a model, read from a checkpoint whole or a device's part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxllama.checkpoint.base import Checkpoint, Index
+from jaxllama.checkpoint.checks import all_finite, value_problems
+from jaxllama.checkpoint.dtypes import cast
+from jaxllama.checkpoint.names import ENTRIES
+from jaxllama.forms import Path, parts_of
+
+
+class ArrayReader:
+    """Reads an array of a model out of the tensors that it holds.
+
+    A format that cannot read a part of a tensor has the array read whole, once, for all parts.
+
+    Args:
+        checkpoint: what to read.
+        path: of the array in the model, whatever its form.
+        shape: of the array.
+        dtype: that it is to have.
+
+    Attributes:
+        problems: values that were found to be NaN, infinite or too large for the dtype.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, path: Path, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        self._checkpoint, self._path, self._shape, self._dtype = checkpoint, path, shape, dtype
+        self.problems: list[str] = []
+        # Replicas ask for the same part once more.
+        self._known: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def whole(self) -> np.ndarray:
+        """Return all of the array."""
+        return self.part((slice(None),) * len(self._shape))
+
+    def part(self, index: Sequence[slice] | None) -> np.ndarray:
+        """Return a part of the array.
+
+        Args:
+            index: a slice for each axis; None for all of it.
+        """
+        if index is None:
+            return self.whole()
+        at = tuple(
+            slice(*one.indices(length)[:2]) for one, length in zip(index, self._shape, strict=True)
+        )
+        key = tuple((one.start, one.stop) for one in at)
+        if key not in self._known:
+            everything = tuple(slice(0, length) for length in self._shape)
+            if at == everything or self._checkpoint.part_reader is not None:
+                self._known[key] = self._read(at)
+            else:
+                self._known[key] = self.part(everything)[at]
+        return self._known[key]
+
+    def _read(self, at: Index) -> np.ndarray:
+        values = np.empty([one.stop - one.start for one in at], self._dtype)
+        first, rest = at[0], at[1:]
+        for part in parts_of(self._path, self._checkpoint.config):
+            name = ENTRIES[part.path].name("hf", part.layer)
+            if isinstance(part.index, int):  # of a stack of layers
+                if first.start <= part.index < first.stop:
+                    values[part.index - first.start] = self._checked(name, rest)
+            elif part.index == slice(None):
+                values[...] = self._checked(name, at)
+            else:  # rows of a fused product, which are never cut
+                assert first.start == 0 and first.stop == self._shape[0]
+                rows = slice(0, self._checkpoint.tensors[name].shape[0])
+                values[part.index] = self._checked(name, (rows, *rest))
+        return values
+
+    def _checked(self, name: str, at: Index) -> np.ndarray:
+        info = self._checkpoint.tensors[name]
+        whole = all(s == slice(0, n) for s, n in zip(at, info.shape, strict=True))
+        values = self._checkpoint.read(name) if whole else self._checkpoint.read_part(name, at)
+        return checked(name, values, self._dtype, self.problems)
+
+
+def checked(name: str, values: np.ndarray, dtype: np.dtype, problems: list[str]) -> np.ndarray:
+    """Return values in another dtype, and note which are NaN, infinite or too large for it."""
+    found = value_problems(name, values)
+    rounded = cast(values, dtype)
+    if not found and not all_finite(rounded):
+        found = [
+            f"{name}: values up to {np.abs(values).max():g} overflow in {dtype}; "
+            "bfloat16 and float32 hold them"
+        ]
+    problems += found
+    return rounded
