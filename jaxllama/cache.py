@@ -175,7 +175,8 @@ class KVCache:
             return self
         names = CACHE_APART if isinstance(self.k, tuple) else CACHE_STACKED
         k, v = jax.tree.map(lambda held: sharding.keep(held, names), (self.k, self.v))
-        return dataclasses.replace(self, k=k, v=v)
+        # Every host looks at the lengths.
+        return dataclasses.replace(self, k=k, v=v, lengths=sharding.keep(self.lengths, ()))
 
     @property
     def overflowed(self) -> Bool[Array, " B"]:

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.printable import one_line
-from jaxllama.command_line.streams import as_is, is_unread
+from jaxllama.command_line.streams import as_is, is_unread, libraries_on_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,10 @@ def generate(
         str | None,
         typer.Option(help="Devices to lay the model out on: tensor=4,data=2; also fsdp."),
     ] = None,
+    hosts: Annotated[
+        str | None,
+        typer.Option(help="Join the run's other processes: auto, or HOST:PORT,INDEX/COUNT."),
+    ] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Slots of the cache; as many as needed if not given.")
     ] = None,
@@ -78,10 +82,15 @@ def generate(
     from jaxllama.dtypes import parse
     from jaxllama.errors import InputError
     from jaxllama.sampling import Sampling
+    from jaxllama.sharding.hosts import is_first, several_hosts
 
     wanted = parse(dtype)
     if system is not None and not chat:
         raise InputError("--system is a message of a chat; add --chat")
+    if hosts is not None and prompt is None:
+        raise InputError("--hosts: standard input is one process's alone; give the prompt itself")
+    if hosts is not None and mesh is None:
+        raise InputError("--hosts: each process would have a model of its own; add --mesh")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -90,6 +99,7 @@ def generate(
         repetition_penalty=repetition_penalty,
     )
     shown: list[str] = []
+    speaks = True
 
     def run(text_or_ids: str | Sequence[int]) -> TextGeneration:
         return _show(
@@ -97,8 +107,8 @@ def generate(
             tokenizer,
             text_or_ids,
             shown,
-            silent=as_json,
-            quiet=quiet or as_json,
+            silent=as_json or not speaks,
+            quiet=quiet or as_json or not speaks,
             cache_tokens=cache_tokens,
             max_new_tokens=max_tokens,
             sampling=sampling,
@@ -107,9 +117,13 @@ def generate(
             eos_ids=() if ignore_eos else None,
         )
 
-    with on_interrupt(lambda: _left(shown)), _notes():
+    with on_interrupt(lambda: _left(shown)), _notes(), ExitStack() as joined:
+        if hosts is not None:
+            joined.enter_context(libraries_on_stderr())
+            joined.enter_context(several_hosts(hosts))
+        speaks = is_first()
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted, mesh, quiet=quiet)
+        model, tokenizer = _load(checkpoint, wanted, mesh, quiet=quiet or not speaks)
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
@@ -117,9 +131,9 @@ def generate(
             results = [_as_dict(found)]
         else:
             results = _converse(run, tokenizer, system, _lines() if prompt is None else [prompt])
-    if as_json:
-        one = prompt is not None or not chat
-        print(json.dumps(results[0] if one else results, indent=2))
+        if as_json and speaks:
+            one = prompt is not None or not chat
+            print(json.dumps(results[0] if one else results, indent=2))
 
 
 def _load(

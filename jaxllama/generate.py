@@ -259,7 +259,18 @@ def _advance(
 
     # A loop that runs at most once, where a `cond` would copy the whole cache when it does not.
     state = jax.lax.while_loop(lambda s: s.step == 0, prefill, state)
-    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), decode, state)
+    state = jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), decode, state)
+    if model.sharding is None:
+        return state
+    # Every host looks at what has been written.
+    return dataclasses.replace(
+        state,
+        cache=state.cache.on_mesh(model.sharding),
+        done=model.sharding.keep(state.done, ()),
+        tokens=model.sharding.keep(state.tokens, ()),
+        logprobs=model.sharding.keep(state.logprobs, ()),
+        lengths=model.sharding.keep(state.lengths, ()),
+    )
 
 
 def _feed(

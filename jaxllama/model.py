@@ -244,7 +244,8 @@ class Llama(nnx.Module):
         """Write the model as a checkpoint, whole or not at all; see `jaxllama.convert`.
 
         Tokenizer, chat template and generation settings are those it was loaded with. A model that
-        was split and merged has forgotten them.
+        was split and merged has forgotten them. On devices of several hosts it is written as Orbax,
+        by all of them, and nothing is replaced.
 
         Args:
             target: directory to write; for GGUF also a file whose name ends in `.gguf`.
@@ -263,6 +264,8 @@ class Llama(nnx.Module):
 
         carried = None if tokenizer is None else checkpoint.open_checkpoint(tokenizer)
         made = checkpoint.from_model(self, tokenizer=carried)
+        if format == "orbax" and jax.process_count() > 1:
+            return checkpoint.save_from_hosts(self, Path(target), made, dtype)
         return checkpoint.convert(
             made, target, to=format, dtype=dtype, shards=shards, overwrite=overwrite
         )

@@ -9,6 +9,7 @@ from jaxllama.checkpoint.from_model import from_model
 from jaxllama.checkpoint.load import load_model
 from jaxllama.checkpoint.manifest import check_manifest
 from jaxllama.checkpoint.open import SAMPLES, open_checkpoint
+from jaxllama.checkpoint.orbax.hosts import save_from_hosts
 from jaxllama.checkpoint.samples import fetch_smollm2, in_memory, tiny
 from jaxllama.checkpoint.verify import Verification, verify
 
@@ -26,6 +27,7 @@ __all__ = [
     "in_memory",
     "load_model",
     "open_checkpoint",
+    "save_from_hosts",
     "tiny",
     "validate",
     "verify",

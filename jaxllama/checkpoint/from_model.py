@@ -43,6 +43,11 @@ _UNKNOWN = (
     "Llama.save_pretrained(tokenizer=...) takes a checkpoint that has it"
 )
 
+_ELSEWHERE = (
+    "its weights lie on devices of several hosts, which write Orbax alone, each its own part: "
+    'Llama.save_pretrained(format="orbax"), called by all of them'
+)
+
 
 def remember(model: Llama, checkpoint: Checkpoint) -> None:
     """Remember for a model what its checkpoint has beside the weights."""
@@ -64,26 +69,13 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
     Raises:
         InputError: the model is being traced, has no values here, or parameters of other names.
     """
-    state = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    stored = {path: variable.get_value() for path, variable in state.items()}
+    stored = _stored(model)
     _check(stored, model.config)
-    places = {
-        (part.path, part.layer): (values, part.index)
-        for path, values in stored.items()
-        for part in parts_of(path, model.config)
-    }
-    layers = range(model.config.num_hidden_layers)
+    named = _places(stored, model.config)
     tensors: dict[str, TensorInfo] = {}
-    named: dict[str, tuple[Any, int | slice]] = {}
-    for entry in TABLE:
-        for layer in layers if entry.layered else [None]:
-            if (place := places.get((entry.path, layer))) is None:
-                continue
-            name = entry.name("hf", layer)
-            values, index = place
-            shape = jax.eval_shape(lambda whole, at=index: whole[at], values).shape
-            tensors[name] = TensorInfo(shape, np.dtype(values.dtype), None)
-            named[name] = place
+    for name, (values, index) in named.items():
+        shape = jax.eval_shape(lambda whole, at=index: whole[at], values).shape
+        tensors[name] = TensorInfo(shape, np.dtype(values.dtype), None)
     beside = _BESIDE.get(model) if tokenizer is None else _beside(tokenizer)
     informative = {} if beside is None else beside.hf_config
     return Checkpoint(
@@ -99,9 +91,51 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
         config_source="the model's config",
         title="the model",
         notes=(_UNKNOWN,) if beside is None else (),
+        problems=() if _is_here(stored) else (_ELSEWHERE,),
         companions={} if beside is None else beside.companions,
         tokenizer_loader=None if beside is None else beside.tokenizer_loader,
     )
+
+
+def sharded_tensors(model: Llama) -> dict[str, jax.Array]:
+    """Return a model's parameters by canonical name, on the devices where they are.
+
+    Raises:
+        InputError: as for `from_model`, but for where they are.
+    """
+    stored = _stored(model)
+    _check(stored, model.config)
+    return {
+        name: values if index == slice(None) else values[index]
+        for name, (values, index) in _places(stored, model.config).items()
+    }
+
+
+def _stored(model: Llama) -> dict[tuple[Any, ...], Any]:
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {path: variable.get_value() for path, variable in state}
+
+
+def _is_here(stored: Mapping[tuple[Any, ...], Any]) -> bool:
+    arrays = (one for one in stored.values() if isinstance(one, jax.Array))
+    return all(one.is_fully_addressable for one in arrays)
+
+
+def _places(
+    stored: Mapping[tuple[Any, ...], Any], config: LlamaConfig
+) -> dict[str, tuple[Any, int | slice]]:
+    """Return in which array each parameter is, and where in it, by canonical name."""
+    places = {
+        (part.path, part.layer): (values, part.index)
+        for path, values in stored.items()
+        for part in parts_of(path, config)
+    }
+    return {
+        entry.name("hf", layer): places[entry.path, layer]
+        for entry in TABLE
+        for layer in (range(config.num_hidden_layers) if entry.layered else [None])
+        if (entry.path, layer) in places
+    }
 
 
 def _check(stored: Mapping[tuple[Any, ...], Any], config: LlamaConfig) -> None:
@@ -118,11 +152,6 @@ def _check(stored: Mapping[tuple[Any, ...], Any], config: LlamaConfig) -> None:
     if any(one.is_deleted() for one in arrays):
         raise InputError(
             "the model's arrays were given away (donate_argnums); save what the step returned"
-        )
-    if not all(one.is_fully_addressable for one in arrays):
-        raise InputError(
-            "the model lies on devices of several hosts; save_sharded of "
-            "jaxllama.checkpoint.orbax.write has each host write its own"
         )
     problems = [
         f"{'.'.join(map(str, path))}: no parameter of a Llama; merge adapters into the weights, or "

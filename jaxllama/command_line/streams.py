@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxllama.command_line.printable import spell_out
@@ -125,3 +126,27 @@ def flush(stream: Any) -> OSError | None:
             stream.flush()
     outlet = outlet_of(stream)
     return None if outlet is None else outlet.failure
+
+
+@contextmanager
+def libraries_on_stderr() -> Iterator[None]:
+    """Let what libraries print by themselves go to standard error, and only ours to output.
+
+    Gloo tells there how many processes it has found, in the midst of JSON.
+    """
+    before, kept = sys.stdout, os.dup(1)
+    before.flush()
+    outlet = Outlet(kept)
+    os.dup2(2, 1)
+    sys.stdout = EscapedText(
+        io.BufferedWriter(outlet), encoding=before.encoding, errors=before.errors
+    )
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+        if (below := outlet_of(before)) is not None:
+            below.unread, below.failure = outlet.unread, outlet.failure
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from jaxllama import compilation_cache
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.streams import libraries_on_stderr
 from parity.commands import options
 from parity.result import Result
 
@@ -30,27 +32,35 @@ def capture_command(
     mode: Annotated[str, typer.Option(help="free, decode, or both with a comma.")] = "free",
     scenario: options.Scenario = None,
     mesh: options.Mesh = None,
+    hosts: options.Hosts = None,
     override: options.Override = None,
     prompt: options.Prompt = None,
     length: options.Length = None,
 ) -> None:
     """Save every tensor of one implementation, to be compared in another environment."""
+    from jaxllama.sharding.hosts import several_hosts
     from parity.runner.capture import capture
     from parity.scenarios import DEFAULT_SCENARIOS
 
-    compilation_cache.turn_on()
-    files = capture(
-        checkpoint,
-        out,
-        subject=subject,
-        mesh=mesh,
-        dtypes=dtype,
-        modes=mode,
-        scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
-        overrides=override or (),
-        prompt=prompt,
-        length=length,
-    )
+    with ExitStack() as joined:
+        if hosts is not None:
+            joined.enter_context(libraries_on_stderr())
+            joined.enter_context(several_hosts(hosts))
+        compilation_cache.turn_on()
+        files = capture(
+            checkpoint,
+            out,
+            subject=subject,
+            mesh=mesh,
+            dtypes=dtype,
+            modes=mode,
+            scenarios=",".join(scenario) if scenario else DEFAULT_SCENARIOS,
+            overrides=override or (),
+            prompt=prompt,
+            length=length,
+        )
+    if not files:  # the first process has them
+        return
     size = sum(path.stat().st_size for path in files)
     count = "1 trace" if len(files) == 1 else f"{len(files)} traces"
     print(f"captured: {count}, {size / 1e6:.1f} MB, in {out}")

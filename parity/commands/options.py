@@ -29,6 +29,9 @@ Mesh = Annotated[
     str | None,
     typer.Option(help="Devices to lay the JAX model out on: tensor=4,data=2; also fsdp."),
 ]
+Hosts = Annotated[
+    str | None, typer.Option(help="Join the run's other processes: auto, or HOST:PORT,INDEX/COUNT.")
+]
 
 
 def is_stdout(path: Path | None) -> bool:

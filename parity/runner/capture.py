@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +72,7 @@ def capture(
         length: tokens per row in place of each scenario's own.
 
     Returns:
-        The files written, one a dtype, scenario and mode.
+        The files written, one a dtype, scenario and mode; none in any process but the first.
 
     Raises:
         JaxLlamaError: the checkpoint, the prompt, an option or the directory is bad.
@@ -80,7 +81,9 @@ def capture(
     lanes = select.dtypes_of(resolved, dtypes)
     modes = choose("modes", modes, MODES)
     names = choose("scenarios", scenarios, SCENARIOS)
-    target = Path(directory)
+    # Of several processes all have the same values, and the first keeps them.
+    scratch = tempfile.TemporaryDirectory() if jax.process_index() else None
+    target = Path(directory) if scratch is None else Path(scratch.name) / "traces"
     staging = Staging(target, {"parity": "capture"}, overwrite=None)
     try:
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -127,6 +130,9 @@ def capture(
     except BaseException:
         staging.discard()
         raise
+    if scratch is not None:
+        scratch.cleanup()
+        return []
     return [target / name for name in written]
 
 

@@ -327,6 +327,7 @@ NOT_RUN = {
         f"parity/commands/selftest.py: --{option}": "takes minutes; refused before that or not"
         for option in ("calibrate", "family", "mutants", "quick")
     },
+    "jaxllama/cli_generate.py: --mesh": "takes several processes; tests/jaxllama/sharding/test_hosts.py",
     "parity/subjects/jaxllama/streamed.py: --mesh": "is what is refused",
     "parity/subjects/jaxllama/streamed.py: --mode": "is what is refused",
     "parity/subjects/jaxllama/streamed.py: --reference": "is what is refused",

@@ -26,6 +26,7 @@ from jaxllama.checkpoint.orbax.read import ARRAYS, context
 from jaxllama.checkpoint.staging import NEW_FILE, refuse_links
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import CheckpointError
+from jaxllama.sharding.hosts import meet
 
 # A save has a fixed cost of about a tenth of a second.
 _BATCH_BYTES = 1 << 28
@@ -38,7 +39,9 @@ _QUIET_SECONDS = 0.5
 def save_sharded(
     path: Path, tensors: Mapping[str, jax.Array], checkpoint: Checkpoint | LlamaConfig
 ) -> None:
-    """Save arrays on devices, each host its own shards.
+    """Save arrays on devices, each host its own shards, onto files that all hosts see.
+
+    The directory appears when it is complete: until then it is beside, as `.NAME.saving`.
 
     Args:
         path: directory that is to appear.
@@ -50,20 +53,27 @@ def save_sharded(
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
+    first, staged = jax.process_index() == 0, path.with_name(f".{path.name}.saving")
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or choose another")
-    refuse_links(path)
+    refuse_links(path, staged)
     try:
+        if first and staged.exists():  # of a run that was killed
+            shutil.rmtree(staged)
+        meet(f"begin {path}")
         with _saving(path):
-            ocp.save(path.absolute() / ARRAYS, dict(tensors))
-        if jax.process_index() == 0:
+            ocp.save(staged.absolute() / ARRAYS, dict(tensors))
+        if first:
             for name, content in _small(checkpoint, tensors).items():
-                with os.fdopen(os.open(path / name, os.O_WRONLY | NEW_FILE, 0o666), "wb") as file:
+                with os.fdopen(os.open(staged / name, os.O_WRONLY | NEW_FILE, 0o666), "wb") as file:
                     file.write(content)
+            staged.rename(path)
+        meet(f"saved {path}")
     except OSError as error:
         reason = error.strerror or str(error)
-        left = "; remove what there is of it" if path.exists() else ""
-        raise CheckpointError(f"{path}: cannot be written: {reason}{left}") from error
+        if first:
+            shutil.rmtree(staged, ignore_errors=True)
+        raise CheckpointError(f"{path}: cannot be written: {reason}") from error
 
 
 def _small(checkpoint: Checkpoint | LlamaConfig, tensors: Mapping[str, Any]) -> dict[str, bytes]:

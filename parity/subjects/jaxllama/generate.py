@@ -20,6 +20,7 @@ from jaxllama.errors import InputError
 from jaxllama.generate import Generation, Watcher, generate
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
+from jaxllama.sharding.hosts import host_array
 from parity.inputs import Inputs
 from parity.subjects.jaxllama.rows import repeated, rows_added, with_rows
 
@@ -110,8 +111,8 @@ class Generator:
             _returned("logprobs", found.logprobs, "f", (rows + added, None))[:rows],
             found.finish_reasons[:rows],
             tuple(map(int, found.seeds[:rows])),
-            np.asarray(found.cache.lengths)[:rows],
-            np.asarray(found.cache.positions)[:rows],
+            host_array(found.cache.lengths)[:rows],
+            host_array(found.cache.positions)[:rows],
             self.model.config.vocab_size,
             found.cache,
         )

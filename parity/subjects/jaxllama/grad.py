@@ -20,6 +20,7 @@ from jaxllama.loss import next_token_loss
 from jaxllama.masks import BoundMask, Tokens
 from jaxllama.model import DecoderLayer, Llama
 from jaxllama.sharding import ModelSharding, placed
+from jaxllama.sharding.hosts import host_array
 from jaxllama.taps import Tapper, Taps, Untapped, untapped
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays
@@ -72,7 +73,7 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
 
     value, (weights, taps, pulled) = _head_gradients(model, streams.pop(), ids, tokens, loss)
     tied = weights.pop(("embed_tokens", "weight"), None)
-    yield {"loss": np.asarray(value)} | _named(model, weights) | _prefixed("grad.", taps)
+    yield {"loss": host_array(value)} | _named(model, weights) | _prefixed("grad.", taps)
     for index in reversed(range(layers)):
         weights, taps, pulled = _layer_gradients(
             holder(model, index),
@@ -92,7 +93,7 @@ def by_stage(model: Llama, inputs: Inputs, loss: Loss = loss_of) -> Iterator[Arr
     if tied is not None:
         gradient += tied
     embedding = _named(model, {("embed_tokens", "weight"): gradient})
-    yield {"grad.embed": np.asarray(pulled)} | embedding
+    yield {"grad.embed": host_array(pulled)} | embedding
 
 
 def whole(
@@ -118,7 +119,7 @@ def whole(
         {name: named.pop(name) for name in list(named) if name.startswith(f"{LAYERS}{index}.")}
         for index in range(model.config.num_hidden_layers)
     ]
-    yield {"loss": np.asarray(value)} | named
+    yield {"loss": host_array(value)} | named
     yield from reversed(layers)
     yield embedding
 
@@ -130,7 +131,7 @@ def _named(model: Llama, weights: Mapping[Path, jax.Array]) -> Arrays:
     """Return gradients under the parameters' canonical names, whatever the model's form."""
     found = {}
     for path, gradient in weights.items():
-        whole = np.asarray(gradient)
+        whole = host_array(gradient)
         for part in parts_of(path, model.config):
             name = "grad." + ".".join(("model", *part.path))
             if part.layer is not None:
@@ -140,7 +141,7 @@ def _named(model: Llama, weights: Mapping[Path, jax.Array]) -> Arrays:
 
 
 def _prefixed(prefix: str, values: Recorded) -> Arrays:
-    return {prefix + name: np.asarray(value) for name, value in values.items()}
+    return {prefix + name: host_array(value) for name, value in values.items()}
 
 
 class Nudges(Untapped):

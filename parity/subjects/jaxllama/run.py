@@ -17,6 +17,7 @@ from jaxllama.cache import KVCache
 from jaxllama.masks import Mask, Tokens
 from jaxllama.model import DecoderLayer, Llama
 from jaxllama.sharding import ModelSharding, gathered, placed
+from jaxllama.sharding.hosts import host_array
 from jaxllama.taps import Taps
 from parity.inputs import Inputs
 from parity.subjects.base import Arrays, chunk_ranges, in_stage_order, no_stage_left
@@ -105,7 +106,7 @@ class JaxRun:
 
     def _by_column(self, taps: dict[str, jax.Array], columns: int) -> Arrays:
         """Bring keys from cache slots to the columns of the inputs."""
-        arrays = {name: np.asarray(value) for name, value in taps.items()}
+        arrays = {name: host_array(value) for name, value in taps.items()}
         if self._slots is None:
             return arrays
         slots, valid = self._slots[:, :columns], self._inputs.valid[:, :columns]

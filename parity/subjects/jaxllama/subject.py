@@ -19,6 +19,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import parse, short_name
 from jaxllama.errors import argument
 from jaxllama.model import Llama
+from jaxllama.sharding.hosts import host_array
 from jaxllama.taps import Tapper, Untapped, untapped
 from parity.inputs import Inputs
 from parity.subjects.base import UNCOMPILED, WHOLE_MAPS, Arrays, GeneratedRun, Run, Subject
@@ -156,7 +157,7 @@ class ProductionRun:
         ids, subject = jax.device_put(self._inputs.tokens), self._subject
         with jax.disable_jit(not subject.compiled):
             logits = _forward(subject.model, ids, mask, tokens.positions, subject.tap)
-        return {"logits": np.asarray(logits)}
+        return {"logits": host_array(logits)}
 
 
 @partial(jax.jit, static_argnames=("tap",))
