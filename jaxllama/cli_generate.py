@@ -21,6 +21,7 @@ from jaxllama.command_line.streams import as_is, is_unread
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.typing import DTypeLike
 
     from jaxllama.model import Llama
     from jaxllama.text import TextGeneration
@@ -60,6 +61,12 @@ def generate(
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on past an end.")] = False,
     dtype: Annotated[str, typer.Option(help="f32, bf16, f16 or f64.")] = "f32",
+    quant: Annotated[
+        str | None, typer.Option(help="Weights as int8, int4 or int4:GROUP; see quantisation.md.")
+    ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the cache: int8, or as --dtype, which it is by default.")
+    ] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Slots of the cache; as many as needed if not given.")
     ] = None,
@@ -76,6 +83,7 @@ def generate(
     from jaxllama.sampling import Sampling
 
     wanted = parse(dtype)
+    held = wanted if cache_dtype is None else cache_dtype
     if system is not None and not chat:
         raise InputError("--system is a message of a chat; add --chat")
     sampling = Sampling(
@@ -96,6 +104,7 @@ def generate(
             silent=as_json,
             quiet=quiet or as_json,
             cache_tokens=cache_tokens,
+            cache_dtype=held,
             max_new_tokens=max_tokens,
             sampling=sampling,
             seed=seed,
@@ -105,7 +114,7 @@ def generate(
 
     with on_interrupt(lambda: _left(shown)), _notes():
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted, quiet=quiet)
+        model, tokenizer = _load(checkpoint, wanted, quant, held, quiet=quiet)
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
@@ -118,19 +127,25 @@ def generate(
         print(json.dumps(results[0] if one else results, indent=2))
 
 
-def _load(checkpoint: str, dtype: np.dtype, *, quiet: bool) -> tuple[Llama, Tokenizer]:
+def _load(
+    checkpoint: str, dtype: np.dtype, quant: str | None, held: DTypeLike, *, quiet: bool
+) -> tuple[Llama, Tokenizer]:
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
+    from jaxllama.errors import argument
     from jaxllama.model import Llama
+    from jaxllama.quantisation import checked_cache_dtype, checked_quant
 
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
+    checked_cache_dtype(held, argument("cache_dtype"))
     opened = open_checkpoint(checkpoint, quiet=quiet)
+    checked_quant(quant, opened.config)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
     for note in () if quiet else (*opened.notes, *tokenizer.notes):
         print(f"note: {one_line(note)}", file=sys.stderr)
-    return Llama.from_pretrained(opened, dtype=dtype), tokenizer
+    return Llama.from_pretrained(opened, dtype=dtype, quant=quant), tokenizer
 
 
 def _show(
@@ -142,6 +157,7 @@ def _show(
     silent: bool,
     quiet: bool,
     cache_tokens: int | None,
+    cache_dtype: DTypeLike,
     **options: Any,
 ) -> TextGeneration:
     """Generate from one prompt; write the text as it comes, then how fast it came."""
@@ -165,9 +181,10 @@ def _show(
 
     cache = None
     if cache_tokens is not None:
-        cache = KVCache.empty(model.config, 1, cache_tokens, model.dtype)
+        cache = KVCache.empty(model.config, 1, cache_tokens, cache_dtype)
     started = time.perf_counter()
-    found = generate_text(model, tokenizer, [prompt], cache=cache, on_text=show, **options)
+    options |= {"cache": cache, "cache_dtype": cache_dtype}
+    found = generate_text(model, tokenizer, [prompt], on_text=show, **options)
     if not silent:
         print()
     if not quiet:

@@ -29,6 +29,7 @@ from jaxllama.dtypes import checked_float, parse
 from jaxllama.errors import InputError
 from jaxllama.forms import Form, Path, parts_of
 from jaxllama.model import Llama
+from jaxllama.quantisation import checked_quant
 
 
 def load_model(
@@ -37,6 +38,7 @@ def load_model(
     dtype: DTypeLike,
     param_dtype: DTypeLike | None = None,
     form: Form = "stacked",
+    quant: str | None = None,
     check_digests: bool = False,
 ) -> Llama:
     """Build the model of a checkpoint.
@@ -49,11 +51,14 @@ def load_model(
         dtype: of activations and arithmetic.
         param_dtype: of the weights; `dtype` if not given.
         form: how layers are held, see `jaxllama.forms`.
+        quant: `int8`, `int4` or `int4:GROUP`: of the weights of products, see
+            `jaxllama.quantisation`; they are rounded as they are read.
         check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:
         CheckpointError: everything that does not fit, in one message; no model is built then.
-        InputError: float64 was asked for and JAX has 64-bit types switched off.
+        InputError: float64 was asked for and JAX has 64-bit types switched off, or there is no such
+            quantisation of this model.
     """
     from jaxllama.checkpoint.open import open_checkpoint
 
@@ -61,6 +66,7 @@ def load_model(
         checkpoint = open_checkpoint(checkpoint)
     arithmetic = checked_float(dtype)
     target = arithmetic if param_dtype is None else checked_float(param_dtype, "param_dtype")
+    quantisation = checked_quant(quant, checkpoint.config)
     if problems := structure_problems(checkpoint):
         raise_problems(checkpoint, problems + all_value_problems(checkpoint))
 
@@ -76,14 +82,21 @@ def load_model(
     flat = dict(nnx.to_flat_state(state))
     problems = head_problems(checkpoint)
     for path in sorted(flat, key=lambda path: _place(path, checkpoint.config)):
-        values = np.empty(flat[path].shape, target)
+        shape, wanted = flat[path].shape, target
+        how = None if quantisation is None else quantisation.of(path, checkpoint.config)
+        if how is not None:  # rounded once, of what the file has
+            wanted = np.dtype(np.float32)
+        values = np.empty(shape, target) if how is None else how.empty(shape)
         for part in parts_of(path, checkpoint.config):
             name = ENTRIES[part.path].name("hf", part.layer)
-            values[part.index] = _checked(checkpoint, name, target, problems)
+            read = _checked(checkpoint, name, wanted, problems)
+            if not problems:
+                values[part.index] = read
         if not problems:
             flat[path] = flat[path].replace(jax.device_put(values))
     raise_problems(checkpoint, problems)
     model: Llama = nnx.merge(graph, nnx.from_flat_state(flat))
+    model.quant = None if quantisation is None else quantisation.name
     remember(model, checkpoint)
     return model
 

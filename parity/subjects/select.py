@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, cast, get_args
 
+from numpy.typing import DTypeLike
+
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
@@ -39,14 +41,18 @@ class Named:
         name: how reports call it.
         backend: of attention.
         form: how layers are held; the fastest here if None.
+        cache_dtype: of its cache; the model's dtype if None.
     """
 
     name: str
     backend: Backend = "xla"
     form: Form | None = None
+    cache_dtype: DTypeLike | None = None
 
     def __call__(self, model: Llama, lane: str) -> Subject:
-        return JaxLlama(model, lane, backend=self.backend, name=self.name)
+        return JaxLlama(
+            model, lane, backend=self.backend, name=self.name, cache_dtype=self.cache_dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
 
 
 def subject_factory(
-    resolved: Resolved, checkpoint: Checkpoint, config: LlamaConfig
+    resolved: Resolved, checkpoint: Checkpoint, config: LlamaConfig, *, quant: str | None = None
 ) -> SubjectFactory:
     """Return a function from a dtype to its subject; the JAX model is loaded if one needs it.
 
@@ -127,6 +133,7 @@ def subject_factory(
         resolved: as `resolve` gives it.
         checkpoint: whose weights are run.
         config: the subject's: the checkpoint's own, or what overrides made of it.
+        quant: of the loaded model's weights, see `jaxllama.quantisation`.
 
     Raises:
         InputError: the configuration is overridden of a subject that does not follow it.
@@ -148,7 +155,7 @@ def subject_factory(
     # A user's own factory may take the model apart: an array for each name.
     form = checked_form(factory.form, config) if isinstance(factory, Named) else "stacked"
     dtype = weights_dtype(checkpoint)
-    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form)
+    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form, quant=quant)
     return lambda lane: _fit(_made(factory, model, lane), lane)
 
 

@@ -46,26 +46,33 @@ class JaxLlama:
         dtype: `f64`, `f32` or `bf16`: what it computes in, whatever its weights are stored as.
         backend: attention implementation; the fused ones show no scores and probabilities.
         name: how reports call it.
+        cache_dtype: of its cache; `dtype` if None.
     """
 
     can_force = True
 
     def __init__(
-        self, model: Llama, dtype: DTypeLike, *, backend: Backend = "xla", name: str = "jaxllama"
+        self,
+        model: Llama,
+        dtype: DTypeLike,
+        *,
+        backend: Backend = "xla",
+        name: str = "jaxllama",
+        cache_dtype: DTypeLike | None = None,
     ) -> None:
         self.model = nnx.merge(*nnx.split(model))
         self.model.dtype = parse(dtype)
         self.model.backend = backend
         self.dtype = short_name(dtype)
         self.internal_dtype = "f64" if self.dtype == "f64" else "f32"
-        self.name = name
+        self.name, self.cache_dtype = name, cache_dtype
         self.absent = frozenset() if backend == "xla" else WEIGHTLESS
 
     def start(self, inputs: Inputs) -> JaxRun:
         return JaxRun(self.model, inputs, None)
 
     def start_decode(self, inputs: Inputs, chunks: Sequence[int]) -> JaxRun:
-        return JaxRun(self.model, inputs, chunks)
+        return JaxRun(self.model, inputs, chunks, self.cache_dtype)
 
     def start_grad(self, inputs: Inputs) -> GeneratedRun:
         return GeneratedRun(grad.by_stage(self.model, inputs))
