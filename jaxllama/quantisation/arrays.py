@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxllama.dtypes import at_least_float32
+from jaxllama.errors import InputError
 
 # On a device, or on the host while it is filled.
 if TYPE_CHECKING:
@@ -53,22 +54,17 @@ class Int8Array:
 
     @classmethod
     def rounded(cls, x: Float[Array, "*O I"]) -> Int8Array:
-        """Round numbers, inside `jit` too. What is NaN makes its vector NaN."""
-        wide = x.astype(jnp.float32)
-        scale = jnp.abs(wide).max(axis=-1) / _MOST8
-        # A vector of zeros has scale 0, and is zeros whatever it is divided by.
-        by = jnp.where(scale == 0, jnp.ones_like(scale), scale)
-        return cls(jnp.round(wide / by[..., None]).astype(jnp.int8), scale)
+        """Round numbers, inside `jit` too. What is NaN makes its vector NaN.
+
+        Raises:
+            InputError: it is being differentiated.
+        """
+        return cls(*_rounded(x))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As of the numbers."""
         return self.values.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """What a number takes: int8."""
-        return np.dtype(self.values.dtype)
 
     def __getitem__(self, index: Any) -> Int8Array:
         return Int8Array(self.values[index], self.scale[index])
@@ -162,6 +158,24 @@ class Int4Array:
 
 
 Quantised = Int8Array | Int4Array
+
+
+@jax.custom_jvp
+def _rounded(x: Float[Array, "*O I"]) -> tuple[Int[Array, "*O I"], Float[Array, "*O"]]:
+    wide = x.astype(jnp.float32)
+    scale = jnp.abs(wide).max(axis=-1) / _MOST8
+    # A vector of zeros has scale 0, and is zeros whatever it is divided by.
+    by = jnp.where(scale == 0, jnp.ones_like(scale), scale)
+    return jnp.round(wide / by[..., None]).astype(jnp.int8), scale
+
+
+@_rounded.defjvp
+def _refuse_gradients(primals: Any, tangents: Any) -> Any:
+    """Say so where the scale alone would have a gradient, which looks like one."""
+    raise InputError(
+        "an int8 cache has no gradients: whole numbers have no slope; give it a floating dtype to "
+        "differentiate through it"
+    )
 
 
 def _nonzero(scale: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ group. The head stays at 8 bits then: a token's choice hangs on it alone.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +64,7 @@ class QuantScheme:
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Return what an array takes, its scales included, in bytes."""
-        size, rows = int(np.prod(shape)), int(np.prod(shape[:-1]))
+        size, rows = math.prod(shape), math.prod(shape[:-1])
         steps = size // self.group if self.group else 0
         return size * self.bits // 8 + steps + 4 * rows
 
@@ -81,8 +83,10 @@ def parse_quant(quant: str | QuantScheme) -> QuantScheme:
     name, colon, group = str(quant).partition(":")
     if name == "int8" and not colon:
         return QuantScheme(8)
-    if name == "int4" and (not colon or (group.isascii() and group.isdigit() and int(group))):
-        return QuantScheme(4, int(group or GROUP))
+    if name == "int4" and not colon:
+        return QuantScheme(4, GROUP)
+    if name == "int4" and re.fullmatch("[1-9][0-9]{0,6}", group):
+        return QuantScheme(4, int(group))
     raise InputError(f"{_WEIGHTS} {quant!s}: expected one of {', '.join(_NAMES)}")
 
 
@@ -105,10 +109,10 @@ def checked_quant(quant: str | QuantScheme | None, config: LlamaConfig) -> Quant
         "intermediate_size": config.intermediate_size,
     }
     # Two weights share a byte.
-    unit = 1 if found.bits == 8 else int(np.lcm(2, found.group))
+    unit = 1 if found.bits == 8 else math.lcm(2, found.group)
     if uneven := {name: size for name, size in inputs.items() if size % unit}:
-        common = int(np.gcd.reduce(list(inputs.values())))
-        fitting = [n for n in range(2, common + 1) if common % np.lcm(2, n) == 0]
+        common = math.gcd(*inputs.values())
+        fitting = [n for n in range(2, common + 1) if common % math.lcm(2, n) == 0]
         remedy = f"give int4:{fitting[-1]}" if fitting else "give int8, which has no groups"
         said = ", ".join(f"{name} is {size}" for name, size in uneven.items())
         raise InputError(

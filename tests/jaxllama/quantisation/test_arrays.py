@@ -124,6 +124,8 @@ CONFIG = tiny().config  # 96 = 6 * 16 and 136 inputs
         ("int8:8", "quant int8:8: expected one of"),
         ("int4:0", "quant int4:0: expected one of"),
         ("int4:x", "quant int4:x: expected one of"),
+        ("int4:" + 99 * "9", "quant int4:9+: expected one of"),
+        ("int4:9999999", "quant='int4:9999999': groups of 9999999"),
         (8, "quant 8: expected one of"),
         ("int4", "quant='int4': groups of 32 .* intermediate_size is 136; give int4:8"),
         ("int4:16", "quant='int4:16': groups of 16 .* intermediate_size is 136; give int4:8"),

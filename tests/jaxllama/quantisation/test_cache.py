@@ -130,3 +130,15 @@ def test_another_dtype_than_was_asked_for_is_told() -> None:
         model_of().generate([[1]], max_new_tokens=1, cache=cache)
     with pytest.raises(InputError, match=r"cache_dtype int4: expected one of f64.*; or int8"):
         model_of().generate([[1]], max_new_tokens=1, cache_dtype="int4")
+
+
+def test_gradients_through_it_are_refused() -> None:
+    def loss(scale: jax.Array, dtype: str) -> jax.Array:
+        k = scale * jnp.ones((ROWS, 1, K, H))
+        one = jnp.ones((ROWS, 1), jnp.int32)
+        return empty(dtype).extend(one, one > 0).write(0, k, k).of_layer(0)[0].sum()
+
+    assert jax.grad(loss)(jnp.float64(2), "float64") == ROWS * K * H
+    assert loss(jnp.float64(2), "int8") == pytest.approx(2 * ROWS * K * H, rel=1e-6)
+    with pytest.raises(InputError, match="an int8 cache has no gradients"):
+        jax.grad(loss)(jnp.float64(2), "int8")
