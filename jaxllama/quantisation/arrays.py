@@ -9,6 +9,7 @@ of a group.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ else:
 
 # The largest whole numbers: one more would fit below zero, and make the range lopsided.
 _MOST8, _MOST4 = 127, 7
+# Numbers that are rounded at a time on the host.
+_BLOCK = 1 << 22
 # Of 7 times a step, which then fits int8.
 _MOST_STEP = _MOST8 // _MOST4
 
@@ -48,7 +51,7 @@ class Int8Array:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Int8Array:
-        """Return an array on the host to be filled by `array[index] = numbers`."""
+        """Return an array on the host to be filled by `array[index] = matrix`."""
         parts: tuple[Any, ...] = (np.empty(shape, np.int8), np.empty(shape[:-1], np.float32))
         return cls(*parts)
 
@@ -70,11 +73,11 @@ class Int8Array:
         return Int8Array(self.values[index], self.scale[index])
 
     def __setitem__(self, index: Any, numbers: np.ndarray) -> None:
-        wide = numbers.astype(np.float32, copy=False)
-        scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(_MOST8)
-        held: Any = self  # its arrays are the host's
-        held.values[index] = np.rint(wide / _nonzero(scale))
-        held.scale[index] = scale[..., 0]
+        at = self[index]
+        for rows, wide in _row_blocks(numbers):
+            scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(_MOST8)
+            _fill(at.values, rows, np.rint(wide / _nonzero(scale)))
+            _fill(at.scale, rows, scale[..., 0])
 
     def as_int8(self) -> Int8Array:
         """Return itself."""
@@ -108,7 +111,7 @@ class Int4Array:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], group: int) -> Int4Array:
-        """Return an array on the host to be filled by `array[index] = numbers`."""
+        """Return an array on the host to be filled by `array[index] = matrix`."""
         *rows, size = shape
         parts: tuple[Any, ...] = (
             np.empty((*rows, size // 2), np.int8),
@@ -131,19 +134,19 @@ class Int4Array:
         return Int4Array(self.packed[index], self.steps[index], self.scale[index])
 
     def __setitem__(self, index: Any, numbers: np.ndarray) -> None:
-        wide = numbers.astype(np.float32, copy=False)
-        scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(_MOST4 * _MOST_STEP)
-        units = wide / _nonzero(scale)
-        grouped = units.reshape(*wide.shape[:-1], -1, self.group)
-        # Rounded up: of a step too small the largest number would be cut. The largest of all may
-        # stand a rounding above a whole step.
-        needed = np.ceil(np.abs(grouped).max(axis=-1) / _MOST4 - 1e-4)
-        steps = np.clip(needed, 1, _MOST_STEP)
-        values = np.clip(np.rint(grouped / steps[..., None]), -_MOST4, _MOST4).astype(np.int8)
-        first, second = np.split(values.reshape(wide.shape), 2, axis=-1)
-        held: Any = self  # its arrays are the host's
-        held.packed[index] = (first & 15) | (second << 4)
-        held.steps[index], held.scale[index] = steps, scale[..., 0]
+        at = self[index]
+        for rows, wide in _row_blocks(numbers):
+            scale = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(_MOST4 * _MOST_STEP)
+            grouped = (wide / _nonzero(scale)).reshape(*wide.shape[:-1], -1, self.group)
+            # Rounded up: of a step too small the largest number would be cut. The largest of all
+            # may stand a rounding above a whole step.
+            needed = np.ceil(np.abs(grouped).max(axis=-1) / _MOST4 - 1e-4)
+            steps = np.clip(needed, 1, _MOST_STEP)
+            values = np.clip(np.rint(grouped / steps[..., None]), -_MOST4, _MOST4).astype(np.int8)
+            first, second = np.split(values.reshape(wide.shape), 2, axis=-1)
+            _fill(at.packed, rows, (first & 15) | (second << 4))
+            _fill(at.steps, rows, steps)
+            _fill(at.scale, rows, scale[..., 0])
 
     def as_int8(self) -> Int8Array:
         """Return the same numbers as int8, inside `jit` too."""
@@ -176,6 +179,19 @@ def _refuse_gradients(primals: Any, tangents: Any) -> Any:
         "an int8 cache has no gradients: whole numbers have no slope; give it a floating dtype to "
         "differentiate through it"
     )
+
+
+def _row_blocks(numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows of a matrix in float32: rounding takes some copies, which all of it need not."""
+    size = max(1, _BLOCK * len(numbers) // max(numbers.size, 1))
+    for start in range(0, len(numbers), size):
+        rows = slice(start, start + size)
+        yield rows, numbers[rows].astype(np.float32, copy=False)
+
+
+def _fill(held: Any, rows: slice, numbers: np.ndarray) -> None:
+    """Write into a view of an array on the host."""
+    held[rows] = numbers
 
 
 def _nonzero(scale: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from jaxllama.quantisation import (
     Int4Array,
     Int8Array,
     Quantised,
+    arrays,
     cache_bytes,
     checked_cache_dtype,
     checked_quant,
@@ -55,7 +56,8 @@ def test_int8_is_within_half_a_unit_of_each_vector() -> None:
     kept = np.take_along_axis(floats(held), largest, -1)
     np.testing.assert_allclose(kept, np.take_along_axis(x, largest, -1), rtol=1e-6)
     # Negative control: a scale for all rows loses the small ones.
-    everything = filled(Int8Array.empty((3, ROWS * INPUTS)), x.reshape(3, -1))
+    everything: Any = Int8Array.empty((3, ROWS * INPUTS))
+    everything[...] = x.reshape(3, -1)
     assert not (np.abs(floats(everything).reshape(x.shape) - x) <= 0.5001 * unit).all()
 
 
@@ -89,9 +91,20 @@ def test_int4_is_within_half_a_step_of_each_group() -> None:
     )
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4:8"])
+def test_rows_are_rounded_some_at_a_time(quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, how = numbers(), parse_quant(quant)
+    whole = filled(how.empty(x.shape), x)
+    monkeypatch.setattr(arrays, "_BLOCK", 4 * INPUTS)
+    parts = filled(how.empty(x.shape), x)
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_halves_of_a_byte_keep_their_places() -> None:
     x = np.arange(-6, 6, dtype=np.float32).reshape(1, 12)
-    held = filled(Int4Array.empty(x.shape, 12), x)
+    held: Any = Int4Array.empty(x.shape, 12)
+    held[...] = x
     assert held.packed.shape == (1, 6) and held.packed.dtype == np.int8
     np.testing.assert_allclose(floats(held), x, atol=0.44)  # half of a step of 6 / 7
     assert (np.diff(floats(held)) >= 0).all()
