@@ -9,10 +9,9 @@ Shapes: L layers, B batch, T new tokens, S slots, K kv heads, H head dim.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +21,17 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import checked_float
 from jaxllama.errors import InputError, join_problems
 from jaxllama.masks import Tokens
 from jaxllama.memory import free_bytes, size_in_words
+from jaxllama.quantisation import Int8Array, cache_bytes, checked_cache_dtype
 from jaxllama.sharding.layout import ModelSharding
 from jaxllama.sharding.rules import CACHE_APART, CACHE_STACKED
 
-_Held = Float[Array, "L B S K H"] | tuple[Float[Array, "B K S H"], ...]
+if TYPE_CHECKING:  # where an int8 array passes for an array, which it is held like
+    _Held = Float[Array, "L B S K H"] | tuple[Float[Array, "B K S H"], ...]
+else:
+    _Held = Float[Array, "L B S K H"] | Int8Array | tuple[Float[Array, "B K S H"] | Int8Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -38,9 +40,10 @@ class KVCache:
     """The state of a conversation, as a pytree; every method returns a new one.
 
     Attributes:
-        k: rotated keys, in the cache's own dtype: one array of all layers, which a pass that scans
-            over layers needs, or apart, an array by heads for each: a CPU copies neither a layer
-            out of the whole nor its keys into another order.
+        k: rotated keys, in the cache's own dtype; int8 has a scale for each vector beside it. One
+            array of all layers, which a pass that scans over layers needs, or apart, an array by
+            heads for each: a CPU copies neither a layer out of the whole nor its keys into another
+            order.
         v: values, likewise. Unwritten slots hold zeros: finite, so that a masked slot cannot
             poison a sum.
         positions: rotary position of each written slot, in tokens.
@@ -75,16 +78,17 @@ class KVCache:
             config: gives the number of layers, kv heads and the head dim.
             batch: B, rows.
             capacity: S, slots a row, in tokens.
-            dtype: of the stored keys and values; need not be the model's.
+            dtype: of the stored keys and values; need not be the model's. `int8` has a scale for
+                each token and head beside them.
             apart: an array for each layer, which suits a model whose layers are not stacked. A
                 model takes either.
             sharding: the model's, if it lies on several devices.
 
         Raises:
-            InputError: `batch` or `capacity` is not positive, no such floating type, or more than
-                the memory that is free, where the host's is used.
+            InputError: `batch` or `capacity` is not positive, no such dtype, or more than the
+                memory that is free, where the host's is used.
         """
-        dtype = checked_float(dtype, "KVCache.empty: dtype")
+        dtype = checked_cache_dtype(dtype, "KVCache.empty: dtype")
         if batch < 1 or capacity < 1:
             raise InputError(
                 f"KVCache.empty: batch {batch}, capacity {capacity}: both must be at least 1"
@@ -97,7 +101,7 @@ class KVCache:
             config.head_dim,
         )
         free = free_bytes() if jax.default_backend() == "cpu" else None
-        if free is not None and (needed := 2 * math.prod(shape) * dtype.itemsize) > free:
+        if free is not None and (needed := cache_bytes(config, batch, capacity, dtype)) > free:
             raise InputError(
                 f"a cache of {batch} x {capacity} tokens in {dtype} takes {size_in_words(needed)}, "
                 f"and {size_in_words(free)} of this machine's memory are free; give fewer rows or "
@@ -140,8 +144,8 @@ class KVCache:
         """
         if isinstance(self.k, tuple):
             layer = self._number(layer)
-            return self.k[layer].swapaxes(1, 2), self.v[layer].swapaxes(1, 2)
-        return self.k[layer], self.v[layer]
+            return _floats(self.k[layer]).swapaxes(1, 2), _floats(self.v[layer]).swapaxes(1, 2)
+        return _floats(self.k[layer]), _floats(self.v[layer])
 
     def _number(self, layer: Int[Array, ""] | int) -> int:
         """Return which of the layers that are apart is meant."""
@@ -159,14 +163,23 @@ class KVCache:
         """Return the cache with one array of all layers; itself if it is that already."""
         if not isinstance(self.k, tuple):
             return self
-        k, v = (jnp.stack(held).swapaxes(2, 3) for held in (self.k, self.v))
+
+        def together(*layers: Array) -> Array:
+            return jnp.stack(layers).swapaxes(2, 3)
+
+        k, v = (jax.tree.map(together, *layers) for layers in (self.k, self.v))
         return dataclasses.replace(self, k=k, v=v)
 
     def apart(self) -> KVCache:
         """Return the cache with an array for each layer; itself if it is that already."""
         if isinstance(self.k, tuple):
             return self
-        k, v = (tuple(one.swapaxes(1, 2) for one in held) for held in (self.k, self.v))
+
+        def one(held: Any, layer: int) -> Any:
+            return jax.tree.map(lambda part: part[layer].swapaxes(1, 2), held)
+
+        layers = range(self.made_for[0])
+        k, v = (tuple(one(held, i) for i in layers) for held in (self.k, self.v))
         return dataclasses.replace(self, k=k, v=v)
 
     def on_mesh(self, sharding: ModelSharding | None) -> KVCache:
@@ -277,9 +290,9 @@ class KVCache:
 
         def written(held: _Held, new: Array) -> _Held:
             if not isinstance(held, tuple):
-                return _put(held, layer, self.slots, new.astype(held.dtype))
+                return _put_rounded(held, layer, self.slots, new)
             number = self._number(layer)
-            one = _put(held[number], None, self.slots, new.astype(held[number].dtype))
+            one = _put_rounded(held[number], None, self.slots, new)
             return (*held[:number], one, *held[number + 1 :])
 
         return dataclasses.replace(self, k=written(self.k, k), v=written(self.v, v))
@@ -326,10 +339,13 @@ def _zeros(
     """Return a cache without tokens, no array of which is another's, or none could be donated."""
     L, B, S, K, H = shape
 
-    def held() -> _Held:
-        if not apart:
+    def zeros(shape: tuple[int, ...]) -> Any:
+        if dtype != np.int8:
             return jnp.zeros(shape, dtype)
-        return tuple(jnp.zeros((B, K, S, H), dtype) for _ in range(L))
+        return Int8Array(jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.float32))
+
+    def held() -> _Held:
+        return tuple(zeros((B, K, S, H)) for _ in range(L)) if apart else zeros(shape)
 
     cache = KVCache(
         k=held(),
@@ -375,17 +391,33 @@ def _reserved(
     }
 
 
+def _floats(held: Array | Int8Array) -> Float[Array, "..."]:
+    return held.widened(jnp.float32) if isinstance(held, Int8Array) else held
+
+
+def _put_rounded(
+    held: Array | Int8Array,
+    layer: Int[Array, ""] | int | None,
+    slots: Int[Array, "B T"],
+    new: Float[Array, "B T K H"],
+) -> Any:
+    """Write tokens as `_put` does, rounded to what is held."""
+    if not isinstance(held, Int8Array):
+        return _put(held, layer, slots, new.astype(held.dtype))
+    return jax.tree.map(lambda part, x: _put(part, layer, slots, x), held, Int8Array.rounded(new))
+
+
 @jax.custom_vjp
 def _put(
     held: Shaped[Array, "..."],
     layer: Int[Array, ""] | int | None,
     slots: Int[Array, "B T"],
-    new: Float[Array, "B T K H"],
+    new: Shaped[Array, "B T K *H"],
 ) -> Shaped[Array, "..."]:
     """Write each row's tokens into its slots, those past the end nowhere.
 
     Args:
-        held: [L, B, S, K, H], or the one layer [B, K, S, H] if `layer` is None.
+        held: [L, B, S, K, H], or the one layer [B, K, S, H] if `layer` is None; of scales no H.
         layer: which.
         slots: where each token goes.
         new: the tokens', in the dtype of `held`.
@@ -408,33 +440,34 @@ def _put(
 
 # Rows are told from indices: where they are cut along a mesh, each device writes its own.
 def _scatter(held: Array, places: Int[Array, "B T _"], new: Array) -> Array:
-    axes = _axes(held)
+    batch, axes = _axes(places)
     numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(2, 3),
+        update_window_dims=tuple(range(2, new.ndim)),
         inserted_window_dims=axes,
         scatter_dims_to_operand_dims=axes,
-        operand_batching_dims=(held.ndim - 4,),
+        operand_batching_dims=(batch,),
         scatter_indices_batching_dims=(0,),
     )
     return jax.lax.scatter(held, places, new, numbers, mode="drop")
 
 
-def _gather(held: Array, places: Int[Array, "B T _"]) -> Float[Array, "B T K H"]:
-    axes, batch = _axes(held), held.ndim - 4
+def _gather(held: Array, places: Int[Array, "B T _"]) -> Shaped[Array, "B T K *H"]:
+    batch, axes = _axes(places)
+    window = [axis for axis in range(held.ndim) if axis not in (batch, *axes)]
     numbers = jax.lax.GatherDimensionNumbers(
-        offset_dims=(2, 3),
+        offset_dims=tuple(range(2, 2 + len(window))),
         collapsed_slice_dims=axes,
         start_index_map=axes,
         operand_batching_dims=(batch,),
         start_indices_batching_dims=(0,),
     )
-    sizes = [1 if axis in (*axes, batch) else held.shape[axis] for axis in range(held.ndim)]
+    sizes = [held.shape[axis] if axis in window else 1 for axis in range(held.ndim)]
     return jax.lax.gather(held, places, numbers, sizes, mode="fill", fill_value=0)
 
 
-def _axes(held: Array) -> tuple[int, ...]:
-    """Return which axes a token's place is an index into: of layers, if there is one, and slots."""
-    return (2,) if held.ndim == 4 else (0, 2)
+def _axes(places: Int[Array, "B T _"]) -> tuple[int, tuple[int, ...]]:
+    """Return the axis of rows, and those that a token's place is an index into."""
+    return (0, (2,)) if places.shape[-1] == 1 else (1, (0, 2))
 
 
 def _places(layer: Array | int | None, slots: Int[Array, "B T"]) -> Int[Array, "B T _"]:

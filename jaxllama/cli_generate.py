@@ -21,6 +21,7 @@ from jaxllama.command_line.streams import as_is, is_unread, libraries_on_stderr
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.typing import DTypeLike
 
     from jaxllama.model import Llama
     from jaxllama.text import TextGeneration
@@ -68,6 +69,12 @@ def generate(
         str | None,
         typer.Option(help="Join the run's other processes: auto, or HOST:PORT,INDEX/COUNT."),
     ] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="Weights as int8, int4 or int4:GROUP; see quantisation.md.")
+    ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the cache: int8, or as --dtype, which it is by default.")
+    ] = None,
     cache_tokens: Annotated[
         int | None, typer.Option(help="Slots of the cache; as many as needed if not given.")
     ] = None,
@@ -85,6 +92,7 @@ def generate(
     from jaxllama.sharding.hosts import is_first, several_hosts
 
     wanted = parse(dtype)
+    held = wanted if cache_dtype is None else cache_dtype
     if system is not None and not chat:
         raise InputError("--system is a message of a chat; add --chat")
     if hosts is not None and prompt is None:
@@ -110,6 +118,7 @@ def generate(
             silent=as_json or not speaks,
             quiet=quiet or as_json or not speaks,
             cache_tokens=cache_tokens,
+            cache_dtype=held,
             max_new_tokens=max_tokens,
             sampling=sampling,
             seed=seed,
@@ -123,7 +132,7 @@ def generate(
             joined.enter_context(several_hosts(hosts))
         speaks = is_first()
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted, mesh, quiet=quiet or not speaks)
+        model, tokenizer = _load(checkpoint, wanted, quant, held, mesh, quiet=quiet or not speaks)
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
@@ -137,24 +146,35 @@ def generate(
 
 
 def _load(
-    checkpoint: str, dtype: np.dtype, mesh: str | None, *, quiet: bool
+    checkpoint: str,
+    dtype: np.dtype,
+    quant: str | None,
+    held: DTypeLike,
+    mesh: str | None,
+    *,
+    quiet: bool,
 ) -> tuple[Llama, Tokenizer]:
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
+    from jaxllama.errors import argument
     from jaxllama.model import Llama
+    from jaxllama.quantisation import checked_cache_dtype, checked_quant
     from jaxllama.sharding import make_mesh, model_sharding
 
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
+    checked_cache_dtype(held, argument("cache_dtype"))
     devices = None if mesh is None else make_mesh(mesh)
     opened = open_checkpoint(checkpoint, quiet=quiet)
+    checked_quant(quant, opened.config)
     laid_out = None if devices is None else model_sharding(devices, opened.config)
     tokenizer = opened.tokenizer()  # before the weights: fails sooner
     notes = (*opened.notes, *tokenizer.notes, *(() if laid_out is None else laid_out.notes))
     for note in () if quiet else notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    return Llama.from_pretrained(opened, dtype=dtype, mesh=devices), tokenizer
+    model = Llama.from_pretrained(opened, dtype=dtype, quant=quant, mesh=devices)
+    return model, tokenizer
 
 
 def _show(
@@ -166,6 +186,7 @@ def _show(
     silent: bool,
     quiet: bool,
     cache_tokens: int | None,
+    cache_dtype: DTypeLike,
     **options: Any,
 ) -> TextGeneration:
     """Generate from one prompt; write the text as it comes, then how fast it came."""
@@ -189,9 +210,10 @@ def _show(
 
     cache = None
     if cache_tokens is not None:
-        cache = KVCache.empty(model.config, 1, cache_tokens, model.dtype, sharding=model.sharding)
+        cache = KVCache.empty(model.config, 1, cache_tokens, cache_dtype, sharding=model.sharding)
     started = time.perf_counter()
-    found = generate_text(model, tokenizer, [prompt], cache=cache, on_text=show, **options)
+    options |= {"cache": cache, "cache_dtype": cache_dtype}
+    found = generate_text(model, tokenizer, [prompt], on_text=show, **options)
     if not silent:
         print()
     if not quiet:

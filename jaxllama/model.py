@@ -143,7 +143,8 @@ class Llama(nnx.Module):
     """A Llama 3 text model.
 
     `layers` is one `DecoderLayer` whose weights carry a leading layer axis, or a list of them,
-    by the model's form (`jaxllama.forms`); `layer(i)` gives one in any.
+    by the model's form (`jaxllama.forms`); `layer(i)` gives one in any. `quant` says how weights
+    were rounded when it was loaded (`jaxllama.quantisation`), None if they were not.
 
     Args:
         config: the checkpoint's numbers.
@@ -177,6 +178,7 @@ class Llama(nnx.Module):
         self.config = config
         self.backend: Backend = backend
         self.sharding = sharding
+        self.quant: str | None = None
         self.form = checked_form(form, config)
         self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
 
@@ -203,6 +205,7 @@ class Llama(nnx.Module):
         param_dtype: DTypeLike | None = None,
         backend: Backend = "xla",
         form: Form | None = None,
+        quant: str | None = None,
         mesh: MeshLike | None = None,
     ) -> Llama:
         """Load a checkpoint of any format known to `jaxllama.checkpoint`.
@@ -214,20 +217,24 @@ class Llama(nnx.Module):
             backend: the attention implementation, see `jaxllama.attention`.
             form: how layers are held, see `jaxllama.forms`; the fastest here if not given. Give
                 `stacked` to train, or to change parameters by their names.
+            quant: `int8`, `int4` or `int4:GROUP`: weights of products rounded to so many bits,
+                see `jaxllama.quantisation`.
             mesh: devices to lay it out on, `tensor=4,data=2` or a mesh of JAX's with axes of these
                 names, see `jaxllama.sharding`. Each device's parts of the weights are read, and
                 nothing else.
 
         Raises:
             CheckpointError: it cannot be read, or its tensors contradict its configuration.
-            InputError: a dtype, backend, form or mesh that cannot be had here.
+            InputError: a dtype, backend, form, quantisation or mesh that cannot be had here.
         """
         from jaxllama.checkpoint import load_model, open_checkpoint
 
         opened = open_checkpoint(checkpoint)
         check_backend(backend, checked_float(dtype), opened.config.head_dim)
         form = checked_form(form, opened.config, mesh is not None)
-        model = load_model(opened, dtype=dtype, param_dtype=param_dtype, form=form, mesh=mesh)
+        model = load_model(
+            opened, dtype=dtype, param_dtype=param_dtype, form=form, quant=quant, mesh=mesh
+        )
         model.backend = backend
         return model
 

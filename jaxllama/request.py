@@ -13,11 +13,12 @@ from jaxtyping import Int
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
-from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.model import Llama
+from jaxllama.quantisation import checked_cache_dtype
 
 LEAST_BUCKET = 16
+_CACHE_DTYPE = argument("cache_dtype")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def check_request(
     problems += seed_problems
     dtype = model.dtype
     try:
-        dtype = parse(model.dtype if cache_dtype is None else cache_dtype, "cache_dtype")
+        dtype = checked_cache_dtype(
+            model.dtype if cache_dtype is None else cache_dtype, _CACHE_DTYPE
+        )
     except InputError as error:
         problems.append(error.marked)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
+from parity.comparison.quality import QualityReport
 from parity.coverage import count_runs, count_witnesses
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 # be; the modes `generate` and `tokens`, and the kinds `generation` and `tokens`.
 # 1.3: `coverage.runs` and `coverage.witnesses`.
 # 1.4: the kind `whole` of a divergence.
-SCHEMA_VERSION = "1.4"
+# 1.5: the verdict `quality`, and what it is about under that name.
+SCHEMA_VERSION = "1.5"
 
 # The modes of a run, in the words of what was not run.
 MODE_WORDS = {
@@ -33,7 +35,8 @@ MODE_WORDS = {
     "tokens": "tokenizer",
 }
 
-Verdict = Literal["equal", "divergent", "inconclusive"]
+# `quality` is of what was rounded on purpose: how much is lost, and never that all is equal.
+Verdict = Literal["equal", "divergent", "inconclusive", "quality"]
 # What a divergence is one of. float64 alone tells meaning. A difference that it does not see is
 # another computation in a narrower dtype where it is far beyond rounding, else worse rounding than
 # honest implementations have. Without a run in float64 nothing was judged but that it differs.
@@ -43,7 +46,7 @@ DifferenceKind = Literal["reading", "meaning", "computation", "rounding", "not j
 # times above what any honest order of summation costs, and a 16-bit float in place of a 32-bit one
 # is 8,000 to 65,000 units of roundoff.
 COMPUTATION_LIMITS = 100.0
-EXIT_CODES: dict[Verdict, int] = {"equal": 0, "divergent": 1, "inconclusive": 3}
+EXIT_CODES: dict[Verdict, int] = {"equal": 0, "divergent": 1, "inconclusive": 3, "quality": 0}
 
 
 @dataclass(frozen=True)
@@ -351,7 +354,8 @@ class Result:
     `subject` is the name of what was judged. `not_run` says in words which modes and scenarios were
     left out. `reading` is None of what no file was read for twice: a checkpoint in memory, a
     capture. `snapshots` (one a pass) and `texts` (of each scenario's tokens, by row) are for
-    drawings, and stay out of the JSON document.
+    drawings, and stay out of the JSON document. `quality` is of a run that was to measure what
+    rounding costs, which judges nothing else.
     """
 
     rows: list[TapResult]
@@ -373,6 +377,7 @@ class Result:
     timing: dict[str, float] = field(default_factory=dict)
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
+    quality: QualityReport | None = None
 
     @property
     def disagreeing(self) -> list[WitnessResult]:
@@ -389,6 +394,8 @@ class Result:
         """See `verdict_of`; what was read otherwise than the file has it is a divergence, too."""
         if self.reading is not None and self.reading.differences:
             return "divergent"
+        if self.quality is not None:
+            return "quality"
         if not self.rows:
             return "inconclusive"  # of nothing
         return verdict_of(self.rows, self.witnesses, self.unmatched)
@@ -406,11 +413,13 @@ class Result:
     @property
     def lanes(self) -> list[str]:
         """The dtypes that the model was run in."""
-        return list(dict.fromkeys(row.lane for row in self.rows if row.mode != "tokens"))
+        measured = () if self.quality is None else self.quality.lanes
+        run = [row.lane for row in self.rows if row.mode != "tokens"]
+        return list(dict.fromkeys([*run, *(one.lane for one in measured)]))
 
     @property
     def exit_code(self) -> int:
-        """Return 0 equal, 1 divergent, 3 inconclusive."""
+        """Return 0 equal or quality, 1 divergent, 3 inconclusive."""
         return EXIT_CODES[self.verdict]
 
     @property
@@ -427,6 +436,7 @@ class Result:
             "difference": self.difference,
             "first_divergence": None if first is None else _first(first),
             "cause": None if self.cause is None else self.cause.to_dict(),
+            "quality": None if self.quality is None else dataclasses.asdict(self.quality),
             "reading": None if self.reading is None else dataclasses.asdict(self.reading),
             "taps": [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows],
             "witnesses": [{**dataclasses.asdict(w), "agrees": w.agrees} for w in self.witnesses],

@@ -67,8 +67,15 @@ def from_model(model: Llama, *, tokenizer: Checkpoint | None = None) -> Checkpoi
             loaded with if not given. A model that was split and merged has none of its own.
 
     Raises:
-        InputError: the model is being traced, has no values here, or parameters of other names.
+        InputError: the model is being traced, has no values here, quantised ones, or parameters of
+            other names.
     """
+    if model.quant is not None:
+        raise InputError(
+            f"the model is quantised ({model.quant}): its rounded weights, written out, would pass "
+            "for the checkpoint's; save one that was loaded without quant, or convert the "
+            "checkpoint itself"
+        )
     stored = _stored(model)
     _check(stored, model.config)
     named = _places(stored, model.config)

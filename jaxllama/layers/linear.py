@@ -14,25 +14,29 @@ from jaxtyping import Array, Float
 
 from jaxllama.dtypes import at_least_float32
 from jaxllama.layers.initial import normal
+from jaxllama.quantisation import Quantised
+from jaxllama.quantisation.product import quantised_product
 
 # Rows up to which XLA's CPU products are faster with the weight as the left operand.
 _FEW = 16
 
 
 def product(
-    x: Float[Array, "... i"], weight: Float[Array, "o i"], dtype: DTypeLike
+    x: Float[Array, "... i"], weight: Float[Array, "o i"] | Quantised, dtype: DTypeLike
 ) -> Float[Array, "... o"]:
     """Return x W^T: factors in x's dtype, summed in at least float32, then rounded to `dtype`.
 
     Args:
         x: one vector a token.
-        weight: cast to x's dtype.
+        weight: cast to x's dtype; or quantised, see `jaxllama.quantisation`.
         dtype: of the result.
 
     The sum's dtype is said, or XLA widens all of the weight on a CPU before it multiplies. There,
     few rows are multiplied from the other side, and a single one of 16 bits as two alike: it has a
     kernel for those. Figures: docs/performance.md.
     """
+    if isinstance(weight, Quantised):
+        return quantised_product(x, weight, dtype)
     weight, wide = weight.astype(x.dtype), at_least_float32(x.dtype)
     rows = math.prod(x.shape[:-1])
     on_cpu = jax.default_backend() == "cpu"

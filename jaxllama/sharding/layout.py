@@ -72,16 +72,20 @@ class ModelSharding:
         """Return the sharding of an array, given as for `spec`."""
         return NamedSharding(self.mesh, self.spec(names, shape))
 
-    def of_parameter(self, path: Path, shape: tuple[int, ...]) -> NamedSharding:
-        """Return the sharding of an array of a model, whatever its form.
+    def names_of(self, path: Path, axes: int) -> Names:
+        """Return the names of a parameter's axes, whatever the model's form.
 
         Args:
             path: as in `nnx.to_flat_state`.
-            shape: of the array.
+            axes: how many it has; a stack of layers has one before its own.
         """
         part = next(parts_of(path, self.config))
         names = PARAMETERS.get(part.path[-2], ())
-        return self.of((None,) * (len(shape) - len(names)) + names if names else (), shape)
+        return (None,) * (axes - len(names)) + names
+
+    def of_parameter(self, path: Path, shape: tuple[int, ...]) -> NamedSharding:
+        """Return the sharding of a parameter that is one array, given as for `names_of`."""
+        return self.of(self.names_of(path, len(shape)), shape)
 
     def keep(self, value: Array, names: Names) -> Array:
         """Return a value of a program, which the compiler is told to keep on the mesh so."""

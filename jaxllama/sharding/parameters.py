@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from flax import nnx
 
+from jaxllama.quantisation.arrays import Int4Array, Int8Array
 from jaxllama.sharding.layout import ModelSharding
 from jaxllama.sharding.rules import PARAMETERS, Names
 
@@ -27,11 +29,29 @@ def gathered(module: Module, sharding: ModelSharding | None, name: str = "") -> 
     if sharding is None or sharding.sizes["fsdp"] == 1:
         return module
     graph, state = nnx.split(module)
-    flat = nnx.to_flat_state(state)
     whole = {
-        path: held.replace(sharding.keep(held[...], _whole((name, *path)))) for path, held in flat
+        path: held.replace(on_leaves(sharding.keep, held.get_value(), _whole((name, *path))))
+        for path, held in nnx.to_flat_state(state)
     }
     return nnx.merge(graph, nnx.from_flat_state(whole))
+
+
+def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -> Any:
+    """Apply a function to the arrays that a parameter is held as, each with the names of its axes.
+
+    Args:
+        function: from an array and names.
+        array: one array, or one of fewer bits; of int4 rows are never cut, for a byte has numbers
+            of both halves of one.
+        names: of the parameter's axes.
+    """
+    rows = names[:-1]
+    if isinstance(array, Int8Array):
+        return Int8Array(function(array.values, names), function(array.scale, rows))
+    if isinstance(array, Int4Array):
+        packed, steps = (function(part, (*rows, None)) for part in (array.packed, array.steps))
+        return Int4Array(packed, steps, function(array.scale, rows))
+    return function(array, names)
 
 
 def _whole(path: tuple[object, ...]) -> Names:

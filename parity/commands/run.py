@@ -53,6 +53,16 @@ def run_command(
     stream: Annotated[
         bool, typer.Option("--stream", help="Hold one layer at a time; f32 and bf16 unless told.")
     ] = False,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the model with its weights as int8, int4 or int4:GROUP: the verdict is "
+            "quality, and says what is lost."
+        ),
+    ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="int8: measure it through a cache that is rounded so.")
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
@@ -80,6 +90,8 @@ def run_command(
             mesh=mesh,
             stream=stream,
             seconds=SECONDS if seconds is None else seconds,
+            quant=quant,
+            cache_dtype=cache_dtype,
         )
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -54,7 +54,7 @@ def compare(reference: ReferenceTap, subject: np.ndarray, *, locate: bool = True
         "top1_flips": int(flips.sum()),
         "flip_margin": float(figures["margin"].max()) if flips.any() else 0.0,
     }
-    result.tokens |= {"range": figures["range"], "margin": figures["margin"]}
+    result.tokens |= {name: figures[name] for name in ("range", "margin", "kl")}
     if locate:
         result.worst = _worst(reference, subject, figures["relative"])
     return result

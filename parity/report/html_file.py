@@ -17,7 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxllama.command_line.printable import spell_out
 from jaxllama.files.output import write_text
+from parity.comparison.quality import QualityReport
 from parity.report import figures
+from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION
 from parity.report.wording import DIFFERENCES, KINDS, logits_figures, place, spread
@@ -40,6 +42,8 @@ def write(result: Result, path: Path) -> None:
 
 def page(result: Result) -> str:
     """Return the report: one self-contained HTML document of at most `MOST_BYTES`."""
+    if result.quality is not None:
+        return _quality_page(result, result.quality)
     room = MOST_BYTES
     while True:
         text = _render(PageModel(result, room), result)
@@ -79,6 +83,21 @@ def _render(model: PageModel, result: Result) -> str:
             style=style,
             script=script,
             script_digest=digest,
+        )
+    )
+
+
+def _quality_page(result: Result, report: QualityReport) -> str:
+    return (
+        _templates()
+        .get_template("quality.html")
+        .render(
+            result=result,
+            quality=report,
+            what=what(report),
+            about=ABOUT,
+            lines=list(quality_lines(report)),
+            style=_source("report.css"),
         )
     )
 

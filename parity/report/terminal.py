@@ -12,6 +12,8 @@ from rich.text import Text
 
 from jaxllama.command_line.console import SafeTable
 from jaxllama.command_line.printable import one_line
+from parity.comparison.quality import QualityReport
+from parity.report.quality import figures_table, layers_table, quality_lines
 from parity.report.wording import (
     cause_lines,
     divergence_lines,
@@ -26,7 +28,12 @@ from parity.report.wording import (
 from parity.result import Result, TapResult, WitnessResult
 from parity.taps import LAYER_TAPS, split_name
 
-STYLES = {"equal": "bold green", "divergent": "bold red", "inconclusive": "bold yellow"}
+STYLES = {
+    "equal": "bold green",
+    "divergent": "bold red",
+    "inconclusive": "bold yellow",
+    "quality": "bold blue",
+}
 # A grid of layers by operators stays readable up to this many layers; more are folded.
 MOST_LAYERS = 40
 
@@ -43,6 +50,8 @@ def show(result: Result, console: Console) -> None:
     verdict = Text(one_line(headline(result)))
     verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
     console.print(verdict, soft_wrap=True)
+    if result.quality is not None:
+        return _show_quality(result, result.quality, console, say)
     say(not_run_lines(result))
     say(machine_lines(result))
     if result.first_divergence is not None:
@@ -63,6 +72,21 @@ def show(result: Result, console: Console) -> None:
         say([reading_line(result.reading)])
     if cost := _cost_line(result.timing):
         say([cost])
+    say([_environment_line(result), f"again: {result.command}"])
+
+
+def _show_quality(
+    result: Result, report: QualityReport, console: Console, say: Callable[[Iterable[str]], None]
+) -> None:
+    """Print what was lost; a table of layers for each dtype."""
+    say(machine_lines(result))
+    console.print(figures_table(report))
+    for figures in report.lanes:
+        console.print(layers_table(figures))
+    say(quality_lines(report))
+    say(f"note: {note}" for note in result.notes)
+    if result.reading is not None:
+        say([reading_line(result.reading)])
     say([_environment_line(result), f"again: {result.command}"])
 
 

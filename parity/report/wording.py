@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from parity.comparison.extent import Extent
 from parity.locate import unseen_before
+from parity.report.quality import quality_headline, quality_lines
 from parity.result import DifferenceKind, Divergence, Reading, Result, TapResult
 
 # What a divergence is one of, in words.
@@ -44,6 +45,9 @@ KINDS = {
 def summary(result: Result) -> list[str]:
     """Return the verdict, where the difference begins, its cause and the command, as lines."""
     first = result.first_divergence
+    if result.quality is not None:
+        lines = [headline(result), *quality_lines(result.quality), *machine_lines(result)]
+        return [*lines, f"again: {result.command}"]
     return [
         headline(result),
         *not_run_lines(result),
@@ -57,6 +61,8 @@ def summary(result: Result) -> list[str]:
 
 def headline(result: Result) -> str:
     """Return the verdict in one line; the word comes first."""
+    if result.quality is not None:
+        return quality_headline(result.quality)
     witnesses = list(dict.fromkeys(row.witness for row in result.witnesses))
     against = f" against {', '.join(witnesses)}" if witnesses else ""
     partial = result.absent and result.compared < result.expected

@@ -26,6 +26,8 @@ def describe_again(
     mesh: str | None,
     stream: bool,
     seconds: float,
+    quant: str | None = None,
+    cache_dtype: str | None = None,
 ) -> str:
     """Return what repeats a run, its subject included.
 
@@ -49,6 +51,8 @@ def describe_again(
         said["stream"] = True
     if seconds != SECONDS:
         said["seconds"] = seconds
+    rounded = {"quant": quant, "cache_dtype": cache_dtype}
+    said |= {option: value for option, value in rounded.items() if value is not None}
     place = _place(checkpoint)
     name = _name(subject)
     if place is None or name is None:
@@ -79,7 +83,13 @@ def _name(subject: SubjectSpec) -> str | None:
     return f"{module}:{path}" if found is subject else None
 
 
-_OPTIONS = {"dtypes": "dtype", "modes": "mode", "scenarios": "scenario", "overrides": "override"}
+_OPTIONS = {
+    "dtypes": "dtype",
+    "modes": "mode",
+    "scenarios": "scenario",
+    "overrides": "override",
+    "cache_dtype": "cache-dtype",
+}
 
 
 def _command(place: str, said: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
 from parity.generation import compare as generated
 from parity.options import Overrides, choose, choose_dtypes, override_texts
@@ -123,3 +125,16 @@ def left_out(plan: Plan, rows: Sequence[TapResult], unseen: int = 0) -> tuple[st
     decodes = [f"decode of {', '.join(beside)}"] if beside else []
     rest = [f"{unseen} rows of the embedding"] if unseen else []
     return (*modes_not_run(rows, why), *decodes, *([scenarios] if left else []), *rest)
+
+
+def checkpoint_facts(checkpoint: Checkpoint, config: LlamaConfig, plan: Plan) -> dict[str, Any]:
+    """Return what a result says of its checkpoint and the subject's configuration."""
+    return {
+        "path": str(checkpoint.path) if checkpoint.path else None,
+        "format": checkpoint.format,
+        "bytes": checkpoint.nbytes,
+        "dtypes": sorted({info.dtype.name for info in checkpoint.tensors.values()}),
+        "config": asdict(checkpoint.config),
+        "overrides": list(plan.overrides),
+        "subject_config": asdict(config),
+    }

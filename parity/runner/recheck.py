@@ -246,6 +246,11 @@ def _document(path: Path) -> dict[str, Any]:
             f"{path}: schema_version {version!r}, expected {SCHEMA_VERSION.split('.')[0]}.x of "
             "parity run --json"
         )
+    if document.get("quality") is not None:
+        raise InputError(
+            f"{path}: a result of quality, which has no limits to be judged by again; its figures "
+            "are in it under quality"
+        )
     return document
 
 

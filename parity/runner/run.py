@@ -6,11 +6,11 @@ import importlib
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
+from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
@@ -30,8 +30,9 @@ from parity.options import Dtypes, Overrides, Progress, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, vocabulary
 from parity.runner.again import describe_again
-from parity.runner.plan import Plan, expected_taps, left_out, make_plan
+from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
 from parity.runner.prompt import encoder, special_ids, token_texts
+from parity.runner.quality import run_quality
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
@@ -59,6 +60,8 @@ def run(
     mesh: str | None = None,
     stream: bool = False,
     seconds: float = SECONDS,
+    quant: str | None = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -91,6 +94,9 @@ def run(
         stream: hold one layer of each side at a time, for checkpoints larger than memory; in
             `f32` and `bf16` unless `dtypes` says otherwise.
         seconds: of a processor, for the cause of a divergence.
+        quant: `int8`, `int4` or `int4:GROUP`: measure the model with its weights rounded so. The
+            verdict is `quality`, which is about how much is lost and never about equality.
+        cache_dtype: `int8`: run it through a cache that is rounded so, measured likewise.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -100,6 +106,24 @@ def run(
     """
     if not 0 < seconds < float("inf"):
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
+    if quant is not None or cache_dtype is not None:
+        return run_quality(
+            checkpoint,
+            quant=quant,
+            cache_dtype=cache_dtype,
+            reference=reference,
+            dtypes=dtypes,
+            modes=modes,
+            scenarios=scenarios,
+            overrides=overrides,
+            prompt=prompt,
+            length=length,
+            progress=progress,
+            subject=subject,
+            mesh=mesh,
+            stream=stream,
+            seconds=seconds,
+        )
     resolved = select.resolve_subject(subject, mesh)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
@@ -166,7 +190,7 @@ def run(
         inputs=[inputs_facts(i) for i in (*shown, *([] if prompts is None else [prompts]))],
         tolerance=tolerance.facts(plan.dtypes),
         environment=facts,
-        checkpoint=_checkpoint_facts(opened, config, plan),
+        checkpoint=checkpoint_facts(opened, config, plan),
         command=describe_again(
             checkpoint,
             plan,
@@ -366,15 +390,3 @@ def _decoded(plan: Plan, subjects: Iterable[Subject]) -> list[str]:
         for name in plan.decode_scenarios
         if not plan.usual or all(can_decode(subject, name) for subject in judged)
     ]
-
-
-def _checkpoint_facts(checkpoint: Checkpoint, config: LlamaConfig, plan: Plan) -> dict[str, Any]:
-    return {
-        "path": str(checkpoint.path) if checkpoint.path else None,
-        "format": checkpoint.format,
-        "bytes": checkpoint.nbytes,
-        "dtypes": sorted({info.dtype.name for info in checkpoint.tensors.values()}),
-        "config": asdict(checkpoint.config),
-        "overrides": list(plan.overrides),
-        "subject_config": asdict(config),
-    }

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast, get_args
 
+from numpy.typing import DTypeLike
+
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
@@ -41,12 +43,14 @@ class Named:
         backend: of attention.
         form: how layers are held; the fastest here if None.
         mesh: devices that it is laid out on; one if None.
+        cache_dtype: of its cache; the model's dtype if None.
     """
 
     name: str
     backend: Backend = "xla"
     form: Form | None = None
     mesh: str | None = None
+    cache_dtype: DTypeLike | None = None
 
     def sharding(self, config: LlamaConfig) -> ModelSharding | None:
         """Return where a model's arrays lie; None on one device.
@@ -57,7 +61,9 @@ class Named:
         return None if self.mesh is None else model_sharding(self.mesh, config, self.form)
 
     def __call__(self, model: Llama, lane: str) -> Subject:
-        return JaxLlama(model, lane, backend=self.backend, name=self.name)
+        return JaxLlama(
+            model, lane, backend=self.backend, name=self.name, cache_dtype=self.cache_dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,7 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint, mesh: str | None = None
                 f"{argument('mesh', mesh)}: lays out this project's model, and the subject is "
                 f"another; leave it out, or give a subject of {', '.join(NAMES[: -len(WITNESSES)])}"
             )
-        make_mesh(mesh)
-        given = replace(given, name=f"{given.name}-sharded", mesh=mesh)
+        given = on_mesh(given, mesh)
     if isinstance(given, FromCheckpoint):
         return given
     if _is_subject(given):
@@ -123,6 +128,16 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint, mesh: str | None = None
     return given
 
 
+def on_mesh(named: Named, mesh: str) -> Named:
+    """Return the same, laid out on devices.
+
+    Raises:
+        InputError: there are none of these.
+    """
+    make_mesh(mesh)
+    return replace(named, name=f"{named.name}-sharded", mesh=mesh)
+
+
 def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
     """Return the dtypes to run: those asked for, or all that there are subjects of.
 
@@ -143,7 +158,7 @@ def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
 
 
 def subject_factory(
-    resolved: Resolved, checkpoint: Checkpoint, config: LlamaConfig
+    resolved: Resolved, checkpoint: Checkpoint, config: LlamaConfig, *, quant: str | None = None
 ) -> SubjectFactory:
     """Return a function from a dtype to its subject; the JAX model is loaded if one needs it.
 
@@ -151,6 +166,7 @@ def subject_factory(
         resolved: as `resolve` gives it.
         checkpoint: whose weights are run.
         config: the subject's: the checkpoint's own, or what overrides made of it.
+        quant: of the loaded model's weights, see `jaxllama.quantisation`.
 
     Raises:
         InputError: the configuration is overridden of a subject that does not follow it.
@@ -175,7 +191,9 @@ def subject_factory(
         form = checked_form(factory.form, config, factory.mesh is not None)
         sharding = factory.sharding(config)
     dtype = weights_dtype(checkpoint)
-    model = load_model(ours, dtype="float32", param_dtype=dtype, form=form, mesh=sharding)
+    model = load_model(
+        ours, dtype="float32", param_dtype=dtype, form=form, quant=quant, mesh=sharding
+    )
     return lambda lane: _fit(_made(factory, model, lane), lane)
 
 

@@ -241,6 +241,12 @@ CASES = [
         FREE + "--stream --dtype f64",
     ),
     Case(
+        ("parity/runner/quality.py: --stream",),
+        FREE + "--stream --quant int8",
+        "a quantised model is loaded whole; leave out --stream",
+        FREE + "--quant int8 --length 7",
+    ),
+    Case(
         ("parity/generation/run.py: --subject",),
         RUN + "--mode generate --subject torch",
         "leave out --subject, or add another mode",
@@ -327,8 +333,12 @@ NOT_RUN = {
         f"parity/commands/selftest.py: --{option}": "takes minutes; refused before that or not"
         for option in ("calibrate", "family", "mutants", "quick")
     },
-    "jaxllama/cli_generate.py: --mesh": "takes several processes; tests/jaxllama/sharding/test_hosts.py",
+    "jaxllama/cli_generate.py: --mesh": "takes several processes: test_hosts.py",
     "parity/subjects/jaxllama/streamed.py: --mesh": "is what is refused",
+    "parity/runner/quality.py: --mode": "is what is refused",
+    "parity/runner/quality.py: --quant": "takes a reader that is at fault",
+    "parity/runner/quality.py: --reference": "is what is refused",
+    "parity/runner/quality.py: --subject": "is what is refused",
     "parity/subjects/jaxllama/streamed.py: --mode": "is what is refused",
     "parity/subjects/jaxllama/streamed.py: --reference": "is what is refused",
     "parity/subjects/jaxllama/subject.py: --override": "names where a value came from",

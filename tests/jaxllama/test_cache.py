@@ -349,8 +349,8 @@ def test_one_program_per_bucket_whatever_the_chunks() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(InputError, match="batch 0, capacity 5: both must be at least 1"):
         empty(batch=0, capacity=5)
-    with pytest.raises(InputError, match=r"KVCache.empty: dtype int8: expected one of f64"):
-        empty(dtype="int8")
+    with pytest.raises(InputError, match=r"KVCache.empty: dtype int4: expected one of f64"):
+        empty(dtype="int4")
     cache = empty()
     ones = jnp.ones((B, 2), jnp.int32)
     extend: Any = getattr(KVCache.extend, "__wrapped__", KVCache.extend)

@@ -234,3 +234,29 @@ def test_ctrl_c_ends_the_text_with_a_word() -> None:
         out, err = writing.communicate(timeout=60)
     assert writing.returncode == 130 and err.decode() == "interrupted; the text ends here\n"
     assert (first + out).endswith(b"\n") and len(out) < 20000
+
+
+def test_weights_and_cache_in_fewer_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Llama.from_pretrained(tiny(), dtype=jnp.float32, quant="int8")
+    expected = generate_text(
+        model, tiny().tokenizer(), "Ab", max_new_tokens=9, cache_dtype="int8"
+    ).texts[0]
+    options = ["tiny", "Ab", *LENGTH, "--quiet", "--quant", "int8", "--cache-dtype", "int8"]
+    assert run(capsys, *options) == (0, expected + "\n", "")
+    assert run(capsys, *options, "--cache-tokens", "32") == (0, expected + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--quant", "int3"], "--quant int3: expected one of int8, int4, int4:GROUP"),
+        (["--quant", "int4"], "--quant int4: groups of 32 inputs"),
+        (["--cache-dtype", "int4"], "--cache-dtype int4: expected one of f64"),
+    ],
+)
+def test_bits_that_there_are_none_of_are_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    code, out, err = run(capsys, "tiny", "Ab", *LENGTH, *options)
+    assert (code, out) == (2, "") and err.startswith(f"jaxllama: {said}")
+    assert err.count("\n") == 1

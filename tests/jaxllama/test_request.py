@@ -75,7 +75,7 @@ def _pending(tokens: int) -> KVCache:
         ([[1]], {"seed": -1}, "seed -1: expected integers from 0 to 2**32 - 1"),
         ([[1], [2]], {"seed": [4]}, "1 seeds for 2 prompts"),
         ([[1]], {"seed": "lucky"}, "seed 'lucky'"),
-        ([[1]], {"cache_dtype": "int8"}, "cache_dtype int8: expected one of f64"),
+        ([[1]], {"cache_dtype": "int4"}, "cache_dtype int4: expected one of f64"),
         ([[1]], {"cache": _cache(rows=2)}, "cache: 2 rows, expected 1"),
         (
             [[1] * 9],

@@ -25,7 +25,7 @@ FORMATS = ("hf", "meta", "gguf", "orbax")
 
 
 def arrays(model: Llama) -> dict[tuple[Any, ...], jax.Array]:
-    return {path: held[...] for path, held in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {path: held.get_value() for path, held in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,22 @@ def test_values_that_are_not_finite_are_found_in_whichever_part(form: Form) -> N
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight"):
         load_model(broken(float("nan")), dtype="float32", form=form, mesh="tensor=8")
     load_model(broken(1.0), dtype="float32", form=form, mesh="tensor=8")
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4:8"])
+@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=4", "data=8"])
+def test_fewer_bits_are_the_same_on_a_mesh(quant: str, mesh: str) -> None:
+    prompts = [[1, 2, 3], [4, 5, 6, 7]]
+
+    def written(mesh: str | None) -> tuple[Llama, Any]:
+        model = load_model(SOURCE, dtype="float32", form="unrolled", quant=quant, mesh=mesh)
+        return model, model.generate(prompts, max_new_tokens=6, cache_dtype="int8", eos_ids=())
+
+    (plain, expected), (model, found) = written(None), written(mesh)
+    for path, array in arrays(model).items():
+        jax.tree.map(np.testing.assert_array_equal, array, arrays(plain)[path])
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+    weight = model.layers[0].mlp.up_proj.weight.get_value()  # type: ignore[index]
+    part = weight.as_int8().values.shape[0] // (4 if "tensor" in mesh else 1)
+    assert jax.tree.leaves(weight)[0].addressable_shards[0].data.shape[0] == part

@@ -30,7 +30,7 @@ def compiled(mesh: str, form: Form) -> jax.stages.Compiled:
     request = check_request(
         model,
         [[1, 2, 3]] * ROWS,
-        max_new_tokens=8,
+        max_new_tokens=20,
         eos_ids=None,
         seed=0,
         cache=None,

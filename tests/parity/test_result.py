@@ -20,6 +20,7 @@ DOCUMENT = {
     "difference",
     "first_divergence",
     "cause",
+    "quality",
     "reading",
     "taps",
     "witnesses",

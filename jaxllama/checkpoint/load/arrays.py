@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxllama.checkpoint.base import Checkpoint, Index
@@ -11,6 +13,10 @@ from jaxllama.checkpoint.checks import all_finite, value_problems
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.names import ENTRIES
 from jaxllama.forms import Path, parts_of
+from jaxllama.quantisation.choice import QuantScheme
+from jaxllama.sharding.layout import ModelSharding
+from jaxllama.sharding.parameters import on_leaves
+from jaxllama.sharding.rules import Names
 
 
 class ArrayReader:
@@ -23,31 +29,50 @@ class ArrayReader:
         path: of the array in the model, whatever its form.
         shape: of the array.
         dtype: that it is to have.
+        how: it is held in fewer bits, if so: of float32 then.
 
     Attributes:
         problems: values that were found to be NaN, infinite or too large for the dtype.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, path: Path, shape: tuple[int, ...], dtype: np.dtype
+        self,
+        checkpoint: Checkpoint,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        how: QuantScheme | None = None,
     ) -> None:
         self._checkpoint, self._path, self._shape, self._dtype = checkpoint, path, shape, dtype
+        self._how = how
         self.problems: list[str] = []
         # Replicas ask for the same part once more.
-        self._known: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+        self._known: dict[tuple[tuple[int, int], ...], Any] = {}
 
-    def whole(self) -> np.ndarray:
-        """Return all of the array."""
-        return self.part((slice(None),) * len(self._shape))
+    def whole(self) -> Any:
+        """Return all of the array, quantised if it is to be."""
+        return self.part(None)
 
-    def part(self, index: Sequence[slice] | None) -> np.ndarray:
+    def on_mesh(self, sharding: ModelSharding) -> Any:
+        """Return the array on the devices of a mesh."""
+        names = sharding.names_of(self._path, len(self._shape))
+        if self._how is None:
+            where = sharding.of(names, self._shape)
+            return jax.make_array_from_callback(self._shape, where, self.part, dtype=self._dtype)
+
+        def place(leaf: np.ndarray, names: Names) -> jax.Array:
+            where = sharding.of(names, leaf.shape)
+            return jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
+
+        return on_leaves(place, self.whole(), names)
+
+    def part(self, index: Sequence[slice] | None) -> Any:
         """Return a part of the array.
 
         Args:
             index: a slice for each axis; None for all of it.
         """
-        if index is None:
-            return self.whole()
+        index = (slice(None),) * len(self._shape) if index is None else index
         at = tuple(
             slice(*one.indices(length)[:2]) for one, length in zip(index, self._shape, strict=True)
         )
@@ -60,20 +85,24 @@ class ArrayReader:
                 self._known[key] = self.part(everything)[at]
         return self._known[key]
 
-    def _read(self, at: Index) -> np.ndarray:
-        values = np.empty([one.stop - one.start for one in at], self._dtype)
+    def _read(self, at: Index) -> Any:
+        shape = tuple(one.stop - one.start for one in at)
+        values: Any = np.empty(shape, self._dtype) if self._how is None else self._how.empty(shape)
         first, rest = at[0], at[1:]
         for part in parts_of(self._path, self._checkpoint.config):
-            name = ENTRIES[part.path].name("hf", part.layer)
-            if isinstance(part.index, int):  # of a stack of layers
-                if first.start <= part.index < first.stop:
-                    values[part.index - first.start] = self._checked(name, rest)
-            elif part.index == slice(None):
-                values[...] = self._checked(name, at)
+            name, place = ENTRIES[part.path].name("hf", part.layer), part.index
+            if isinstance(place, int):  # of a stack of layers
+                if not first.start <= place < first.stop:
+                    continue
+                read, place = self._checked(name, rest), place - first.start
+            elif place == slice(None):
+                read = self._checked(name, at)
             else:  # rows of a fused product, which are never cut
                 assert first.start == 0 and first.stop == self._shape[0]
                 rows = slice(0, self._checkpoint.tensors[name].shape[0])
-                values[part.index] = self._checked(name, (rows, *rest))
+                read = self._checked(name, (rows, *rest))
+            if not self.problems:
+                values[place] = read
         return values
 
     def _checked(self, name: str, at: Index) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
@@ -26,6 +27,7 @@ from jaxllama.dtypes import checked_float, parse
 from jaxllama.errors import InputError
 from jaxllama.forms import Form, Path, parts_of
 from jaxllama.model import Llama
+from jaxllama.quantisation import checked_quant
 from jaxllama.sharding import MeshLike, ModelSharding, model_sharding
 
 
@@ -35,6 +37,7 @@ def load_model(
     dtype: DTypeLike,
     param_dtype: DTypeLike | None = None,
     form: Form = "stacked",
+    quant: str | None = None,
     mesh: MeshLike | ModelSharding | None = None,
     check_digests: bool = False,
 ) -> Llama:
@@ -48,13 +51,16 @@ def load_model(
         dtype: of activations and arithmetic.
         param_dtype: of the weights; `dtype` if not given.
         form: how layers are held, see `jaxllama.forms`.
-        mesh: devices to lay it out on, see `jaxllama.sharding`; each one's parts are read alone.
+        quant: `int8`, `int4` or `int4:GROUP`: of the weights of products, see
+            `jaxllama.quantisation`; they are rounded as they are read.
+        mesh: devices to lay it out on, see `jaxllama.sharding`; each one's parts are read alone,
+            but for weights that are quantised, whose scales are of whole rows.
         check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:
         CheckpointError: everything that does not fit, in one message; no model is built then.
-        InputError: float64 was asked for and JAX has 64-bit types switched off, or a mesh that is
-            not there or does not divide the model.
+        InputError: float64 was asked for and JAX has 64-bit types switched off, there is no such
+            quantisation of this model, or a mesh that is not there or does not divide it.
     """
     from jaxllama.checkpoint.open import open_checkpoint
 
@@ -62,6 +68,7 @@ def load_model(
         checkpoint = open_checkpoint(checkpoint)
     arithmetic = checked_float(dtype)
     target = arithmetic if param_dtype is None else checked_float(param_dtype, "param_dtype")
+    quantisation = checked_quant(quant, checkpoint.config)
     sharding = None if mesh is None else model_sharding(mesh, checkpoint.config, form)
     if problems := structure_problems(checkpoint):
         raise_problems(checkpoint, problems + all_value_problems(checkpoint))
@@ -84,17 +91,18 @@ def load_model(
     problems = head_problems(checkpoint)
     for path in sorted(flat, key=lambda path: _place(path, checkpoint.config)):
         shape = flat[path].shape
-        array = ArrayReader(checkpoint, path, shape, target)
-        if sharding is None:
-            made = jax.device_put(array.whole())
-        else:
-            where = sharding.of_parameter(path, shape)
-            made = jax.make_array_from_callback(shape, where, array.part, dtype=target)
+        how = None if quantisation is None else quantisation.of(path, checkpoint.config)
+        # Rounded once, of what the file has.
+        array = ArrayReader(
+            checkpoint, path, shape, target if how is None else np.dtype(np.float32), how
+        )
+        made = jax.device_put(array.whole()) if sharding is None else array.on_mesh(sharding)
         problems += array.problems
         if not problems:
             flat[path] = flat[path].replace(made)
     raise_problems(checkpoint, problems)
     model: Llama = nnx.merge(graph, nnx.from_flat_state(flat))
+    model.quant = None if quantisation is None else quantisation.name
     remember(model, checkpoint)
     return model
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxllama import masks
 from jaxllama.attention import Backend
@@ -27,7 +28,13 @@ from parity.taps import AXES, split_name
 class JaxRun:
     """One pass, stage by stage; see `parity.subjects.base.Run`."""
 
-    def __init__(self, model: Llama, inputs: Inputs, chunks: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        inputs: Inputs,
+        chunks: Sequence[int] | None,
+        cache_dtype: DTypeLike | None = None,
+    ) -> None:
         self._model = model
         self._inputs = inputs
         self._layers = model.config.num_hidden_layers
@@ -35,9 +42,8 @@ class JaxRun:
         self._ranges = [(0, columns)] if chunks is None else chunk_ranges(inputs, chunks)
         self._cache: KVCache | None = None
         if chunks is not None:
-            self._cache = KVCache.empty(
-                model.config, batch, columns, model.dtype, sharding=model.sharding
-            )
+            held = np.dtype(model.dtype if cache_dtype is None else cache_dtype)
+            self._cache = KVCache.empty(model.config, batch, columns, held, sharding=model.sharding)
         # Where each column's key stands: its slot in the cache, or itself without one.
         slots = np.maximum(np.cumsum(inputs.valid, axis=1) - 1, 0)
         self._slots = slots if chunks is not None else None

@@ -54,19 +54,26 @@ class JaxLlama:
         dtype: `f64`, `f32` or `bf16`: what it computes in, whatever its weights are stored as.
         backend: attention implementation; the fused ones show no scores and probabilities.
         name: how reports call it.
+        cache_dtype: of its cache; `dtype` if None.
     """
 
     can_force = True
 
     def __init__(
-        self, model: Llama, dtype: DTypeLike, *, backend: Backend = "xla", name: str = "jaxllama"
+        self,
+        model: Llama,
+        dtype: DTypeLike,
+        *,
+        backend: Backend = "xla",
+        name: str = "jaxllama",
+        cache_dtype: DTypeLike | None = None,
     ) -> None:
         self.model = nnx.merge(*nnx.split(model))
         self.model.dtype = parse(dtype)
         self.model.backend = backend
         self.dtype = short_name(dtype)
         self.internal_dtype = "f64" if self.dtype == "f64" else "f32"
-        self.name = name
+        self.name, self.cache_dtype = name, cache_dtype
         self.absent = frozenset() if backend == "xla" else WEIGHTLESS
 
     def start(self, inputs: Inputs) -> Run:
@@ -78,7 +85,7 @@ class JaxLlama:
     def _begun(self, inputs: Inputs, chunks: Sequence[int] | None) -> Run:
         rows = len(inputs.tokens)
         added = rows_added(self.model, rows)
-        run = JaxRun(self.model, with_rows(inputs, added), chunks)
+        run = JaxRun(self.model, with_rows(inputs, added), chunks, self.cache_dtype)
         return CutRun(run, rows, added) if added else run
 
     def start_grad(self, inputs: Inputs) -> GeneratedRun:
