@@ -320,6 +320,17 @@ NOT_RUN = {
     "parity/comparison/tolerance.py: parity selftest --calibrate": "takes an hour",
     "parity/diagnose/causes/masks/differs.py: parity lint": "said without a mask to give",
     "parity/diagnose/causes/masks/dropped.py: parity probe": "said without an attention to give",
+    **{
+        f"parity/health/rules/{said}": "said on a page that explains, of no file in particular"
+        for said in (
+            "single_column.py: --html",
+            "entropy_collapse.py: --baseline",
+            "leakage.py: --mask",
+            "leakage.py: --html",
+            "random_weights.py: jaxllama info",
+            "random_weights.py: jaxllama verify",
+        )
+    },
     "parity/lint/needs.py: --expect": "says what a rule was not given, not what to give",
     "parity/report/wording.py: --mode": "says which run tells two causes apart",
     "parity/runner/readings.py: --json": "says where the rest stands",
