@@ -288,7 +288,12 @@ WHOLE = (
     "tests/parity/diagnose/test_whole_pass.py::"
     "test_a_kernel_that_only_runs_unwatched_is_explained_by_watching_it"
 )
+HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
 ELSEWHERE = {
+    **{
+        f"parity/health/{said}": HEALTH
+        for said in ("run.py: --against", "run.py: --length", "measure.py: --dtype")
+    },
     "parity/diagnose/whole_pass.py: --subject": WHOLE,
     "jaxllama/checkpoint/hub/download.py: {name.fetch_command()}": HUB,
     "jaxllama/checkpoint/hub/locate.py: {name.fetch_command()}": HUB,

@@ -5,7 +5,7 @@ Shapes: N query heads, K key heads, H features of a head, D model dim; weights a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,20 @@ def gradient_figures(
         query_to_value=_ratio(_together(query), of_values),
         key_to_value=_ratio(_together(key), of_values),
     )
+
+
+def over_median(layers: Sequence[GradientFigures]) -> list[dict[str, float]]:
+    """Return of each layer the norms of all weights and of the values', over the median layer's."""
+    found: list[dict[str, float]] = [{} for _ in layers]
+    for part, norms in {
+        "all weights": [one.whole for one in layers],
+        "values' weights": [_together(one.value) for one in layers],
+    }.items():
+        median = max(float(np.median(norms)), np.finfo(np.float64).tiny) if norms else 1.0
+        for one, norm in zip(found, norms, strict=True):
+            if np.isfinite(norm):
+                one[part] = norm / median
+    return [one or {"all weights": 1.0} for one in found]
 
 
 def _norm(array: np.ndarray) -> float:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from parity.health.figures import ModelFigures
+from parity.health.metrics.gradients import over_median
 from parity.health.rule import HealthFinding, HealthRule
 
 LIMIT = 1e3
@@ -16,7 +15,8 @@ RULE = HealthRule(
     rank=9,
     severity="warning",
     title="a layer's gradients are far larger than others'",
-    checks="The norm of the gradients of all of a layer's weights over the median layer's: above "
+    checks="The norm of the gradients of all of a layer's weights, and of its values' weights "
+    "alone, over the median layer's: above "
     "1000. SmolLM2's are between 0.3 and 2.3.",
     why="With one learning rate for all layers this one is thrown about while others stand still; "
     "clipping by the norm of all gradients then stops the others.",
@@ -29,15 +29,13 @@ RULE = HealthRule(
 
 def find(model: ModelFigures) -> Iterator[HealthFinding]:
     """Yield such layers."""
-    norms = np.array([one.whole for one in model.gradients or ()])
-    if not norms.size:
-        return
-    median = max(float(np.median(norms)), np.finfo(np.float64).tiny)
-    for layer, norm in enumerate(norms):
-        if norm > LIMIT * median:
+    for layer, ratios in enumerate(over_median(model.gradients or ())):
+        part = max(ratios, key=ratios.__getitem__)
+        if ratios[part] > LIMIT:
             yield RULE.finding(
-                f"layer {layer}: gradients are {norm / median:.3g} times the median layer's",
-                value=norm / median,
+                f"layer {layer}: gradients of {part} are {ratios[part]:.3g} times the median "
+                "layer's",
+                value=ratios[part],
                 threshold=LIMIT,
                 layer=layer,
             )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from parity.health.figures import ModelFigures
+from parity.health.metrics.gradients import over_median
 from parity.health.rule import HealthFinding, HealthRule
 
 LIMIT = 1e-3
@@ -16,7 +15,8 @@ RULE = HealthRule(
     rank=10,
     severity="warning",
     title="a layer's gradients are far smaller than others'",
-    checks="The norm of the gradients of all of a layer's weights over the median layer's: below "
+    checks="The norm of the gradients of all of a layer's weights, and of its values' weights "
+    "alone, over the median layer's: below "
     "0.001. SmolLM2's are between 0.3 and 2.3.",
     why="The layer does not learn: nothing that it changes reaches the loss, or it is far from it "
     "behind a layer that drowns it.",
@@ -29,15 +29,13 @@ RULE = HealthRule(
 
 def find(model: ModelFigures) -> Iterator[HealthFinding]:
     """Yield such layers."""
-    norms = np.array([one.whole for one in model.gradients or ()])
-    if not norms.size:
-        return
-    median = float(np.median(norms))
-    for layer, norm in enumerate(norms):
-        if norm < LIMIT * median:
+    for layer, ratios in enumerate(over_median(model.gradients or ())):
+        part = min(ratios, key=ratios.__getitem__)
+        if ratios[part] < LIMIT:
             yield RULE.finding(
-                f"layer {layer}: gradients are {norm / median:.2g} times the median layer's",
-                value=norm / median,
+                f"layer {layer}: gradients of {part} are {ratios[part]:.2g} times the median "
+                "layer's",
+                value=ratios[part],
                 threshold=LIMIT,
                 layer=layer,
             )
