@@ -87,4 +87,8 @@ def health_command(
         if json_path is not None:
             document = json.dumps(report.to_dict(), indent=1, allow_nan=False)
             write_text(json_path, document + "\n")
+        if html_path is not None:
+            from parity.health import page
+
+            page.write(report, html_path)
     raise typer.Exit(report.exit_code)
