@@ -82,6 +82,10 @@ def find_changes(
     for layer, (g, b) in enumerate(zip(gradients or (), base_gradients or (), strict=False)):
         for name in ("whole", "query_to_value", "key_to_value"):
             found += _times(f"gradient {name}", layer, None, *_both(b, g, name))
+        for name in ("query", "key", "value"):
+            pairs = zip(getattr(b, name), getattr(g, name), strict=True)
+            for head, (before, after) in enumerate(pairs):
+                found += _times(f"gradient {name}", layer, head, float(before), float(after))
     return sorted(found, key=lambda change: -change.moved)
 
 
