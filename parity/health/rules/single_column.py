@@ -10,6 +10,8 @@ from parity.health.figures import ModelFigures
 from parity.health.rule import HealthFinding, HealthRule, heads_in_words
 
 SHARE = 0.9
+# With scores above this it is a softmax that is saturated, wherever its peaks are.
+SATURATED = 100.0
 
 RULE = HealthRule(
     id="single-column",
@@ -21,7 +23,8 @@ RULE = HealthRule(
     why="A head that looks at one place whatever it is asked adds the same to every token. On the "
     "first token that is a sink, which trained models make for heads that have nothing to add; "
     "elsewhere it is rather a bias or a cache slot that outweighs all scores.",
-    not_this="On the first key it is a sink, and said as information.",
+    not_this="On the first key it is a sink, and said as information. With scores above 100 it is "
+    "entropy-collapse.",
     remedy="Look at the head's map (--html) and at what stands there. A special token in the "
     "middle of a text can be a sink, too.",
     source="Gu et al. 2024 (arXiv 2410.10781) for the figure.",
@@ -36,7 +39,8 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
             continue
         h = one.heads
         first = h.sink >= h.column  # the first key of a padded row is not key 0
-        heads = np.flatnonzero((h.column > SHARE) & (h.column_at > 0) & ~first)
+        peaked = h.max_logit > SATURATED
+        heads = np.flatnonzero((h.column > SHARE) & (h.column_at > 0) & ~first & ~peaked)
         if not len(heads):
             continue
         worst = heads[h.column[heads].argmax()]
