@@ -78,7 +78,7 @@ def health_command(
             baseline=baseline,
             against=against,
             paired=paired,
-            words=token or (),
+            token=token or (),
             progress=progress,
         )
     report = report.said(on_the_command_line)

@@ -33,11 +33,13 @@ class TextRows:
         source: what they are called in messages.
         rows: ids of each.
         truncated: how many were cut.
+        notes: remarks.
     """
 
     source: str
     rows: tuple[tuple[int, ...], ...]
     truncated: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def read_texts(path: Path) -> list[str]:
@@ -105,7 +107,7 @@ def text_rows(
     Raises:
         InputError: a text is too short, an id is outside the vocabulary, or there is no tokenizer.
     """
-    encode, _ = encoder(checkpoint, None if built_in else texts[0])
+    encode, notes = encoder(checkpoint, None if built_in else texts[0])
     vocabulary = checkpoint.config.vocab_size
     problems, rows, truncated = [], [], 0
     for number, text in enumerate(texts, 1):
@@ -125,7 +127,7 @@ def text_rows(
         rows.append(tuple(ids[:length]))
     if problems:
         raise InputError(join_problems(source, problems))
-    return TextRows(source, tuple(rows), truncated)
+    return TextRows(source, tuple(rows), truncated, tuple(notes))
 
 
 def _encoded(encode: Callable[[str], Sequence[int]], text: str) -> list[int]:

@@ -37,6 +37,7 @@ class HeadFigures:
         column: the largest mean weight that a key has from the queries that see it, of keys that
             at least half of all queries see.
         column_at: which key that is.
+        column_first: 1 where it is the first key that is seen at all, else 0.
         lazy_k: how many singular values have nine tenths of the map's squared ones.
         reach: mean distance of what is attended to, in tokens.
         leakage: weight on keys that are hidden, summed.
@@ -55,6 +56,7 @@ class HeadFigures:
     sink: np.ndarray
     column: np.ndarray
     column_at: np.ndarray
+    column_first: np.ndarray
     lazy_k: np.ndarray
     reach: np.ndarray
     leakage: np.ndarray
@@ -117,6 +119,7 @@ def _head(a: np.ndarray, seen: np.ndarray, queries: np.ndarray) -> dict[str, flo
         "sink": float(column_mass(shown[early], seen[early])[first]) if early.any() else np.nan,
         "column": float(mass[column]) if often.any() else np.nan,
         "column_at": column,
+        "column_first": float(column == first),
         "lazy_k": lazy_k(a[:MOST_SINGULAR]),
         "reach": float((queries * sums - keys).mean()),
         "row_sum": float(off.max()),
@@ -125,7 +128,7 @@ def _head(a: np.ndarray, seen: np.ndarray, queries: np.ndarray) -> dict[str, flo
 
 
 _FIGURES = (
-    *("entropy", "peaked", "one_distance", "sink", "column"),
+    *("entropy", "peaked", "one_distance", "sink", "column", "column_first"),
     *("lazy_k", "reach", "leakage", "leaking", "row_sum"),
 )
 _PLACES = ("column_at", "leak_query", "leak_key", "row_sum_at")

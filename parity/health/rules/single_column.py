@@ -38,9 +38,8 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
         if one.heads is None:
             continue
         h = one.heads
-        first = h.sink >= h.column  # the first key of a padded row is not key 0
-        peaked = h.max_logit > SATURATED
-        heads = np.flatnonzero((h.column > SHARE) & (h.column_at > 0) & ~first & ~peaked)
+        saturated = h.max_logit > SATURATED
+        heads = np.flatnonzero((h.column > SHARE) & (h.column_first < 0.5) & ~saturated)
         if not len(heads):
             continue
         worst = heads[h.column[heads].argmax()]

@@ -37,7 +37,7 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
         return
     most = max(sinks, key=lambda layer: sinks[layer])
     elsewhere = sum(
-        int(((heads.column > SHARE) & (heads.column_at > 0)).sum()) for _, heads in shown
+        int(((heads.column > SHARE) & (heads.column_first < 0.5)).sum()) for _, heads in shown
     )
     beside = f"; {elsewhere} heads give as much to another token" if elsewhere else ""
     yield RULE.finding(

@@ -72,11 +72,11 @@ def test_weight_on_named_tokens_is_compared(tmp_path: Path) -> None:
     first = [f"{word}# {' '.join(WORDS[i : i + 3])}" for i, word in enumerate(WORDS[:7])]
     second = [f"{' '.join(WORDS[i : i + 3])} {word}#" for i, word in enumerate(WORDS[:7])]
     a, b = write(tmp_path / "a.jsonl", first), write(tmp_path / "b.jsonl", second)
-    _, found = compared(a, b, paired=True, words=["#"])
+    _, found = compared(a, b, paired=True, token=["#"])
     named = [d for d in found.differences if d.figure == "named"]
     assert named and found.words == ("#",) and found.tested == 3 * 5 * 6
     with pytest.raises(InputError, match=r"^token='\?': no token of the texts reads so; "):
-        compared(a, b, words=["?"])
+        compared(a, b, token=["?"])
 
 
 def test_groups_that_can_prove_nothing_are_refused(tmp_path: Path) -> None:
