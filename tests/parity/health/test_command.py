@@ -236,6 +236,13 @@ def test_a_mask_is_given_as_a_spec() -> None:
     assert "error: leakage: layer 0, heads 0-5: weight " in said
 
 
+def test_a_text_past_the_context_is_noted() -> None:
+    short = tiny(max_position_embeddings=16)
+    said = [parity.check_health(short, length=length, gradients=False).notes for length in (16, 17)]
+    note = "the texts have up to 17 tokens, past the stated context of 16 (max_position_embeddings)"
+    assert [note in notes for notes in said] == [False, True]
+
+
 def test_bfloat16_is_sound_too() -> None:
     report = parity.check_health("tiny", dtype="bf16", length=64)
     assert (report.verdict, report.dtype) == ("healthy", "bf16")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import attention_maps as maps
@@ -255,6 +257,18 @@ def test_rows_are_put_together() -> None:
 def test_heads_are_said_shortly() -> None:
     assert heads_in_words([3]) == "head 3"
     assert heads_in_words([0, 1, 2, 5, 7, 8]) == "heads 0-2, 5, 7-8"
+
+
+def test_the_table_of_findings_is_that_of_the_rules() -> None:
+    page = (Path(__file__).parents[3] / "docs/health.md").read_text()
+    rows = re.findall(r"^\| (error|warning|information) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    said = {
+        rule: (severity, threshold.rpartition("(")[2].rstrip(")"))
+        for severity, rules, threshold in rows
+        for rule in re.findall(r"`([\w-]+)`", rules)
+    }
+    wanted = {id: (f.RULE.severity, f.RULE.basis) for id, f in catalogue().items()}
+    assert said == wanted
 
 
 @pytest.mark.parametrize("rule", CASES)
