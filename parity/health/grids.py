@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from parity.comparison.attention_image import LEVELS, NO_NUMBER, NOTHING
+from parity.health.groups import FIGURE_WORDS, GroupComparison
 from parity.health.report import HealthReport
 from parity.health.rules import entropy_collapse, max_logit, single_column
 from parity.report.figures import Picture
@@ -96,6 +97,23 @@ def head_grids(report: HealthReport) -> list[HeadGrid]:
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0
         if median > 0:
             found.append(_grid(kind, values / median, _none(values)))
+    return found
+
+
+def group_grids(groups: GroupComparison) -> list[HeadGrid]:
+    """Return for each figure that two groups are compared by how certain its differences are."""
+    found = []
+    for name, p in groups.p.items():
+        wrong = np.zeros(p.shape, bool)
+        for one in groups.differences:
+            if one.figure == name:
+                wrong[one.layer, one.head] = True
+        kind = GridKind(
+            f"p_{name}", f"{FIGURE_WORDS[name]}, p", "dark 1e-4; marked: significant", 0, 4
+        )
+        grid = _grid(kind, -np.log10(p), wrong)
+        values = [None if math.isnan(v) else float(f"{v:.2g}") for v in p.ravel()]
+        found.append(replace(grid, values=values))
     return found
 
 

@@ -19,7 +19,7 @@ from parity.health.permutation import compare_paired, compare_unpaired, least_p
 ALPHA = 0.05
 # Differences below these are not said, however certain: rounding may make them.
 LEAST_SHARE, LEAST_REACH = 1e-3, 0.1
-FIGURES = ("entropy", "reach", "named")
+FIGURE_WORDS = {"entropy": "entropy", "reach": "reach", "named": "weight on the named tokens"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class GroupComparison:
         tested: how many figures of heads were compared, for which p is corrected.
         relabellings: how many were tried.
         differences: those that are significant, the most certain first.
+        p: of every head, by figure [L, N]; NaN where a text has no such figure.
     """
 
     first: str
@@ -65,6 +66,7 @@ class GroupComparison:
     tested: int
     relabellings: int
     differences: list[GroupDifference]
+    p: dict[str, np.ndarray]
 
 
 class NamedMass:
@@ -170,6 +172,9 @@ def compare_groups(
     known = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
     test = compare_paired if paired else compare_unpaired
     said = test(a[:, known], b[:, known])
+    certain = np.full(flat.shape[1], np.nan)
+    certain[known] = said.p
+    parts = np.split(certain, np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1])
     differences = []
     for at, column in enumerate(np.flatnonzero(known)):
         name, layer, head = labels[column]
@@ -188,4 +193,5 @@ def compare_groups(
         tested=int(known.sum()),
         relabellings=said.relabellings,
         differences=sorted(differences, key=lambda d: (d.p, -abs(d.first - d.second))),
+        p={n: part.reshape(shapes[n]) for n, part in zip(shapes, parts, strict=True)},
     )

@@ -20,10 +20,10 @@ from parity.comparison.attention_image import (
     fold_cells,
 )
 from parity.health import grids
+from parity.health.groups import FIGURE_WORDS
 from parity.health.pictures import MOST_HEADS, HeadPicture, ObservedRow
 from parity.health.report import HealthReport, summary_line
 from parity.health.rule import catalogue
-from parity.health.terminal import FIGURE_WORDS
 from parity.report.figures import Picture
 from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spelled_out, templates
 from parity.report.sections import readable
@@ -79,6 +79,8 @@ class HealthPage:
         self.sprites: list[Picture] = []
         self.left_out: list[str] = []
         self.grids = [(grid, self._keep(grid.picture)) for grid in grids.head_grids(report)]
+        compared = [] if report.groups is None else grids.group_grids(report.groups)
+        self.groups = [(grid, self._keep(grid.picture)) for grid in compared]
         self.charts = grids.layer_charts(report)
         kept = report.pictures
         self.masks = [
@@ -89,6 +91,11 @@ class HealthPage:
         ]
         self.flagged = list(filter(None, map(self._flagged, kept.flagged)))
         self.sheets = list(filter(None, (self._sheet(layer) for layer in sorted(kept.sheets))))
+
+    @property
+    def all_grids(self) -> list[tuple[grids.HeadGrid, int]]:
+        """Return the grids in the order of their numbers, those of two groups last."""
+        return [*self.grids, *self.groups]
 
     def _keep(self, made: Picture) -> int:
         self.sprites.append(made)
@@ -160,7 +167,7 @@ class HealthPage:
                     if row < len(texts)
                 }
             },
-            "grids": [{"title": g.kind.title, "values": g.values} for g, _ in self.grids],
+            "grids": [{"title": g.kind.title, "values": g.values} for g, _ in self.all_grids],
         }
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from jaxllama.command_line.console import SafeTable
 from jaxllama.command_line.printable import one_line
 from parity.health.figures import LayerSummary
-from parity.health.groups import GroupComparison
+from parity.health.groups import FIGURE_WORDS, GroupComparison
 from parity.health.report import HealthReport, summary_line
 from parity.health.rule import HealthFinding
 
@@ -109,9 +109,6 @@ def _group_lines(groups: GroupComparison) -> Iterator[str]:
             f"  the texts have {x:.0f} and {y:.0f} tokens on average: of longer ones entropy and "
             "reach are others by that alone"
         )
-
-
-FIGURE_WORDS = {"entropy": "entropy", "reach": "reach", "named": "weight on the named tokens"}
 
 
 def _table(report: HealthReport) -> Table:

@@ -292,7 +292,7 @@ HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
 ELSEWHERE = {
     **{
         f"parity/health/{said}": HEALTH
-        for said in ("run.py: --against", "run.py: --length", "measure.py: --dtype")
+        for said in ("run.py: --against", "prepare.py: --length", "measure.py: --dtype")
     },
     "parity/diagnose/whole_pass.py: --subject": WHOLE,
     "jaxllama/checkpoint/hub/download.py: {name.fetch_command()}": HUB,

@@ -145,10 +145,12 @@ def test_a_captured_trace_is_measured_on_its_own_inputs(tmp_path: Path, text: Pa
         parity.check_health(tiny(num_hidden_layers=3), subject=str(tmp_path / "traces"))
 
 
-def test_lines_of_a_file_are_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("subject", ["jaxllama", "hf"])
+def test_lines_of_a_file_are_rows(subject: str, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "the first of these texts"}\n\n"the second, longer than it"\n')
-    report = parity.check_health("tiny", text=path, gradients=False)
+    report = parity.check_health("tiny", subject=subject, text=path, gradients=False)
+    assert report.verdict == "healthy"
     assert len(report.rows) == 2 and report.rows[0] < report.rows[1]
     assert "".join(report.texts[0]).startswith("the first of these texts")
 

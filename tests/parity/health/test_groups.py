@@ -64,7 +64,11 @@ def test_a_word_that_draws_attention_is_found_and_said(tmp_path: Path) -> None:
     assert found.differences[0].p == min(d.p for d in found.differences)
     document = report.to_dict()["groups"]
     assert document["differences"][0]["layer"] == one.layer
-    assert f"<td>{one.layer}</td><td>{one.head}</td>" in page.page(report)
+    text = page.page(report)
+    assert f"<td>{one.layer}</td><td>{one.head}</td>" in text
+    assert text.index('aria-label="entropy, p of each head') < text.index('id="findings"')
+    assert found.p[one.figure][one.layer, one.head] == one.p
+    assert sum(int((p <= 0.05).sum()) for p in found.p.values()) >= len(found.differences)
 
 
 def test_weight_on_named_tokens_is_compared(tmp_path: Path) -> None:

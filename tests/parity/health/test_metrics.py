@@ -175,6 +175,11 @@ def test_tokens_all_alike_have_no_residual() -> None:
     assert math.isnan(rank_residual(others[:1])) and math.isnan(mean_cosine(others[:1]))
 
 
+def test_the_rank_residual_is_what_their_mean_leaves_over_the_whole() -> None:
+    # Left are (1, 0) and (-1, 0): column sum 2, row sum 1; of the whole both are 4.
+    assert rank_residual(np.array([[3.0, 1.0], [1.0, 1.0]])) == pytest.approx(math.sqrt(2) / 4)
+
+
 def test_the_mean_cosine_is_that_of_all_pairs() -> None:
     states = np.random.default_rng(1).standard_normal((7, 5)) + 0.7
     units = [row / math.sqrt(sum(row**2)) for row in states]
