@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parity.health.run import check_health
     from parity.report.outputs import write_report
     from parity.result import Result
     from parity.runner.assert_equal import assert_equal
@@ -22,13 +23,23 @@ _HOME = {
     "Result": "result",
     "assert_equal": "runner.assert_equal",
     "capture": "runner.capture",
+    "check_health": "health.run",
     "compare": "runner.compare_captures",
     "recheck": "runner.recheck",
     "run": "runner.run",
     "write_report": "report.outputs",
 }
 
-__all__ = ["Result", "assert_equal", "capture", "compare", "recheck", "run", "write_report"]
+__all__ = [
+    "Result",
+    "assert_equal",
+    "capture",
+    "check_health",
+    "compare",
+    "recheck",
+    "run",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from jaxllama import compilation_cache
 from jaxllama.command_line.group import command
 from parity.commands.explain import explain_command
+from parity.commands.health import health_command
 from parity.commands.lint import lint_command
 from parity.commands.offline import capture_command, compare_command, recheck_command
 from parity.commands.probe import probe_command
@@ -29,6 +30,7 @@ app.command("compare")(compare_command)
 app.command("recheck")(recheck_command)
 app.command("lint")(lint_command)
 app.command("probe")(probe_command)
+app.command("health")(health_command)
 app.command("explain")(explain_command)
 app.command("selftest")(selftest_command)
 

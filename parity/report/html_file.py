@@ -6,29 +6,22 @@ come before the maps of other passes, which are left out, and said to be, where 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
-from jaxllama.command_line.printable import spell_out
 from jaxllama.files.output import write_text
 from parity.comparison.quality import QualityReport
 from parity.report import figures
+from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spelled_out, templates
 from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION
 from parity.report.wording import DIFFERENCES, KINDS, logits_figures, place, spread
 from parity.result import Result
-
-# A report is to be mailed and attached.
-MOST_BYTES = 5_000_000
-# Taken off beyond the excess when a page came out too long.
-_SPARE = 50_000
 
 
 def write(result: Result, path: Path) -> None:
@@ -50,12 +43,11 @@ def page(result: Result) -> str:
         excess = len(text.encode()) - MOST_BYTES
         if excess <= 0 or room <= 0:
             return text
-        room -= excess + _SPARE
+        room -= excess + SPARE
 
 
 def _render(model: PageModel, result: Result) -> str:
-    style, script = (_source(f"report.{kind}") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = source("tiles.js") + source("report.js")
     return (
         _templates()
         .get_template("report.html")
@@ -73,23 +65,23 @@ def _render(model: PageModel, result: Result) -> str:
             sprites=model.sprites,
             left_out=model.left_out,
             where=_where(result),
-            data=_spelled_out(model.data()),
+            data=spelled_out(model.data()),
             start=model.start,
             logits=logits_figures(result),
             overrides=_overrides(result),
             drawing=figures,
             scales=_scales(),
             violation=VIOLATION,
-            style=style,
+            style=source("report.css"),
             script=script,
-            script_digest=digest,
+            script_digest=digest_of(script),
         )
     )
 
 
 def _quality_page(result: Result, report: QualityReport) -> str:
     return (
-        _templates()
+        templates()
         .get_template("quality.html")
         .render(
             result=result,
@@ -97,36 +89,14 @@ def _quality_page(result: Result, report: QualityReport) -> str:
             what=what(report),
             about=ABOUT,
             lines=list(quality_lines(report)),
-            style=_source("report.css"),
+            style=source("report.css"),
         )
     )
 
 
-def _spelled_out(value: Any) -> Any:
-    """Spell out what would turn or hide the text of a page, wherever a file's text gets into it."""
-    if isinstance(value, str):
-        return type(value)(spell_out(value))  # markup stays markup
-    if isinstance(value, dict):
-        return {_spelled_out(key): _spelled_out(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled_out(item) for item in value]
-    return value
-
-
-def _source(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("parity.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_spelled_out,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("parity.report")
     environment.filters |= {
         "figure": lambda value: f"{value:.2e}",
         "short": lambda value: f"{value:.3g}",

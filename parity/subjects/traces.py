@@ -49,6 +49,15 @@ class TraceSubject:
         self._traces = {(one.info.scenario, one.info.mode): one for one in traces}
         self.captured = frozenset(self._traces)
 
+    def forward_inputs(self) -> list[Inputs]:
+        """Return what its forward passes were made from, a scenario each."""
+        return [trace.inputs for (_, mode), trace in self._traces.items() if mode == "free"]
+
+    @property
+    def layers(self) -> int:
+        """L of the model that was captured."""
+        return next(iter(self._traces.values())).info.layers
+
     def start(self, inputs: Inputs) -> TraceRun:
         return TraceRun(self._find(inputs, "free"))
 

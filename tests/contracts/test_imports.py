@@ -48,6 +48,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "jaxllama/unplaced.py": "",
         "parity/comparison/reference.py": "def _planted():\n    from parity import runner\n",
         "parity/nowhere.py": "",
+        "parity/health/metrics/states.py": "def _late():\n    import jax\n",
         "parity/diagnose/solve.py": "from jaxllama import rope\n",
         "parity/diagnose/describe.py": "from jaxllama import checkpoint\n",
         "parity/sources/names.py": "def _late():\n    from jaxllama.checkpoint import names\n",
@@ -72,6 +73,7 @@ def test_planted_imports_break_each_contract(tmp_path: Path):
         "parity.generation.sampler -> jaxllama.sampling",
         "jaxllama.cache -> jaxllama.attention",
         "parity.taps -> jax",
+        "parity.health.metrics.states -> jax",
         "unplaced",
         "parity.comparison.reference -> parity.runner",
         "nowhere",
@@ -109,7 +111,9 @@ def test_no_module_of_jaxllama_loads_torch():
 
 
 def test_the_core_of_parity_loads_numpy_alone():
-    loaded = loaded_by(every_module_of("parity.comparison") + "import parity.taps, parity.locate")
+    code = every_module_of("parity.comparison") + every_module_of("parity.health.metrics")
+    rules = "from parity.health.rule import catalogue; catalogue()"
+    loaded = loaded_by(f"{code}\nimport parity.taps, parity.locate\n{rules}")
     assert {"parity", "numpy"} <= loaded
     assert not loaded & (WITNESSES | {"jax", "flax", "jaxllama"})
 

@@ -48,7 +48,16 @@ JAXLLAMA = {
 }
 
 
-PARITY = {"Result", "assert_equal", "capture", "compare", "recheck", "run", "write_report"}
+PARITY = {
+    "Result",
+    "assert_equal",
+    "capture",
+    "check_health",
+    "compare",
+    "recheck",
+    "run",
+    "write_report",
+}
 PACKAGES = [(jaxllama, JAXLLAMA), (parity, PARITY)]
 both = pytest.mark.parametrize(("package", "names"), PACKAGES, ids=["jaxllama", "parity"])
 

@@ -17,12 +17,14 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/health.md",
     "docs/independence.md",
     "jaxllama/README.md",
     "parity/README.md",
     "parity/report/README.md",
 )
 README = (ROOT / "README.md").read_text()
+HEALTH = (ROOT / "docs/health.md").read_text()
 # A shell's own, and what makes a mask to lint; other programs have no place here.
 ACTIVATE = [".", ".venv/bin/activate"]
 SAVED = "import numpy; numpy.save('mask.npy', numpy.tril(numpy.ones((1, 1, 6, 6))))"
@@ -72,10 +74,13 @@ def unparsable(words: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+EXAMPLES = blocks("python") + blocks("python", HEALTH)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks("python")[number], f"README.md, example {number}", "exec"), {})
+    exec(compile(EXAMPLES[number], f"example {number}", "exec"), {})
 
 
 def test_there_are_examples():
@@ -84,7 +89,7 @@ def test_there_are_examples():
     assert ["make", "parity"] in commands()
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", commands() + commands(HEALTH), ids=" ".join)
 def test_commands_parse(words: list[str]):
     assert unparsable(words) is None
 

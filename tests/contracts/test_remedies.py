@@ -294,7 +294,12 @@ WHOLE = (
     "tests/parity/diagnose/test_whole_pass.py::"
     "test_a_kernel_that_only_runs_unwatched_is_explained_by_watching_it"
 )
+HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
 ELSEWHERE = {
+    **{
+        f"parity/health/{said}": HEALTH
+        for said in ("run.py: --against", "prepare.py: --length", "measure.py: --dtype")
+    },
     "parity/diagnose/whole_pass.py: --subject": WHOLE,
     "jaxllama/checkpoint/hub/download.py: {name.fetch_command()}": HUB,
     "jaxllama/checkpoint/hub/locate.py: {name.fetch_command()}": HUB,
@@ -326,6 +331,17 @@ NOT_RUN = {
     "parity/comparison/tolerance.py: parity selftest --calibrate": "takes an hour",
     "parity/diagnose/causes/masks/differs.py: parity lint": "said without a mask to give",
     "parity/diagnose/causes/masks/dropped.py: parity probe": "said without an attention to give",
+    **{
+        f"parity/health/rules/{said}": "said on a page that explains, of no file in particular"
+        for said in (
+            "single_column.py: --html",
+            "entropy_collapse.py: --baseline",
+            "leakage.py: --mask",
+            "leakage.py: --html",
+            "random_weights.py: jaxllama info",
+            "random_weights.py: jaxllama verify",
+        )
+    },
     "parity/lint/needs.py: --expect": "says what a rule was not given, not what to give",
     "parity/report/wording.py: --mode": "says which run tells two causes apart",
     "parity/runner/readings.py: --json": "says where the rest stands",

@@ -17,7 +17,18 @@ import numpy as np
 import pytest
 import small_llama
 
-from jaxllama import KVCache, Llama, Sampling, Taps, attention, generate, loss, rope, sampling
+from jaxllama import (
+    KVCache,
+    Llama,
+    Sampling,
+    Taps,
+    attention,
+    generate,
+    health,
+    loss,
+    rope,
+    sampling,
+)
 from jaxllama.errors import InputError
 from jaxllama.masks import BoundMask, Mask, Tokens, causal, explicit, padding, predicate, segments
 
@@ -54,6 +65,10 @@ class Stage:
         self.unknown_ids, self.too_long = self.ids.at[0, 0].set(999), jnp.asarray([2, 6])
         self.nine = jnp.zeros((B, 9), jnp.int32), jnp.ones((B, 9), bool)
         self.ninth = jnp.int32(9)
+        taps = Taps()
+        self.run(tap=taps)
+        self.shown = taps.recorded()
+        self.weights = self.shown["layers.0.attn_probs"]
         self.embedded = self.model.embed_tokens(self.ids, jnp.float32)
 
     def run(self, **options: Any) -> Any:
@@ -125,6 +140,10 @@ CALLS: dict[str, Callable[[Stage], Any]] = {
     "BoundMask.block": lambda s: s.mask.block(np.arange(2), np.arange(3)),
     "BoundMask.blocks": lambda s: next(EVEN.bind(s.tokens, s.tokens).blocks())[1],
     "BoundMask.__str__": lambda s: str(EVEN.bind(s.tokens, s.tokens)),
+    "entropy": lambda s: health.entropy(s.weights, s.mask.to_bool()),
+    "largest_logit": lambda s: health.largest_logit(s.weights, s.mask.to_bool()),
+    "rank_residual": lambda s: health.rank_residual(s.weights[:, 0], s.valid),
+    "health_figures": lambda s: health.health_figures(s.shown, s.valid),
     "Tokens.contiguous": lambda s: Tokens.contiguous(jnp.asarray([2, 5]), T).valid,
 }
 TRANSFORMATIONS: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
@@ -158,7 +177,7 @@ def arrays(value: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
 
 
-PUBLIC = [Llama, KVCache, BoundMask, attention, generate, loss, rope, sampling]
+PUBLIC = [Llama, KVCache, BoundMask, attention, generate, health.figures, loss, rope, sampling]
 # Not of arrays.
 LEFT_OUT = {"Llama.from_pretrained", "BoundMask.tree_flatten_with_keys", "BoundMask.tree_unflatten"}
 

@@ -1,0 +1,1 @@
+"""How well a model's attention is: figures of every layer and head, and what is wrong with them."""

@@ -1,0 +1,1 @@
+"""Figures of one layer's taps, in NumPy alone: what any implementation shows can be measured."""

@@ -1,0 +1,1 @@
+"""The rules of health, a file each; `parity.health.rule` says what a file has."""
