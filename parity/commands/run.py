@@ -41,6 +41,9 @@ def run_command(
         ),
     ] = "jaxllama",
     mesh: options.Mesh = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the JAX model's products: highest, high, or default.")
+    ] = "highest",
     override: options.Override = None,
     prompt: options.Prompt = None,
     tokens: Annotated[
@@ -88,6 +91,7 @@ def run_command(
             progress=progress,
             subject=subject,
             mesh=mesh,
+            precision=precision,
             stream=stream,
             seconds=SECONDS if seconds is None else seconds,
             quant=quant,

@@ -12,6 +12,7 @@ from typing import Any
 from jaxllama.checkpoint import SAMPLES, Checkpoint
 from parity.diagnose.search import SECONDS
 from parity.runner.plan import Plan
+from parity.runner.precision import HIGHEST
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt
 from parity.subjects.select import SubjectSpec
 
@@ -24,6 +25,7 @@ def describe_again(
     length: int | None,
     subject: SubjectSpec,
     mesh: str | None,
+    precision: str = HIGHEST,
     stream: bool,
     seconds: float,
     quant: str | None = None,
@@ -47,6 +49,8 @@ def describe_again(
         said["length"] = length
     if mesh is not None:
         said["mesh"] = mesh
+    if precision != HIGHEST:
+        said["precision"] = precision
     if stream:
         said["stream"] = True
     if seconds != SECONDS:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from parity.runner import machine
-from parity.runner.precision import effective_matmul_precision
+from parity.runner.precision import HIGHEST, effective_matmul_precision
 
 PACKAGES = (
     "jax",
@@ -24,8 +24,12 @@ PACKAGES = (
 )
 
 
-def describe() -> dict[str, Any]:
-    """Return what a reader needs to know to compare a run with another, as plain data."""
+def describe(precision: str = HIGHEST) -> dict[str, Any]:
+    """Return what a reader needs to know to compare a run with another, as plain data.
+
+    Args:
+        precision: of products, that the run has asked for.
+    """
     device = jax.devices()[0]
     # Named, not left to the caller: runs are described from within one at "highest".
     with jax.default_matmul_precision("default"):
@@ -43,7 +47,7 @@ def describe() -> dict[str, Any]:
         "devices": jax.device_count(),
         "x64": bool(jax.config.read("jax_enable_x64")),
         "matmul_precision": {
-            "in_force": "highest",
+            "in_force": precision,
             "float32_at_highest": highest,
             "float32_at_default": default,
         },

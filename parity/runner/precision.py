@@ -14,12 +14,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxllama.errors import InputError, argument
+
 Product = Callable[[Any, Any], Any]
+
+# What a run may be asked for; the first is what judges the meaning of a model.
+HIGHEST = "highest"
+PRECISIONS = (HIGHEST, "high", "default")
 
 # Significant bits, the leading one included. float16 has as many as TF32; nobody computes a
 # float32 product in it.
 _NAMES = {53: "float64", 24: "float32", 16: "bfloat16_3x", 11: "tfloat32", 8: "bfloat16"}
 _SIZE = 128  # so that no library takes the path it keeps for tiny matrices
+
+
+def check_precision(precision: str, *, ours: bool) -> None:
+    """Refuse a precision that there is not, or that the subject would not be run at.
+
+    Args:
+        precision: as asked for.
+        ours: whether the subject is this project's model, whole.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"{argument('precision', precision)}: expected one of {', '.join(PRECISIONS)}"
+        )
+    if precision != HIGHEST and not ours:
+        raise InputError(
+            f"{argument('precision', precision)}: is that of this project's own model, whole; "
+            "another sets its own, and streams run at the highest"
+        )
 
 
 def effective_matmul_precision(dtype: DTypeLike = "float32", product: Product | None = None) -> str:

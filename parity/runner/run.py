@@ -31,6 +31,7 @@ from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
+from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.quality import run_quality
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
@@ -58,6 +59,7 @@ def run(
     progress: Progress | None = None,
     subject: select.SubjectSpec = "jaxllama",
     mesh: str | None = None,
+    precision: str = HIGHEST,
     stream: bool = False,
     seconds: float = SECONDS,
     quant: str | None = None,
@@ -91,6 +93,8 @@ def run(
             function that makes one of the loaded model and a dtype, or a name: an attention
             backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
         mesh: devices that the JAX model is laid out on, `tensor=4,data=2`; see `jaxllama.sharding`.
+        precision: of the JAX model's products, of `parity.runner.precision.PRECISIONS`: what users
+            get who ask for nothing is `default`, and on GPUs and TPUs narrower than it says.
         stream: hold one layer of each side at a time, for checkpoints larger than memory; in
             `f32` and `bf16` unless `dtypes` says otherwise.
         seconds: of a processor, for the cause of a divergence.
@@ -107,6 +111,7 @@ def run(
     if not 0 < seconds < float("inf"):
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
     if quant is not None or cache_dtype is not None:
+        check_precision(precision, ours=False)
         return run_quality(
             checkpoint,
             quant=quant,
@@ -125,6 +130,7 @@ def run(
             seconds=seconds,
         )
     resolved = select.resolve_subject(subject, mesh)
+    check_precision(precision, ours=isinstance(resolved, select.Named) and not stream)
     if stream:
         resolved = select.FromCheckpoint(streamed.Streamed)
         dtypes = streamed.DTYPES if dtypes is None else dtypes
@@ -135,7 +141,7 @@ def run(
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
     began = time.perf_counter()
     timer = timing.Timer()
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), jax.default_matmul_precision(precision):
         opened = open_checkpoint(checkpoint)
         config = apply_overrides(opened.config, plan.overrides)
         laid_out = resolved.sharding(config) if isinstance(resolved, select.Named) else None
@@ -173,7 +179,7 @@ def run(
         shown = list({i.name: i for i in (*inputs, *differentiated, *rows_only)}.values())
         first, cause = _explain(rows, reading, shown, opened, truth, make, seconds)
         casts = [] if first is not None else _casts(plan, make, inputs, truth)
-        facts = environment.describe()
+        facts = environment.describe(precision)
         sample = make(plan.dtypes[0])
     result = Result(
         rows=rows,
@@ -198,10 +204,11 @@ def run(
             length=length,
             subject=subject,
             mesh=mesh,
+            precision=precision,
             stream=stream,
             seconds=seconds,
         ),
-        subject=sample.name,
+        subject=sample.name + ("" if precision == HIGHEST else f"-{precision}-precision"),
         notes=[
             *(f"{i.name}: {note}" for i in shown for note in i.notes),
             *opened.notes,

@@ -1,4 +1,4 @@
-"""The forward pass lowers for CUDA and TPU, on any machine: nothing in it knows the CPU alone."""
+"""Model, generation and gradients lower for CUDA and TPU: nothing in them knows the CPU alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from small_llama import CONFIG
 
+from jaxllama import generate as generation
 from jaxllama.attention import Backend
 from jaxllama.cache import KVCache
+from jaxllama.forms import Form
+from jaxllama.layers.linear import product
+from jaxllama.loss import next_token_loss
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.model import Llama
+from jaxllama.request import check_request
+from jaxllama.sampling import Sampling
 from jaxllama.taps import Taps, Untapped, untapped
 
 ACCELERATORS = ("cuda", "tpu")
@@ -63,6 +69,80 @@ def test_the_forward_pass_lowers(backend: Backend, dtype: str, cached: bool) -> 
 def test_the_captured_pass_lowers() -> None:
     exported = lowered("bfloat16", "xla", cached=True, tap=Taps())
     assert len(exported.out_avals) > 20 * CONFIG.num_hidden_layers
+
+
+@pytest.fixture(params=["gpu", "tpu"])
+def traced_elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Trace what is traced where JAX's devices are others: a CPU has ways of its own."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return str(request.param)
+
+
+def flattened(function: Any, *operands: Any) -> Any:
+    """Export a function of pytrees for both accelerators."""
+    leaves, structure = jax.tree.flatten(operands)
+
+    def flat(*leaves: Any) -> list[Any]:
+        return jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
+
+    return export.export(jax.jit(flat), platforms=ACCELERATORS)(*leaves)
+
+
+@pytest.mark.ill_typed  # descriptions of arrays stand in for arrays
+@pytest.mark.parametrize("form", ["stacked", "unrolled", "fused"])
+@pytest.mark.usefixtures("traced_elsewhere")
+def test_the_whole_of_generation_lowers(form: Form) -> None:
+    """Prefill, the loop of steps, sampling with all its filters, an int8 cache."""
+    model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
+    request = check_request(
+        model,
+        [[1, 2, 3], [4, 5]],
+        max_new_tokens=4,
+        eos_ids=None,
+        seed=0,
+        cache=None,
+        cache_dtype="int8",
+        every=1,
+    )
+    sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
+    state = generation._begin(model, request, sampling, None)
+    inputs = generation._inputs(request, sampling)
+    graph, weights = nnx.split(model)
+    exported = flattened(
+        lambda *operands: generation._advance(graph, *operands),
+        weights,
+        state,
+        inputs,
+        jnp.int32(4),
+    )
+    assert exported.mlir_module().count("stablehlo.while") >= 2
+
+
+@pytest.mark.parametrize("backend", ["xla", "blockwise", "dot_product"])
+@pytest.mark.usefixtures("traced_elsewhere")
+def test_gradients_lower(backend: Backend) -> None:
+    model = Llama(CONFIG, dtype="bfloat16", backend=backend, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(model)
+    ids = jnp.zeros((B, T), jnp.int32)
+    tokens = Tokens(ids, jnp.ones((B, T), bool), ids)
+
+    def slopes(weights: Any) -> Any:
+        def loss(weights: Any) -> jax.Array:
+            mask = (causal() & padding()).bind(tokens, tokens)
+            logits, _ = nnx.merge(graph, weights)(ids, positions=ids, mask=mask)
+            return next_token_loss(logits, ids, valid=tokens.valid)
+
+        return jax.grad(loss)(weights)
+
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own kernel, lowered late
+        exported = flattened(slopes, weights)
+    assert len(exported.out_avals) == len(jax.tree.leaves(weights))
+
+
+def test_a_cpus_own_ways_are_not_traced_elsewhere(traced_elsewhere: str) -> None:
+    x, weight = jnp.ones((1, 4), jnp.bfloat16), jnp.ones((6, 4), jnp.bfloat16)
+    traced = str(jax.make_jaxpr(lambda x: product(x, weight, "float32"))(x))
+    assert "concatenate" not in traced, traced_elsewhere
 
 
 class CpuOnly(Untapped):

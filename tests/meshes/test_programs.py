@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax import export
 from witnesses import LAYERS, small
 
 from jaxllama import generate as generation
 from jaxllama.checkpoint import load_model
 from jaxllama.forms import Form
+from jaxllama.loss import next_token_loss
+from jaxllama.masks import Tokens, causal, padding
 from jaxllama.request import check_request
 from jaxllama.sampling import GREEDY
 
@@ -91,3 +95,23 @@ def test_memory_of_a_device_falls_with_their_number() -> None:
     one = of("data=1")
     assert of("tensor=8") < one / 2.4  # keys and values are whole, and a half of the bytes here
     assert of("fsdp=8") < one / 6
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=4", "data=2,tensor=4"])
+def test_a_model_on_a_mesh_lowers_for_accelerators(mesh: str) -> None:
+    model = load_model(CHECKPOINT, dtype="bfloat16", mesh=mesh, form="stacked")
+    graph, weights = nnx.split(model)
+    leaves, structure = jax.tree.flatten(weights)
+    tokens = Tokens.contiguous(jnp.full(ROWS, 5, jnp.int32), 5)
+
+    def slopes(*leaves: jax.Array) -> list[jax.Array]:
+        def loss(weights: Any) -> jax.Array:
+            mask = (causal() & padding()).bind(tokens, tokens)
+            ids = jnp.ones((ROWS, 5), jnp.int32)
+            logits, _ = nnx.merge(graph, weights)(ids, positions=tokens.positions, mask=mask)
+            return next_token_loss(logits, ids, valid=tokens.valid)
+
+        return jax.tree.leaves(jax.grad(loss)(jax.tree.unflatten(structure, leaves)))
+
+    exported = export.export(jax.jit(slopes), platforms=("cuda", "tpu"))(*leaves)
+    assert exported.nr_devices == 8 and exported.platforms == ("cuda", "tpu")

@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from witnesses import small
 
+import parity
+from jaxllama.errors import InputError
 from parity.runner.precision import effective_matmul_precision
+from parity.subjects.jaxllama.run import JaxRun
 
 
 def rounded(x: Any, bits: int) -> np.ndarray:
@@ -79,3 +83,40 @@ def test_bfloat16_factors_in_jax_itself_are_named() -> None:
 
     with jax.default_device(jax.devices("cpu")[0]):
         assert effective_matmul_precision("float32", jax.jit(product)) == "bfloat16"
+
+
+def test_a_run_at_the_default_precision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the products are the same; that they are asked for otherwise is seen as they run."""
+    asked: set[str] = set()
+    step = JaxRun.step
+
+    def watched(self: JaxRun, force: Any = None) -> Any:
+        asked.add(str(jax.config.jax_default_matmul_precision))
+        return step(self, force)
+
+    monkeypatch.setattr(JaxRun, "step", watched)
+    options: dict[str, Any] = {"dtypes": "f32", "modes": "free", "scenarios": "causal", "length": 9}
+    result = parity.run(small(), precision="default", **options)
+    assert asked == {"default"}
+    assert result.verdict == "equal" and result.subject == "jaxllama-default-precision"
+    assert result.environment["matmul_precision"]["in_force"] == "default"
+    assert "precision='default'" in result.command
+    asked.clear()
+    plain = parity.run(small(), **options)
+    assert asked == {"highest"} and plain.subject == "jaxllama"
+    assert "precision" not in plain.command
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "low"}, "expected one of highest, high, default"),
+        ({"precision": "default", "subject": "hf"}, "another sets its own"),
+        ({"precision": "default", "stream": True}, "streams run at the highest"),
+        ({"precision": "default", "quant": "int8"}, "another sets its own"),
+    ],
+)
+def test_a_precision_that_would_not_be_had_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match="precision") as refused:
+        parity.run("tiny", **options)
+    assert said in str(refused.value)
