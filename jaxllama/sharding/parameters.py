@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 from jaxllama.quantisation.arrays import Int4Array, Int8Array
 from jaxllama.sharding.layout import ModelSharding
@@ -19,21 +23,45 @@ def gathered(module: Module, sharding: ModelSharding | None, name: str = "") -> 
 
     Left to itself the compiler may move activations in their place, which are more, or all of a
     table for the rows that are looked up. What it puts together here it lets go of after the use,
-    and gradients come back cut.
+    and gradients come back cut as the parameters are: each device has the sum of its part alone.
 
     Args:
         module: a layer, or a part of the model that has parameters.
-        sharding: the model's; nothing is done without one, or without devices along `fsdp`.
+        sharding: the model's; nothing is done without one.
         name: of the module, where it has a parameter itself.
     """
-    if sharding is None or sharding.sizes["fsdp"] == 1:
+    if sharding is None:
         return module
     graph, state = nnx.split(module)
-    whole = {
-        path: held.replace(on_leaves(sharding.keep, held.get_value(), _whole((name, *path))))
+
+    def whole(array: Array, names: Names) -> Array:
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return _put_together(array, sharding, names)
+        return sharding.keep(array, _whole(names))
+
+    used = {
+        path: held.replace(on_leaves(whole, held.get_value(), _names((name, *path))))
         for path, held in nnx.to_flat_state(state)
     }
-    return nnx.merge(graph, nnx.from_flat_state(whole))
+    return nnx.merge(graph, nnx.from_flat_state(used))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _put_together(array: Array, sharding: ModelSharding, names: Names) -> Array:
+    return sharding.keep(array, _whole(names))
+
+
+def _put_together_forward(
+    array: Array, sharding: ModelSharding, names: Names
+) -> tuple[Array, None]:
+    return sharding.keep(array, _whole(names)), None
+
+
+def _cut_again(sharding: ModelSharding, names: Names, _: None, pulled: Array) -> tuple[Array]:
+    return (sharding.keep(pulled, names),)
+
+
+_put_together.defvjp(_put_together_forward, _cut_again)
 
 
 def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -> Any:
@@ -54,6 +82,9 @@ def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -
     return function(array, names)
 
 
-def _whole(path: tuple[object, ...]) -> Names:
-    names = PARAMETERS.get(str(path[-2]), ())
+def _names(path: tuple[object, ...]) -> Names:
+    return PARAMETERS.get(str(path[-2]), ())
+
+
+def _whole(names: Names) -> Names:
     return tuple(None if name == "embed" else name for name in names)

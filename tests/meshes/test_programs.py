@@ -97,21 +97,33 @@ def test_memory_of_a_device_falls_with_their_number() -> None:
     assert of("fsdp=8") < one / 6
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=4", "data=2,tensor=4"])
-def test_a_model_on_a_mesh_lowers_for_accelerators(mesh: str) -> None:
-    model = load_model(CHECKPOINT, dtype="bfloat16", mesh=mesh, form="stacked")
-    graph, weights = nnx.split(model)
-    leaves, structure = jax.tree.flatten(weights)
+def slopes_of(mesh: str, form: Form, dtype: str = "float32") -> tuple[Any, Any]:
+    """Return a function from a model's weights to their gradients, and the weights."""
+    graph, weights = nnx.split(load_model(CHECKPOINT, dtype=dtype, mesh=mesh, form=form))
     tokens = Tokens.contiguous(jnp.full(ROWS, 5, jnp.int32), 5)
 
-    def slopes(*leaves: jax.Array) -> list[jax.Array]:
-        def loss(weights: Any) -> jax.Array:
-            mask = (causal() & padding()).bind(tokens, tokens)
-            ids = jnp.ones((ROWS, 5), jnp.int32)
-            logits, _ = nnx.merge(graph, weights)(ids, positions=tokens.positions, mask=mask)
-            return next_token_loss(logits, ids, valid=tokens.valid)
+    def loss(weights: Any) -> jax.Array:
+        mask = (causal() & padding()).bind(tokens, tokens)
+        ids = jnp.ones((ROWS, 5), jnp.int32)
+        logits, _ = nnx.merge(graph, weights)(ids, positions=tokens.positions, mask=mask)
+        return next_token_loss(logits, ids, valid=tokens.valid)
 
-        return jax.tree.leaves(jax.grad(loss)(jax.tree.unflatten(structure, leaves)))
+    return jax.jit(jax.grad(loss)), weights
 
-    exported = export.export(jax.jit(slopes), platforms=("cuda", "tpu"))(*leaves)
+
+@pytest.mark.parametrize("form", ["stacked", "unrolled"])
+@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=4", "data=2,tensor=4"])
+def test_gradients_lie_where_their_parameters_do(mesh: str, form: Form) -> None:
+    slopes, weights = slopes_of(mesh, form)
+    pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(slopes(weights)), strict=True)
+    for weight, gradient in pairs:
+        assert gradient.sharding.is_equivalent_to(weight.sharding, weight.ndim)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=4", "data=2,tensor=4"])
+def test_a_model_on_a_mesh_lowers_for_accelerators(mesh: str) -> None:
+    slopes, weights = slopes_of(mesh, "stacked", "bfloat16")
+    leaves, structure = jax.tree.flatten(weights)
+    flat = jax.jit(lambda *leaves: jax.tree.leaves(slopes(jax.tree.unflatten(structure, leaves))))
+    exported = export.export(flat, platforms=("cuda", "tpu"))(*leaves)
     assert exported.nr_devices == 8 and exported.platforms == ("cuda", "tpu")
