@@ -1,4 +1,4 @@
-"""The command line: `jaxllama info | convert | verify | generate | bench`.
+"""The command line: `jaxllama info | convert | verify | generate | bench | plan`.
 
 Exit codes: 0 done or equal, 1 different and nothing else, 2 bad usage or bad input, 4 an internal
 error or no memory, 130 interrupted.
@@ -28,6 +28,7 @@ from jaxllama.command_line.console import SafeConsole, SafeTable
 from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.printable import one_line
+from jaxllama.plan.command import plan
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint.convert import Conversion
@@ -219,6 +220,7 @@ def _print_differences(result: Verification) -> None:
 
 app.command()(generate)
 app.command()(bench)
+app.command()(plan)
 
 
 def _tokens(source: str, file: Path) -> list[int]:

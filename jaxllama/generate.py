@@ -250,11 +250,11 @@ def _advance(
         valid = jnp.arange(T, dtype=jnp.int32)[None, :] < inputs.prompt_lengths[:, None]
         seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
         known = {"fresh": inputs.prompt_lengths} if inputs.fresh else {}
-        logits, cache = _feed(model, s.cache, inputs.prompt, valid, **known)
+        logits, cache = feed(model, s.cache, inputs.prompt, valid, **known)
         return _write(dataclasses.replace(s, cache=cache, seen=seen), logits, inputs)
 
     def decode(s: _State) -> _State:
-        logits, cache = _feed(model, s.cache, s.last[:, None], ~s.done[:, None])
+        logits, cache = feed(model, s.cache, s.last[:, None], ~s.done[:, None])
         return _write(dataclasses.replace(s, cache=cache), logits, inputs)
 
     # A loop that runs at most once, where a `cond` would copy the whole cache when it does not.
@@ -273,7 +273,7 @@ def _advance(
     )
 
 
-def _feed(
+def feed(
     model: Llama,
     cache: KVCache,
     tokens: Int[Array, "B T"],

@@ -116,6 +116,12 @@ CASES = [
         "--chat reads what a user says as text",
         "jaxllama generate {base} '<|end_of_text|>' --max-tokens 1 --chat",
     ),
+    Case(
+        ("jaxllama/plan/request.py: --context",),
+        "jaxllama plan tiny --context 200000",
+        "give at most --context 131072",
+        "jaxllama plan tiny --context 131072 --compiler cpu",
+    ),
     *(
         Case(
             (f"jaxllama/bench/request.py: --{option}",),
@@ -327,6 +333,8 @@ NOT_RUN = {
     f"{FLOATS}: python convert_hf_to_gguf.py DIRECTORY --outtype bf16": "takes llama.cpp's source",
     "jaxllama/files/reading.py: git lfs pull": "takes a repository with LFS, and a network",
     "jaxllama/files/reading.py: git annex get": "takes a repository with git-annex",
+    "jaxllama/plan/request.py: --device": "takes a device's own compiler",
+    "jaxllama/plan/terminal.py: --mesh": "names the mesh that was found",
     "jaxllama/overflow.py: jaxllama info CHECKPOINT": "said of weights that no file here has",
     "parity/comparison/tolerance.py: parity selftest --calibrate": "takes an hour",
     "parity/diagnose/causes/masks/differs.py: parity lint": "said without a mask to give",
@@ -389,7 +397,7 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    assert {*PIP.findall(" ".join(named))} == {"hub", "parity", "meta"}
+    assert {*PIP.findall(" ".join(named))} == {"cuda", "hub", "meta", "parity", "tpu"}
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 
 

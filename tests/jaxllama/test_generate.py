@@ -132,7 +132,7 @@ def test_greedy_decode_equals_the_uncached_forward(model: Llama) -> None:
 
 @pytest.mark.parametrize("fault", ["position", "neighbour's keys"])
 def test_wrong_decode_is_caught(monkeypatch: pytest.MonkeyPatch, model: Llama, fault: str) -> None:
-    hidden, feed = Llama.hidden, module._feed
+    hidden, feed = Llama.hidden, module.feed
 
     def late(self: Llama, tokens: jax.Array, *, positions: jax.Array, **rest: Any) -> Any:
         return hidden(self, tokens, positions=positions + int(tokens.shape[1] == 1), **rest)
@@ -144,7 +144,7 @@ def test_wrong_decode_is_caught(monkeypatch: pytest.MonkeyPatch, model: Llama, f
     if fault == "position":
         monkeypatch.setattr(Llama, "hidden", late)
     else:
-        monkeypatch.setattr(module, "_feed", stale)
+        monkeypatch.setattr(module, "feed", stale)
     module._advance.clear_cache()
     try:
         found = generate(model, PROMPTS, max_new_tokens=12)

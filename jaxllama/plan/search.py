@@ -1,0 +1,91 @@
+"""The cheapest mesh on which a model fits: the fewest devices, then the fastest step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from jaxllama.plan.devices import Accelerator
+from jaxllama.plan.memory import DeviceShare, device_share
+from jaxllama.plan.request import MOST_DEVICES, PlanRequest
+from jaxllama.plan.result import MeshPlan, prefill_seconds, step_seconds
+from jaxllama.sharding.layout import mesh_problems
+from jaxllama.sharding.mesh import Sizes, mesh_in_words
+
+# Of each two programs are compiled.
+MOST_TRIED = 8
+
+
+def share_of(request: PlanRequest, sizes: Sizes) -> DeviceShare:
+    """Return what a device of a mesh has of what is asked for."""
+    return device_share(
+        request.config,
+        sizes,
+        rows=request.batch,
+        slots=request.context,
+        dtype=request.dtype,
+        cache_dtype=request.cache_dtype,
+        quant=request.quant,
+    )
+
+
+def candidates(request: PlanRequest, device: Accelerator) -> list[tuple[Sizes, DeviceShare]]:
+    """Return meshes on which weights and cache fit, the best first.
+
+    Sizes are powers of two; along `tensor` no more devices than share every product at full
+    speed. Of one number of devices the mesh with the shortest step is best, then the one with the
+    shortest prefill, then the one that puts the fewest weights together.
+
+    Args:
+        request: what is planned.
+        device: on which.
+    """
+    found = []
+    for sizes in _meshes(device.most_tensor):
+        if mesh_problems(sizes, request.config, "stacked"):
+            continue
+        share = share_of(request, sizes)
+        if share.weights + share.cache < device.usable:
+            found.append((sizes, share))
+
+    def cost(one: tuple[Sizes, DeviceShare]) -> tuple[float, ...]:
+        sizes, share = one
+        count = sizes["data"] * sizes["fsdp"] * sizes["tensor"]
+        return count, step_seconds(share, device), prefill_seconds(share, device), sizes["fsdp"]
+
+    return sorted(found, key=cost)
+
+
+def cheapest(
+    request: PlanRequest,
+    device: Accelerator,
+    plan_of: Callable[[Sizes, DeviceShare], MeshPlan],
+    say: Callable[[str], None],
+) -> tuple[MeshPlan | None, int, bool]:
+    """Return the first candidate that fits with what its programs make on the way.
+
+    Args:
+        request: what is planned.
+        device: on which.
+        plan_of: compiles for a mesh.
+        say: told of each that is tried.
+
+    Returns:
+        The plan of it, or None; how many were tried; and whether others were left.
+    """
+    known = candidates(request, device)
+    for tried, (sizes, share) in enumerate(known[:MOST_TRIED], 1):
+        say(f"compiling for {mesh_in_words(sizes)}")
+        found = plan_of(sizes, share)
+        if found.fits(device):
+            return found, tried, False
+    tried = min(len(known), MOST_TRIED)
+    return None, tried, len(known) > tried
+
+
+def _meshes(most_tensor: int) -> Iterator[Sizes]:
+    powers = [1 << k for k in range(MOST_DEVICES.bit_length())]
+    for data in powers:
+        for fsdp in powers:
+            for tensor in powers:
+                if tensor <= most_tensor and data * fsdp * tensor <= MOST_DEVICES:
+                    yield {"data": data, "fsdp": fsdp, "tensor": tensor}
