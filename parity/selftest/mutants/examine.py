@@ -248,6 +248,8 @@ def default_run(form: str = oracles.DEFAULT) -> Result:
 
 def _begin() -> None:
     torch.set_num_threads(1)
+    # An edited program is compiled to be run a few times: without optimisation in half the time.
+    jax.config.update("jax_disable_most_optimizations", True)
     compilation_cache.turn_on()
 
 
