@@ -16,6 +16,8 @@ import torch
 
 from jaxllama import compilation_cache
 from jaxllama.errors import JaxLlamaError
+from parity.diagnose.compare_recording import with_pads_shown
+from parity.diagnose.recording import record
 from parity.result import CauseReport, Divergence, Result
 from parity.runner.run import run
 from parity.selftest.mutants import oracles
@@ -354,10 +356,13 @@ def difference_from_stated(first: Divergence, cause: CauseReport, form: str) -> 
             subject = oracles.subject_of(checkpoint, lane)
             watched = subject.in_blocks() if unwatched else subject
             assert watched is not None
-            mine = oracles.show(watched, inputs, mode, layers)
-            wrong = cause.wrong_inputs(inputs, oracles.chunks_of(inputs, mode))
+            chunks = oracles.chunks_of(inputs, mode)
+            recording = record(watched, inputs, chunks, layers)
+            mine = oracles.named_by_call(recording.stages, layers)
+            wrong = cause.wrong_inputs(inputs, chunks)
             if wrong is None:
                 return "masks or positions of one run alone"
+            wrong = with_pads_shown(recording, wrong)  # which is nobody's business
             made = oracles.show(cause.wrong_reference, wrong, mode, layers)
             made, mine = (real_cells(shown, inputs) for shown in (made, mine))
             if unwatched:  # what a call sets up is not shown there: it is what attention obeys

@@ -18,7 +18,7 @@ from jaxllama.config import RopeScaling
 from parity.inputs import Inputs, batch_alike, decode_chunks, join_inputs
 from parity.scenarios import SCENARIOS, scenario
 from parity.subjects import select
-from parity.subjects.base import Subject, require_decoding
+from parity.subjects.base import Arrays, Subject, require_decoding
 from parity.subjects.jaxllama.subject import JaxLlama
 from parity.taps import SETUP_TAPS, in_flow_order
 
@@ -113,12 +113,16 @@ def show(subject: Subject, inputs: Inputs, mode: str, layers: int) -> Shown:
         run = subject.start(inputs)
     else:
         run = require_decoding(subject).start_decode(inputs, chunks)
-    found = {}
-    for call in range(len(chunks or [0])):
-        for _ in range(layers + 2):
-            for name, value in run.step().items():
-                found[f"{call}.{name}"] = np.array(value, np.float64)
-    return found
+    return named_by_call([run.step() for _ in range(len(chunks or [0]) * (layers + 2))], layers)
+
+
+def named_by_call(stages: Sequence[Arrays], layers: int) -> Shown:
+    """Return what all stages of a pass show, call by call."""
+    return {
+        f"{number // (layers + 2)}.{name}": np.array(value, np.float64)
+        for number, stage in enumerate(stages)
+        for name, value in stage.items()
+    }
 
 
 def first_difference(

@@ -19,7 +19,7 @@ ID = "factor"
 COUNTED = (
     *("positions", "q_position", "k_position", "distance", "window"),
     *("q_segment", "k_segment"),
-    *("before", "count", "filled", "slot", "own", "capacity", "at"),
+    *("before", "count", "filled", "slot", "own", "capacity", "at", "row"),
 )
 # Each with its words and where the search for its number begins.
 OPERATIONS = {

@@ -1,0 +1,37 @@
+"""Edits of jaxllama's own source, of the kinds that mutants have left open, are explained."""
+
+from __future__ import annotations
+
+import pytest
+from planting import planted
+from witnesses import small
+
+from parity.runner import run
+
+CHECKPOINT = small()
+ROWS = "rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
+SLOTS = "slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)"
+RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after", "said"),
+    [
+        ("jaxllama.cache", ROWS, f"{ROWS} * 2", "row is multiplied by 2"),
+        ("jaxllama.cache", RESERVED_ROWS, f"{RESERVED_ROWS} * 2", "row is multiplied by 2"),
+        (
+            "jaxllama.cache",
+            SLOTS,
+            "slots = jnp.where(valid & (slots < cache.capacity), cache.capacity, slots)",
+            "slot and capacity are exchanged in at",
+        ),
+    ],
+)
+def test_an_edit_of_the_source_is_explained(
+    module: str, before: str, after: str, said: str
+) -> None:
+    with planted(module, before, after):
+        found = run.run(CHECKPOINT, dtypes="f64", modes="decode", scenarios="all", length=13).cause
+    assert found is not None and found.confirmed
+    # Where these rows do not tell it from another, that one is named, and it beside it.
+    assert any(said in line for line in (found.summary, *found.evidence))
