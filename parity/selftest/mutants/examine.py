@@ -238,14 +238,21 @@ def _placed(
 
 
 def default_run(form: str = oracles.DEFAULT) -> Result:
-    """Run the checker as a user would who also decodes, in all scenarios, on a model of a form."""
-    return run(
-        oracles.checkpoints()[form],
-        dtypes=oracles.LANES,
-        modes=("free", "isolated", "decode"),
-        scenarios="all",
-        length=oracles.LENGTH,
-    )
+    """Run the checker as a user would who also decodes, in all scenarios, on a model of a form.
+
+    A dtype is run where those before it are equal: nothing in it comes first else.
+    """
+    for lane in oracles.LANES:
+        result = run(
+            oracles.checkpoints()[form],
+            dtypes=lane,
+            modes=("free", "isolated", "decode"),
+            scenarios="all",
+            length=oracles.LENGTH,
+        )
+        if result.verdict != "equal":
+            break
+    return result
 
 
 def _begin() -> None:
