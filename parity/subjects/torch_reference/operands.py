@@ -115,7 +115,7 @@ def cache_operands(inputs: Inputs, sizes: Sequence[int]) -> dict[str, Tensor]:
         "c_position": to_torch(inputs.positions[:, :stop].astype(np.int64)),
         "c_segment": to_torch(segments[:, :stop].astype(np.int64)),
         "capacity": torch.tensor(inputs.tokens.shape[1]),
-        "row": torch.arange(len(real))[:, None],
+        "row": torch.arange(len(real))[:, None].expand(real.shape),
         "one": torch.tensor(1),
     }
 

@@ -393,7 +393,7 @@ class ReadBack:
 
     The inputs are what each column wrote [B C K H], the slot that it wrote to [B C], the slot that
     it reads [B C], the number of its call [C], the slots of a row and the row that each writes to
-    [B 1]. Past the end nothing is written; slots and rows below 0 count from the end.
+    [B C]. Past the end nothing is written; slots and rows below 0 count from the end.
     """
 
     said: str = "what is in each token's slot"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from planting import planted
 from witnesses import small
@@ -9,9 +11,13 @@ from witnesses import small
 from parity.runner import run
 
 CHECKPOINT = small()
+SCENARIO: dict[str, Any] = {"scenarios": "mixed_lengths", "length": 13}
 ROWS = "rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
 SLOTS = "slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)"
-RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
+HELD_POSITIONS = "cache.positions.at[rows, slots]"
+QUERIES = "q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)"
+RESERVED_SCENARIO: dict[str, Any] = {"scenarios": "mixed_lengths", "length": 13}
+ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
 
 
 @pytest.mark.parametrize(
@@ -25,13 +31,27 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
             "slots = jnp.where(valid & (slots < cache.capacity), cache.capacity, slots)",
             "slot and capacity are exchanged in at",
         ),
+        (
+            "jaxllama.cache",
+            HELD_POSITIONS,
+            "cache.positions.at[positions, slots]",
+            "held_position reads c_position in place of row",
+        ),
+        (
+            "jaxllama.attention.reference",
+            QUERIES,
+            QUERIES.replace("3, 1, 4", "3, 4, 1"),
+            "queries is laid out as BKGHT and read as BKGTH",
+        ),
     ],
 )
 def test_an_edit_of_the_source_is_explained(
     module: str, before: str, after: str, said: str
 ) -> None:
     with planted(module, before, after):
-        found = run.run(CHECKPOINT, dtypes="f64", modes="decode", scenarios="all", length=13).cause
+        found = run.run(
+            CHECKPOINT, dtypes="f64", modes="decode", scenarios="mixed_lengths", length=13
+        ).cause
     assert found is not None and found.confirmed
     # Where these rows do not tell it from another, that one is named, and it beside it.
     assert any(said in line for line in (found.summary, *found.evidence))
