@@ -15,9 +15,9 @@ SCENARIO: dict[str, Any] = {"scenarios": "mixed_lengths", "length": 13}
 ROWS = "rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
 SLOTS = "slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)"
 HELD_POSITIONS = "cache.positions.at[rows, slots]"
+HIDDEN = "jnp.where(visible, scores, jnp.finfo(wide).min)"
 QUERIES = "q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)"
-RESERVED_SCENARIO: dict[str, Any] = {"scenarios": "mixed_lengths", "length": 13}
-ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
+RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,12 @@ ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]"
             HELD_POSITIONS,
             "cache.positions.at[positions, slots]",
             "held_position reads c_position in place of row",
+        ),
+        (
+            "jaxllama.attention.reference",
+            HIDDEN,
+            "jnp.where(visible, jnp.finfo(wide).min, scores)",
+            "hidden is hiding of what is visible, by a finite number",
         ),
         (
             "jaxllama.attention.reference",
