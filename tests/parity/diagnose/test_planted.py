@@ -54,10 +54,9 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
 def test_an_edit_of_the_source_is_explained(
     module: str, before: str, after: str, said: str
 ) -> None:
+    modes = "decode" if module == "jaxllama.cache" else "free"
     with planted(module, before, after):
-        found = run.run(
-            CHECKPOINT, dtypes="f64", modes="decode", scenarios="mixed_lengths", length=13
-        ).cause
+        found = run.run(CHECKPOINT, dtypes="f64", modes=modes, **SCENARIO).cause
     assert found is not None and found.confirmed
     # Where these rows do not tell it from another, that one is named, and it beside it.
     assert any(said in line for line in (found.summary, *found.evidence))
