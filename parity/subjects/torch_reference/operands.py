@@ -166,6 +166,7 @@ class Operands(Mapping[str, Value]):
             "eps": config.rms_norm_eps,
             "scale": reference.scale(),
             "kv_heads": reference.kv_head_of_query(),
+            "factor per call": 1.0,
         }
 
     def __getitem__(self, name: str) -> Value:

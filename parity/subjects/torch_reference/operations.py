@@ -393,7 +393,8 @@ class ReadBack:
 
     The inputs are what each column wrote [B C K H], the slot that it wrote to [B C], the slot that
     it reads [B C], the number of its call [C], the slots of a row and the row that each writes to
-    [B C]. Past the end nothing is written; slots and rows below 0 count from the end.
+    [B C]; of keys and values also by what each call multiplies all that is held already. Past the
+    end nothing is written; slots and rows below 0 count from the end.
     """
 
     said: str = "what is in each token's slot"
@@ -407,6 +408,7 @@ class ReadBack:
         call: Tensor,
         capacity: Tensor,
         row: Tensor,
+        factor: float = 1.0,
     ) -> Tensor:
         rows, slots = len(made), int(capacity)
         kept = min(slots, int(read.max()) + 1)  # what nobody reads need not be there
@@ -415,6 +417,7 @@ class ReadBack:
         buffer = made.new_zeros(rows + 1, kept + 1, *made.shape[2:])
         for number in call.unique().tolist():
             of_call = call == number
+            buffer = buffer if factor == 1 else buffer * factor
             buffer[into[:, of_call], slot[:, of_call]] = made[:, of_call]
         return buffer[torch.arange(rows)[:, None], read.clamp(0, kept).long()]
 

@@ -174,7 +174,8 @@ ACTIVATION: Program = (
 MASK: Program = (
     Step("distance", ("q_position", "k_position"), Binary("-")),
     Step("causal", ("distance", "zero"), Binary(">=")),
-    Step("near", ("distance", "window"), Binary("<")),
+    Step("edge", ("q_position", "window"), Binary("-")),
+    Step("near", ("k_position", "edge"), Binary(">")),
     Step("alike", ("q_segment", "k_segment"), Binary("==")),
     Step("together", ("alike", "undivided"), Binary("or")),
     Step("real", ("q_sees", "k_valid"), Binary("and")),
@@ -191,7 +192,7 @@ CACHE: Program = (
     Step("fits", ("slot", "capacity"), Binary("<")),
     Step("kept", ("c_valid", "fits"), Binary("and")),
     Step("at", ("kept", "slot", "capacity"), Where()),
-    Step("held", ("made", "at", "own", "call", "capacity", "row"), ReadBack()),
+    Step("held", ("made", "at", "own", "call", "capacity", "row", "factor per call"), ReadBack()),
 )
 _SLOTS = CACHE[:-1]
 # Through a cache a query goes by what the cache says of each key.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from planting import planted
 from witnesses import small
@@ -11,7 +9,6 @@ from witnesses import small
 from parity.runner import run
 
 CHECKPOINT = small()
-SCENARIO: dict[str, Any] = {"scenarios": "mixed_lengths", "length": 13}
 ROWS = "rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
 SLOTS = "slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)"
 HELD_POSITIONS = "cache.positions.at[rows, slots]"
@@ -38,6 +35,18 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
             "held_position reads c_position in place of row",
         ),
         (
+            "jaxllama.cache",
+            'return held.at[at].set(new, mode="drop")',
+            'return held.at[at].set(new, mode="drop") * 2',
+            "held is multiplied by 2",
+        ),
+        (
+            "jaxllama.masks.specs",
+            "cells.q_position - self.window_keys",
+            "(cells.q_position - self.window_keys) * 2",
+            "edge is multiplied by 2",
+        ),
+        (
             "jaxllama.attention.reference",
             HIDDEN,
             "jnp.where(visible, jnp.finfo(wide).min, scores)",
@@ -55,8 +64,9 @@ def test_an_edit_of_the_source_is_explained(
     module: str, before: str, after: str, said: str
 ) -> None:
     modes = "decode" if module == "jaxllama.cache" else "free"
+    name = "windowed" if "window" in before else "mixed_lengths"
     with planted(module, before, after):
-        found = run.run(CHECKPOINT, dtypes="f64", modes=modes, **SCENARIO).cause
+        found = run.run(CHECKPOINT, dtypes="f64", modes=modes, scenarios=name, length=13).cause
     assert found is not None and found.confirmed
     # Where these rows do not tell it from another, that one is named, and it beside it.
     assert any(said in line for line in (found.summary, *found.evidence))
