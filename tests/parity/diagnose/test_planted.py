@@ -47,6 +47,12 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
             "edge is multiplied by 2",
         ),
         (
+            "jaxllama.config",
+            "(1 - keep) / self.factor + keep",
+            "np.where(keep > 0, (1 - keep) / self.factor + keep, np.inf)",
+            "slow frequencies scaled by 0 to 1",
+        ),
+        (
             "jaxllama.attention.reference",
             HIDDEN,
             "jnp.where(visible, jnp.finfo(wide).min, scores)",
