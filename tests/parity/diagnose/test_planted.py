@@ -49,8 +49,8 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
         (
             "jaxllama.config",
             "(1 - keep) / self.factor + keep",
-            "np.where(keep > 0, (1 - keep) / self.factor + keep, np.inf)",
-            "slow frequencies scaled by 0 to 1",
+            "np.where(keep > 0, (1 - keep) / self.factor + keep, 1e-300)",
+            "slow frequencies scaled by",
         ),
         (
             "jaxllama.attention.reference",
