@@ -69,8 +69,8 @@ def _notes(request: PlanRequest, given: MeshPlan | None, shown: list[MeshPlan]) 
     )
     if request.quant is not None:
         notes.append(
-            f"{request.quant.name}: weights as held and read; activations and temporaries are those of "
-            f"the program in {request.dtype.name}"
+            f"{request.quant.name}: weights as held and read; activations and temporaries are those "
+            f"of the program in {request.dtype.name}"
         )
     for reason in {one.measured.note for one in shown if one.measured.note}:
         notes.append(f"the device's own compiler was not asked: {reason}")

@@ -26,16 +26,22 @@ class Elsewhere:
         recordings: of them: what explains the subject does so in all.
         probes: of what is made to tell explanations apart: a subject need not take such inputs, so
             that they only decide between explanations.
+        usual_probes: those of them that are masked by rules that the run's scenarios have. What was
+            read off single rows or columns has to hold there too: it may be an accident of these.
         before: what has been found to be wrong already.
     """
 
     recordings: Sequence[Recording] = ()
     probes: Sequence[Recording] = ()
+    usual_probes: Sequence[Recording] = ()
     before: tuple[Hypothesis, ...] = ()
 
     def fails(self, hypothesis: Hypothesis, reference: MutatedReference) -> str:
         """Say where a wrong reference is none of the subject; empty if nowhere."""
-        return self._fails(self.recordings, hypothesis, reference)
+        found = self._fails(self.recordings, hypothesis, reference)
+        if not found and _is_of_places(hypothesis):
+            found = self._fails(self.usual_probes, hypothesis, reference)
+        return found
 
     def doubts(self, hypothesis: Hypothesis, reference: MutatedReference) -> bool:
         """Return whether a wrong reference is none of the subject on what tells apart."""
@@ -61,6 +67,12 @@ class Elsewhere:
             if compare_recording(recording, reference, inputs).first is not None:
                 return f"in {name} it does not"
         return ""
+
+
+def _is_of_places(hypothesis: Hypothesis) -> bool:
+    """Return whether edits hold in some rows or columns of a batch alone."""
+    axes = (axis for change in hypothesis.changes for axis, _ in change.scope.axes)
+    return not {*axes}.isdisjoint("BT")
 
 
 def inputs_like(
@@ -118,4 +130,8 @@ def record_elsewhere(
             taken.append(recorded(probe))
         except Exception:  # a subject need not take what the run did not ask of it
             continue
-    return Elsewhere([recorded(one) for one in others], taken)
+    rules = {(one.segments is None, one.window is None) for one in inputs}
+    usual = [
+        one for one in taken if (one.inputs.segments is None, one.inputs.window is None) in rules
+    ]
+    return Elsewhere([recorded(one) for one in others], taken, usual)

@@ -12,7 +12,7 @@ from parity.diagnose.recording import Recording
 from parity.inputs import Inputs
 from parity.result import CauseReport, TapResult
 from parity.subjects.base import Subject
-from parity.taps import SETUP_TAPS
+from parity.taps import CACHE_TAPS, SETUP_TAPS, in_flow_order, split_name
 
 # What is in one of these alone is said to be there.
 WORDS = {"f64": "float64", "f32": "float32", "bf16": "bfloat16"}
@@ -32,28 +32,39 @@ def narrower(
         inputs: its scenario.
     """
     lane = recording.subject.dtype
-    for stage in recording.stages:
-        for tap, value in stage.items():
-            dtype = SHORT.get(value.dtype.name, lane)
-            if tap in SETUP_TAPS or list(WORDS).index(dtype) <= list(WORDS).index(lane):
-                continue
-            as_shown = replace(recording, subject=_OfDtype(recording.subject, dtype))
-            if compare_recording(as_shown, reference, inputs).first is not None:
-                return None
-            cause = catalogue()["value-rounded"].cause
-            said = f"{tap} is {WORDS[dtype]} in a run in {WORDS[lane]}, and what is computed of it"
-            line = f"held to what {WORDS[dtype]} costs, it agrees with the reference in every tap"
-            return CauseReport(
-                id=cause.id,
-                title=cause.title,
-                summary=f"{cause.title} ({said})",
-                effective=WORDS[dtype],
-                configured=WORDS[lane],
-                remedy=f"Cast {tap} to the dtype that the model runs in.",
-                confirmed=True,
-                evidence=[line],
-            )
-    return None
+    shown = [(tap, value.dtype.name) for stage in recording.stages for tap, value in stage.items()]
+    narrow = {
+        tap: dtype
+        for tap, name in shown
+        if _is_narrower(dtype := SHORT.get(name, lane), lane) and tap not in SETUP_TAPS
+    }
+    # What a cache alone holds in fewer bits is a cause of its own, and asks for a stricter trial.
+    if all(split_name(tap)[0] in CACHE_TAPS for tap in narrow):
+        return None
+    tap, *_ = in_flow_order(narrow)
+    dtype = narrow[tap]
+    as_shown = replace(recording, subject=_OfDtype(recording.subject, dtype))
+    if compare_recording(as_shown, reference, inputs).first is not None:
+        return None
+    held = split_name(tap)[0] in CACHE_TAPS
+    cause = catalogue()["cache-dtype" if held else "value-rounded"].cause
+    said = f"{tap} is {WORDS[dtype]} in a run in {WORDS[lane]}, and what is computed of it"
+    line = f"held to what {WORDS[dtype]} costs, it agrees with the reference in every tap"
+    return CauseReport(
+        id=cause.id,
+        title=cause.title,
+        summary=f"{cause.title} ({said})",
+        effective=WORDS[dtype],
+        configured=WORDS[lane],
+        remedy=f"Cast {tap} to the dtype that the model runs in.",
+        confirmed=True,
+        evidence=[line],
+    )
+
+
+def _is_narrower(dtype: str, lane: str) -> bool:
+    lanes = list(WORDS)
+    return lanes.index(dtype) > lanes.index(lane)
 
 
 class _OfDtype:

@@ -47,7 +47,8 @@ class Trial:
         reference, inputs: wrong in that way, too.
         after: how far the subject agrees with them.
         fails_in: where else it does not explain the subject, in words; empty if nowhere known.
-        doubtful: whether it does not on what is made to tell explanations apart.
+        doubtful: whether it does not on what is made to tell explanations apart, or a table or a
+            mask that is shown is still another.
     """
 
     hypothesis: Hypothesis
@@ -231,7 +232,8 @@ def best_trial(
             trial = Trial(scoped, left, reference, inputs, after)
             if after.first is None:
                 fails_in = elsewhere.fails(scoped, reference)
-                doubtful = not fails_in and elsewhere.doubts(scoped, reference)
+                aside = not SETUP_TAPS.keys().isdisjoint(after.flagged)
+                doubtful = not fails_in and (aside or elsewhere.doubts(scoped, reference))
                 trial = replace(trial, fails_in=fails_in, doubtful=doubtful)
                 if not (fails_in or doubtful):
                     return trial, 0, refuted

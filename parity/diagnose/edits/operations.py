@@ -43,12 +43,20 @@ class MultipliedTransposed:
 
 @dataclass(frozen=True)
 class MaskedWithout:
-    """Hide what ought to be seen, show what ought to be hidden."""
+    """Hide what ought to be seen, show what ought to be hidden.
 
-    said: str = "hiding of what is visible"
+    By the lowest finite number, a query that ought to see all sees all alike.
+    """
+
+    finite: bool = False
+
+    @property
+    def said(self) -> str:
+        return "hiding of what is visible" + (", by a finite number" if self.finite else "")
 
     def __call__(self, arithmetic: Arithmetic, scores: Tensor, visible: Tensor) -> Tensor:
-        return scores.masked_fill(visible, -torch.inf)
+        lowest = torch.finfo(scores.dtype).min if self.finite else -torch.inf
+        return scores.masked_fill(visible, lowest)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ def call_operands(inputs: Inputs, start: int, stop: int) -> dict[str, Tensor]:
     }
     made = {f"k_{name}": array[:, None, :] for name, array in of_rows.items()}
     made |= {f"q_{name}": array[:, start:, None] for name, array in of_rows.items()}
+    # Pads see what tokens do where the scenario lets them see anything, else nothing.
+    sees = inputs.valid | inputs.mask.any(-1)
+    made |= {"q_sees": sees[:, start:stop, None]}
     made |= {"tokens": inputs.tokens[:, start:stop].astype(np.int64)}
     made |= {"positions": inputs.positions[:, start:stop]}
     numbers = {
@@ -112,6 +115,7 @@ def cache_operands(inputs: Inputs, sizes: Sequence[int]) -> dict[str, Tensor]:
         "c_position": to_torch(inputs.positions[:, :stop].astype(np.int64)),
         "c_segment": to_torch(segments[:, :stop].astype(np.int64)),
         "capacity": torch.tensor(inputs.tokens.shape[1]),
+        "row": torch.arange(len(real))[:, None].expand(real.shape),
         "one": torch.tensor(1),
     }
 
@@ -162,6 +166,7 @@ class Operands(Mapping[str, Value]):
             "eps": config.rms_norm_eps,
             "scale": reference.scale(),
             "kv_heads": reference.kv_head_of_query(),
+            "factor per call": 1.0,
         }
 
     def __getitem__(self, name: str) -> Value:

@@ -392,8 +392,9 @@ class ReadBack:
     """What columns find in a cache [B C K H], all calls having written to it.
 
     The inputs are what each column wrote [B C K H], the slot that it wrote to [B C], the slot that
-    it reads [B C], the number of its call [C] and the slots of a row. Past the end nothing is
-    written; slots below 0 count from the end.
+    it reads [B C], the number of its call [C], the slots of a row and the row that each writes to
+    [B C]; of keys and values also by what each call multiplies all that is held already. Past the
+    end nothing is written; slots and rows below 0 count from the end.
     """
 
     said: str = "what is in each token's slot"
@@ -406,16 +407,25 @@ class ReadBack:
         read: Tensor,
         call: Tensor,
         capacity: Tensor,
+        row: Tensor,
+        factor: float = 1.0,
     ) -> Tensor:
-        rows, slots = torch.arange(len(made))[:, None], int(capacity)
+        rows, slots = len(made), int(capacity)
         kept = min(slots, int(read.max()) + 1)  # what nobody reads need not be there
-        written = torch.where(written < 0, written + slots, written).expand(made.shape[:2])
-        written = torch.where((written < 0) | (written >= kept), kept, written).long()
-        buffer = made.new_zeros(len(made), kept + 1, *made.shape[2:])
+        slot = _indices(written, slots, kept).expand(made.shape[:2])
+        into = _indices(row, rows, rows).expand(made.shape[:2])
+        buffer = made.new_zeros(rows + 1, kept + 1, *made.shape[2:])
         for number in call.unique().tolist():
             of_call = call == number
-            buffer[rows, written[:, of_call]] = made[:, of_call]
-        return buffer[rows, read.clamp(0, kept).long()]
+            buffer = buffer if factor == 1 else buffer * factor
+            buffer[into[:, of_call], slot[:, of_call]] = made[:, of_call]
+        return buffer[torch.arange(rows)[:, None], read.clamp(0, kept).long()]
+
+
+def _indices(written: Tensor, size: int, kept: int) -> Tensor:
+    """Return where to write: from the end where below 0, and nowhere, at `kept`, past the end."""
+    found = torch.where(written < 0, written + size, written)
+    return torch.where((found < 0) | (found >= kept), kept, found).long()
 
 
 @dataclass(frozen=True)

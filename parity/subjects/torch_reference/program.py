@@ -174,10 +174,11 @@ ACTIVATION: Program = (
 MASK: Program = (
     Step("distance", ("q_position", "k_position"), Binary("-")),
     Step("causal", ("distance", "zero"), Binary(">=")),
-    Step("near", ("distance", "window"), Binary("<")),
+    Step("edge", ("q_position", "window"), Binary("-")),
+    Step("near", ("k_position", "edge"), Binary(">")),
     Step("alike", ("q_segment", "k_segment"), Binary("==")),
     Step("together", ("alike", "undivided"), Binary("or")),
-    Step("real", ("q_valid", "k_valid"), Binary("and")),
+    Step("real", ("q_sees", "k_valid"), Binary("and")),
     Step("limited", ("near", "unlimited"), Binary("or")),
     Step("past", ("causal", "limited"), Binary("and")),
     Step("own", ("past", "together"), Binary("and")),
@@ -191,14 +192,14 @@ CACHE: Program = (
     Step("fits", ("slot", "capacity"), Binary("<")),
     Step("kept", ("c_valid", "fits"), Binary("and")),
     Step("at", ("kept", "slot", "capacity"), Where()),
-    Step("held", ("made", "at", "own", "call", "capacity"), ReadBack()),
+    Step("held", ("made", "at", "own", "call", "capacity", "row", "factor per call"), ReadBack()),
 )
 _SLOTS = CACHE[:-1]
 # Through a cache a query goes by what the cache says of each key.
 CACHED_MASK: Program = (
     *_SLOTS,
-    Step("held_position", ("c_position", "at", "own", "call", "capacity"), ReadBack()),
-    Step("held_segment", ("c_segment", "at", "own", "call", "capacity"), ReadBack()),
+    Step("held_position", ("c_position", "at", "own", "call", "capacity", "row"), ReadBack()),
+    Step("held_segment", ("c_segment", "at", "own", "call", "capacity", "row"), ReadBack()),
     Step("k_position", ("held_position",), ForHeads()),
     Step("k_segment", ("held_segment",), ForHeads()),
     *MASK,

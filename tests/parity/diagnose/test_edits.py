@@ -436,9 +436,9 @@ def test_an_edit_that_would_take_much_memory_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pair: \(250000,\), larger than any operand"):
         trial.values(apply_edits(trial.program, [huge]), known)
     assert trial.left((huge,), known=known) == 1e300
-    made, slots = torch.ones(1, 3, 1, 2), torch.arange(3)[None]
+    made, slots, row = torch.ones(1, 3, 1, 2), torch.arange(3)[None], torch.zeros(1, 1)
     call, capacity = torch.zeros(3, dtype=torch.long), torch.tensor(10**12)
-    found = ReadBack()(MutatedReference(CHECKPOINT), made, slots, slots, call, capacity)
+    found = ReadBack()(MutatedReference(CHECKPOINT), made, slots, slots, call, capacity, row)
     assert torch.equal(found, made)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 from planting import planted
-from witnesses import small
+from witnesses import inputs_for, small
 
+from parity.diagnose.lanes import narrower
+from parity.diagnose.mutated_reference import MutatedReference
+from parity.diagnose.recording import record
 from parity.result import Result
 from parity.runner import run
 from parity.subjects.torch_reference.subject import TorchReference
+from parity.taps import CACHE_TAPS, flow_key, split_name
 
 CHECKPOINT = small()
 
@@ -72,3 +79,34 @@ def test_what_else_is_wrong_in_a_narrower_dtype_is_no_matter_of_it() -> None:
         found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
     assert found.cause is not None
     assert "in a run in float64" not in found.cause.summary
+
+
+def test_a_cache_of_a_narrower_dtype_is_one_and_nothing_goes_on_in_it() -> None:
+    made = 'dtype = checked_float(dtype, "KVCache.empty: dtype")'
+    with planted("jaxllama.cache", made, "dtype = jnp.dtype(jnp.float32)"):
+        found = run.run(
+            CHECKPOINT, dtypes="f64", modes="decode", scenarios="right_padded", length=11
+        )
+    assert found.cause is not None and found.cause.confirmed
+    assert found.cause.id == "cache-dtype"
+    assert "(keys and values cached in float32)" in found.cause.summary
+
+
+@pytest.mark.parametrize("from_the_cache_on", [True, False])
+def test_what_goes_on_in_the_caches_dtype_is_the_caches_fault(from_the_cache_on: bool) -> None:
+    subject, inputs = TorchReference(CHECKPOINT), inputs_for(CHECKPOINT, "causal", 11)
+    recording = record(subject, inputs, [8, 2, 1], CHECKPOINT.config.num_hidden_layers)
+
+    def shown(tap: str, value: np.ndarray) -> np.ndarray:
+        narrow = split_name(tap)[0] in CACHE_TAPS
+        if from_the_cache_on:
+            narrow |= flow_key(tap) > flow_key("cache.0.k")
+        return value.astype(np.float32) if narrow else value
+
+    stages = [{tap: shown(tap, x) for tap, x in stage.items()} for stage in recording.stages]
+    found = narrower(replace(recording, stages=stages), MutatedReference(CHECKPOINT), inputs)
+    if not from_the_cache_on:  # left to the trial of what the cache holds
+        assert found is None
+        return
+    assert found is not None and found.id == "cache-dtype"
+    assert "cache.0.k is float32 in a run in float64, and what is computed" in found.summary

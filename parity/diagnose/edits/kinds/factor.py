@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 ID = "factor"
 # Whole numbers that a fault may shift.
 COUNTED = (
-    *("positions", "q_position", "k_position", "distance", "window"),
+    *("positions", "q_position", "k_position", "distance", "window", "edge"),
     *("q_segment", "k_segment"),
-    *("before", "count", "filled", "slot", "own", "capacity", "at"),
+    *("before", "count", "filled", "slot", "own", "capacity", "at", "row"),
 )
 # Each with its words and where the search for its number begins.
 OPERATIONS = {

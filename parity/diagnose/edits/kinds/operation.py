@@ -100,7 +100,7 @@ def others(step: Step, values: Mapping[str, Value]) -> Iterator[Operation]:
         yield from (Permute(axes) for axes in permutations(fn.axes) if axes != fn.axes)
     elif isinstance(fn, Hide):
         yield from (Hide(fill) for fill in (0.0, -1.0, -1e4, -1e9))
-        yield MaskedWithout()
+        yield from (MaskedWithout(), MaskedWithout(finite=True))
     elif isinstance(fn, Show):
         yield ShowHidden()
     elif isinstance(fn, Where):
