@@ -69,7 +69,7 @@ def _notes(request: PlanRequest, given: MeshPlan | None, shown: list[MeshPlan]) 
     )
     if request.quant is not None:
         notes.append(
-            f"{request.quant.name}: weights as held and read; activations and temporaries are those "
+            f"{request.quant.name}: weights as held and read; activations and temporaries those "
             f"of the program in {request.dtype.name}"
         )
     for reason in {one.measured.note for one in shown if one.measured.note}:
