@@ -26,7 +26,7 @@ from jaxllama.masks import Tokens
 from jaxllama.memory import free_bytes, size_in_words
 from jaxllama.quantisation import Int8Array, cache_bytes, checked_cache_dtype
 from jaxllama.sharding.layout import ModelSharding
-from jaxllama.sharding.rules import CACHE_APART, CACHE_STACKED
+from jaxllama.sharding.rules import CACHE_APART, CACHE_ROWS, CACHE_STACKED
 
 if TYPE_CHECKING:  # where an int8 array passes for an array, which it is held like
     _Held = Float[Array, "L B S K H"] | tuple[Float[Array, "B K S H"], ...]
@@ -188,8 +188,15 @@ class KVCache:
             return self
         names = CACHE_APART if isinstance(self.k, tuple) else CACHE_STACKED
         k, v = jax.tree.map(lambda held: sharding.keep(held, names), (self.k, self.v))
-        # Every host looks at the lengths.
-        return dataclasses.replace(self, k=k, v=v, lengths=sharding.keep(self.lengths, ()))
+        return dataclasses.replace(
+            self,
+            k=k,
+            v=v,
+            positions=sharding.keep(self.positions, CACHE_ROWS),
+            segments=sharding.keep(self.segments, CACHE_ROWS),
+            lengths=sharding.keep(self.lengths, ()),  # every host looks at them
+            slots=sharding.keep(self.slots, ()),
+        )
 
     @property
     def overflowed(self) -> Bool[Array, " B"]:

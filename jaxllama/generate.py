@@ -37,6 +37,7 @@ from jaxllama.model import Llama
 from jaxllama.overflow import not_finite
 from jaxllama.request import Request, bucket, check_request
 from jaxllama.sampling import GREEDY, Sampling, choose
+from jaxllama.sharding import ModelSharding
 
 FinishReason = Literal["eos", "stop", "length"]
 Prompts = (
@@ -181,7 +182,7 @@ def _write_all(
             new_cuts = watch(_rows(np.array(state.tokens), np.array(state.lengths)))
             cuts = {**new_cuts, **cuts}
             done[list(new_cuts)] = True
-            state = dataclasses.replace(state, done=jax.device_put(done))
+            state = dataclasses.replace(state, done=_put(model, done))
         if done.all():
             break
     return _finish(model, state, request, held, cuts)
@@ -200,15 +201,22 @@ def _begin(model: Llama, request: Request, sampling: Sampling, cache: KVCache | 
     seen = np.zeros((B, model.config.vocab_size), np.bool_) if sampling.penalises else None
     # From NumPy: what `jnp.zeros` returns is compiled, for each shape.
     return _State(
-        cache=cache.settle(),
-        step=jax.device_put(np.int32(0)),
-        last=jax.device_put(np.zeros(B, np.int32)),
-        done=jax.device_put(np.zeros(B, np.bool_)),
-        tokens=jax.device_put(np.full((B, M), -1, np.int32)),
-        logprobs=jax.device_put(logprobs),
-        lengths=jax.device_put(np.zeros(B, np.int32)),
-        seen=jax.device_put(seen),
+        cache=cache.settle().on_mesh(model.sharding),
+        step=_put(model, np.int32(0)),
+        last=_put(model, np.zeros(B, np.int32)),
+        done=_put(model, np.zeros(B, np.bool_)),
+        tokens=_put(model, np.full((B, M), -1, np.int32)),
+        logprobs=_put(model, logprobs),
+        lengths=_put(model, np.zeros(B, np.int32)),
+        seen=_put(model, seen),
     )
+
+
+def _put(model: Llama, values: Any) -> Any:
+    """Return values on the model's devices, laid out as a state comes back from its program: else
+    that would be compiled once more for the second call.
+    """
+    return jax.device_put(values, None if model.sharding is None else model.sharding.of((), ()))
 
 
 def _inputs(request: Request, sampling: Sampling, *, fresh: bool = False) -> _Inputs:
@@ -260,17 +268,14 @@ def _advance(
     # A loop that runs at most once, where a `cond` would copy the whole cache when it does not.
     state = jax.lax.while_loop(lambda s: s.step == 0, prefill, state)
     state = jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), decode, state)
-    if model.sharding is None:
-        return state
-    # Every host looks at what has been written.
-    return dataclasses.replace(
-        state,
-        cache=state.cache.on_mesh(model.sharding),
-        done=model.sharding.keep(state.done, ()),
-        tokens=model.sharding.keep(state.tokens, ()),
-        logprobs=model.sharding.keep(state.logprobs, ()),
-        lengths=model.sharding.keep(state.lengths, ()),
-    )
+    return state if model.sharding is None else _on_mesh(state, model.sharding)
+
+
+def _on_mesh(state: _State, sharding: ModelSharding) -> _State:
+    """Return a state laid out on a mesh, what has been written whole: every host looks at it."""
+    fields = {one.name: getattr(state, one.name) for one in dataclasses.fields(state)}
+    cache = fields.pop("cache").on_mesh(sharding)
+    return _State(cache=cache, **jax.tree.map(lambda held: sharding.keep(held, ()), fields))
 
 
 def feed(

@@ -36,7 +36,7 @@ _ADDRESS = re.compile(r"(?P<place>[^\s,]+:\d{1,5}),(?P<index>\d{1,6})/(?P<count>
 # What JAX says where another process does not answer.
 _SIGNS = re.compile(r"gloo|UNAVAILABLE|DEADLINE_EXCEEDED|coordination|NCCL", re.IGNORECASE)
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_state: dict[str, Any] = {"doing": "", "ending": threading.Lock(), "handler": None}
+_state: dict[str, Any] = {"line": "", "ending": threading.Lock(), "handler": None}
 
 
 @contextmanager
@@ -54,17 +54,23 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
     Raises:
         InputError: nothing is known of other processes, or what is given is no address.
     """
+    arguments = _arguments(given)
     _watch(given)
     try:
         jax.distributed.initialize(
-            **_arguments(given),
+            **arguments,
             initialization_timeout=MEETING_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVING_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(_unmet(given, error)) from error
-    _state["doing"] = f"process {jax.process_index()} of {jax.process_count()}"
+    _state["line"] = (
+        f"process {jax.process_index()} of {jax.process_count()}: another process of this run is "
+        "lost: it was killed, its machine or network failed, or it ended by an error of its own, "
+        "which its output tells; start all processes again, from the last checkpoint that was "
+        "finished"
+    )
     try:
         yield
         meet("the end")
@@ -135,7 +141,10 @@ def _watch(given: str) -> None:
 
     JAX calls `abort` in a thread of its own, where no handler of Python's is run in time.
     """
-    _state["doing"] = f"the processes have not met within {MEETING_SECONDS} s ({given})"
+    _state["line"] = (
+        f"--hosts {given}: the processes have not met within {MEETING_SECONDS} s; start all of "
+        "them at once, each with its own INDEX and the address of the first"
+    )
     if threading.current_thread() is threading.main_thread() and sys.platform == "linux":
         _state["handler"] = _Handler(lambda _: _end())  # kept: the system has its address alone
         libc = ctypes.CDLL(None)
@@ -146,10 +155,5 @@ def _watch(given: str) -> None:
 def _end() -> None:
     """Say that another process is lost, and end: JAX cannot go on without it."""
     if _state["ending"].acquire(blocking=False):
-        line = (
-            f"jaxllama: {_state['doing']}: another process of this run is lost: it was killed, its "
-            "machine or network failed, or it ended by an error of its own, which its output "
-            "tells; start all processes again, from the last checkpoint that was finished\n"
-        )
-        os.write(2, line.encode())
+        os.write(2, f"jaxllama: {_state['line']}\n".encode())
         os._exit(EXIT_CODE)

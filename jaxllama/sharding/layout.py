@@ -56,9 +56,10 @@ class ModelSharding:
             shape: of the array. Rows are cut along as many of their axes as divide them: how many
                 there are is the caller's affair.
         """
-        return PartitionSpec(
-            *(self._along(name, length) for name, length in zip(names, shape, strict=False))
-        )
+        cut = [self._along(name, length) for name, length in zip(names, shape, strict=False)]
+        while cut and cut[-1] is None:  # as JAX spells the layouts of what a program returns
+            cut.pop()
+        return PartitionSpec(*cut)
 
     def _along(self, name: str | None, length: int) -> tuple[str, ...] | None:
         if name is None or name in whole_heads(self.sizes, self.config):

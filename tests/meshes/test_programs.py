@@ -62,6 +62,26 @@ def weights_gathered(program: jax.stages.Compiled) -> list[tuple[int, ...]]:
     return [s for kind, s in told(program) if kind == "all-gather" and D in s and len(s) >= 2]
 
 
+@pytest.mark.parametrize("form", ["stacked", "unrolled"])
+def test_one_program_serves_all_calls(form: Form) -> None:
+    """Of a text that is shown as it is written, and of a conversation that goes on."""
+    model = load_model(CHECKPOINT, dtype="float32", mesh="data=2,tensor=4", form=form)
+    before = generation._advance._cache_size()
+
+    def write(cache: Any = None) -> Any:
+        return generation.generate(
+            model, [[1, 2, 3]] * 2, max_new_tokens=6, eos_ids=(), cache=cache, watch=lambda _: {}
+        )
+
+    first = write()
+    assert generation._advance._cache_size() == before + 1
+    write()
+    assert generation._advance._cache_size() == before + 1
+    longer = write(first.cache)  # whose capacity is the same
+    assert longer.cache.capacity == first.cache.capacity
+    assert generation._advance._cache_size() == before + 1
+
+
 @pytest.mark.parametrize("mesh", ["tensor=8", "tensor=2"])
 def test_products_that_are_cut_by_heads_and_features_are_summed_twice_a_layer(mesh: str) -> None:
     program = compiled(mesh, "unrolled")

@@ -131,9 +131,9 @@ def test_what_is_whole_though_it_could_be_cut_is_noted() -> None:
 def test_rows_are_cut_along_as_many_axes_as_divide_them() -> None:
     sharding = on_paper(data=2, fsdp=4)
     names = ("batch", None)
-    assert sharding.spec(names, (8, 5)) == PartitionSpec(("data", "fsdp"), None)
-    assert sharding.spec(names, (6, 5)) == PartitionSpec(("data",), None)
-    assert sharding.spec(names, (3, 5)) == PartitionSpec(None, None)
+    assert sharding.spec(names, (8, 5)) == PartitionSpec(("data", "fsdp"))
+    assert sharding.spec(names, (6, 5)) == PartitionSpec(("data",))
+    assert sharding.spec(names, (3, 5)) == PartitionSpec()
 
 
 @pytest.mark.parametrize("form", ["stacked", "unrolled"])
