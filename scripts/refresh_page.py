@@ -4,7 +4,8 @@
 
 A command is the line of a block marked `sh`; what it prints stands in the block after it, which has
 no mark.
-A line `...` at that block's end stands for whatever follows.
+A line `...` at that block's end stands for whatever follows. Without such a block the commands are
+run, and what they print is of no interest.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CUT = "..."
-SHOWN = re.compile(r"^```sh\n(.*?)^```\n\n^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^```sh\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def shown(page: str) -> list[tuple[str, str]]:
-    """Return each block of commands and the output below it."""
+def shown(page: str) -> list[tuple[str, str | None]]:
+    """Return each block of commands and the output below it, None if there is none."""
     return [(found[1], found[2]) for found in SHOWN.finditer(page)]
 
 
@@ -55,19 +56,29 @@ def run(commands: str, place: Path) -> str:
 
 
 def cut(output: str, before: str) -> str:
-    """Return an output without what the page has left out of it: the paragraph `not checked`."""
-    if before.rstrip().endswith(CUT):
-        return output.split("\nnot checked", 1)[0] + f"\n{CUT}\n"
-    return output
+    """Return an output without what the page has left out of it: as many lines as stand there."""
+    lines = before.splitlines()
+    if lines[-1:] != [CUT]:
+        return output
+    return "".join(f"{line}\n" for line in [*output.splitlines()[: len(lines) - 1], CUT])
 
 
-def outputs(page: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the commands of a page, what it says that they print, and what they print now."""
+def outputs(page: str, but: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the commands of a page, what it says that they print, and what they print now.
+
+    Args:
+        page: its text.
+        but: commands that begin so are left out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "docs").symlink_to(ROOT / "docs")
         for commands, before in shown(page):
-            yield commands, before, cut(run(commands, place), before)
+            if but and commands.startswith(but):
+                continue
+            printed = run(commands, place)
+            if before is not None:
+                yield commands, before, cut(printed, before)
 
 
 def differences(before: str, now: str, tolerance: float) -> list[str]:

@@ -19,6 +19,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/health.md",
     "docs/independence.md",
+    "docs/kv-heads.md",
     "docs/quality.md",
     "docs/quality-example.md",
     "jaxllama/README.md",

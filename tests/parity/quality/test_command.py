@@ -209,11 +209,19 @@ def test_weights_that_are_no_numbers_are_named(data: str, tmp_path: Path) -> Non
     )
 
 
-def test_a_pass_that_overflows_is_told_from_spoilt_weights(data: str, tmp_path: Path) -> None:
+def test_remedies_typed_as_said_work(data: str, prompts: str, tmp_path: Path) -> None:
+    """A pass that overflows is told from spoilt weights besides."""
     convert(scaled(1e30, "mlp.up_proj", "mlp.down_proj", layer=1), tmp_path / "huge", to="hf")
     words = [str(tmp_path / "huge"), "--data", data]
     said = run(*words, code=2)
-    assert said.rstrip().endswith(
-        "logits are not finite in f32, though its weights are; run it with --dtype f64"
-    )
+    assert "logits are not finite in f32, though its weights are" in said
+    assert said.rstrip().endswith("; run it with --dtype f64")
     assert run(*words, "--dtype", "f64").startswith("measured: ")
+    alone = ["tiny", "--data", data, "--fail-on", "perplexity>100%"]
+    assert "give --baseline, --quant or --mask twice" in run(*alone, code=2)
+    mask = ["--mask", "causal()"]
+    for more in (["--baseline", "tiny"], ["--quant", "int8"], mask * 2):
+        run(*alone, *more)
+    short = ["tiny", "--data", prompts, "--length", "24"]
+    assert "at most 24 are given at once; give a larger --length" in run(*short, code=2)
+    run(*short[:-1], "99")
