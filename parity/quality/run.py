@@ -49,10 +49,9 @@ class _Side:
     def refused(self, dtype: str) -> Exception:
         """Return the error of logits that are not finite."""
         check_finite_weights(self.opened, self.label)
-        return InputError(
-            f"{self.label}: its logits are not finite in {dtype}, though its weights are; run it "
-            f"with {argument('dtype', 'f64' if dtype != 'bf16' else 'f32')}"
-        )
+        said = f"{self.label}: its logits are not finite in {dtype}, though its weights are"
+        wider = {"bf16": "f32", "f32": "f64"}.get(dtype)
+        return InputError(said + (f"; run it with {argument('dtype', wider)}" if wider else ""))
 
 
 def measure_quality(
@@ -220,12 +219,10 @@ def _encoded(
 
 
 def _loaded(sides: Sequence[_Side], dtype: str) -> list[Llama]:
-    """Load the models; masks need one alone."""
-    first = sides[0].load(dtype)
-    return [
-        first if (one.opened, one.quant) == (sides[0].opened, sides[0].quant) else one.load(dtype)
-        for one in sides
-    ]
+    """Load the models; two masks need one alone."""
+    first, *others = sides
+    model = first.load(dtype)
+    return [model, *(model if one.mask is not None else one.load(dtype) for one in others)]
 
 
 def _texts(model: Llama, side: _Side, asked: Sequence[EncodedExample]) -> list[str]:

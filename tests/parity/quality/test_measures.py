@@ -12,6 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from jaxllama.errors import InputError
 from parity.quality import measures
 from parity.quality.measures import NAMES, perplexity, text_measures
+from parity.quality.verdict import find_changes
 
 REFERENCES = ["the cat sat on the mat", "a dog ran home today", "nothing at all ."]
 WRITTEN = ["the cat sat on a mat", "a dog ran back home today", ""]
@@ -61,3 +62,24 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "import_module", missing)
     with pytest.raises(InputError, match=r"rouge_score is not installed: pip install 'jaxllama\["):
         measures.check_libraries()
+
+
+def spoilt(rng: np.random.Generator, share: float) -> list[str]:
+    """Return references of which a share has lost its words."""
+    return [text if rng.random() > share else "something else entirely" for text in LINES]
+
+
+LINES = [f"line {n} of {n + 3} says that the {word} is blue" for n in range(30) for word in "abc"]
+
+
+def test_damage_to_texts_is_found_and_chance_is_not() -> None:
+    rng, alarms = np.random.default_rng(0), 0
+    for seed in range(20):
+        pair = [spoilt(rng, 0.2), spoilt(rng, 0.2)]
+        found = find_changes(list(text_measures(pair, LINES)), seed, 1000)
+        alarms += any(one.verdict != "no difference" for one in found)
+    # 5 % of 20, and three standard deviations.
+    assert alarms <= 3
+    pair = [spoilt(rng, 0.1), spoilt(rng, 0.5)]
+    found = find_changes(list(text_measures(pair, LINES)), 0, 1000)
+    assert {one.verdict for one in found} == {"worse"}
