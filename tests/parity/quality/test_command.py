@@ -119,7 +119,7 @@ def test_texts_are_written_and_measured(prompts: str, tmp_path: Path) -> None:
 
 
 def test_the_page_escapes_texts_and_shows_intervals(worse: QualityChange, data: str) -> None:
-    assert '<svg class="bar worse"' in page.page(worse)
+    assert '<svg class="whisker worse"' in page.page(worse)
     hostile = parity.measure_quality("tiny", data)
     text = page.page(QualityChange(**{**vars(hostile), "data": "<script>alert(1)</script>"}))
     assert "<script" not in text and "&lt;script&gt;" in text and "<svg" not in text
