@@ -57,12 +57,18 @@ def main(arguments: list[str] | None = None) -> None:
 def info(
     checkpoint: _Source,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="GB/s at which memory is read: the decode floor in tokens a second."),
+    ] = None,
 ) -> None:
-    """Say what a checkpoint is, and what is missing or odd."""
+    """Say what a checkpoint is, what it takes to decode, and what is missing or odd."""
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.checkpoint.info import describe
-    from jaxllama.errors import summarise
+    from jaxllama.errors import InputError, argument, summarise
 
+    if bandwidth is not None and not 0 < bandwidth < float("inf"):
+        raise InputError(f"{argument('bandwidth', bandwidth)}: expected GB/s above 0")
     found = describe(open_checkpoint(checkpoint))
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
@@ -78,6 +84,7 @@ def info(
             "bytes": f"{found.nbytes:,}",
             "dtypes": ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items()),
             "tokenizer": found.tokenizer,
+            **found.decoding.rows(bandwidth),
             **{name: str(value) for name, value in found.config.items()},
         }
         for name, value in rows.items():
@@ -112,6 +119,10 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     lora: Annotated[
         str | None, typer.Option(help="PEFT LoRA adapter to merge: directory or name of the Hub.")
+    ] = None,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(help="Key and value heads: fewer are means of neighbours, more are copies."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite/--no-overwrite", help="Replace a checkpoint that exists.")
@@ -154,6 +165,7 @@ def convert(
                 shards=shards,
                 quantize=quantize,
                 lora=lora,
+                kv_heads=kv_heads,
                 overwrite=overwrite,
                 progress=None if quiet else advance,
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity.health.run import check_health
+    from parity.quality.run import measure_quality
     from parity.report.outputs import write_report
     from parity.result import Result
     from parity.runner.assert_equal import assert_equal
@@ -25,6 +26,7 @@ _HOME = {
     "capture": "runner.capture",
     "check_health": "health.run",
     "compare": "runner.compare_captures",
+    "measure_quality": "quality.run",
     "recheck": "runner.recheck",
     "run": "runner.run",
     "write_report": "report.outputs",
@@ -36,6 +38,7 @@ __all__ = [
     "capture",
     "check_health",
     "compare",
+    "measure_quality",
     "recheck",
     "run",
     "write_report",

@@ -14,6 +14,7 @@ from parity.commands.health import health_command
 from parity.commands.lint import lint_command
 from parity.commands.offline import capture_command, compare_command, recheck_command
 from parity.commands.probe import probe_command
+from parity.commands.quality import quality_command
 from parity.commands.run import run_command
 from parity.commands.selftest import selftest_command
 
@@ -31,6 +32,7 @@ app.command("recheck")(recheck_command)
 app.command("lint")(lint_command)
 app.command("probe")(probe_command)
 app.command("health")(health_command)
+app.command("quality")(quality_command)
 app.command("explain")(explain_command)
 app.command("selftest")(selftest_command)
 

@@ -26,10 +26,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllama import KVCache, Llama
-from jaxllama.bench.floors import prefill_flops, step_bytes
+from jaxllama.bench.floors import prefill_flops
 from jaxllama.config import LlamaConfig
 from jaxllama.masks import Tokens, causal, padding
 from jaxllama.presets import PRESETS
+from jaxllama.quantisation import step_bytes
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, DTYPE = 5, "bf16"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jaxllama.bench.measures import Measure
 from jaxllama.config import LlamaConfig
-from jaxllama.dtypes import parse
+from jaxllama.quantisation import step_bytes
 
 
 def products(config: LlamaConfig) -> list[tuple[int, int]]:
@@ -15,21 +15,6 @@ def products(config: LlamaConfig) -> list[tuple[int, int]]:
     D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
     N, K = config.num_attention_heads, config.num_key_value_heads
     return [(D, (N + 2 * K) * H), (N * H, D), (D, 2 * F), (F, D)]
-
-
-def step_bytes(config: LlamaConfig, dtype: str) -> int:
-    """Return the bytes of weights that one step of decoding has to read, for however many rows.
-
-    Every matrix once, the head's too. Norms, the embedding's rows and the cache are left out: a
-    thousandth, and in short contexts some hundredths.
-
-    Args:
-        config: the model's numbers.
-        dtype: of the weights.
-    """
-    layer = sum(i * o for i, o in products(config))
-    head = config.hidden_size * config.vocab_size
-    return (config.num_hidden_layers * layer + head) * parse(dtype).itemsize
 
 
 def prefill_flops(config: LlamaConfig, tokens: int) -> int:

@@ -22,6 +22,7 @@ from jaxllama.checkpoint.gguf.quantise import Quantisation, choose_quantisation
 from jaxllama.checkpoint.gguf.write import FILE, lay_out_gguf
 from jaxllama.checkpoint.hf.write import hf_config, lay_out_hf
 from jaxllama.checkpoint.hub import locate
+from jaxllama.checkpoint.kv_heads import with_kv_heads
 from jaxllama.checkpoint.lora import merge_lora
 from jaxllama.checkpoint.manifest import MANIFEST, digest
 from jaxllama.checkpoint.meta.directory import lay_out_meta
@@ -75,6 +76,7 @@ def convert(
     shards: int | None = None,
     quantize: str | None = None,
     lora: str | os.PathLike[str] | None = None,
+    kv_heads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Conversion:
@@ -91,6 +93,8 @@ def convert(
         shards: number of weights files (hf, gguf), or model-parallel degree (meta).
         quantize: `q8_0` or `q4_0`, for the matrices of GGUF files.
         lora: a PEFT LoRA adapter to merge into the weights: a directory, or its name on the Hub.
+        kv_heads: key and value heads of the target, pooled or repeated, see
+            `jaxllama.checkpoint.kv_heads`.
         overwrite: whether a checkpoint at the target is replaced; nothing else is.
         progress: called with a tensor's name, its bytes, and the bytes of all tensors; without it
             a download is quiet, too.
@@ -118,6 +122,8 @@ def convert(
         adapter, found = locate(lora, quiet=progress is None)
         checkpoint = merge_lora(checkpoint, adapter).noted(*found)
     raise_problems(checkpoint, structure_problems(checkpoint) or head_problems(checkpoint))
+    if kv_heads is not None:
+        checkpoint = with_kv_heads(checkpoint, kv_heads)
     dtypes = {
         name: parse(dtype) if dtype else checkpoint.tensors[name].dtype
         for name in checkpoint.tensors

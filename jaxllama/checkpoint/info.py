@@ -8,12 +8,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jaxllama.checkpoint.base import Checkpoint
 from jaxllama.checkpoint.checks import head_problems, structure_problems
+from jaxllama.checkpoint.dtypes import BFLOAT16
 from jaxllama.checkpoint.names import HEAD
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import JaxLlamaError
 from jaxllama.presets import PRESETS
+from jaxllama.quantisation import cache_bytes, step_bytes
 
 # What makes two models of one family: everything but vocabulary, special tokens and context.
 _SHAPE = (
@@ -29,6 +33,42 @@ _TOKENIZERS = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentenc
 
 
 @dataclass(frozen=True)
+class DecodingSizes:
+    """What decoding one row has to hold and to read, in bytes.
+
+    Attributes:
+        attention: MHA, GQA or MQA, and its heads.
+        dtype: of weights and cache.
+        context: tokens of the whole context; None where the configuration does not say.
+        cache_token: keys and values of a token; `cache_context` of the whole context.
+        step: weights that are read for a token; `step_context` with a full cache besides.
+    """
+
+    attention: str
+    dtype: str
+    context: int | None
+    cache_token: int
+    cache_context: int | None
+    step: int
+    step_context: int | None
+
+    def rows(self, bandwidth: float | None) -> dict[str, str]:
+        """Return it in words; with a bandwidth in GB/s tokens a second, too."""
+        cache = f"{self.cache_token:,} bytes a token"
+        floor = f"{self.step:,} bytes a token"
+        if self.cache_context is not None and self.step_context is not None:
+            cache += f", {self.cache_context:,} of {self.context:,}"
+            floor += f", {self.step_context:,} after {self.context:,}"
+        said = {"attention": self.attention, f"cache ({self.dtype})": cache, "decode floor": floor}
+        if bandwidth is not None:
+            rate = f"{bandwidth * 1e9 / self.step:.1f} tokens a second"
+            if self.step_context is not None:
+                rate += f", {bandwidth * 1e9 / self.step_context:.1f} after {self.context:,}"
+            said[f"at {bandwidth:g} GB/s"] = rate
+        return said
+
+
+@dataclass(frozen=True)
 class Info:
     """What a checkpoint is.
 
@@ -41,6 +81,7 @@ class Info:
         dtypes: weights by dtype, or by encoding where they are quantised.
         config: its numbers.
         tokenizer: kind and size, or why there is none.
+        decoding: what decoding has to hold and to read.
         odd: what is unusual and does no harm.
         problems: what stops it from being loaded; of values, those of a head stored though tied
             alone are looked at.
@@ -54,6 +95,7 @@ class Info:
     dtypes: dict[str, int]
     config: dict[str, Any]
     tokenizer: str
+    decoding: DecodingSizes
     odd: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -82,9 +124,39 @@ def describe(checkpoint: Checkpoint) -> Info:
         dtypes=dict(dtypes),
         config=dataclasses.asdict(checkpoint.config),
         tokenizer=tokenizer,
+        decoding=decoding_sizes(checkpoint.config, _main_dtype(checkpoint)),
         odd=(*notes, *differences, *odd),
         problems=(*structure_problems(checkpoint), *heads, *unreadable),
     )
+
+
+def decoding_sizes(config: LlamaConfig, dtype: np.dtype) -> DecodingSizes:
+    """Return what decoding one row has to hold and to read, weights and cache in one dtype."""
+    N, K, context = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.max_position_embeddings,
+    )
+    kind = "MHA" if K == N else "MQA" if K == 1 else "GQA"
+    full = None if context is None else cache_bytes(config, 1, context, dtype)
+    step = step_bytes(config, dtype)
+    return DecodingSizes(
+        attention=f"{kind}, {K} key head{'s' * (K != 1)} for {N} query heads",
+        dtype=dtype.name,
+        context=context,
+        cache_token=cache_bytes(config, 1, 1, dtype),
+        cache_context=full,
+        step=step,
+        step_context=None if full is None else step + full,
+    )
+
+
+def _main_dtype(checkpoint: Checkpoint) -> np.dtype:
+    """Return the dtype of most weights; bfloat16 where there are none."""
+    sizes: Counter[np.dtype] = Counter()
+    for info in checkpoint.tensors.values():
+        sizes[info.dtype] += info.nbytes
+    return sizes.most_common(1)[0][0] if sizes else BFLOAT16
 
 
 def _family(config: LlamaConfig) -> tuple[str, list[str]]:

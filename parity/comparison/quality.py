@@ -104,8 +104,8 @@ class QualityMeter:
         reference: ReferenceTap,
         logits: np.ndarray,
         successors: Sequence[tuple[int, int, int]],
-    ) -> None:
-        """Take logits.
+    ) -> np.ndarray:
+        """Take logits, and return the losses [successors, 2] of the reference and of the model.
 
         Args:
             reference: the reference's [B T V].
@@ -119,8 +119,12 @@ class QualityMeter:
         self._kl.append(np.where(lost, np.inf, found.tokens["kl"])[live])
         self._agree.append(((found.tokens["margin"] < 0) & ~lost)[live])
         pairs = [(reference.array[b, t], logits[b, t], target) for b, t, target in successors]
-        both = [(_loss(ours, target), _loss(theirs, target)) for ours, theirs, target in pairs]
-        self._losses.append(np.array(both).reshape(-1, 2))
+        both = [
+            (token_loss(ours, target), token_loss(theirs, target)) for ours, theirs, target in pairs
+        ]
+        losses = np.array(both).reshape(-1, 2)
+        self._losses.append(losses)
+        return losses
 
     def figures(self) -> QualityFigures:
         """Return the figures of all that was taken."""
@@ -148,7 +152,7 @@ def _mean_and_max(parts: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(values.mean()), float(values.max())
 
 
-def _loss(logits: np.ndarray, target: int) -> float:
+def token_loss(logits: np.ndarray, target: int) -> float:
     """Return the cross-entropy of one token's logits [V], in nats; infinite of what is NaN."""
     wide = logits.astype(np.float64)
     if not np.isfinite(wide).all():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ LEAST_TOKENS = 8
 # Bytes of one layer's float32 weights that are alive at once where there are several rows.
 _BATCH_BYTES = 1 << 26
 _LINES = ".jsonl"
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,18 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         InputError: no such file, empty, not UTF-8, too long, or broken lines, all with numbers.
     """
+    text = read_utf8(path)
+    if path.suffix != _LINES:
+        return [text]
+    return [found for _, found in read_lines(path, text, _text_of)]
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: no such file, empty, not UTF-8, or too long.
+    """
     length = reading.size(path)
     if length > limits.TEXT_BYTES:
         raise InputError(f"{path}: {length} bytes, at most {limits.TEXT_BYTES} are accepted")
@@ -68,11 +82,22 @@ def read_texts(path: Path) -> list[str]:
         ) from None
     if not text.strip():
         raise InputError(f"{path}: holds no text; give a file with some")
-    return _lines(path, text) if path.suffix == _LINES else [text]
+    return text
 
 
-def _lines(path: Path, text: str) -> list[str]:
-    texts, problems = [], []
+def read_lines(path: Path, text: str, take: Callable[[Any], Taken]) -> list[tuple[int, Taken]]:
+    """Return what each line of JSON holds, with the line's number; empty lines are passed over.
+
+    Args:
+        path: for messages.
+        text: of the file.
+        take: returns what is wanted of a line's value, or raises `InputError` saying what was
+            expected in its place.
+
+    Raises:
+        InputError: lines that are no JSON or not what is expected, all with their numbers.
+    """
+    found, problems = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -81,15 +106,21 @@ def _lines(path: Path, text: str) -> list[str]:
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number} is no JSON: {error}")
             continue
-        found = value.get("text") if isinstance(value, Mapping) else value
-        if not isinstance(found, str) or not found.strip():
+        try:
+            found.append((number, take(value)))
+        except InputError as error:
             held = f"an object with {', '.join(value)}" if isinstance(value, dict) else repr(value)
-            problems.append(f"line {number} is {held:.80}, expected an object with a text")
-            continue
-        texts.append(found)
+            problems.append(f"line {number} is {held:.80}, expected {error}")
     if problems:
         raise InputError(join_problems(f"{path}", problems))
-    return texts
+    return found
+
+
+def _text_of(value: Any) -> str:
+    found = value.get("text") if isinstance(value, Mapping) else value
+    if not isinstance(found, str) or not found.strip():
+        raise InputError("an object with a text")
+    return found
 
 
 def text_rows(

@@ -81,7 +81,7 @@ def _render(model: PageModel, result: Result) -> str:
 
 def _quality_page(result: Result, report: QualityReport) -> str:
     return (
-        templates()
+        _templates()
         .get_template("quality.html")
         .render(
             result=result,

@@ -54,6 +54,7 @@ PARITY = {
     "capture",
     "check_health",
     "compare",
+    "measure_quality",
     "recheck",
     "run",
     "write_report",

@@ -19,12 +19,16 @@ PAGES = (
     "CHANGELOG.md",
     "docs/health.md",
     "docs/independence.md",
+    "docs/kv-heads.md",
+    "docs/quality.md",
+    "docs/quality-example.md",
     "jaxllama/README.md",
     "parity/README.md",
     "parity/report/README.md",
 )
 README = (ROOT / "README.md").read_text()
 HEALTH = (ROOT / "docs/health.md").read_text()
+QUALITY = (ROOT / "docs/quality.md").read_text()
 # A shell's own, and what makes a mask to lint; other programs have no place here.
 ACTIVATE = [".", ".venv/bin/activate"]
 SAVED = "import numpy; numpy.save('mask.npy', numpy.tril(numpy.ones((1, 1, 6, 6))))"
@@ -89,7 +93,7 @@ def test_there_are_examples():
     assert ["make", "parity"] in commands()
 
 
-@pytest.mark.parametrize("words", commands() + commands(HEALTH), ids=" ".join)
+@pytest.mark.parametrize("words", commands() + commands(HEALTH) + commands(QUALITY), ids=" ".join)
 def test_commands_parse(words: list[str]):
     assert unparsable(words) is None
 

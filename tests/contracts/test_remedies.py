@@ -301,7 +301,18 @@ WHOLE = (
     "test_a_kernel_that_only_runs_unwatched_is_explained_by_watching_it"
 )
 HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
+QUALITY = "tests/parity/quality/test_command.py::test_remedies_typed_as_said_work"
 ELSEWHERE = {
+    **{
+        f"parity/quality/{said}": QUALITY
+        for said in (
+            "examples.py: --length",
+            "run.py: --dtype",
+            "verdict.py: --baseline",
+            "verdict.py: --mask",
+            "verdict.py: --quant",
+        )
+    },
     **{
         f"parity/health/{said}": HEALTH
         for said in ("run.py: --against", "prepare.py: --length", "measure.py: --dtype")
@@ -397,7 +408,7 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    assert {*PIP.findall(" ".join(named))} == {"cuda", "hub", "meta", "parity", "tpu"}
+    assert {*PIP.findall(" ".join(named))} == {"cuda", "hub", "meta", "parity", "quality", "tpu"}
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 
 

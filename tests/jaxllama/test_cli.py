@@ -32,6 +32,33 @@ def test_info_says_what_it_is(capsys):
     assert code == 0 and "rope_theta" in out
 
 
+def test_info_says_what_decoding_takes(capsys, tmp_path):
+    """Of tiny: 5 layers of 2 key heads of 16 numbers, keys and values, in float32."""
+    token, context = 2 * 5 * 2 * 16 * 4, 131072
+    per_layer = 96 * (6 + 2 * 2 + 6) * 16 + 3 * 96 * 136
+    step = 4 * (5 * per_layer + 96 * 264)
+    found = json.loads(_run(capsys, "info", "tiny", "--json")[1])["decoding"]
+    assert found == {
+        "attention": "GQA, 2 key heads for 6 query heads",
+        "dtype": "float32",
+        "context": context,
+        "cache_token": token,
+        "cache_context": token * context,
+        "step": step,
+        "step_context": step + token * context,
+    }
+    out = _run(capsys, "info", "tiny", "--bandwidth", "2")[1]
+    rates = f"{2e9 / step:.1f} tokens a second, {2e9 / (step + token * context):.1f} after 131,072"
+    assert f"at 2 GB/s {rates}" in " ".join(out.split())
+    assert _run(capsys, "info", "tiny", "--bandwidth", "0")[0] == 2
+    for heads, said in (("1", "MQA, 1 key head for 6"), ("6", "MHA, 6 key heads for 6")):
+        target = tmp_path / heads
+        _run(capsys, "convert", "tiny", target, "--to", "hf", "--kv-heads", heads, "--quiet")
+        found = json.loads(_run(capsys, "info", target, "--json")[1])["decoding"]
+        assert found["attention"].startswith(said)
+        assert found["cache_token"] == token * int(heads) // 2
+
+
 def test_info_says_what_is_wrong_and_odd(capsys, tmp_path):
     _run(capsys, "convert", "tiny", tmp_path / "out", "--to", "hf", "--quiet")
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -163,14 +163,15 @@ class ProductionRun:
         mask = mask_spec(self._inputs).bind(tokens, tokens, empty_row="zero")
         ids, subject = jax.device_put(self._inputs.tokens), self._subject
         with jax.disable_jit(not subject.compiled):
-            logits = _forward(subject.model, ids, mask, tokens.positions, subject.tap)
+            logits = whole_pass(subject.model, ids, mask, tokens.positions, subject.tap)
         return {"logits": host_array(logits)}
 
 
 @partial(jax.jit, static_argnames=("tap",))
-def _forward(
+def whole_pass(
     model: Llama, tokens: jax.Array, mask: masks.BoundMask, positions: jax.Array, tap: Tapper
 ) -> jax.Array:
+    """Return the logits [B T V] of a forward pass compiled as one program."""
     return model(tokens, positions=positions, mask=mask, tap=tap)[0]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from bench_results import PREFILL, measured, result
 
-from jaxllama.bench.floors import floor_work, prefill_flops, products, step_bytes
+from jaxllama.bench.floors import floor_work, prefill_flops, products
 from jaxllama.bench.measures import Measure, measures, prompt_of
 from jaxllama.bench.ratios import Spread, fastest, paired, speed_ratios, speeds, spread
 from jaxllama.bench.result import same_tokens
 from jaxllama.config import LlamaConfig
+from jaxllama.quantisation import step_bytes
 
 CONFIG = LlamaConfig(
     vocab_size=61,

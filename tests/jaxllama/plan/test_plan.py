@@ -13,7 +13,7 @@ import pytest
 from planting import planted
 
 from jaxllama import cli
-from jaxllama.bench.floors import prefill_flops, step_bytes
+from jaxllama.bench.floors import prefill_flops
 from jaxllama.checkpoint import tiny
 from jaxllama.errors import CheckpointError, InputError
 from jaxllama.plan import process, search, topology
@@ -24,7 +24,7 @@ from jaxllama.plan.request import check_plan
 from jaxllama.plan.result import MeshPlan, step_seconds
 from jaxllama.plan.run import plan
 from jaxllama.presets import PRESETS
-from jaxllama.quantisation import weights_bytes
+from jaxllama.quantisation import step_bytes, weights_bytes
 from jaxllama.sharding import parse_mesh
 from jaxllama.sharding.mesh import Sizes, mesh_in_words
 

@@ -1,0 +1,1 @@
+"""`parity quality`: how well a model foretells and writes texts, before and after a change."""
