@@ -25,7 +25,7 @@ from jaxllama.plan.backend import running_on
 from jaxllama.quantisation.choice import QuantScheme
 from jaxllama.sharding import AXES, ModelSharding
 from jaxllama.sharding.mesh import Sizes
-from jaxllama.sharding.rules import CACHE_STACKED
+from jaxllama.sharding.rules import CACHE_ROWS, CACHE_STACKED
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ def abstract_cache(
     with running_on("gpu"):  # this machine's memory need not hold it
         shapes = jax.eval_shape(lambda: KVCache.empty(config, rows, slots, dtype))
 
+    names = {"k": CACHE_STACKED, "v": CACHE_STACKED}
+    names |= {"positions": CACHE_ROWS, "segments": CACHE_ROWS}
+
     def placed(path: tuple[Any, ...], one: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = sharding.of(CACHE_STACKED if path[0].name in "kv" else (), one.shape)
+        where = sharding.of(names.get(path[0].name, ()), one.shape)
         return jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(placed, shapes)

@@ -17,6 +17,7 @@ from jaxllama.checkpoint import load_model
 from jaxllama.plan import memory
 from jaxllama.plan.memory import DeviceShare, device_share
 from jaxllama.plan.programs import ProgramBytes, call, passes
+from jaxllama.quantisation.choice import checked_quant
 from jaxllama.sharding import parse_mesh
 
 # Lowering hands descriptions of arrays in where annotations say arrays.
@@ -54,6 +55,24 @@ def loaded(mesh: str, dtype: str, cache_dtype: str) -> tuple[Any, KVCache]:
     return model, cache
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4:8"])
+@pytest.mark.parametrize("mesh", ["tensor=8", "fsdp=2,tensor=4"])
+def test_fewer_bits_are_those_of_a_loaded_model(mesh: str, quant: str) -> None:
+    model = load_model(CHECKPOINT, dtype="float32", form="stacked", mesh=mesh, quant=quant)
+    share = device_share(
+        model.config,
+        parse_mesh(mesh),
+        rows=ROWS,
+        slots=SLOTS,
+        dtype=np.dtype(np.float32),
+        cache_dtype=np.dtype(np.int8),
+        quant=checked_quant(quant, model.config),
+    )
+    cache = KVCache.empty(model.config, ROWS, SLOTS, "int8", sharding=model.sharding)
+    assert share.weights == on_a_device(nnx.state(model, nnx.Param))
+    assert share.cache_read == on_a_device((cache.k, cache.v))
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
 def test_weights_and_cache_are_those_of_a_loaded_model(
@@ -80,8 +99,12 @@ def test_weights_and_cache_are_those_of_a_loaded_model(
             ),
             "weights",
         ),
-        ("jaxllama.plan.memory", ('CACHE_STACKED if path[0].name in "kv" else ()', "()"), "cache"),
-        ("jaxllama.plan.weights", ("return size * dtype.itemsize", "return size * 4"), "weights"),
+        ("jaxllama.plan.memory", ("names.get(path[0].name, ())", "()"), "cache"),
+        (
+            "jaxllama.plan.memory",
+            ("math.prod(part) * one.dtype.itemsize", "math.prod(part) * 4"),
+            "weights",
+        ),
     ],
 )
 def test_a_wrong_share_differs(module: str, edit: tuple[str, str], field: str) -> None:
