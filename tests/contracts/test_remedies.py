@@ -295,7 +295,10 @@ WHOLE = (
     "test_a_kernel_that_only_runs_unwatched_is_explained_by_watching_it"
 )
 HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
+TRAINING = "tests/jaxllama/train/test_run.py::test_the_command_trains_and_goes_on"
 ELSEWHERE = {
+    "jaxllama/train/command.py: --resume": TRAINING,
+    "jaxllama/train/state.py: --resume": TRAINING,
     **{
         f"parity/health/{said}": HEALTH
         for said in ("run.py: --against", "prepare.py: --length", "measure.py: --dtype")
@@ -389,7 +392,7 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    assert {*PIP.findall(" ".join(named))} == {"hub", "parity", "meta"}
+    assert {*PIP.findall(" ".join(named))} == {"hub", "parity", "meta", "train"}
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 
 
