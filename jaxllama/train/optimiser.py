@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxllama.train.config import OptimiserSettings
@@ -23,12 +25,19 @@ def schedule(settings: OptimiserSettings, steps: int) -> optax.Schedule:
         after = optax.linear_schedule(peak, peak * settings.final, rest)
     elif settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, settings.final)
-    if not settings.warmup:
-        return after
-    # The first step moves already: from 1 / warmup of the peak.
-    start = peak / settings.warmup
-    rising = optax.linear_schedule(start, peak, max(settings.warmup - 1, 1))
-    return optax.join_schedules([rising, after], [settings.warmup])
+    joined = after
+    if settings.warmup:
+        # The first step moves already: by 1 / warmup of the peak.
+        start = peak / settings.warmup
+        rising = optax.linear_schedule(start, peak, max(settings.warmup - 1, 1))
+        joined = optax.join_schedules([rising, after], [settings.warmup])
+
+    def rate(step: Any) -> Any:
+        # Of a whole number optax makes a rate in float32, where there is float64 too.
+        with jax.numpy_dtype_promotion("standard"):
+            return joined(jnp.asarray(step, jnp.result_type(float)))
+
+    return rate
 
 
 def make_optimiser(settings: OptimiserSettings, steps: int) -> optax.GradientTransformation:

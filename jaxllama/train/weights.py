@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxllama.model import Llama
 
-# By dotted path, such as `layers.self_attn.q_proj.weight`, of all layers in one array.
+# By dotted path, such as `layers.self_attn.q_proj.weight`: of a stacked model, of all layers.
 Weights = dict[str, jax.Array]
 
 
@@ -21,7 +21,12 @@ def taken_apart(model: Llama) -> tuple[Any, Weights]:
     }
 
 
+def path_of(name: str) -> tuple[str | int, ...]:
+    """Return a path of attributes, and numbers where layers are apart."""
+    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+
+
 def holding(graph: Any, weights: Weights) -> Llama:
     """Return the model that has these arrays."""
-    held: Any = {tuple(name.split(".")): nnx.Param(value) for name, value in weights.items()}
+    held: Any = {path_of(name): nnx.Param(value) for name, value in weights.items()}
     return nnx.merge(graph, nnx.from_flat_state(held))

@@ -106,8 +106,8 @@ def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out
     assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
     assert {name for mode, name in steps if mode == "free"} == {*DEFAULT_SCENARIOS, "vocabulary"}
     assert summary(result)[1] == (
-        "not run: gradients; generation; tokenizer; decode of causal, long_positions, "
-        "right_padded; scenarios packed, windowed, mixed_lengths"
+        "not run: gradients; training step; generation; tokenizer; decode of causal, "
+        "long_positions, right_padded; scenarios packed, windowed, mixed_lengths"
     )
     assert "modes=" not in result.command  # said again, it does the same
     (decoded_inputs,) = [i for i in result.inputs if i["scenario"] == "left_padded"]
