@@ -89,6 +89,8 @@ def _bar(silent: bool) -> Iterator[Any]:
     def draw(told: Progressed) -> None:
         bar.start()  # the first time: nothing should stand above an early error
         speed = told.tokens / max(told.seconds, 1e-9)
+        for one in told.warnings:
+            bar.console.print(f"warning: {one_line(str(one))}", markup=False, highlight=False)
         bar.update(task, completed=told.step, total=told.steps, loss=told.loss, speed=speed)
 
     try:

@@ -12,6 +12,14 @@ from typing import Any, get_args, get_type_hints
 from jaxllama.errors import ConfigError, join_problems, meant
 from jaxllama.files import limits, reading
 
+FIGURES = ("max_logit", "entropy", "residual", "gradient", "update_ratio", "loss_spike")
+# The gravest last, with what is said of it.
+ACTIONS = {
+    "clip": "its gradients were cut down",
+    "lower": "the learning rate was lowered",
+    "skip": "the step was left out",
+    "stop": "the run is stopped",
+}
 SCHEDULES = ("constant", "linear", "cosine")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -132,6 +140,51 @@ class RunSettings:
     keep: int = _count(1, 2)
 
 
+def _figures() -> Any:
+    return _setting(lambda value: {*value} <= {*FIGURES}, f"a list of {', '.join(FIGURES)}", ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSettings:
+    """What is watched, and what is done beyond a threshold; a warning is given in any case.
+
+    Attributes:
+        every: steps from one that is watched to the next; 0 for none.
+        max_logit: a head's largest score, above which (ViT-22B, arXiv 2302.05442; Kimi K2).
+        entropy: a head's, over that of equal weights, below which.
+        residual: of a layer's states, below which.
+        gradient: of a layer, times or part of the median layer's.
+        update_ratio: norm of an update over the weight's, above which.
+        loss_spike: standard deviations of the last 100 losses, above which.
+        clip: figures beyond which the step's gradients are cut down to `clip_norm`.
+        skip: figures beyond which the step moves nothing.
+        lower: figures beyond which the rate of all later steps is multiplied by `lower_by`.
+        stop: figures beyond which the run ends, with the state before the step saved.
+        clip_norm: norm of all gradients together.
+        lower_by: factor on the rate.
+    """
+
+    every: int = _count(0, 50)
+    max_logit: float = _positive(100.0)
+    # Those below are heuristic, as in docs/health.md.
+    entropy: float = _not_negative(0.01)
+    residual: float = _not_negative(0.02)
+    gradient: float = _positive(1000.0)
+    update_ratio: float = _positive(0.1)
+    loss_spike: float = _positive(6.0)
+    clip: tuple[str, ...] = _figures()
+    skip: tuple[str, ...] = _figures()
+    lower: tuple[str, ...] = _figures()
+    stop: tuple[str, ...] = _figures()
+    clip_norm: float = _positive(1.0)
+    lower_by: float = _share(0.5)
+
+    def action_of(self, figure: str) -> str:
+        """Return the gravest of what is to be done beyond a figure's threshold."""
+        chosen = [name for name in ACTIONS if figure in getattr(self, name, ())]
+        return chosen[-1] if chosen else "warn"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole training; see docs/train.md."""
@@ -140,6 +193,7 @@ class TrainConfig:
     data: DataSettings
     optimiser: OptimiserSettings
     run: RunSettings
+    monitor: MonitorSettings = MonitorSettings()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> TrainConfig:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
 from jaxllama.errors import TrainingError
 from jaxllama.sharding import ModelSharding, model_sharding
-from jaxllama.sharding.hosts import host_array, is_first
+from jaxllama.sharding.hosts import is_first
 from jaxllama.train.config import TrainConfig, read_config
 from jaxllama.train.data import Batches, digest_of, encode_documents, make_rows, read_documents
 from jaxllama.train.events import Events
@@ -26,6 +26,8 @@ from jaxllama.train.optimiser import make_optimiser, schedule
 from jaxllama.train.packing import TokenRows
 from jaxllama.train.state import SavedStates, check_output
 from jaxllama.train.step import Batch, StepFigures, TrainState, initial_state, train_step
+from jaxllama.train.watch import HealthMonitor, HealthWarning, locate_nonfinite
+from jaxllama.train.watch.figures import WatchedFigures
 from jaxllama.train.weights import Weights, holding, taken_apart
 
 
@@ -41,6 +43,8 @@ class Progressed:
         rate: learning rate of the step.
         tokens: predicted in the step.
         seconds: of the step.
+        watched: figures of the monitor, where the step was watched.
+        warnings: what it found.
     """
 
     step: int
@@ -50,6 +54,8 @@ class Progressed:
     rate: float
     tokens: int
     seconds: float
+    watched: WatchedFigures | None = None
+    warnings: tuple[HealthWarning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class TrainingRun:
             )
         )
         self.batches = Batches(self.rows, config.data)
+        self.monitor = HealthMonitor(config.monitor, self.graph, self.optimiser)
 
     def _everywhere(self, value: Any) -> jax.Array:
         """Return a small array on all devices of the mesh."""
@@ -161,8 +168,7 @@ class TrainingRun:
     def step(self, batch: Batch) -> StepFigures:
         """Make one step."""
         self.state, figures = self._step(self.state, self.frozen, batch)
-        shown: StepFigures = jax.tree.map(host_array, figures)
-        return shown
+        return figures
 
     def finish(self, resume: bool, progress: Callable[[Progressed], None]) -> Trained:
         """Make all steps that are left, and write what came of it; see `train`."""
@@ -176,7 +182,11 @@ class TrainingRun:
             try:
                 with held_back() as interrupted:
                     for number in range(first, config.run.steps):
-                        told = self._one(number)
+                        try:
+                            told = self._one(number)
+                        except TrainingError:  # the state is the one before the step
+                            states.save(self.state, self.batches.state)
+                            raise
                         losses.append(told.loss)
                         events.write(number + 1, _curves(told))
                         progress(told)
@@ -195,12 +205,28 @@ class TrainingRun:
 
     def _one(self, number: int) -> Progressed:
         began = time.perf_counter()
-        figures = self.step(self.on_devices(next(self.batches)))
+        data = self.batches.state
+        batch = self.on_devices(next(self.batches))
+        watched: WatchedFigures | None = None
+        found: list[HealthWarning] = []
+        if self.monitor.is_due(number + 1):
+            self.state, figures, watched, found = self.monitor.step(self.state, self.frozen, batch)
+        else:
+            figures = self.step(batch)
         if not figures.finite:
+            self.batches.state = data
+            where = locate_nonfinite(self.graph, self.state.weights | self.frozen, batch)
             raise TrainingError(
-                f"step {number + 1}: the loss is {float(figures.loss)}, the norm of its gradients "
-                f"{float(figures.gradient)}"
+                f"step {number + 1}: the loss is {float(figures.loss):g}, the norm of its "
+                f"gradients {float(figures.gradient):g}: {where}; the state before the step is "
+                f"saved in {self.config.run.output}"
             )
+        if stopping := [one for one in found if one.action == "stop"]:
+            self.batches.state = data
+            raise TrainingError(
+                f"{stopping[0]}; the state before the step is saved in {self.config.run.output}"
+            )
+        self.monitor.note_loss(float(figures.loss))
         return Progressed(
             step=number + 1,
             steps=self.config.run.steps,
@@ -209,6 +235,8 @@ class TrainingRun:
             rate=float(self.rate_of(number)) * float(self.state.rate),
             tokens=int(figures.tokens),
             seconds=time.perf_counter() - began,
+            watched=watched,
+            warnings=tuple(found),
         )
 
     def export(self) -> Path:
@@ -226,9 +254,18 @@ class TrainingRun:
 
 
 def _curves(told: Progressed) -> dict[str, float]:
-    return {
+    curves = {
         "train/loss": told.loss,
         "train/gradient_norm": told.gradient,
         "train/learning_rate": told.rate,
         "train/tokens_per_second": told.tokens / max(told.seconds, 1e-9),
     }
+    if told.watched is None:
+        return curves
+    for name, values in told.watched._asdict().items():
+        by_kind = values if isinstance(values, dict) else {"": values}
+        for kind, figures in by_kind.items():
+            for at, value in np.ndenumerate(figures):
+                place = "".join(f"/{w}{i}" for w, i in zip(("layer", "head"), at, strict=False))
+                curves[f"monitor/{name}{'/' * bool(kind)}{kind}{place}"] = float(value)
+    return curves | {"monitor/warnings": float(len(told.warnings))}

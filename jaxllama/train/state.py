@@ -98,6 +98,7 @@ class SavedStates:
             for name, now in settings.items()
             if (then := (noted["settings"].get(section) or {}).get(name)) != now
             and (section, name) not in _FREE
+            and section != "monitor"
             # How long it is to be moves no rate that is constant.
             and not (name == "steps" and self._config.optimiser.schedule == "constant")
         ]

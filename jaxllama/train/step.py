@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxllama.loss import successors
 from jaxllama.masks import BoundMask, Tokens, causal, padding, segments
 from jaxllama.model import Llama
+from jaxllama.taps import Tapper, untapped
 from jaxllama.train.weights import Weights, holding
 
 Graph = Any
@@ -73,9 +74,11 @@ class StepFigures(NamedTuple):
     finite: Bool[Array, ""]
 
 
-def summed_loss(model: Llama, batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:
+def summed_loss(
+    model: Llama, batch: Batch, *, tap: Tapper = untapped
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return the sum of a part's losses, and of how many tokens."""
-    logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask())
+    logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]

@@ -91,7 +91,7 @@ def test_a_clean_run_is_equal_in_every_mode() -> None:
         progress=lambda _, done, total: seen.append((done, total)),
     )
     assert (result.verdict, result.exit_code) == ("equal", 0)
-    shown = {"free", "isolated", "production", "decode", "grad", "generate", "tokens"}
+    shown = {"free", "isolated", "production", "decode", "grad", "step", "generate", "tokens"}
     assert {row.mode for row in result.rows} == shown
     assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
     assert result.compared == result.expected and not result.unmatched

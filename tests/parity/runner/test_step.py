@@ -72,5 +72,6 @@ def test_a_wrong_step_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_not_trained_here_is_refused_or_left_out() -> None:
     with pytest.raises(InputError, match="does not train the subject torch"):
         run(subject="torch")
+    assert run().verdict == "equal"
     result = run(subject="torch", modes="free,step")
     assert {row.mode for row in result.rows} == {"free"}
