@@ -99,7 +99,7 @@ class HealthMonitor:
         """
         after, figures, watched, gradients = self._watched(state, frozen, batch)
         shown: WatchedFigures = jax.tree.map(host_array, watched)
-        found = [*self._judged(int(state.step) + 1, shown, float(figures.loss))]
+        found = [*self._beyond(int(state.step) + 1, shown, float(figures.loss))]
         self.warnings += found
         actions = {one.action for one in found}
         if "stop" in actions:
@@ -112,7 +112,7 @@ class HealthMonitor:
             after = after._replace(rate=after.rate * jnp.float32(self._settings.lower_by))
         return after, figures, shown, found
 
-    def _judged(self, step: int, shown: WatchedFigures, loss: float) -> Iterator[HealthWarning]:
+    def _beyond(self, step: int, shown: WatchedFigures, loss: float) -> Iterator[HealthWarning]:
         settings = self._settings
 
         def beyond(figure: str, values: Any, side: str, limit: float, name: str = "") -> Any:
