@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from jaxllama import compilation_cache
 from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.streams import libraries_on_stderr
 from jaxllama.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def train(
             f"training needs {error.name}, which is not installed; pip install 'jaxllama[train]'"
         ) from None
 
-    with several_hosts(hosts) if hosts else nullcontext(), on_interrupt(lambda: _left(output)):
+    with on_interrupt(lambda: _left(output)), ExitStack() as joined:
+        if hosts is not None:
+            joined.enter_context(libraries_on_stderr())
+            joined.enter_context(several_hosts(hosts))
         speaks = is_first()
         with _bar(quiet or not speaks) as progress:
             done = run(settings, resume=resume, progress=progress)

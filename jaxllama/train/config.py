@@ -108,6 +108,7 @@ class OptimiserSettings:
         weight_decay: decoupled, of matrices alone: norms' weights have none.
         clip: norm that all gradients together are cut down to; None for no clipping.
         accumulate: parts that a batch is worked through in, one after the other.
+        z_loss: weight of the square of the logarithm of the softmax's denominator.
     """
 
     learning_rate: float = _positive()
@@ -121,6 +122,7 @@ class OptimiserSettings:
     weight_decay: float = _not_negative(0.0)
     clip: float | None = _positive(None)
     accumulate: int = _count(1, 1)
+    z_loss: float = _not_negative(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,13 +138,15 @@ class TrainingRun:
         places = jax.tree.map(lambda x: x.sharding, self.state)
         self._step: Callable[[TrainState, Weights, Batch], tuple[TrainState, StepFigures]] = (
             jax.jit(
-                partial(train_step, self.graph, self.optimiser),
+                partial(train_step, self.graph, self.optimiser, z_loss=config.optimiser.z_loss),
                 donate_argnums=0,
                 out_shardings=(places, None),
             )
         )
         self.batches = Batches(self.rows, config.data)
-        self.monitor = HealthMonitor(config.monitor, self.graph, self.optimiser)
+        self.monitor = HealthMonitor(
+            config.monitor, self.graph, self.optimiser, config.optimiser.z_loss
+        )
 
     def _everywhere(self, value: Any) -> jax.Array:
         """Return a small array on all devices of the mesh."""

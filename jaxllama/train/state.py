@@ -14,8 +14,14 @@ from jaxllama.errors import CheckpointError, InputError, join_problems
 from jaxllama.train.config import TrainConfig
 from jaxllama.train.step import TrainState
 
-# Settings that a run may be gone on with changed: they leave what was computed as it is.
-_FREE = {("run", "output"), ("run", "save_every"), ("run", "keep")}
+# Settings that a run may be gone on with changed: what is computed stays, to rounding.
+_FREE = {
+    ("run", "output"),
+    ("run", "save_every"),
+    ("run", "keep"),
+    ("model", "mesh"),
+    ("model", "remat"),
+}
 
 
 class SavedStates:

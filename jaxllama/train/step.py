@@ -74,42 +74,66 @@ class StepFigures(NamedTuple):
     finite: Bool[Array, ""]
 
 
-def summed_loss(
-    model: Llama, batch: Batch, *, tap: Tapper = untapped
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return the sum of a part's losses, and of how many tokens."""
+class SummedLoss(NamedTuple):
+    """Sums over the predicted tokens of a part of a batch.
+
+    Attributes:
+        loss: cross-entropy, in nats.
+        normaliser: squares of the logarithm of the softmax's denominator.
+        tokens: how many these are.
+    """
+
+    loss: Float[Array, ""]
+    normaliser: Float[Array, ""]
+    tokens: Int[Array, ""]
+
+
+def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> SummedLoss:
+    """Return the sums of a part's losses."""
     logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
-    return -jnp.where(counted, chosen, 0).sum(), counted.sum(dtype=jnp.int32)
+    squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    return SummedLoss(
+        loss=-jnp.where(counted, chosen, 0).sum(),
+        normaliser=jnp.where(counted, squares, 0).sum(),
+        tokens=counted.sum(dtype=jnp.int32),
+    )
 
 
 def loss_and_gradients(
-    graph: Graph, weights: Weights, frozen: Weights, batch: Batch
+    graph: Graph, weights: Weights, frozen: Weights, batch: Batch, z_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Int[Array, ""], Weights]:
     """Return a batch's mean loss, how many tokens it is of, and its gradients.
 
+    With `z_loss`, gradients are of the loss and so many times the mean square of the logarithm of
+    the softmax's denominator, which keeps that near 0; the loss that is told is without.
+
     Parts are summed and divided by the tokens of all: a mean of means would weigh a token by how
     many pads its part has.
+
+    Source: of z-loss, Chowdhery et al. 2022 (arXiv 2204.02311), section 5.
     """
 
-    def part(weights: Weights, one: Batch) -> tuple[Array, Array]:
-        return summed_loss(holding(graph, weights | frozen), one)
+    def part(weights: Weights, one: Batch) -> tuple[Array, tuple[Array, Array]]:
+        sums = summed_loss(holding(graph, weights | frozen), one)
+        total = sums.loss + z_loss * sums.normaliser if z_loss else sums.loss
+        return total, (sums.loss, sums.tokens)
 
     graded = jax.value_and_grad(part, has_aux=True)
     if batch.tokens.shape[0] == 1:
-        (total, count), gradients = graded(weights, Batch(*(x[0] for x in batch)))
+        (_, (total, count)), gradients = graded(weights, Batch(*(x[0] for x in batch)))
     else:
 
         def add(sums: Any, one: Batch) -> tuple[Any, None]:
-            (value, number), slopes = graded(weights, one)
-            return jax.tree.map(jnp.add, sums, (value, number, slopes)), None
+            (_, found), slopes = graded(weights, one)
+            return jax.tree.map(jnp.add, sums, (found, slopes)), None
 
         first = Batch(*(x[0] for x in batch))
-        (value, number), slopes = jax.eval_shape(graded, weights, first)
-        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, number, slopes))
-        (total, count, gradients), _ = jax.lax.scan(add, start, batch)
+        (_, found), slopes = jax.eval_shape(graded, weights, first)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (found, slopes))
+        ((total, count), gradients), _ = jax.lax.scan(add, start, batch)
     tokens = jnp.maximum(count, 1)
     mean = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradients)
     return total / tokens.astype(total.dtype), count, mean
@@ -135,6 +159,7 @@ def train_step(
     state: TrainState,
     frozen: Weights,
     batch: Batch,
+    z_loss: float = 0.0,
 ) -> tuple[TrainState, StepFigures]:
     """Return the state after a batch; where loss or gradients are not finite, as it was.
 
@@ -144,8 +169,9 @@ def train_step(
         state: before.
         frozen: weights that are not trained.
         batch: in parts.
+        z_loss: see `loss_and_gradients`.
     """
-    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch)
+    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch, z_loss)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     after = updated(optimiser, state, gradients)

@@ -86,8 +86,8 @@ def _forward(graph: Any, weights: Weights, part: Batch) -> Values:
     @jax.jit
     def looked_at(weights: Weights, part: Batch) -> Values:
         taps = Taps()
-        total, _ = summed_loss(holding(graph, weights), part, tap=taps)
-        recorded = taps.recorded() | {"loss": total}
+        sums = summed_loss(holding(graph, weights), part, tap=taps)
+        recorded = taps.recorded() | {"loss": sums.loss}
         return {name: jnp.isfinite(value).all() for name, value in recorded.items()}
 
     return looked_at(weights, part)
@@ -121,7 +121,7 @@ def _backward(graph: Any, weights: Weights, part: Batch, layers: int) -> Values:
         }
 
         def total(weights: Weights, outer: Values, layered: Values) -> Array:
-            return summed_loss(holding(graph, weights), part, tap=Shifted(outer, layered))[0]
+            return summed_loss(holding(graph, weights), part, tap=Shifted(outer, layered)).loss
 
         slopes, outer, layered = jax.grad(total, argnums=(0, 1, 2))(weights, outer, layered)
         every = {

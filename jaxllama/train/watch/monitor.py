@@ -61,17 +61,22 @@ class HealthMonitor:
         settings: thresholds, and what is done beyond which.
         graph: of the model.
         optimiser: of the training.
+        z_loss: likewise.
 
     Attributes:
         warnings: all so far.
     """
 
     def __init__(
-        self, settings: MonitorSettings, graph: Any, optimiser: optax.GradientTransformation
+        self,
+        settings: MonitorSettings,
+        graph: Any,
+        optimiser: optax.GradientTransformation,
+        z_loss: float = 0.0,
     ) -> None:
         self._settings = settings
         self._losses: deque[float] = deque(maxlen=_HISTORY)
-        self._watched = jax.jit(partial(_watched_step, graph, optimiser))
+        self._watched = jax.jit(partial(_watched_step, graph, optimiser, z_loss))
         self._cut: Callable[..., TrainState] = jax.jit(partial(_cut_step, optimiser))
         self.warnings: list[HealthWarning] = []
 
@@ -145,11 +150,12 @@ class HealthMonitor:
 def _watched_step(
     graph: Any,
     optimiser: optax.GradientTransformation,
+    z_loss: float,
     state: TrainState,
     frozen: Weights,
     batch: Batch,
 ) -> tuple[TrainState, StepFigures, WatchedFigures, Weights]:
-    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch)
+    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch, z_loss)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     after = updated(optimiser, state, gradients)

@@ -64,7 +64,7 @@ def test_packed_rows_have_the_loss_of_documents_one_by_one(
     packing: bool, one_by_one: tuple[float, int]
 ) -> None:
     rows = pack(DOCUMENTS, LENGTH, packing=packing)
-    total, count = summed_loss(build(), batch_of(rows))
+    total, _, count = summed_loss(build(), batch_of(rows))
     assert int(count) == one_by_one[1]
     assert float(total) == pytest.approx(one_by_one[0], rel=1e-12)
 
@@ -76,5 +76,5 @@ def test_documents_that_see_each_other_are_found(
     monkeypatch.setattr(
         Batch, "described", lambda self: seen(self._replace(segments=jnp.zeros_like(self.segments)))
     )
-    total, _ = summed_loss(build(), batch_of(pack(DOCUMENTS, LENGTH)))
+    total, _, _ = summed_loss(build(), batch_of(pack(DOCUMENTS, LENGTH)))
     assert float(total) != pytest.approx(one_by_one[0], rel=1e-4)

@@ -13,7 +13,7 @@ from trainings import config
 
 from jaxllama.loss import next_token_loss
 from jaxllama.train import TrainingRun, step
-from jaxllama.train.step import loss_and_gradients
+from jaxllama.train.step import SummedLoss, loss_and_gradients
 
 
 def gradients(folder: Path, **changed: Any) -> tuple[float, int, dict[str, np.ndarray], Any]:
@@ -85,7 +85,7 @@ def test_a_mean_of_means_would_be_found(
     def mean(model: Any, batch: Any) -> Any:
         logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask())
         loss = next_token_loss(logits, batch.tokens, valid=batch.valid, segments=batch.segments)
-        return loss, jnp.int32(1)
+        return SummedLoss(loss, jnp.zeros_like(loss), jnp.int32(1))
 
     monkeypatch.setattr(step, "summed_loss", mean)
     cut = gradients(folder, optimiser={"accumulate": 4}, **ROWS)
