@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllama.loss import successors
@@ -200,8 +199,3 @@ def initial_state(
     )
     made = jax.jit(optimiser.init, out_shardings=places)(weights)
     return TrainState(place(np.int32(0)), weights, made, place(np.float32(1)))
-
-
-def merged(graph: Graph, weights: Weights, frozen: Weights) -> nnx.Module:
-    """Return the model that holds these weights."""
-    return holding(graph, weights | frozen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,16 @@ def test_the_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     code, out, err = typed("--resume")
     assert code == 0 and "nothing left to train, 3 steps" in out
     assert "after step 3 is saved" in _left(tmp_path / "out")
+
+
+def test_without_the_extra_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(trainings.toml(settings(tmp_path)))
+    for name in [one for one in sys.modules if one.startswith("jaxllama.train.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(tmp_path / "c.toml")])
+    said = "training needs grain, which is not installed; pip install 'jaxllama[train]'"
+    assert caught.value.code == 2 and capsys.readouterr().err == f"jaxllama: {said}\n"
