@@ -71,7 +71,7 @@ types: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; say PYTHON=python3.12 or another to make")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,meta,quality,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,meta,quality,train,dev]'
 	@# A model that a test judges; its framework's other dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps google-tunix
 	@touch $@

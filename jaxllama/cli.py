@@ -1,7 +1,7 @@
-"""The command line: `jaxllama info | convert | verify | generate | bench | plan`.
+"""The command line: `jaxllama info | convert | verify | generate | bench | plan | train`.
 
-Exit codes: 0 done or equal, 1 different and nothing else, 2 bad usage or bad input, 4 an internal
-error or no memory, 130 interrupted.
+Exit codes: 0 done or equal, 1 different, or a training that cannot go on, 2 bad usage or bad input,
+4 an internal error or no memory, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.printable import one_line
 from jaxllama.plan.command import plan
+from jaxllama.train.command import train
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint.convert import Conversion
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 app = command(
     "jaxllama",
     about="Llama 3 in JAX.",
-    exit_codes="0 done or equal, 1 different, 2 bad usage or input, 4 internal error or no "
-    "memory, 130 Ctrl-C",
+    exit_codes="0 done or equal, 1 different, or a training stopped, 2 bad usage or input, "
+    "4 internal error or no memory, 130 Ctrl-C",
     no_cache=compilation_cache.turn_off,
 )
 # Tensors that `verify` lists; of two unrelated checkpoints all differ.
@@ -233,6 +234,7 @@ def _print_differences(result: Verification) -> None:
 app.command()(generate)
 app.command()(bench)
 app.command()(plan)
+app.command()(train)
 
 
 def _tokens(source: str, file: Path) -> list[int]:

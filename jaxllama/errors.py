@@ -114,6 +114,12 @@ class InputError(JaxLlamaError, ValueError):
     """A prompt, mask, position, cache or option does not fit the model it is given to."""
 
 
+class TrainingError(JaxLlamaError):
+    """A training cannot go on: its loss is not finite, or what watches it has stopped it."""
+
+    exit_code = 1
+
+
 class ReportError(InputError):
     """A verdict has been printed, and what was to hold it besides could not be written."""
 

@@ -31,6 +31,23 @@ def next_token_loss(
     Returns:
         The mean over all tokens with a successor; 0 when none has one.
     """
+    targets, counted = successors(tokens, valid=valid, segments=segments)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
+    total = -jnp.sum(jnp.where(counted, chosen, jnp.zeros_like(chosen)))
+    return total / jnp.maximum(jnp.sum(counted), 1).astype(logits.dtype)
+
+
+def successors(
+    tokens: Int[Array, "B T"],
+    *,
+    valid: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None = None,
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """Return what each token is to predict, and where there is something to.
+
+    Arguments as for `next_token_loss`.
+    """
     length = tokens.shape[1]
     columns = jnp.arange(length, dtype=jnp.int32)[None, :]
     # Of each column the first real one from there on; `length` stands for none.
@@ -41,7 +58,4 @@ def next_token_loss(
     if segments is not None:
         counted &= jnp.take_along_axis(segments, following, axis=1) == segments
     targets = jnp.take_along_axis(tokens, following, axis=1)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
-    total = -jnp.sum(jnp.where(counted, chosen, jnp.zeros_like(chosen)))
-    return total / jnp.maximum(jnp.sum(counted), 1).astype(logits.dtype)
+    return targets, counted

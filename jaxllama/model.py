@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,8 @@ class Llama(nnx.Module):
 
     `layers` is one `DecoderLayer` whose weights carry a leading layer axis, or a list of them,
     by the model's form (`jaxllama.forms`); `layer(i)` gives one in any. `quant` says how weights
-    were rounded when it was loaded (`jaxllama.quantisation`), None if they were not.
+    were rounded when it was loaded (`jaxllama.quantisation`), None if they were not. With `remat`
+    set, a backward pass computes each stacked layer again and keeps its input alone.
 
     Args:
         config: the checkpoint's numbers.
@@ -179,6 +180,7 @@ class Llama(nnx.Module):
         self.backend: Backend = backend
         self.sharding = sharding
         self.quant: str | None = None
+        self.remat = False
         self.form = checked_form(form, config)
         self.embed_tokens = Embedding(V, D, param_dtype=param_dtype, rngs=rngs)
 
@@ -336,8 +338,12 @@ class Llama(nnx.Module):
         if isinstance(self.layers, DecoderLayer):
             cache = None if cache is None else cache.stacked()
             graph, weights = nnx.split(self.layers)
+
+            def scanned(carry: tuple[Array, KVCache | None], at: Any) -> Any:
+                return run(nnx.merge(graph, at[0]), at[1], *carry, at[2])
+
             (x, cache), stacked = jax.lax.scan(
-                lambda carry, at: run(nnx.merge(graph, at[0]), at[1], *carry, at[2]),
+                jax.checkpoint(scanned, prevent_cse=False) if self.remat else scanned,
                 (x, cache),
                 (weights, jnp.arange(self.config.num_hidden_layers), forced),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from parity.result import DifferenceKind, Divergence, Reading, TapResult
 from parity.taps import GRAD_TAPS, SETUP_TAPS, expected_names, flow_key, split_name
@@ -78,9 +79,17 @@ def _place(row: TapResult) -> tuple[bool, int, tuple[int, int, float]]:
     return split_name(row.tap)[0] in GRAD_TAPS, row.step, flow_key(row.tap)
 
 
+# Modes whose scenarios are theirs alone.
+_ALONE: dict[str, Literal["generation", "step", "tokens"]] = {
+    "generate": "generation",
+    "step": "step",
+    "tokens": "tokens",
+}
+
+
 def _classify(failed: list[TapResult], lane: str) -> Divergence:
-    if failed[0].mode in ("generate", "tokens"):  # their scenarios are theirs alone
-        return Divergence(failed[0], "generation" if failed[0].mode == "generate" else "tokens", ())
+    if kind := _ALONE.get(failed[0].mode):
+        return Divergence(failed[0], kind, ())
     setup = [row for row in failed if row.tap in SETUP_TAPS]
     flagged = tuple(dict.fromkeys(row.tap for row in setup))
     forced = ("isolated", "probe")

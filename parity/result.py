@@ -31,6 +31,7 @@ MODE_WORDS = {
     "isolated": "isolated",
     "decode": "decode",
     "grad": "gradients",
+    "step": "training step",
     "generate": "generation",
     "tokens": "tokenizer",
 }
@@ -221,6 +222,7 @@ class Divergence:
         "loss",
         "backward",
         "generation",
+        "step",
         "tokens",
         "reading",
     ]

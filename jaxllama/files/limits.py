@@ -27,6 +27,8 @@ RESULT_ENTRIES = 5_000_000
 
 # Bytes of a file of texts to run a model on; no run takes a hundredth of it.
 TEXT_BYTES = 64 * _MEGABYTE
+# Of a file of texts to train on: its tokens are in memory, four bytes each.
+TRAINING_BYTES = 4096 * _MEGABYTE
 # Bytes of a file of masks, unpacked: one of 32,768 tokens has as many.
 MASK_BYTES = 1024 * _MEGABYTE
 # Traces of a capture: one of all scenarios, modes and dtypes, with its variants, has 80.

@@ -27,8 +27,8 @@ def run_command(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="free, isolated, decode, grad, generate, tokens, several with commas, or all; the "
-            "first three are usual, decode with one ragged scenario."
+            help="free, isolated, decode, grad, step, generate, tokens, several with commas, or "
+            "all; the first three are usual, decode with one ragged scenario."
         ),
     ] = None,
     scenario: options.Scenario = None,

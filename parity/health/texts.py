@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError, argument, join_problems
-from jaxllama.files import limits, reading
+from jaxllama.files.texts import read_texts
 from parity.inputs import Inputs, visible_keys
 from parity.runner.prompt import encoder
 from parity.texts import prose
@@ -23,8 +21,6 @@ DEFAULT_LENGTH = 512
 LEAST_TOKENS = 8
 # Bytes of one layer's float32 weights that are alive at once where there are several rows.
 _BATCH_BYTES = 1 << 26
-_LINES = ".jsonl"
-Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -42,85 +38,6 @@ class TextRows:
     rows: tuple[tuple[int, ...], ...]
     truncated: int = 0
     notes: tuple[str, ...] = ()
-
-
-def read_texts(path: Path) -> list[str]:
-    """Return the texts of a file: of a .jsonl one a line, else one.
-
-    A line is a JSON object with a `text`, or a JSON string. Empty lines are passed over.
-
-    Raises:
-        InputError: no such file, empty, not UTF-8, too long, or broken lines, all with numbers.
-    """
-    text = read_utf8(path)
-    if path.suffix != _LINES:
-        return [text]
-    return [found for _, found in read_lines(path, text, _text_of)]
-
-
-def read_utf8(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        InputError: no such file, empty, not UTF-8, or too long.
-    """
-    length = reading.size(path)
-    if length > limits.TEXT_BYTES:
-        raise InputError(f"{path}: {length} bytes, at most {limits.TEXT_BYTES} are accepted")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode()
-    except UnicodeDecodeError as error:
-        at = error.start + len(content) - len(error.object)
-        line = content.count(b"\n", 0, at) + 1
-        raise InputError(
-            f"{path}: byte 0x{content[at]:02x} at offset {at}, line {line}, is not UTF-8; save the "
-            "text as UTF-8"
-        ) from None
-    if not text.strip():
-        raise InputError(f"{path}: holds no text; give a file with some")
-    return text
-
-
-def read_lines(path: Path, text: str, take: Callable[[Any], Taken]) -> list[tuple[int, Taken]]:
-    """Return what each line of JSON holds, with the line's number; empty lines are passed over.
-
-    Args:
-        path: for messages.
-        text: of the file.
-        take: returns what is wanted of a line's value, or raises `InputError` saying what was
-            expected in its place.
-
-    Raises:
-        InputError: lines that are no JSON or not what is expected, all with their numbers.
-    """
-    found, problems = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number} is no JSON: {error}")
-            continue
-        try:
-            found.append((number, take(value)))
-        except InputError as error:
-            held = f"an object with {', '.join(value)}" if isinstance(value, dict) else repr(value)
-            problems.append(f"line {number} is {held:.80}, expected {error}")
-    if problems:
-        raise InputError(join_problems(f"{path}", problems))
-    return found
-
-
-def _text_of(value: Any) -> str:
-    found = value.get("text") if isinstance(value, Mapping) else value
-    if not isinstance(found, str) or not found.strip():
-        raise InputError("an object with a text")
-    return found
 
 
 def text_rows(

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError, argument, join_problems
-from parity.health.texts import read_lines, read_utf8
+from jaxllama.files.texts import read_lines, read_utf8
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ KINDS = {
     "reading": "the reader: what it handed over was wrong before any model ran",
     "generation": "the loop that writes, its sampling or its cache; the model itself where "
     "--mode free,decode says so",
+    "step": "the optimiser of jaxllama.train; or the gradients, which --mode grad tells",
     "tokens": "the tokenizer, or the files it was read from: no model was run",
     "backward": "this step of the backward pass: the gradients it starts from are right",
 }

@@ -11,7 +11,7 @@ from jaxllama.config import LlamaConfig
 from parity.generation import compare as generated
 from parity.options import Overrides, choose, choose_dtypes, override_texts
 from parity.result import MODE_WORDS, TapResult, modes_not_run
-from parity.runner import gradients
+from parity.runner import gradients, step
 from parity.scenarios import RAGGED, SCENARIOS
 from parity.subjects import select
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
@@ -62,7 +62,7 @@ class Plan:
     @property
     def runs_model(self) -> bool:
         """Whether taps of the model are compared."""
-        return bool({*self.modes} - {generated.MODE, tokens.MODE})
+        return bool({*self.modes} - {generated.MODE, step.MODE, tokens.MODE})
 
     def shows(self, kind: str) -> bool:
         """Return whether its modes are about a kind of tap."""

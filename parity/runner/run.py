@@ -28,7 +28,7 @@ from parity.lockstep.comparator import PassResult
 from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, Progress, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
-from parity.runner import environment, forward, gradients, vocabulary
+from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
 from parity.runner.precision import HIGHEST, check_precision
@@ -79,7 +79,8 @@ def run(
             meaning, the others rounding.
         modes: `free`, `isolated` (each operator on the reference's inputs), `decode` (through
             caches), `grad` (the loss and its gradients; of the scenarios in
-            `parity.runner.gradients.SCENARIOS` unless others are given), `generate` (what
+            `parity.runner.gradients.SCENARIOS` unless others are given), `step` (parameters after a
+            step of AdamW, in float64), `generate` (what
             `jaxllama.generate` writes, token by token), `tokens` (the tokenizer and chat template,
             against another implementation's). By default the first three, as far as the subject is
             able to, caches with one ragged scenario alone.
@@ -172,6 +173,9 @@ def run(
             rest = vocabulary.compare_vocabulary(truth, make(widest), inputs)
             passes.append(rest.found)
         found = PassResult.join(passes, plan.dtypes)
+        if step.MODE in plan.modes:
+            passes = _step(plan, truth, make, encode, prompt, length, specials)
+            found = PassResult.join([found, *passes])
         if other is not None:  # after the rest: they are sorted by dtype, and these have none
             found = PassResult.join([found, tokens.compare_tokens(opened, other)])
         rows = found.rows
@@ -185,6 +189,7 @@ def run(
         rows=rows,
         witnesses=found.witnesses,
         expected=expected_taps(plan, rows, config)
+        + step.count_names(rows)
         + len(generated.names_for(rows))
         + len(tokens.names_for(rows)),
         not_run=left_out(plan, rows, 0 if rest is None else rest.unseen),
@@ -307,6 +312,26 @@ def _inputs(
     inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
     gradients.check_inputs(differentiated)
     return inputs, differentiated
+
+
+def _step(
+    plan: Plan,
+    truth: CheckpointLike,
+    make: select.SubjectFactory,
+    encode: Tokenizer,
+    prompt: Prompt | None,
+    length: int | None,
+    specials: Sequence[int],
+) -> list[PassResult]:
+    """Return what a step of training showed; nothing of a subject that is not trained here."""
+    subject = make(step.LANE)
+    if not step.check_subject(subject, alone=plan.modes == (step.MODE,)):
+        return []
+    inputs = scenario(
+        step.SCENARIO, encode, truth.config, prompt=prompt, length=length, specials=specials
+    )
+    gradients.check_inputs([inputs])
+    return [step.compare_step(truth, subject, inputs)]
 
 
 def _prompts(

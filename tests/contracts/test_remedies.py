@@ -302,7 +302,13 @@ WHOLE = (
 )
 HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
 QUALITY = "tests/parity/quality/test_command.py::test_remedies_typed_as_said_work"
+TRAINING = "tests/jaxllama/train/test_run.py::test_the_command_trains_and_goes_on"
 ELSEWHERE = {
+    "parity/runner/step.py: --subject": (
+        "tests/parity/runner/test_step.py::test_what_is_not_trained_here_is_refused_or_left_out"
+    ),
+    "jaxllama/train/command.py: --resume": TRAINING,
+    "jaxllama/train/state.py: --resume": TRAINING,
     **{
         f"parity/quality/{said}": QUALITY
         for said in (
@@ -408,7 +414,8 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    assert {*PIP.findall(" ".join(named))} == {"cuda", "hub", "meta", "parity", "quality", "tpu"}
+    extras = {"cuda", "hub", "meta", "parity", "quality", "tpu", "train"}
+    assert {*PIP.findall(" ".join(named))} == extras
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 
 

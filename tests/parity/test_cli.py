@@ -84,7 +84,8 @@ def test_divergent(parity) -> None:
     assert ran.code == 1
     first, left, machine, where = ran.out.splitlines()[:4]
     assert left.startswith(
-        "not run: decode; gradients; generation; tokenizer; scenarios long_positions, "
+        "not run: decode; gradients; training step; generation; tokenizer; "
+        "scenarios long_positions, "
     )
     assert first.startswith("divergent: ") and first.endswith("layers.0.q_rope (meaning)")
     assert machine.startswith("machine: ") and "layers.0.q_rope" in where

@@ -128,14 +128,19 @@ EMBEDDING, LAYERS = "grad.model.embed_tokens.weight", "grad.model.layers."
 
 
 def _named(model: Llama, weights: Mapping[Path, jax.Array]) -> Arrays:
-    """Return gradients under the parameters' canonical names, whatever the model's form."""
+    """Return gradients under the parameters' canonical names."""
+    return {f"grad.{name}": value for name, value in named_parameters(model, weights).items()}
+
+
+def named_parameters(model: Llama, weights: Mapping[Path, jax.Array]) -> Arrays:
+    """Return what is of a parameter's shape under its canonical name, whatever the form."""
     found = {}
     for path, gradient in weights.items():
         whole = host_array(gradient)
         for part in parts_of(path, model.config):
-            name = "grad." + ".".join(("model", *part.path))
+            name = ".".join(("model", *part.path))
             if part.layer is not None:
-                name = f"{LAYERS}{part.layer}.{'.'.join(part.path[1:])}"
+                name = f"model.layers.{part.layer}.{'.'.join(part.path[1:])}"
             found[name.replace("model.lm_head", "lm_head")] = whole[part.index]
     return found
 

@@ -91,7 +91,7 @@ def test_a_clean_run_is_equal_in_every_mode() -> None:
         progress=lambda _, done, total: seen.append((done, total)),
     )
     assert (result.verdict, result.exit_code) == ("equal", 0)
-    shown = {"free", "isolated", "production", "decode", "grad", "generate", "tokens"}
+    shown = {"free", "isolated", "production", "decode", "grad", "step", "generate", "tokens"}
     assert {row.mode for row in result.rows} == shown
     assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
     assert result.compared == result.expected and not result.unmatched
@@ -106,8 +106,8 @@ def test_the_default_run_decodes_one_ragged_scenario_and_says_what_it_leaves_out
     assert decoded == [("decode", "left_padded")] and steps[decoded[0]] == 4
     assert {name for mode, name in steps if mode == "free"} == {*DEFAULT_SCENARIOS, "vocabulary"}
     assert summary(result)[1] == (
-        "not run: gradients; generation; tokenizer; decode of causal, long_positions, "
-        "right_padded; scenarios packed, windowed, mixed_lengths"
+        "not run: gradients; training step; generation; tokenizer; decode of causal, "
+        "long_positions, right_padded; scenarios packed, windowed, mixed_lengths"
     )
     assert "modes=" not in result.command  # said again, it does the same
     (decoded_inputs,) = [i for i in result.inputs if i["scenario"] == "left_padded"]

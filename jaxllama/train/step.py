@@ -1,0 +1,201 @@
+"""One step: the loss of a batch, its gradients, the weights after it.
+
+Shapes: A parts of a batch, B rows of a part, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxllama.loss import successors
+from jaxllama.masks import BoundMask, Tokens, causal, padding, segments
+from jaxllama.model import Llama
+from jaxllama.taps import Tapper, untapped
+from jaxllama.train.weights import Weights, holding
+
+Graph = Any
+
+
+class Batch(NamedTuple):
+    """Rows of a step, in the parts that it is worked through in; see `TokenRows`."""
+
+    tokens: Int[Array, "*A B T"]
+    positions: Int[Array, "*A B T"]
+    segments: Int[Array, "*A B T"]
+    valid: Bool[Array, "*A B T"]
+
+    def described(self) -> Tokens:
+        """Return what masks are made of."""
+        return Tokens(self.positions, self.valid, self.segments)
+
+    def mask(self) -> BoundMask:
+        """Return who sees whom: earlier tokens of the same document."""
+        tokens = self.described()
+        return (causal() & padding() & segments()).bind(tokens, tokens)
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step.
+
+    Attributes:
+        step: how many have been made.
+        weights: what is trained, by dotted path.
+        optimiser: optax's.
+        rate: factor on the learning rate.
+    """
+
+    step: Int[Array, ""]
+    weights: Weights
+    optimiser: Any
+    rate: Float[Array, ""]
+
+
+class StepFigures(NamedTuple):
+    """What a step is known by.
+
+    Attributes:
+        loss: mean over the predicted tokens, in nats.
+        gradient: norm of all gradients together, before clipping.
+        tokens: how many were predicted.
+        finite: whether both are; if not, no weight has moved.
+    """
+
+    loss: Float[Array, ""]
+    gradient: Float[Array, ""]
+    tokens: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
+class SummedLoss(NamedTuple):
+    """Sums over the predicted tokens of a part of a batch.
+
+    Attributes:
+        loss: cross-entropy, in nats.
+        normaliser: squares of the logarithm of the softmax's denominator.
+        tokens: how many these are.
+    """
+
+    loss: Float[Array, ""]
+    normaliser: Float[Array, ""]
+    tokens: Int[Array, ""]
+
+
+def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> SummedLoss:
+    """Return the sums of a part's losses."""
+    logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
+    targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
+    squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    return SummedLoss(
+        loss=-jnp.where(counted, chosen, 0).sum(),
+        normaliser=jnp.where(counted, squares, 0).sum(),
+        tokens=counted.sum(dtype=jnp.int32),
+    )
+
+
+def loss_and_gradients(
+    graph: Graph, weights: Weights, frozen: Weights, batch: Batch, z_loss: float = 0.0
+) -> tuple[Float[Array, ""], Int[Array, ""], Weights]:
+    """Return a batch's mean loss, how many tokens it is of, and its gradients.
+
+    With `z_loss`, gradients are of the loss and so many times the mean square of the logarithm of
+    the softmax's denominator, which keeps that near 0; the loss that is told is without.
+
+    Parts are summed and divided by the tokens of all: a mean of means would weigh a token by how
+    many pads its part has.
+
+    Source: of z-loss, Chowdhery et al. 2022 (arXiv 2204.02311), section 5.
+    """
+
+    def part(weights: Weights, one: Batch) -> tuple[Array, tuple[Array, Array]]:
+        sums = summed_loss(holding(graph, weights | frozen), one)
+        total = sums.loss + z_loss * sums.normaliser if z_loss else sums.loss
+        return total, (sums.loss, sums.tokens)
+
+    graded = jax.value_and_grad(part, has_aux=True)
+    if batch.tokens.shape[0] == 1:
+        (_, (total, count)), gradients = graded(weights, Batch(*(x[0] for x in batch)))
+    else:
+
+        def add(sums: Any, one: Batch) -> tuple[Any, None]:
+            (_, found), slopes = graded(weights, one)
+            return jax.tree.map(jnp.add, sums, (found, slopes)), None
+
+        first = Batch(*(x[0] for x in batch))
+        (_, found), slopes = jax.eval_shape(graded, weights, first)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (found, slopes))
+        ((total, count), gradients), _ = jax.lax.scan(add, start, batch)
+    tokens = jnp.maximum(count, 1)
+    mean = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradients)
+    return total / tokens.astype(total.dtype), count, mean
+
+
+def updated(
+    optimiser: optax.GradientTransformation, state: TrainState, gradients: Weights
+) -> TrainState:
+    """Return the state after the optimiser's step."""
+    # optax adds floats of Python's to counters, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, kept = optimiser.update(gradients, state.optimiser, state.weights)
+    moved = {
+        name: weight + (state.rate.astype(weight.dtype) * updates[name].astype(weight.dtype))
+        for name, weight in state.weights.items()
+    }
+    return TrainState(state.step + 1, moved, kept, state.rate)
+
+
+def train_step(
+    graph: Graph,
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Weights,
+    batch: Batch,
+    z_loss: float = 0.0,
+) -> tuple[TrainState, StepFigures]:
+    """Return the state after a batch; where loss or gradients are not finite, as it was.
+
+    Args:
+        graph: of the model, as `nnx.split` gives it.
+        optimiser: of `make_optimiser`.
+        state: before.
+        frozen: weights that are not trained.
+        batch: in parts.
+        z_loss: see `loss_and_gradients`.
+    """
+    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch, z_loss)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    after = updated(optimiser, state, gradients)
+    chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    return chosen, StepFigures(loss, norm, tokens, finite)
+
+
+def initial_state(
+    weights: Weights, optimiser: optax.GradientTransformation, place: Callable[[Any], Any]
+) -> TrainState:
+    """Return the state before the first step.
+
+    Args:
+        weights: to be trained, where they lie.
+        optimiser: of `make_optimiser`.
+        place: puts a number where all devices have it.
+    """
+    everywhere = place(0).sharding
+    # Means lie where their weights do; the compiler would put zeros on one device.
+    places = optax.tree_map_params(
+        optimiser,
+        lambda _, weight: weight.sharding,
+        jax.eval_shape(optimiser.init, weights),
+        weights,
+        transform_non_params=lambda _: everywhere,
+    )
+    made = jax.jit(optimiser.init, out_shardings=places)(weights)
+    return TrainState(place(np.int32(0)), weights, made, place(np.float32(1)))

@@ -1,0 +1,133 @@
+"""Where NaN and infinity begin: a step run again, every intermediate looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxllama.sharding.hosts import host_array
+from jaxllama.taps import LAYER_TAPS, Tapper, Taps, Untapped, Values
+from jaxllama.train.step import Batch, summed_loss
+from jaxllama.train.weights import Weights, holding
+
+
+class Shifted(Untapped):
+    """Adds to every tap what is given for it: the loss's gradient in that is the tap's own.
+
+    Args:
+        given: by name, of what is no layer's; inside a layer by its short names.
+        layered: by short name, of all layers, one array each.
+    """
+
+    watched = True
+
+    def __init__(self, given: Mapping[str, Array], layered: Mapping[str, Array]) -> None:
+        self._given, self._layered = given, dict(layered)
+
+    def __call__(self, name: str, value: Array) -> Array:
+        return value + self._given[name] if name in self._given else value
+
+    def inner(self, forced: Mapping[str, Array]) -> Tapper:
+        return Shifted(forced, {})
+
+    def forced_layers(self) -> dict[str, Array]:
+        return self._layered
+
+
+def locate_nonfinite(graph: Any, weights: Weights, batch: Batch) -> str:
+    """Say where the first number that is not finite is, in the order of computing.
+
+    Args:
+        graph: of a stacked model, as `nnx.split` gives it.
+        weights: all of its arrays.
+        batch: in parts; each is looked at until one has such a number.
+    """
+    for name, weight in weights.items():
+        finite = host_array(_finite_by_layer(name, weight))
+        if not finite.all():
+            where = f" of layer {int(np.argmin(finite))}" if finite.ndim else ""
+            return f"forward, first in the weights: {name}{where}"
+    for number in range(batch.tokens.shape[0]):
+        part = Batch(*(x[number] for x in batch))
+        found = {n: bool(host_array(x)) for n, x in _forward(graph, weights, part).items()}
+        layers = sum(name.endswith(".output") for name in found)
+        order = _in_order(found, layers)
+        if bad := [name for name in order if not found[name]]:
+            return f"forward, first at {bad[0]}"
+        back = {n: host_array(x) for n, x in _backward(graph, weights, part, layers).items()}
+        for name in reversed(order):
+            if name in back and not back[name].all():
+                return f"backward, first in the gradient of {name}"
+        for name, finite in back.items():
+            if not finite.all():
+                return f"backward, in the gradient of {name}"
+    return "nowhere, where every intermediate is looked at; the compiled whole rounds otherwise"
+
+
+def _in_order(found: Mapping[str, Any], layers: int) -> list[str]:
+    """Return taps in the order of computing."""
+    named = [f"layers.{i}.{name}" for i in range(layers) for name in LAYER_TAPS]
+    return [n for n in ("embed", *named, "norm", "logits", "loss") if n in found]
+
+
+def _finite_by_layer(name: str, weight: Array) -> Array:
+    first = int(name.startswith("layers."))
+    return jnp.isfinite(weight).all(axis=tuple(range(first, weight.ndim)))
+
+
+def _forward(graph: Any, weights: Weights, part: Batch) -> Values:
+    """Return whether each tap is finite."""
+
+    @jax.jit
+    def looked_at(weights: Weights, part: Batch) -> Values:
+        taps = Taps()
+        sums = summed_loss(holding(graph, weights), part, tap=taps)
+        recorded = taps.recorded() | {"loss": sums.loss}
+        return {name: jnp.isfinite(value).all() for name, value in recorded.items()}
+
+    return looked_at(weights, part)
+
+
+def _backward(graph: Any, weights: Weights, part: Batch, layers: int) -> Values:
+    """Return whether the loss's gradient is finite, of each tap and of each weight's layers."""
+
+    def recorded(weights: Weights, part: Batch) -> Values:
+        taps = Taps()
+        summed_loss(holding(graph, weights), part, tap=taps)
+        return taps.recorded()
+
+    shapes = {
+        name: one
+        for name, one in jax.eval_shape(recorded, weights, part).items()
+        if jnp.issubdtype(one.dtype, jnp.floating) and name != "rope.inv_freq"
+    }
+
+    @jax.jit
+    def looked_at(weights: Weights, part: Batch) -> Values:
+        outer = {
+            name: jnp.zeros(one.shape, one.dtype)
+            for name, one in shapes.items()
+            if not name.startswith("layers.")
+        }
+        layered = {
+            name: jnp.zeros((layers, *one.shape), one.dtype)
+            for name in LAYER_TAPS
+            if (one := shapes.get(f"layers.0.{name}")) is not None
+        }
+
+        def total(weights: Weights, outer: Values, layered: Values) -> Array:
+            return summed_loss(holding(graph, weights), part, tap=Shifted(outer, layered)).loss
+
+        slopes, outer, layered = jax.grad(total, argnums=(0, 1, 2))(weights, outer, layered)
+        every = {
+            f"layers.{i}.{name}": value[i] for name, value in layered.items() for i in range(layers)
+        }
+        found = {name: jnp.isfinite(value).all() for name, value in (outer | every).items()}
+        return found | {name: _finite_by_layer(name, slope) for name, slope in slopes.items()}
+
+    return looked_at(weights, part)

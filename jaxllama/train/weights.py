@@ -1,0 +1,32 @@
+"""A model taken apart into arrays by name, and put together again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxllama.model import Llama
+
+# By dotted path, such as `layers.self_attn.q_proj.weight`: of a stacked model, of all layers.
+Weights = dict[str, jax.Array]
+
+
+def taken_apart(model: Llama) -> tuple[Any, Weights]:
+    """Return what a model is without its arrays, and these by name."""
+    graph, state = nnx.split(model)
+    return graph, {
+        ".".join(map(str, path)): held.get_value() for path, held in nnx.to_flat_state(state)
+    }
+
+
+def path_of(name: str) -> tuple[str | int, ...]:
+    """Return a path of attributes, and numbers where layers are apart."""
+    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+
+
+def holding(graph: Any, weights: Weights) -> Llama:
+    """Return the model that has these arrays."""
+    held: Any = {path_of(name): nnx.Param(value) for name, value in weights.items()}
+    return nnx.merge(graph, nnx.from_flat_state(held))

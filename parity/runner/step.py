@@ -1,0 +1,160 @@
+"""`--mode step`: one step of `jaxllama.train`, and of PyTorch's AdamW on PyTorch's gradients.
+
+In float64, and of the parameters after it. A step is some 1e8 times as sensitive to a gradient
+near zero as to others: AdamW divides it by itself and epsilon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import jax
+import numpy as np
+import torch
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxllama.errors import InputError, argument
+from parity.exact import exact_row, reference_witness
+from parity.inputs import Inputs
+from parity.lockstep.comparator import PassResult
+from parity.result import TapResult
+from parity.subjects.base import Arrays, CheckpointLike, Subject
+from parity.subjects.jaxllama.grad import named_parameters
+from parity.subjects.jaxllama.rows import rows_added, with_rows
+from parity.subjects.jaxllama.subject import JaxLlama
+from parity.subjects.torch.arrays import to_numpy
+from parity.subjects.torch_reference.subject import TorchReference
+
+MODE, LANE, SCENARIO = "step", "f64", "packed"
+RATE, EPS, DECAY = 3e-3, 1e-6, 0.2
+SETTINGS: dict[str, Any] = {"learning_rate": RATE, "eps": EPS, "weight_decay": DECAY}
+# Of the learning rate. Gradients differ by some 1e-15 here, near zero that over epsilon: 1e-9.
+TOLERANCE = 1e-6
+
+
+def check_subject(subject: Subject, *, alone: bool) -> TypeGuard[JaxLlama]:
+    """Return whether a subject can be trained, or refuse it if nothing else was asked for.
+
+    Raises:
+        InputError: it is no model of jaxllama's.
+    """
+    able = isinstance(subject, JaxLlama)
+    if alone and not able:
+        raise InputError(
+            f"mode {MODE} is about jaxllama.train, which does not train the subject "
+            f"{subject.name}; leave out {argument('subject')}, or add another mode"
+        )
+    return able
+
+
+def compare_step(checkpoint: CheckpointLike, subject: JaxLlama, inputs: Inputs) -> PassResult:
+    """Compare a model's parameters after one step with PyTorch's.
+
+    Args:
+        checkpoint: what both begin with.
+        subject: of float64.
+        inputs: what both take the step on.
+
+    Raises:
+        InputError: optax is not installed.
+    """
+    begun, expected = _by_torch(checkpoint, inputs)
+    found = _by_jaxllama(subject, inputs)
+    rows = [
+        exact_row(f"step.{name}", LANE, inputs.name, MODE, _problems(begun, expected, found, name))
+        for name in expected
+    ]
+    gap = max(_apart(expected[name], found[name]) for name in expected if name in found)
+    return PassResult(rows, [reference_witness("torch.optim.AdamW", LANE, MODE, rows, gap)])
+
+
+def count_names(rows: list[TapResult]) -> int:
+    """Return of how many parameters a run's rows are."""
+    return sum(row.mode == MODE for row in rows)
+
+
+def _apart(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference over the learning rate."""
+    return float(np.abs(expected - found).max() / RATE)
+
+
+def _problems(
+    begun: Mapping[str, np.ndarray], expected: Arrays, found: Arrays, name: str
+) -> list[str]:
+    if name not in found:
+        return ["is no parameter of the trained model"]
+    right, own = expected[name], found[name]
+    if own.shape != right.shape or own.dtype != right.dtype:
+        return [f"{own.dtype} {own.shape} after the step, expected {right.dtype} {right.shape}"]
+    apart = np.abs(right - own) / RATE
+    wrong = ~(apart <= TOLERANCE)  # NaN is wrong
+    if not wrong.any():
+        return []
+    at = np.unravel_index(np.argmax(np.where(wrong, apart, -1)), right.shape)
+    moved, wanted = own[at] - begun[name][at], right[at] - begun[name][at]
+    return [
+        f"{wrong.sum()} of {wrong.size} numbers moved otherwise: {[*map(int, at)]} by {moved:.6g}, "
+        f"expected {wanted:.6g}"
+    ]
+
+
+def _by_torch(checkpoint: CheckpointLike, inputs: Inputs) -> tuple[Arrays, Arrays]:
+    """Return the parameters before and after a step of PyTorch's AdamW."""
+    reference = TorchReference(checkpoint, dtype=LANE)
+    run = reference.start_grad(inputs)
+    gradients: Arrays = {}
+    for _ in range(checkpoint.config.num_hidden_layers + 2):
+        stage = run.step()
+        gradients |= {
+            name.removeprefix("grad."): value
+            for name, value in stage.items()
+            if name.endswith(".weight")
+        }
+    weights = {
+        name: torch.nn.Parameter(reference.weights[name].to(torch.float64).clone())
+        for name in gradients
+    }
+    for name, gradient in gradients.items():
+        weights[name].grad = torch.from_numpy(np.array(gradient))
+    begun = {name: to_numpy(weight.detach()).copy() for name, weight in weights.items()}
+    norms = [weight for name, weight in weights.items() if "norm" in name]
+    matrices = [weight for name, weight in weights.items() if "norm" not in name]
+    torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": DECAY}, {"params": norms, "weight_decay": 0.0}],
+        lr=RATE,
+        eps=EPS,
+    ).step()
+    return begun, {name: to_numpy(weight.detach()) for name, weight in weights.items()}
+
+
+def _by_jaxllama(subject: JaxLlama, inputs: Inputs) -> Arrays:
+    """Return the parameters after a step of jaxllama's, by canonical name."""
+    try:
+        from jaxllama.train import optimiser as optimisers
+        from jaxllama.train import step as steps
+        from jaxllama.train.config import OptimiserSettings
+        from jaxllama.train.weights import path_of, taken_apart
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"mode {MODE} needs {error.name}, which is not installed; pip install 'jaxllama[train]'"
+        ) from None
+    model = subject.model
+    inputs = with_rows(inputs, rows_added(model, len(inputs.tokens)))
+    graph, weights = taken_apart(model)
+    weights = {name: weight.astype(np.float64) for name, weight in weights.items()}
+    optimiser = optimisers.make_optimiser(OptimiserSettings(**SETTINGS), steps=10)
+
+    def everywhere(value: Any) -> jax.Array:
+        mesh = None if model.sharding is None else model.sharding.mesh
+        where = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return jax.device_put(np.asarray(value), where)
+
+    state = steps.initial_state(weights, optimiser, everywhere)
+    segments = np.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
+    parts = inputs.tokens, inputs.positions, segments, inputs.valid
+    batch = steps.Batch(*(everywhere(np.asarray(part)[None]) for part in parts))
+    after, _ = jax.jit(lambda state, batch: steps.train_step(graph, optimiser, state, {}, batch))(
+        state, batch
+    )
+    return named_parameters(model, {path_of(name): w for name, w in after.weights.items()})

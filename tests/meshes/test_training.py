@@ -1,0 +1,60 @@
+"""Training on meshes of eight devices: the step of one device, and states that lie cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from trainings import config
+
+from jaxllama.train import TrainConfig, TrainingRun, train
+
+STEPS = 3
+CHANGED = {"run": {"steps": STEPS}, "data": {"batch": 8, "length": 24}}
+DOUBLE = {"dtype": "f64", "param_dtype": "f64"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
+    folder = tmp_path_factory.mktemp("alone")
+    return train(config(folder, model=DOUBLE, **CHANGED)).losses
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "tensor=2,fsdp=2,data=2"])
+def test_a_mesh_has_the_losses_of_one_device(
+    mesh: str, alone: tuple[float, ...], tmp_path: Path
+) -> None:
+    on_mesh = train(config(tmp_path, model=DOUBLE | {"mesh": mesh}, **CHANGED))
+    assert on_mesh.losses == pytest.approx(alone, rel=1e-10)
+
+
+def test_weights_and_means_lie_cut_before_and_after_a_step(tmp_path: Path) -> None:
+    given = config(tmp_path, model={"mesh": "fsdp=4,tensor=2", "remat": True}, **CHANGED)
+    run = TrainingRun(given)
+
+    def check(run: TrainingRun) -> None:
+        name = "layers.mlp.up_proj.weight"
+        (adam,) = [one for one in run.state.optimiser if hasattr(one, "mu")]
+        for array in (run.state.weights[name], adam.mu[name], adam.nu[name]):
+            assert array.sharding.shard_shape(array.shape) == (5, 136 // 2, 96 // 4)
+
+    check(run)
+    run.step(run.on_devices(next(run.batches)))
+    check(run)
+
+
+def test_a_run_on_a_mesh_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+    def given(name: str, steps: int) -> TrainConfig:
+        changed = CHANGED | {"run": {"steps": steps}, "optimiser": {"warmup": 0}}
+        return config(tmp_path / name, model={"mesh": "fsdp=4,tensor=2"}, **changed)
+
+    whole = train(given("a", 4))
+    first = train(given("b", 2))
+    rest = train(given("b", 4), resume=True)
+    assert first.losses + rest.losses == whole.losses
+    assert np.isfinite(whole.losses).all() and jax.device_count() == 8
