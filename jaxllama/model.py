@@ -274,6 +274,11 @@ class Llama(nnx.Module):
         carried = None if tokenizer is None else checkpoint.open_checkpoint(tokenizer)
         made = checkpoint.from_model(self, tokenizer=carried)
         if format == "orbax" and jax.process_count() > 1:
+            if overwrite or shards is not None:
+                raise InputError(
+                    "overwrite and shards: several hosts write a new directory, each its own part; "
+                    "leave both out"
+                )
             return checkpoint.save_from_hosts(self, Path(target), made, dtype)
         return checkpoint.convert(
             made, target, to=format, dtype=dtype, shards=shards, overwrite=overwrite

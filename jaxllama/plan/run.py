@@ -42,6 +42,10 @@ def plan(request: PlanRequest, say: Callable[[str], None] = lambda line: None) -
     found, tried, gave_up = None, 0, False
     if request.device is not None:
         found, tried, gave_up = cheapest(request, request.device, plan_of, say)
+        # The one that was asked for may be better than those that were tried.
+        better = found is None or (given is not None and given.devices < found.devices)
+        if given is not None and better and given.fits(request.device):
+            found, gave_up = given, False
     notes = _notes(request, given, [one for one in (given, found) if one is not None])
     return PlanResult(request, given, found, tried, gave_up, notes)
 

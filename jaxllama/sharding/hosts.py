@@ -29,6 +29,8 @@ from jaxllama.errors import InputError, argument
 HEARTBEAT_SECONDS = 20
 # Until all have come, and until all have left.
 MEETING_SECONDS, LEAVING_SECONDS = 60, 20
+# For one that is heard and has more to do: to write its part of a model, or a trace.
+WAITING_SECONDS = 3600
 # That of other failures which are nobody's input.
 EXIT_CODE = 4
 
@@ -75,14 +77,15 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
         yield
         meet("the end")
     except jax.errors.JaxRuntimeError as error:
-        if not _SIGNS.search(str(error)):
+        if jax.process_count() == 1 or not _SIGNS.search(str(error)):
             raise
         traceback.print_exception(error)
         _end()
     jax.distributed.shutdown()
+    _watch_no_more()
 
 
-def meet(what: str, seconds: int = MEETING_SECONDS) -> None:
+def meet(what: str, seconds: int = WAITING_SECONDS) -> None:
     """Wait until all processes are here.
 
     Args:
@@ -93,8 +96,17 @@ def meet(what: str, seconds: int = MEETING_SECONDS) -> None:
         JaxRuntimeError: one does not come; inside `several_hosts` it ends the process.
     """
     client = global_state.client
-    if client is not None:
+    if client is None:
+        return
+    try:
         client.wait_at_barrier(f"jaxllama: {what}", timeout_in_ms=1000 * seconds)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" in str(error):
+            _state["line"] = (
+                f"process {jax.process_index()} of {jax.process_count()}: not all processes have "
+                f"come to {what} within {seconds} s; start all of them again"
+            )
+        raise
 
 
 def is_first() -> bool:
@@ -129,6 +141,11 @@ def _arguments(given: str) -> dict[str, Any]:
 def _unmet(given: str, error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
     remedy = "start all of them at once, each with its own INDEX"
+    if "before any JAX" in said:
+        return (
+            f"{argument('hosts', given)}: something has been asked of JAX before; join the other "
+            "processes first, in a process that has not begun"
+        )
     if given == "auto":
         remedy = (
             "start it by Slurm, Open MPI, Cloud TPU or Kubernetes, or give HOST:PORT,INDEX/COUNT"
@@ -150,6 +167,13 @@ def _watch(given: str) -> None:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, _Handler], ctypes.c_void_p
         libc.signal(signal.SIGABRT, _state["handler"])
+
+
+def _watch_no_more() -> None:
+    """Leave what ends the process from here on to the system."""
+    if _state["handler"] is not None:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        _state["handler"] = None
 
 
 def _end() -> None:

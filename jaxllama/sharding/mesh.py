@@ -35,16 +35,21 @@ def parse_mesh(given: MeshLike) -> Sizes:
     elif isinstance(given, str):
         parts = [part.partition("=") for part in given.split(",") if part.strip()]
         pairs = [(name.strip(), size.strip()) for name, _, size in parts]
-    else:
+    elif isinstance(given, Mapping):
         pairs = [(str(name), str(size)) for name, size in given.items()]
+    else:
+        raise InputError(
+            f"{argument('mesh')}: {type(given).__name__}, expected text such as tensor=4,data=2, "
+            "sizes by name, or a mesh of JAX's with devices"
+        )
     sizes, problems = dict.fromkeys(AXES, 1), []
     for place, (name, size) in enumerate(pairs):
         if name not in AXES:
             problems.append(f"axis {name!r}: expected {', '.join(AXES)}")
         elif name in dict(pairs[:place]):
             problems.append(f"axis {name} is named twice")
-        elif not size.isascii() or not size.isdigit() or not int(size):
-            problems.append(f"{name}={size}: expected a whole number above 0")
+        elif not (size.isascii() and size.isdigit() and len(size) < 10 and int(size)):
+            problems.append(f"{name}={size:.20}: expected a whole number above 0")
         else:
             sizes[name] = int(size)
     if not pairs:
@@ -76,10 +81,6 @@ def make_mesh(given: MeshLike) -> Mesh:
     """
     sizes = parse_mesh(given)
     wanted, there = math.prod(sizes.values()), jax.device_count()
-    if isinstance(given, Mesh):
-        order = [list(given.axis_names).index(name) for name in AXES if name in given.axis_names]
-        laid = given.devices.transpose(order).reshape(tuple(sizes.values()))
-        return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     said = f"{argument('mesh', mesh_in_words(sizes))}: takes {wanted} devices, JAX sees {there}"
     backend = jax.default_backend()
     if wanted > there:
@@ -92,6 +93,10 @@ def make_mesh(given: MeshLike) -> Mesh:
             f"{said} in {processes} processes; the mesh has to take all of them, or a process "
             "would wait for one that has nothing to do"
         )
+    if isinstance(given, Mesh):
+        order = [list(given.axis_names).index(name) for name in AXES if name in given.axis_names]
+        laid = given.devices.transpose(order).reshape(tuple(sizes.values()))
+        return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     kinds = (AxisType.Auto,) * len(AXES)
     devices = jax.devices()[:wanted] if wanted < there else None
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)

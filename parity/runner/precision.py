@@ -45,7 +45,7 @@ def check_precision(precision: str, *, ours: bool) -> None:
     if precision != HIGHEST and not ours:
         raise InputError(
             f"{argument('precision', precision)}: is that of this project's own model, whole; "
-            "another sets its own, and streams run at the highest"
+            "another sets its own, and streams and quantised models run at the highest"
         )
 
 

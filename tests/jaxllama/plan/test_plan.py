@@ -139,6 +139,21 @@ def test_the_cheapest_mesh_is_the_smallest_that_fits() -> None:
     assert quantised is not None and quantised.devices < found.devices
 
 
+def test_the_mesh_that_was_asked_for_is_one_of_those_that_may_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of others the temporaries are too much, and the search gives up."""
+    asked = {"data": 2, "fsdp": 8, "tensor": 8}
+
+    def measure(request: Any, sizes: Sizes) -> Measured:
+        return fake(10**9, 10**9 if sizes == asked else 10**12)
+
+    monkeypatch.setattr("jaxllama.plan.run.measure", measure)
+    request = check_plan("405b", mesh="data=2,fsdp=8,tensor=8", batch=16, device="h100")
+    found = plan(request)
+    assert found.given is not None and found.cheapest is found.given
+
+
 def test_a_search_ends() -> None:
     found, tried = found_for(10**12, device="h100")
     assert found is None and len(tried) == search.MOST_TRIED

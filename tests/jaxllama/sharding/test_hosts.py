@@ -179,5 +179,59 @@ def test_without_anything_that_started_processes_auto_is_refused(
         raise AssertionError
 
 
+def started(words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process that is all of its run."""
+    address = f"localhost:{free_port()},0/1"
+    return subprocess.run(
+        [sys.executable, "-c", words.replace("ADDRESS", repr(address))],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | more,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_what_ends_a_process_afterwards_is_not_called_a_loss() -> None:
+    words = """
+import os
+from jaxllama.sharding.hosts import several_hosts
+with several_hosts(ADDRESS):
+    pass
+os.abort()
+"""
+    done = started(words)
+    assert done.returncode == -signal.SIGABRT and "is lost" not in done.stderr
+
+
+def test_a_process_that_has_begun_is_told_so() -> None:
+    words = """
+import jax
+from jaxllama.sharding.hosts import several_hosts
+jax.device_put(1.0)
+with several_hosts(ADDRESS):
+    pass
+"""
+    done = started(words)
+    assert done.returncode == 1 and "has been asked of JAX before" in done.stderr
+
+
+def test_a_process_that_does_not_come_is_named_by_the_place() -> None:
+    words = """
+import jax
+from jaxllama.sharding import hosts
+class Late:
+    def wait_at_barrier(self, name, timeout_in_ms):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+jax.devices()
+hosts.global_state.client = Late()
+try:
+    hosts.meet("the save", seconds=7)
+except jax.errors.JaxRuntimeError:
+    hosts._end()
+"""
+    done = started(words)
+    assert done.returncode == EXIT_CODE and "come to the save within 7 s" in done.stderr
+
+
 def test_an_array_that_is_here_is_read_here() -> None:
     np.testing.assert_array_equal(host_array(np.arange(3)), np.arange(3))

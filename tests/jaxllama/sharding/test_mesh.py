@@ -41,6 +41,7 @@ def test_a_mesh_is_read(given: object, expected: dict[str, int]) -> None:
         ("tensor=0", "tensor=0: expected a whole number above 0"),
         ("tensor=-2", "tensor=-2: expected"),
         ("tensor=2.0", "tensor=2.0: expected"),
+        ("tensor=" + "9" * 5000, "expected a whole number above 0"),
         ("tensor=²", "tensor=²: expected"),
         ("tensor", "tensor=: expected"),
         ({"data": 0}, "data=0: expected"),
@@ -50,6 +51,13 @@ def test_what_is_no_mesh_is_refused(given: object, said: str) -> None:
     with pytest.raises(InputError, match="mesh") as refused:
         parse_mesh(given)  # type: ignore[arg-type]
     assert said in str(refused.value)
+
+
+@pytest.mark.ill_typed
+@pytest.mark.parametrize("given", [2, ["tensor", 2], AbstractMesh((1,), ("tensor",))])
+def test_what_is_nothing_like_a_mesh_is_refused(given: object) -> None:
+    with pytest.raises(InputError, match="expected text such as tensor=4,data=2"):
+        parse_mesh(given)  # type: ignore[arg-type]
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

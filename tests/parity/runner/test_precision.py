@@ -112,7 +112,10 @@ def test_a_run_at_the_default_precision_says_so(monkeypatch: pytest.MonkeyPatch)
     [
         ({"precision": "low"}, "expected one of highest, high, default"),
         ({"precision": "default", "subject": "hf"}, "another sets its own"),
-        ({"precision": "default", "stream": True}, "streams run at the highest"),
+        (
+            {"precision": "default", "stream": True},
+            "streams and quantised models run at the highest",
+        ),
         ({"precision": "default", "quant": "int8"}, "another sets its own"),
     ],
 )
