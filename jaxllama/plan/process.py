@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 900
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPrograms:
     """What a compiler says of the two programs, in bytes on each device.
 
     Attributes:
@@ -43,7 +43,7 @@ class Measured:
     note: str = ""
 
 
-def measure(request: PlanRequest, sizes: Sizes) -> Measured:
+def measure(request: PlanRequest, sizes: Sizes) -> MeasuredPrograms:
     """Compile a request's programs for a mesh.
 
     Args:
@@ -62,7 +62,7 @@ def measure(request: PlanRequest, sizes: Sizes) -> Measured:
             except _CompilerLostError as error:
                 reason = str(error)
             else:
-                return Measured(**found, compiler=f"{device.name}'s own", widened=False)
+                return MeasuredPrograms(**found, compiler=f"{device.name}'s own", widened=False)
         if request.compiler == "device":
             raise InputError(f"{argument('compiler', 'device')}: {reason}")
         note = reason
@@ -72,7 +72,7 @@ def measure(request: PlanRequest, sizes: Sizes) -> Measured:
     except _CompilerLostError as error:
         raise InputError(f"plan: the programs were not compiled: {error}") from error
     widened = min(request.dtype.itemsize, request.cache_dtype.itemsize) < 4
-    return Measured(**found, compiler="the CPU's", widened=widened, note=note)
+    return MeasuredPrograms(**found, compiler="the CPU's", widened=widened, note=note)
 
 
 def question(request: PlanRequest, sizes: Sizes, *, own: bool) -> dict[str, Any]:

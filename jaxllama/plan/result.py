@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxllama.plan.devices import Accelerator
 from jaxllama.plan.memory import DeviceShare
-from jaxllama.plan.process import Measured
+from jaxllama.plan.process import MeasuredPrograms
 from jaxllama.plan.request import PlanRequest
 from jaxllama.sharding.mesh import Sizes, mesh_in_words
 
@@ -30,7 +30,7 @@ class MeshPlan:
 
     sizes: Sizes
     share: DeviceShare
-    measured: Measured
+    measured: MeasuredPrograms
 
     @property
     def devices(self) -> int:

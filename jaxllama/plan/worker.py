@@ -21,7 +21,7 @@ from jaxllama.sharding import ModelSharding
 
 
 def answer(question: dict[str, Any]) -> dict[str, int]:
-    """Return bytes on each device: see `jaxllama.plan.process.Measured`.
+    """Return bytes on each device: see `jaxllama.plan.process.MeasuredPrograms`.
 
     Args:
         question: as `jaxllama.plan.process.question` makes it.

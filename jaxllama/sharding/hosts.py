@@ -23,6 +23,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the client: JAX hands it out nowhere else
 from jax.experimental import multihost_utils
 
+from jaxllama.command_line.printable import spell_out
 from jaxllama.errors import InputError, argument
 
 # A process that has not been heard for so long is lost. JAX asks half as often.
@@ -34,6 +35,7 @@ WAITING_SECONDS = 3600
 # That of other failures which are nobody's input.
 EXIT_CODE = 4
 
+_STDERR = 2
 _ADDRESS = re.compile(r"(?P<place>[^\s,]+:\d{1,5}),(?P<index>\d{1,6})/(?P<count>\d{1,6})")
 # What JAX says where another process does not answer.
 _SIGNS = re.compile(r"gloo|UNAVAILABLE|DEADLINE_EXCEEDED|coordination|NCCL", re.IGNORECASE)
@@ -179,5 +181,6 @@ def _watch_no_more() -> None:
 def _end() -> None:
     """Say that another process is lost, and end: JAX cannot go on without it."""
     if _state["ending"].acquire(blocking=False):
-        os.write(2, f"jaxllama: {_state['line']}\n".encode())
+        # Not by a stream, whose lock a thread may hold that goes on no more.
+        os.write(_STDERR, spell_out(f"jaxllama: {_state['line']}\n").encode())
         os._exit(EXIT_CODE)

@@ -414,8 +414,8 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    extras = {"cuda", "hub", "meta", "parity", "quality", "tpu", "train"}
-    assert {*PIP.findall(" ".join(named))} == extras
+    brought = {"cuda", "hub", "meta", "parity", "quality", "tpu", "train"}
+    assert {*PIP.findall(" ".join(named))} == brought
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 
 

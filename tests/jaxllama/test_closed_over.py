@@ -184,7 +184,6 @@ PUBLIC = [Llama, KVCache, BoundMask, attention, generate, health.figures, loss, 
 LEFT_OUT = {
     "BoundMask.tree_flatten_with_keys",
     "BoundMask.tree_unflatten",
-    "KVCache.on_mesh",
     "Llama.from_pretrained",
     "feed",
 }

@@ -19,7 +19,7 @@ from jaxllama.errors import CheckpointError, InputError
 from jaxllama.plan import process, search, topology
 from jaxllama.plan.devices import DEVICES
 from jaxllama.plan.memory import DeviceShare
-from jaxllama.plan.process import Measured
+from jaxllama.plan.process import MeasuredPrograms
 from jaxllama.plan.request import check_plan
 from jaxllama.plan.result import MeshPlan, step_seconds
 from jaxllama.plan.run import plan
@@ -97,8 +97,8 @@ def test_quantised_weights() -> None:
     assert half.weights / 64 < parts[1].weights
 
 
-def fake(activations: int, temporaries: int, widened: bool = False) -> Measured:
-    return Measured(0, activations, temporaries, "none", widened)
+def fake(activations: int, temporaries: int, widened: bool = False) -> MeasuredPrograms:
+    return MeasuredPrograms(0, activations, temporaries, "none", widened)
 
 
 def test_what_fits_and_what_only_the_device_could_say() -> None:
@@ -145,7 +145,7 @@ def test_the_mesh_that_was_asked_for_is_one_of_those_that_may_fit(
     """Of others the temporaries are too much, and the search gives up."""
     asked = {"data": 2, "fsdp": 8, "tensor": 8}
 
-    def measure(request: Any, sizes: Sizes) -> Measured:
+    def measure(request: Any, sizes: Sizes) -> MeasuredPrograms:
         return fake(10**9, 10**9 if sizes == asked else 10**12)
 
     monkeypatch.setattr("jaxllama.plan.run.measure", measure)
