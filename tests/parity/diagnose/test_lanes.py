@@ -18,6 +18,7 @@ from parity.runner import run
 from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import CACHE_TAPS, flow_key, split_name
 
+ROWS = "return rows(table, jnp.nan)"
 CHECKPOINT = small()
 
 
@@ -65,7 +66,11 @@ def test_what_noise_hides_in_other_dtypes_is_not_said_to_be_in_one_alone() -> No
 
 
 def test_a_subject_that_goes_on_in_a_narrower_dtype_is_said_to() -> None:
-    with planted("jaxllama.layers.embedding", "return found.astype(dtype)", "return found"):
+    with planted(
+        "jaxllama.layers.embedding",
+        "return rows(table, jnp.nan).astype(dtype)",
+        "return rows(table, jnp.nan)",
+    ):
         found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
     assert found.cause is not None and found.cause.confirmed
     assert found.cause.id == "value-rounded"
@@ -73,7 +78,11 @@ def test_a_subject_that_goes_on_in_a_narrower_dtype_is_said_to() -> None:
 
 
 def test_what_else_is_wrong_in_a_narrower_dtype_is_no_matter_of_it() -> None:
-    uncast = planted("jaxllama.layers.embedding", "return found.astype(dtype)", "return found")
+    uncast = planted(
+        "jaxllama.layers.embedding",
+        "return rows(table, jnp.nan).astype(dtype)",
+        "return rows(table, jnp.nan)",
+    )
     negative = planted("jaxllama.model", "x + attended", "x - attended")
     with uncast, negative:
         found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="right_padded", length=11)
@@ -82,7 +91,7 @@ def test_what_else_is_wrong_in_a_narrower_dtype_is_no_matter_of_it() -> None:
 
 
 def test_a_cache_of_a_narrower_dtype_is_one_and_nothing_goes_on_in_it() -> None:
-    made = 'dtype = checked_float(dtype, "KVCache.empty: dtype")'
+    made = 'dtype = checked_cache_dtype(dtype, "KVCache.empty: dtype")'
     with planted("jaxllama.cache", made, "dtype = jnp.dtype(jnp.float32)"):
         found = run.run(
             CHECKPOINT, dtypes="f64", modes="decode", scenarios="right_padded", length=11

@@ -9,7 +9,8 @@ from witnesses import small
 from parity.runner import run
 
 CHECKPOINT = small()
-ROWS = "rows = jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
+WRITTEN = "return _scatter(held, places, new)"
+ROWS = "jnp.arange(len(slots), dtype=jnp.int32)[:, None]"
 SLOTS = "slots = jnp.where(valid & (slots < cache.capacity), slots, cache.capacity)"
 HELD_POSITIONS = "cache.positions.at[rows, slots]"
 HIDDEN = "jnp.where(visible, scores, jnp.finfo(wide).min)"
@@ -20,7 +21,12 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
 @pytest.mark.parametrize(
     ("module", "before", "after", "said"),
     [
-        ("jaxllama.cache", ROWS, f"{ROWS} * 2", "row is multiplied by 2"),
+        (
+            "jaxllama.cache",
+            WRITTEN,
+            f'return held.at[layer, {ROWS} * 2, slots].set(new, mode="drop")',
+            "row is multiplied by 2",
+        ),
         ("jaxllama.cache", RESERVED_ROWS, f"{RESERVED_ROWS} * 2", "row is multiplied by 2"),
         (
             "jaxllama.cache",
@@ -34,12 +40,7 @@ RESERVED_ROWS = "rows = jnp.arange(len(cache.lengths), dtype=jnp.int32)[:, None]
             "cache.positions.at[positions, slots]",
             "held_position reads c_position in place of row",
         ),
-        (
-            "jaxllama.cache",
-            'return held.at[at].set(new, mode="drop")',
-            'return held.at[at].set(new, mode="drop") * 2',
-            "held is multiplied by 2",
-        ),
+        ("jaxllama.cache", WRITTEN, f"{WRITTEN} * 2", "held is multiplied by 2"),
         (
             "jaxllama.masks.specs",
             "cells.q_position - self.window_keys",

@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 from written_checkpoints import model, weights_of, write_all, write_gguf, write_hf
 
-from jaxllama.checkpoint import convert, load, names, open_checkpoint
+from jaxllama.checkpoint import convert, names, open_checkpoint
 from jaxllama.checkpoint.gguf import file as gguf_file
 from jaxllama.checkpoint.gguf import read as gguf_read
 from jaxllama.checkpoint.hf import read as hf_read
+from jaxllama.checkpoint.load import arrays
 from jaxllama.checkpoint.meta import directory as meta
 from jaxllama.checkpoint.orbax.arrays import ArrayStore
 from jaxllama.config import LlamaConfig, RopeScaling
@@ -277,8 +278,8 @@ def first_layer_twice(right: Any, checkpoint: Any, name: str, *arguments: Any) -
 @pytest.mark.parametrize(
     ("plant", "tap"),
     [
-        (replaced(load, "_checked", first_layer_twice), "layers.1.o_proj"),
-        (replaced(load, "cast", lambda right, values, dtype: rounded(values)), "embed"),
+        (replaced(arrays.ArrayReader, "_checked", first_layer_twice), "layers.1.o_proj"),
+        (replaced(arrays, "cast", lambda right, values, dtype: rounded(values)), "embed"),
     ],
 )
 def test_a_fault_of_loading_is_seen_by_the_taps(
