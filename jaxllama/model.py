@@ -222,8 +222,8 @@ class Llama(nnx.Module):
             quant: `int8`, `int4` or `int4:GROUP`: weights of products rounded to so many bits,
                 see `jaxllama.quantisation`.
             mesh: devices to lay it out on, `tensor=4,data=2` or a mesh of JAX's with axes of these
-                names, see `jaxllama.sharding`. Each device's parts of the weights are read, and
-                nothing else.
+                names, see `jaxllama.sharding`. Of safetensors and Orbax each device's parts are
+                read, and nothing else.
 
         Raises:
             CheckpointError: it cannot be read, or its tensors contradict its configuration.

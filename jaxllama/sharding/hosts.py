@@ -7,6 +7,7 @@ its own, or an operation between them fails, and neither says what to do.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
@@ -30,6 +31,8 @@ from jaxllama.errors import InputError, argument
 HEARTBEAT_SECONDS = 20
 # Until all have come, and until all have left.
 MEETING_SECONDS, LEAVING_SECONDS = 60, 20
+# Until others have come to the same error.
+OWN_ERROR_SECONDS = 5
 # For one that is heard and has more to do: to write its part of a model, or a trace.
 WAITING_SECONDS = 3600
 # That of other failures which are nobody's input.
@@ -83,6 +86,9 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
             raise
         traceback.print_exception(error)
         _end()
+    except Exception as error:
+        atexit.register(_leave, getattr(error, "exit_code", EXIT_CODE))
+        raise
     jax.distributed.shutdown()
     _watch_no_more()
 
@@ -176,6 +182,23 @@ def _watch_no_more() -> None:
     if _state["handler"] is not None:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         _state["handler"] = None
+
+
+def _leave(code: int) -> None:
+    """Leave after an error of this process's own, which has been told.
+
+    JAX would wait until the others leave, too, and call it a loss if they do not. Where all have
+    the same error they do; else this one ends, and the others are told by the heartbeat.
+
+    Args:
+        code: what to end with, unless Python has shown a traceback.
+    """
+    try:
+        meet("an end by errors", seconds=OWN_ERROR_SECONDS)
+    except jax.errors.JaxRuntimeError:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1 if hasattr(sys, "last_value") else code)
 
 
 def _end() -> None:

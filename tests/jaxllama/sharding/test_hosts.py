@@ -163,6 +163,25 @@ def test_a_command_on_several_hosts_speaks_once(checkpoint: Path, tmp_path: Path
     assert len(json.loads(said[0])["tokens"]) <= 4 and not said[1]
 
 
+@pytest.mark.parametrize("both_err", [False, True])
+def test_a_process_with_an_error_of_its_own_says_that_and_no_loss(
+    checkpoint: Path, tmp_path: Path, both_err: bool
+) -> None:
+    port, absent = free_port(), str(tmp_path / "absent")
+    options = ["--max-tokens", "4", "--mesh", "tensor=4"]
+    words = []
+    for i in range(2):
+        place = absent if i or both_err else str(checkpoint)
+        address = f"localhost:{port},{i}/2"
+        words.append(["-m", "jaxllama", "generate", place, "Once", *options, "--hosts", address])
+    with processes(tmp_path, words) as started:
+        codes = [process.wait(LIMIT_SECONDS) for process in started]
+    said = [(tmp_path / f"stderr-{i}").read_text() for i in range(2)]
+    assert codes == [2 if both_err else EXIT_CODE, 2], said
+    assert "does not exist" in said[1] and "is lost" not in said[1]
+    assert ("is lost" in said[0]) != both_err
+
+
 @pytest.mark.parametrize(
     "given", ["", "localhost", "localhost:1", "localhost:1,2/2", "localhost:1,-1/2", "a b:1,0/2"]
 )
