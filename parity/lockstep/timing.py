@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import defaultdict
@@ -46,6 +47,17 @@ class Timer:
                 if what is not None:
                     self._seconds[what] += now() - began - apart
                     self._seconds["compiling"] += apart
+
+
+def totals(began: float) -> dict[str, float]:
+    """Return what a run has taken as a whole.
+
+    Args:
+        began: what `time.perf_counter` said then.
+    """
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes here.
+    return {"total_s": time.perf_counter() - began, "peak_memory_gb": most / 1e6}
 
 
 def on_event(event: str, duration_secs: float, **_: str | int) -> None:

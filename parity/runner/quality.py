@@ -6,7 +6,6 @@ The float64 reference runs beside it, a stage at a time; nothing is judged, and 
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from jaxllama.quantisation.choice import parse_quant
 from parity.comparison.quality import QualityFigures, QualityMeter, QualityReport
 from parity.comparison.reference import ReferenceTap
 from parity.inputs import Inputs, batch_alike, inputs_facts, join_inputs
+from parity.lockstep import timing
 from parity.options import Dtypes, Overrides, Progress, apply_overrides, choose_dtypes
 from parity.result import Result
 from parity.runner import environment
@@ -130,11 +130,7 @@ def run_quality(
         ),
         subject=named.name,
         notes=[*opened.notes, *notes],
-        timing={
-            "total_s": time.perf_counter() - began,
-            # Linux counts kilobytes here.
-            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        },
+        timing=timing.totals(began),
         texts={one.name: token_texts(opened, one.tokens) for one in inputs},
         quality=QualityReport(
             quant=None if chosen is None else chosen.name,

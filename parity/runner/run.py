@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -226,13 +225,7 @@ def run(
             *(generation.notes(rows, sample) if generated.MODE in plan.modes else ()),
             *(tokens.notes(rows, opened) if tokens.MODE in plan.modes else ()),
         ],
-        timing={
-            **timed,
-            **timer.seconds(),
-            "total_s": time.perf_counter() - began,
-            # Linux counts kilobytes here.
-            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        },
+        timing={**timed, **timer.seconds(), **timing.totals(began)},
         snapshots=found.snapshots,
         texts={i.name: token_texts(opened, i.tokens) for i in shown},
     )

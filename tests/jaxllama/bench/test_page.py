@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from bench_results import measured, result
-from browser import REMEDY, find_browser
-from playwright.sync_api import sync_playwright
+from pages import PATIENCE_MS, opened_browser
 
 from jaxllama.bench.page import page, panels
 from jaxllama.bench.result import BenchResult
@@ -43,13 +42,10 @@ def test_names_are_text(found: BenchResult) -> None:
 
 
 def test_a_browser_shows_it_at_any_width(found: BenchResult, tmp_path: Path) -> None:
-    if (path := find_browser()) is None:
-        pytest.fail(REMEDY)
     file = tmp_path / "bench.html"
     file.write_text(page(found))
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, timeout=180_000)
+    with opened_browser() as browser:
         for width in (1280, 400):
             shown = browser.new_page(viewport={"width": width, "height": 900})
             shown.on("console", lambda message: said.append(message.text))
@@ -57,9 +53,10 @@ def test_a_browser_shows_it_at_any_width(found: BenchResult, tmp_path: Path) -> 
             shown.goto(file.as_uri())
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
             (drawn,) = shown.get_by_role("img").all()
-            assert drawn.get_attribute("aria-label", timeout=180_000).startswith("Prefill of 512")
+            assert drawn.get_attribute("aria-label", timeout=PATIENCE_MS).startswith(
+                "Prefill of 512"
+            )
             bars = [bar.bounding_box() for bar in shown.locator(".bar").all()]
             widths = [round(bar["width"] / bars[0]["width"], 2) for bar in bars if bar]
             assert widths == pytest.approx([1, 0.5, 0.25, 0.125], abs=0.02)
-        browser.close()
     assert said == [file.as_uri()] * 2

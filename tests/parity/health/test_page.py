@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import PATIENCE_MS, REMEDY, Visit, find_browser
+from pages import Visit, opened_browser
 from PIL import Image
-from playwright.sync_api import Browser, Locator, sync_playwright
+from playwright.sync_api import Browser, Locator
 from unhealthy import Edited, leaking, on_column
 
 import parity
@@ -26,13 +26,8 @@ SCRIPT = "<script>document.title = 'run'</script>"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.fail(REMEDY)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, timeout=PATIENCE_MS)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import PATIENCE_MS, REMEDY, Visit, find_browser
+from browser import REMEDY, find_browser
+from pages import Visit, opened_browser
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from records import result
 from snapshots import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 
 from parity.report import html_file
 from parity.report.sprites import VIOLATION
 
+ROOT = Path(__file__).parents[3]
 READABLE_SCRIPT = SCRIPT.replace(" ", "␣")
 VERMILION = tuple(int(VIOLATION[i : i + 2], 16) for i in (1, 3, 5))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.fail(REMEDY)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, timeout=PATIENCE_MS)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +160,14 @@ def test_without_scripts_the_verdict_is_still_there(browser: Browser, tmp_path: 
 def test_a_missing_browser_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", "/nowhere/chromium")
     assert find_browser() is None and "make browser" in REMEDY
+
+
+def test_what_make_asks_needs_the_standard_library_alone() -> None:
+    """On a new machine nothing is installed when it looks for a browser."""
+    code = "import sys; sys.path.insert(0, 'tests/support'); from {} import find_browser"
+    bare = [sys.executable, "-I", "-S", "-c"]
+    assert not subprocess.run([*bare, code.format("browser")], cwd=ROOT).returncode
+    assert subprocess.run([*bare, code.format("pages")], cwd=ROOT).returncode
 
 
 def test_a_run_through_the_cache_has_maps_of_its_own(browser: Browser, tmp_path: Path) -> None:
