@@ -23,7 +23,6 @@ import parity
 from jaxllama import convert, open_checkpoint
 from jaxllama.checkpoint import validate
 from jaxllama.errors import InputError
-from jaxllama.sharding import hosts
 from jaxllama.sharding.hosts import EXIT_CODE, host_array, several_hosts
 
 ROOT = Path(__file__).parents[3]
@@ -190,14 +189,6 @@ def test_what_is_no_address_is_refused(given: str) -> None:
         raise AssertionError
 
 
-def test_without_anything_that_started_processes_auto_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hosts, "_watch", lambda given: None)
-    with pytest.raises(InputError, match="have not met"), several_hosts("auto"):
-        raise AssertionError
-
-
 def started(words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process that is all of its run."""
     address = f"localhost:{free_port()},0/1"
@@ -220,6 +211,17 @@ os.abort()
 """
     done = started(words)
     assert done.returncode == -signal.SIGABRT and "is lost" not in done.stderr
+
+
+def test_without_anything_that_started_processes_auto_is_refused() -> None:
+    words = """
+from jaxllama.sharding.hosts import several_hosts
+with several_hosts("auto"):
+    pass
+"""
+    done = started(words)
+    assert done.returncode == 1 and "have not met" in done.stderr, done.stderr
+    assert "Slurm" in done.stderr
 
 
 def test_a_process_that_has_begun_is_told_so() -> None:
