@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxllama.dtypes import at_least_float32
 from jaxllama.layers.initial import normal
+from jaxllama.layers.low_rank import LowRank
 from jaxllama.quantisation import Quantised
 from jaxllama.quantisation.product import quantised_product
 
@@ -22,13 +23,13 @@ _FEW = 16
 
 
 def product(
-    x: Float[Array, "... i"], weight: Float[Array, "o i"] | Quantised, dtype: DTypeLike
+    x: Float[Array, "... i"], weight: Float[Array, "o i"] | Quantised | LowRank, dtype: DTypeLike
 ) -> Float[Array, "... o"]:
     """Return x W^T: factors in x's dtype, summed in at least float32, then rounded to `dtype`.
 
     Args:
         x: one vector a token.
-        weight: cast to x's dtype; or quantised, see `jaxllama.quantisation`.
+        weight: cast to x's dtype; or quantised, see `jaxllama.quantisation`; or with factors.
         dtype: of the result.
 
     The sum's dtype is said, or XLA widens all of the weight on a CPU before it multiplies. There,
@@ -37,6 +38,8 @@ def product(
     """
     if isinstance(weight, Quantised):
         return quantised_product(x, weight, dtype)
+    if isinstance(weight, LowRank):
+        return _low_rank_product(x, weight, dtype)
     weight, wide = weight.astype(x.dtype), at_least_float32(x.dtype)
     rows = math.prod(x.shape[:-1])
     on_cpu = jax.default_backend() == "cpu"
@@ -52,6 +55,17 @@ def product(
     else:
         out = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=wide)
     return out.astype(dtype)
+
+
+def _low_rank_product(
+    x: Float[Array, "... i"], weight: LowRank, dtype: DTypeLike
+) -> Float[Array, "... o"]:
+    """Return x W^T + scale (x A^T) B^T, through the factors in their own dtype if that is wider."""
+    wide = at_least_float32(x.dtype)
+    whole = product(x, weight.base, wide)
+    x = x.astype(jnp.promote_types(x.dtype, weight.a.dtype))
+    added = product(product(x, weight.a, x.dtype), weight.b, wide)
+    return (whole + weight.scale.astype(wide) * added).astype(dtype)
 
 
 class Linear(nnx.Module):

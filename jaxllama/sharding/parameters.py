@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,19 @@ from jaxllama.sharding.layout import ModelSharding
 from jaxllama.sharding.rules import PARAMETERS, Names
 
 Module = TypeVar("Module", bound=nnx.Module)
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """What a parameter is held as where it is several arrays, each with axes of its own."""
+
+    def on_parts(self, function: Callable[[Any, Names], Any], names: Names) -> Any:
+        """Apply a function to each of them and the names of its axes, and return the whole.
+
+        Args:
+            function: from an array and names.
+            names: of the parameter's axes.
+        """
 
 
 def gathered(module: Module, sharding: ModelSharding | None, name: str = "") -> Module:
@@ -74,6 +87,8 @@ def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -
         names: of the parameter's axes.
     """
     rows = names[:-1]
+    if isinstance(array, InParts):
+        return array.on_parts(partial(on_leaves, function), names)
     if isinstance(array, Int8Array):
         return Int8Array(function(array.values, names), function(array.scale, rows))
     if isinstance(array, Int4Array):

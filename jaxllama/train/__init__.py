@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxllama.train.config import TrainConfig, read_config
+    from jaxllama.train.config import LoraSettings, TrainConfig, read_config
     from jaxllama.train.run import Progressed, Trained, TrainingRun, train
 
 _HOME = {
+    "LoraSettings": "config",
     "Progressed": "run",
     "TrainConfig": "config",
     "Trained": "run",
@@ -22,7 +23,15 @@ _HOME = {
     "train": "run",
 }
 
-__all__ = ["Progressed", "TrainConfig", "Trained", "TrainingRun", "read_config", "train"]
+__all__ = [
+    "LoraSettings",
+    "Progressed",
+    "TrainConfig",
+    "Trained",
+    "TrainingRun",
+    "read_config",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -188,6 +188,46 @@ class MonitorSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Factors of low rank, which are trained in place of the weights beside which they stand.
+
+    Attributes:
+        rank: of all of them; 8 if neither this nor an adapter is given, as in PEFT.
+        alpha: what a product is multiplied with, before it is divided by the rank; 8.
+        targets: projections that have them; queries' and values'.
+        rslora: whether it is divided by the root of the rank instead.
+        seed: of the first factors.
+        adapter: directory of PEFT's files to go on from, which say all of the above.
+    """
+
+    rank: int | None = _count(1, None)
+    alpha: float | None = _positive(None)
+    targets: tuple[str, ...] | None = _setting(
+        lambda value: len({*value} & {*PROJECTIONS}) == len(value) > 0,
+        f"a list of {', '.join(PROJECTIONS)}, each once",
+        None,
+    )
+    rslora: bool = False
+    seed: int = _count(0, 0)
+    adapter: str | None = _text(None)
+
+    @property
+    def rank_or_usual(self) -> int:
+        """The rank of new factors."""
+        return 8 if self.rank is None else self.rank
+
+    @property
+    def alpha_or_usual(self) -> float:
+        """The alpha of new factors."""
+        return 8.0 if self.alpha is None else float(self.alpha)
+
+    @property
+    def targets_or_usual(self) -> tuple[str, ...]:
+        """What has new factors."""
+        return self.targets or ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole training; see docs/train.md."""
 
@@ -196,6 +236,7 @@ class TrainConfig:
     optimiser: OptimiserSettings
     run: RunSettings
     monitor: MonitorSettings = MonitorSettings()
+    lora: LoraSettings | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
@@ -216,8 +257,9 @@ class TrainConfig:
             if name not in kinds
         ]
         made: dict[str, Any] = {}
-        for name, kind in kinds.items():
-            given = content.get(name, {})
+        optional = {f.name for f in fields(cls) if f.default is None} - {*content}
+        for name in (name for name in kinds if name not in optional):
+            kind, given = _without_none(kinds[name]), content.get(name, {})
             if not isinstance(given, Mapping):
                 problems.append(f"{name}: {given!r:.60}, expected a section [{name}]")
                 continue
@@ -227,6 +269,7 @@ class TrainConfig:
                 made[name] = kind(**{key: _plain(value) for key, value in given.items()})
         if not problems:
             problems = _contradictions(made["data"], made["optimiser"], made["run"])
+            problems += _told_twice(made.get("lora"))
         if problems:
             raise ConfigError(join_problems(source, problems))
         return cls(**made)
@@ -269,6 +312,11 @@ def _read(kind: type, given: Mapping[str, Any], section: str) -> list[str]:
     ]
 
 
+def _without_none(hint: Any) -> type:
+    """Return the kind of a section, which may be left out."""
+    return next((one for one in get_args(hint) if one is not type(None)), hint)
+
+
 def _is_typed(value: Any, hint: Any) -> bool:
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if isinstance(value, list):
@@ -298,3 +346,15 @@ def _contradictions(
             f"[optimiser] warmup = {optimiser.warmup}: expected less than [run] steps = {run.steps}"
         )
     return problems
+
+
+def _told_twice(lora: LoraSettings | None) -> list[str]:
+    """Return settings of factors that an adapter brings itself."""
+    if lora is None or lora.adapter is None:
+        return []
+    usual = LoraSettings(adapter=lora.adapter)
+    return [
+        f"[lora] {f.name} = {getattr(lora, f.name)!r:.60}: the adapter says it; leave it out"
+        for f in fields(lora)
+        if getattr(lora, f.name) != getattr(usual, f.name)
+    ]

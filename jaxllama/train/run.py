@@ -1,4 +1,4 @@
-"""A training from its configuration to the trained checkpoint."""
+"""A training from its configuration to the trained checkpoint, or adapter."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from jaxllama.train.config import TrainConfig, read_config
 from jaxllama.train.data import Batches, digest_of, encode_documents, make_rows, read_documents
 from jaxllama.train.events import Events
 from jaxllama.train.interrupt import held_back
+from jaxllama.train.lora import Adaptation, adapt, save_factors
 from jaxllama.train.optimiser import make_optimiser, schedule
 from jaxllama.train.packing import TokenRows
 from jaxllama.train.state import SavedStates, check_output
@@ -64,7 +65,7 @@ class Trained:
 
     Attributes:
         output: its directory.
-        model: the trained checkpoint.
+        model: the trained checkpoint, or of LoRA the adapter.
         losses: of the steps that this run made.
         notes: remarks.
     """
@@ -81,7 +82,7 @@ def train(
     resume: bool = False,
     progress: Callable[[Progressed], None] = lambda _: None,
 ) -> Trained:
-    """Train a model, save its state on the way, and write it as a checkpoint.
+    """Train a model, save its state on the way, and write it as a checkpoint, or its LoRA factors.
 
     Args:
         config: or the TOML file that has it.
@@ -132,6 +133,10 @@ class TrainingRun:
         model.remat = settings.remat
         self.graph, weights = taken_apart(model)
         self.frozen: Weights = {}
+        self.adaptation: Adaptation | None = None
+        if config.lora is not None:
+            self.adaptation = adapt(config.lora, weights, self.checkpoint, self.sharding)
+            weights, self.frozen = self.adaptation.factors, self.adaptation.frozen
         self.optimiser = make_optimiser(config.optimiser, config.run.steps)
         self.rate_of: optax.Schedule = schedule(config.optimiser, config.run.steps)
         self.state = initial_state(weights, self.optimiser, self._everywhere)
@@ -203,7 +208,8 @@ class TrainingRun:
                 events.close()
         finally:
             states.close()
-        return Trained(Path(config.run.output), self.export(), tuple(losses), ())
+        notes = () if self.adaptation is None else (self.adaptation.note(),)
+        return Trained(Path(config.run.output), self.export(), tuple(losses), notes)
 
     def _one(self, number: int) -> Progressed:
         began = time.perf_counter()
@@ -242,10 +248,19 @@ class TrainingRun:
         )
 
     def export(self) -> Path:
-        """Write the trained model as a checkpoint, beside the states."""
-        target = Path(self.config.run.output) / "model"
-        model = holding(self.graph, self.state.weights | self.frozen)
-        several = jax.process_count() > 1
+        """Write the trained model as a checkpoint, or its factors as PEFT's, beside the states."""
+        output, several = Path(self.config.run.output), jax.process_count() > 1
+        if self.adaptation is not None:
+            return save_factors(
+                self.adaptation,
+                self.state.weights,
+                self.checkpoint,
+                output / "adapter",
+                base=self.config.model.checkpoint,
+                overwrite=not several,
+            )
+        target = output / "model"
+        model = holding(self.graph, self.state.weights)
         model.save_pretrained(
             target,
             format="orbax" if several else "hf",

@@ -100,9 +100,10 @@ class SavedStates:
     def _differences(self, noted: Mapping[str, Any]) -> list[str]:
         problems = [
             f"[{section}] {name} = {now!r}, then {then!r}"
-            for section, settings in self._settings.items()
-            for name, now in settings.items()
-            if (then := (noted["settings"].get(section) or {}).get(name)) != now
+            for section in {**noted["settings"], **self._settings}
+            for name in {**noted["settings"].get(section, {}), **self._settings.get(section, {})}
+            if (now := self._settings.get(section, {}).get(name))
+            != (then := noted["settings"].get(section, {}).get(name))
             and (section, name) not in _FREE
             and section != "monitor"
             # How long it is to be moves no rate that is constant.

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxllama.layers.low_rank import LowRank
 from jaxllama.model import Llama
 
 # By dotted path, such as `layers.self_attn.q_proj.weight`: of a stacked model, of all layers.
 Weights = dict[str, jax.Array]
+# What stands in place of `weight` where a weight has factors: see `LowRank`.
+FACTOR_A, FACTOR_B, SCALE = "lora_A", "lora_B", "lora_scale"
 
 
 def taken_apart(model: Llama) -> tuple[Any, Weights]:
@@ -27,6 +30,17 @@ def path_of(name: str) -> tuple[str | int, ...]:
 
 
 def holding(graph: Any, weights: Weights) -> Llama:
-    """Return the model that has these arrays."""
-    held: Any = {path_of(name): nnx.Param(value) for name, value in weights.items()}
+    """Return the model that has these arrays; factors beside the weights that they are added to."""
+    held: Any = {
+        path_of(name): nnx.Param(_with_factors(weights, name, value))
+        for name, value in weights.items()
+        if not name.endswith((FACTOR_A, FACTOR_B, SCALE))
+    }
     return nnx.merge(graph, nnx.from_flat_state(held))
+
+
+def _with_factors(weights: Weights, name: str, value: jax.Array) -> jax.Array | LowRank:
+    module = name.removesuffix("weight")
+    if module + FACTOR_A not in weights:
+        return value
+    return LowRank(value, *(weights[module + part] for part in (FACTOR_A, FACTOR_B, SCALE)))

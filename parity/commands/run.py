@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,6 +67,13 @@ def run_command(
     cache_dtype: Annotated[
         str | None, typer.Option(help="int8: measure it through a cache that is rounded so.")
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="A training's file with [lora]: mode step is of its factors alone.",
+        ),
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
@@ -96,6 +104,7 @@ def run_command(
             seconds=SECONDS if seconds is None else seconds,
             quant=quant,
             cache_dtype=cache_dtype,
+            lora=lora,
         )
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -30,6 +30,7 @@ def describe_again(
     seconds: float,
     quant: str | None = None,
     cache_dtype: str | None = None,
+    lora: Any = None,
 ) -> str:
     """Return what repeats a run, its subject included.
 
@@ -59,7 +60,9 @@ def describe_again(
     said |= {option: value for option, value in rounded.items() if value is not None}
     place = _place(checkpoint)
     name = _name(subject)
-    if place is None or name is None:
+    if lora is not None:
+        said["lora"] = str(lora) if isinstance(lora, str | Path) else lora
+    if place is None or name is None or not isinstance(said.get("lora", ""), str):
         return _call(place, said, subject, name)
     return _command(place, {**said, **({} if name == "jaxllama" else {"subject": name})})
 

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument
+from jaxllama.train.config import LoraSettings
 from parity.comparison import tolerance
 from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
@@ -29,6 +30,7 @@ from parity.options import Dtypes, Overrides, Progress, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
+from parity.runner.lora_step import compare_lora_step, lora_settings
 from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
 from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
@@ -63,6 +65,7 @@ def run(
     seconds: float = SECONDS,
     quant: str | None = None,
     cache_dtype: DTypeLike | None = None,
+    lora: LoraSettings | str | Path | None = None,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -101,6 +104,8 @@ def run(
         quant: `int8`, `int4` or `int4:GROUP`: measure the model with its weights rounded so. The
             verdict is `quality`, which is about how much is lost and never about equality.
         cache_dtype: `int8`: run it through a cache that is rounded so, measured likewise.
+        lora: settings of `jaxllama.train`, or the file of a training that has them: mode `step` is
+            of two steps of these factors alone, and of the weights beside them, which stay.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -111,6 +116,7 @@ def run(
     if not 0 < seconds < float("inf"):
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
     if quant is not None or cache_dtype is not None:
+        lora_settings(lora, ())  # nothing of fewer bits is trained
         check_precision(precision, ours=False)
         return run_quality(
             checkpoint,
@@ -137,6 +143,7 @@ def run(
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
     plan = make_plan(reference, lanes, modes, scenarios, overrides)
+    factors = lora_settings(lora, plan.modes)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
     began = time.perf_counter()
@@ -173,7 +180,7 @@ def run(
             passes.append(rest.found)
         found = PassResult.join(passes, plan.dtypes)
         if step.MODE in plan.modes:
-            passes = _step(plan, truth, make, encode, prompt, length, specials)
+            passes = _step(plan, opened, truth, make, factors, encode, prompt, length, specials)
             found = PassResult.join([found, *passes])
         if other is not None:  # after the rest: they are sorted by dtype, and these have none
             found = PassResult.join([found, tokens.compare_tokens(opened, other)])
@@ -211,6 +218,7 @@ def run(
             precision=precision,
             stream=stream,
             seconds=seconds,
+            lora=lora,
         ),
         subject=sample.name + ("" if precision == HIGHEST else f"-{precision}-precision"),
         notes=[
@@ -309,8 +317,10 @@ def _inputs(
 
 def _step(
     plan: Plan,
+    opened: Checkpoint,
     truth: CheckpointLike,
     make: select.SubjectFactory,
+    factors: LoraSettings | None,
     encode: Tokenizer,
     prompt: Prompt | None,
     length: int | None,
@@ -324,6 +334,8 @@ def _step(
         step.SCENARIO, encode, truth.config, prompt=prompt, length=length, specials=specials
     )
     gradients.check_inputs([inputs])
+    if factors is not None:
+        return [compare_lora_step(truth, opened, subject, inputs, factors)]
     return [step.compare_step(truth, subject, inputs)]
 
 

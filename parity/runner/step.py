@@ -6,7 +6,8 @@ near zero as to others: AdamW divides it by itself and epsilon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import jax
@@ -62,10 +63,12 @@ def compare_step(checkpoint: CheckpointLike, subject: JaxLlama, inputs: Inputs) 
     begun, expected = _by_torch(checkpoint, inputs)
     found = _by_jaxllama(subject, inputs)
     rows = [
-        exact_row(f"step.{name}", LANE, inputs.name, MODE, _problems(begun, expected, found, name))
+        exact_row(
+            f"step.{name}", LANE, inputs.name, MODE, problems_of(begun, expected, found, name)
+        )
         for name in expected
     ]
-    gap = max(_apart(expected[name], found[name]) for name in expected if name in found)
+    gap = max(rates_apart(expected[name], found[name]) for name in expected if name in found)
     return PassResult(rows, [reference_witness("torch.optim.AdamW", LANE, MODE, rows, gap)])
 
 
@@ -74,14 +77,15 @@ def count_names(rows: list[TapResult]) -> int:
     return sum(row.mode == MODE for row in rows)
 
 
-def _apart(expected: np.ndarray, found: np.ndarray) -> float:
+def rates_apart(expected: np.ndarray, found: np.ndarray) -> float:
     """Return the largest difference over the learning rate."""
     return float(np.abs(expected - found).max() / RATE)
 
 
-def _problems(
+def problems_of(
     begun: Mapping[str, np.ndarray], expected: Arrays, found: Arrays, name: str
 ) -> list[str]:
+    """Return what is wrong with a parameter after a step."""
     if name not in found:
         return ["is no parameter of the trained model"]
     right, own = expected[name], found[name]
@@ -102,15 +106,7 @@ def _problems(
 def _by_torch(checkpoint: CheckpointLike, inputs: Inputs) -> tuple[Arrays, Arrays]:
     """Return the parameters before and after a step of PyTorch's AdamW."""
     reference = TorchReference(checkpoint, dtype=LANE)
-    run = reference.start_grad(inputs)
-    gradients: Arrays = {}
-    for _ in range(checkpoint.config.num_hidden_layers + 2):
-        stage = run.step()
-        gradients |= {
-            name.removeprefix("grad."): value
-            for name, value in stage.items()
-            if name.endswith(".weight")
-        }
+    gradients = gradients_by_torch(reference, inputs)
     weights = {
         name: torch.nn.Parameter(reference.weights[name].to(torch.float64).clone())
         for name in gradients
@@ -128,21 +124,77 @@ def _by_torch(checkpoint: CheckpointLike, inputs: Inputs) -> tuple[Arrays, Array
     return begun, {name: to_numpy(weight.detach()) for name, weight in weights.items()}
 
 
+def gradients_by_torch(reference: TorchReference, inputs: Inputs) -> Arrays:
+    """Return the gradients of all parameters by canonical name."""
+    run = reference.start_grad(inputs)
+    gradients: Arrays = {}
+    for _ in range(reference.config.num_hidden_layers + 2):
+        stage = run.step()
+        gradients |= {
+            name.removeprefix("grad."): value
+            for name, value in stage.items()
+            if name.endswith(".weight")
+        }
+    return gradients
+
+
 def _by_jaxllama(subject: JaxLlama, inputs: Inputs) -> Arrays:
     """Return the parameters after a step of jaxllama's, by canonical name."""
+    with training_here():
+        from jaxllama.train.weights import path_of
+    _, weights = wide_weights(subject)
+    after = weights_after(subject, inputs, weights, {})
+    return named_parameters(subject.model, {path_of(name): w for name, w in after.items()})
+
+
+@contextmanager
+def training_here() -> Iterator[None]:
+    """Say what training needs where it is not installed.
+
+    Raises:
+        InputError: something is not.
+    """
     try:
-        from jaxllama.train import optimiser as optimisers
-        from jaxllama.train import step as steps
-        from jaxllama.train.config import OptimiserSettings
-        from jaxllama.train.weights import path_of, taken_apart
+        yield
     except ModuleNotFoundError as error:
         raise InputError(
             f"mode {MODE} needs {error.name}, which is not installed; pip install 'jaxllama[train]'"
         ) from None
-    model = subject.model
+
+
+def wide_weights(subject: JaxLlama) -> tuple[Any, dict[str, jax.Array]]:
+    """Return a model's graph and its weights in float64."""
+    with training_here():
+        from jaxllama.train.weights import taken_apart
+    graph, weights = taken_apart(subject.model)
+    return graph, {name: weight.astype(np.float64) for name, weight in weights.items()}
+
+
+def weights_after(
+    subject: JaxLlama,
+    inputs: Inputs,
+    weights: Mapping[str, jax.Array],
+    frozen: Mapping[str, jax.Array],
+    count: int = 1,
+) -> Mapping[str, jax.Array]:
+    """Return what is trained after so many steps of jaxllama's on the same inputs.
+
+    Args:
+        subject: the model.
+        inputs: of each step.
+        weights: what is trained.
+        frozen: what is not.
+        count: of steps.
+
+    Raises:
+        InputError: optax is not installed.
+    """
+    with training_here():
+        from jaxllama.train import optimiser as optimisers
+        from jaxllama.train import step as steps
+        from jaxllama.train.config import OptimiserSettings
+    model, (graph, _) = subject.model, wide_weights(subject)
     inputs = with_rows(inputs, rows_added(model, len(inputs.tokens)))
-    graph, weights = taken_apart(model)
-    weights = {name: weight.astype(np.float64) for name, weight in weights.items()}
     optimiser = optimisers.make_optimiser(OptimiserSettings(**SETTINGS), steps=10)
 
     def everywhere(value: Any) -> jax.Array:
@@ -150,11 +202,13 @@ def _by_jaxllama(subject: JaxLlama, inputs: Inputs) -> Arrays:
         where = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         return jax.device_put(np.asarray(value), where)
 
-    state = steps.initial_state(weights, optimiser, everywhere)
+    state = steps.initial_state(dict(weights), optimiser, everywhere)
     segments = np.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
     parts = inputs.tokens, inputs.positions, segments, inputs.valid
     batch = steps.Batch(*(everywhere(np.asarray(part)[None]) for part in parts))
-    after, _ = jax.jit(lambda state, batch: steps.train_step(graph, optimiser, state, {}, batch))(
-        state, batch
+    stepped = jax.jit(
+        lambda state, frozen, batch: steps.train_step(graph, optimiser, state, frozen, batch)
     )
-    return named_parameters(model, {path_of(name): w for name, w in after.weights.items()})
+    for _ in range(count):
+        state, _ = stepped(state, dict(frozen), batch)
+    return state.weights

@@ -27,15 +27,19 @@ class Adapter:
         settings: of adapter_config.json.
         contents: of adapter_model.safetensors.
         factors: those that count, by canonical name of the weight.
-        scales: what each product is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        alphas: what each product is multiplied with, before it is divided by the rank.
         named: weights of all modules that the configuration is for.
     """
 
     settings: AdapterSettings
     contents: Contents
     factors: Mapping[str, Factors]
-    scales: Mapping[str, float]
+    alphas: Mapping[str, float]
     named: Sequence[str]
+
+    def scale(self, name: str) -> float:
+        """Return what a product is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+        return scale_of(self.alphas[name], self.factors[name].rank, rslora=self.settings.rslora)
 
     def pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return A and B of a weight.
@@ -60,8 +64,6 @@ def open_adapter(checkpoint: Checkpoint, adapter: Path) -> Adapter:
     Raises:
         CheckpointError: it is damaged, of a kind not supported, does not fit, or is not as the
             manifest beside it says, where there is one.
-
-    Source: the scale as in PEFT's `LoraLayer`.
     """
     check_adapter_if_told(adapter)
     config = files.inside(adapter, CONFIG)
@@ -81,8 +83,18 @@ def open_adapter(checkpoint: Checkpoint, adapter: Path) -> Adapter:
     problems += _wrong_ranks(used, settings)
     if problems:
         raise CheckpointError(join_problems(str(adapter), problems))
-    scales = {name: _scale(settings, name, factors.rank) for name, factors in used.items()}
-    return Adapter(settings, contents, used, scales, named)
+    alphas = {
+        name: float(by_pattern(settings.alphas, module_of(name), settings.alpha)) for name in used
+    }
+    return Adapter(settings, contents, used, alphas, named)
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool) -> float:
+    """Return what B A is multiplied with.
+
+    Source: PEFT's `LoraLayer`; for rsLoRA, Kalajdzievski 2023 (arXiv 2312.03732).
+    """
+    return alpha / (rank**0.5 if rslora else rank)
 
 
 def module_of(name: str) -> str:
@@ -108,8 +120,3 @@ def _wrong_ranks(used: Mapping[str, Factors], settings: AdapterSettings) -> list
     ]
     more = f"; so do {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return [f"{wrong[0]}{more}; put it into r or rank_pattern"] if wrong else []
-
-
-def _scale(settings: AdapterSettings, name: str, rank: int) -> float:
-    alpha = by_pattern(settings.alphas, module_of(name), settings.alpha)
-    return float(alpha) / (rank**0.5 if settings.rslora else rank)

@@ -46,7 +46,7 @@ def merge_lora(checkpoint: Checkpoint, adapter: Path) -> Checkpoint:
         a, b = opened.pair(name)
         # Of an embedding the factors give the transpose.
         left, right = (a.T, b.T) if used[name].transposed else (b, a)
-        return _merged(base, left, right, opened.scales[name])
+        return _merged(base, left, right, opened.scale(name))
 
     notes = [f"LoRA adapter {adapter} merged into {len(used)} tensors", *contents.notes]
     if contents.whole:

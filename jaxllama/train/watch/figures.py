@@ -16,8 +16,9 @@ from jaxllama.health.figures import entropy, largest_logit, rank_residual
 from jaxllama.loss import successors
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, Untapped, Values
+from jaxllama.train.lora import relative_update
 from jaxllama.train.step import Batch
-from jaxllama.train.weights import Weights
+from jaxllama.train.weights import FACTOR_A, FACTOR_B, Weights
 
 
 class WatchedFigures(NamedTuple):
@@ -28,7 +29,8 @@ class WatchedFigures(NamedTuple):
         max_logit: the largest scaled score of each head.
         residual: of each layer's states, the lowest of the rows: 0 all tokens are one vector.
         gradient: norms by kind of weight, of each layer or of what is no layer's.
-        update_ratio: norms of the updates over those of the weights, likewise.
+        update_ratio: norms of the updates over those of the weights, likewise; where factors are
+            trained, of what they add to a weight, over its own.
         loss_mean: of the tokens of the batch's first part.
         loss_spread: standard deviation of these.
         loss_max: the largest of these.
@@ -88,7 +90,7 @@ class HealthTap(Untapped):
 
 
 def watched_figures(
-    model: Llama, batch: Batch, gradients: Weights, before: Weights, after: Weights
+    model: Llama, batch: Batch, gradients: Weights, before: Weights, after: Weights, frozen: Weights
 ) -> WatchedFigures:
     """Return the figures of a step.
 
@@ -98,6 +100,7 @@ def watched_figures(
         gradients: of the whole batch.
         before: what is trained, before the step.
         after: the same after it.
+        frozen: what is not trained.
     """
     mask = batch.mask()
     tap = HealthTap(mask.to_bool(), batch.valid)
@@ -105,21 +108,28 @@ def watched_figures(
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, :, None], axis=2)
     losses = jnp.where(counted, -chosen[:, :, 0], jnp.nan)
-    moved = {name: after[name] - before[name] for name in before}
-    ratios = {
-        name: norm_by_layer(name, moved[name]) / norm_by_layer(name, before[name])
-        for name in before
-    }
     return WatchedFigures(
         entropy=jnp.nanmin(tap.found["entropy"], axis=1),
         max_logit=jnp.nanmax(tap.found["max_logit"], axis=1),
         residual=jnp.nanmin(tap.found["residual"], axis=1),
         gradient={name: norm_by_layer(name, g) for name, g in gradients.items()},
-        update_ratio=ratios,
+        update_ratio=_update_ratios(before, after, frozen),
         loss_mean=jnp.nanmean(losses),
         loss_spread=jnp.nanstd(losses),
         loss_max=jnp.nanmax(losses),
     )
+
+
+def _update_ratios(before: Weights, after: Weights, frozen: Weights) -> dict[str, Array]:
+    ratios = {}
+    for name, weight in before.items():
+        if name.endswith(FACTOR_A):
+            module = name.removesuffix(FACTOR_A)
+            ratios[module + "weight"] = relative_update(before, after, frozen, module)
+        elif not name.endswith(FACTOR_B):
+            moved = norm_by_layer(name, after[name] - weight)
+            ratios[name] = moved / norm_by_layer(name, weight)
+    return ratios
 
 
 def norm_by_layer(name: str, value: Any) -> Any:

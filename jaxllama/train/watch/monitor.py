@@ -162,7 +162,7 @@ def _watched_step(
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     first = Batch(*(part[0] for part in batch))
     model = holding(graph, state.weights | frozen)
-    watched = watched_figures(model, first, gradients, state.weights, after.weights)
+    watched = watched_figures(model, first, gradients, state.weights, after.weights, frozen)
     return after, StepFigures(loss, norm, tokens, finite), watched, gradients
 
 
