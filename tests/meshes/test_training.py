@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from trainings import config
 
 from jaxllama.train import TrainConfig, TrainingRun, train
@@ -28,6 +29,29 @@ def test_a_mesh_has_the_losses_of_one_device(
 ) -> None:
     on_mesh = train(config(tmp_path, model=DOUBLE | {"mesh": mesh}, **CHANGED))
     assert on_mesh.losses == pytest.approx(alone, rel=1e-10)
+
+
+LORA = {"rank": 3, "targets": ["q_proj", "k_proj", "o_proj", "down_proj"]}
+
+
+def test_factors_lie_as_their_weights_and_have_the_losses_of_one_device(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    changed = CHANGED | {"lora": LORA, "run": {"steps": 2}, "optimiser": {"warmup": 0}}
+    one = train(config(tmp_path / "a", model=DOUBLE, **changed))
+    given = config(tmp_path / "b", model=DOUBLE | {"mesh": "fsdp=4,tensor=2"}, **changed)
+    run = TrainingRun(given)
+    (adam,) = [part for part in run.state.optimiser if hasattr(part, "mu")]
+    for held in (run.state.weights, adam.mu):
+        a, b = (held[f"layers.self_attn.q_proj.{part}"] for part in ("lora_A", "lora_B"))
+        assert a.sharding.shard_shape(a.shape) == (5, 3, 96 // 4)
+        assert b.sharding.shard_shape(b.shape) == (5, 96 // 2, 3)
+    cut = run.finish(False, lambda _: None)
+    assert cut.losses == pytest.approx(one.losses, rel=1e-10)
+    stored = [load_file(done.model / "adapter_model.safetensors") for done in (one, cut)]
+    assert stored[0].keys() == stored[1].keys()
+    # The optimiser divides gradients near zero by themselves.
+    assert all(np.abs(stored[0][name] - stored[1][name]).max() < 1e-6 for name in stored[0])
 
 
 def test_weights_and_means_lie_cut_before_and_after_a_step(tmp_path: Path) -> None:
