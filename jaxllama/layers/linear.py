@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -63,7 +64,7 @@ def _low_rank_product(
     """Return x W^T + scale (x A^T) B^T, through the factors in their own dtype if that is wider."""
     wide = at_least_float32(x.dtype)
     whole = product(x, weight.base, wide)
-    x = x.astype(jnp.promote_types(x.dtype, weight.a.dtype))
+    x = x.astype(np.promote_types(x.dtype, weight.a.dtype))
     added = product(product(x, weight.a, x.dtype), weight.b, wide)
     return (whole + weight.scale.astype(wide) * added).astype(dtype)
 

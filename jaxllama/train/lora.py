@@ -152,11 +152,13 @@ def relative_update(
     a_after, b_after = after[module + FACTOR_A], after[module + FACTOR_B]
     left = jnp.concatenate([b_after - b, b], axis=2)
     right = jnp.concatenate([a_after, a_after - a], axis=1)
-    exactly = partial(jnp.einsum, precision="highest")
-    square = exactly("lor,los,lri,lsi->l", left, left, right, right, optimize=True)
-    base = frozen[module + "weight"]
-    norm = jnp.sqrt(jnp.square(base).sum(axis=(1, 2))).astype(square.dtype)
-    return frozen[module + SCALE] * jnp.sqrt(jnp.maximum(square, jnp.zeros_like(square))) / norm
+    products = partial(jnp.einsum, precision="highest")
+    square = (products("lor,los->lrs", left, left) * products("lri,lsi->lrs", right, right)).sum(
+        (1, 2)
+    )
+    whole = jnp.square(frozen[module + "weight"].astype(square.dtype)).sum(axis=(1, 2))
+    moved = jnp.sqrt(jnp.maximum(square, jnp.zeros_like(square)))
+    return frozen[module + SCALE] * moved / jnp.sqrt(whole)
 
 
 def _module(kind: str) -> str:

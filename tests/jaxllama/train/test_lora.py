@@ -25,6 +25,7 @@ from jaxllama import CheckpointError, ConfigError, InputError, Llama, convert, o
 from jaxllama.checkpoint import Checkpoint, tiny
 from jaxllama.checkpoint.lora import merge_lora, save_lora
 from jaxllama.checkpoint.manifest import MANIFEST
+from jaxllama.errors import TrainingError
 from jaxllama.rope import inv_freq
 from jaxllama.train import Trained, TrainingRun, train
 from jaxllama.train import step as steps
@@ -335,6 +336,24 @@ def test_the_monitor_reads_what_factors_add(base: Path, tmp_path: Path) -> None:
     moved = np.linalg.norm(added(run.state) - added(before), axis=(1, 2))
     assert np.allclose(watched.update_ratio[Q], moved / np.linalg.norm(weight, axis=(1, 2)))
     assert (watched.update_ratio[Q] > 0).all()
+
+
+def test_factors_are_of_float32_beside_weights_of_bfloat16(base: Path, tmp_path: Path) -> None:
+    half = {"dtype": "bf16", "param_dtype": "bf16"}
+    run = TrainingRun(given(tmp_path, base, model=half))
+    assert {x.dtype.name for x in run.state.weights.values()} == {"float32"}
+    assert run.frozen[Q].dtype == jnp.bfloat16
+    batch = run.on_devices(next(run.batches))
+    before = {name: np.array(x) for name, x in run.state.weights.items()}
+    assert run.step(batch).finite
+    # Smaller than what bfloat16 has beside such numbers, and there all the same.
+    moved = np.abs(np.asarray(run.state.weights[Q_A]) - before[Q_A])
+    assert 0 < moved.max() < 2e-3
+    run.state.weights[Q_B] = run.state.weights[Q_B].at[1, 0, 0].set(np.nan)
+    with pytest.raises(
+        TrainingError, match=r"in the weights: layers.self_attn.q_proj.lora_B of layer 1"
+    ):
+        run._one(1)
 
 
 def test_no_gradient_of_a_weights_size_is_made(
