@@ -58,12 +58,20 @@ class _Twin:
     Attributes:
         a: factors by name of the module.
         b: likewise.
-        scale: what their product is multiplied with.
+        alpha: what their product is multiplied with, before it is divided by the rank.
+        rslora: whether it is divided by the root of the rank instead.
     """
 
     a: dict[str, torch.nn.Parameter]
     b: dict[str, torch.nn.Parameter]
-    scale: float
+    alpha: float
+    rslora: bool
+
+    def product(self, module: str) -> torch.Tensor:
+        """Return alpha / r B A."""
+        rank = self.a[module].shape[0]
+        scale = self.alpha / (rank**0.5 if self.rslora else rank)
+        return scale * (self.b[module] @ self.a[module])
 
     def factors(self) -> Arrays:
         """Return them by PEFT's names, without what these begin with."""
@@ -182,8 +190,7 @@ def _made(config: LlamaConfig, settings: LoraSettings, begun: Arrays) -> _Twin:
     """Return PyTorch's factors before the first step."""
     if settings.adapter is not None:
         return _read(Path(settings.adapter))
-    rank, alpha = settings.rank or 8, settings.alpha or 8
-    twin = _Twin({}, {}, alpha / (rank**0.5 if settings.rslora else rank))
+    rank, twin = settings.rank or 8, _Twin({}, {}, settings.alpha or 8, settings.rslora)
     for layer in range(config.num_hidden_layers):
         for kind in settings.targets or ("q_proj", "v_proj"):
             module = f"model.layers.{layer}.{_MODULES[kind]}.{kind}"
@@ -197,8 +204,7 @@ def _made(config: LlamaConfig, settings: LoraSettings, begun: Arrays) -> _Twin:
 def _read(adapter: Path) -> _Twin:
     """Return the factors of an adapter by PEFT's own files."""
     stated = json.loads((adapter / "adapter_config.json").read_text())
-    rank, alpha = stated["r"], stated["lora_alpha"]
-    twin = _Twin({}, {}, alpha / (rank**0.5 if stated.get("use_rslora") else rank))
+    twin = _Twin({}, {}, stated["lora_alpha"], bool(stated.get("use_rslora")))
     for name, values in safetensors.torch.load_file(adapter / "adapter_model.safetensors").items():
         module, letter, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
         held = twin.a if letter == "lora_A" else twin.b
@@ -215,8 +221,8 @@ def _train(checkpoint: CheckpointLike, inputs: Inputs, twin: _Twin) -> None:
         reference = TorchReference(checkpoint, dtype=LANE)
         merged = {
             f"{module}.weight": reference.weights[f"{module}.weight"].to(torch.float64)
-            + twin.scale * (twin.b[module] @ a)
-            for module, a in twin.a.items()
+            + twin.product(module)
+            for module in twin.a
         }
         whole = {name: reference.weights[name] for name in checkpoint.tensors}
         reference.weights = whole | {name: value.detach() for name, value in merged.items()}

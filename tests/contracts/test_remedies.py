@@ -307,6 +307,9 @@ ELSEWHERE = {
     "parity/runner/step.py: --subject": (
         "tests/parity/runner/test_step.py::test_what_is_not_trained_here_is_refused_or_left_out"
     ),
+    "parity/runner/lora_step.py: --mode": (
+        "tests/parity/runner/test_lora_step.py::test_what_has_no_step_of_factors_is_refused"
+    ),
     "jaxllama/train/command.py: --resume": TRAINING,
     "jaxllama/train/state.py: --resume": TRAINING,
     **{

@@ -18,6 +18,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from trainings import config, digest, settings
 from transformers.models.llama import modeling_llama
 
@@ -286,7 +287,7 @@ def test_an_adapter_that_cannot_be_trained_on_is_one_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_alphas_by_module_are_refused(base: Path, tmp_path: Path) -> None:
+def test_alphas_by_module_and_whole_weights_are_refused(base: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(base)
     save_lora(factors_of(checkpoint, K0, K1), checkpoint.config, tmp_path / "a", alpha=4)
     (tmp_path / "a" / MANIFEST).unlink()
@@ -294,6 +295,15 @@ def test_alphas_by_module_are_refused(base: Path, tmp_path: Path) -> None:
     stated["alpha_pattern"] = {"layers.1.self_attn.k_proj": 9}
     (tmp_path / "a/adapter_config.json").write_text(json.dumps(stated))
     with pytest.raises(InputError, match="alphas 4, 9: expected one for all"):
+        train(given(tmp_path, base, lora={"adapter": str(tmp_path / "a")}))
+    del stated["alpha_pattern"]
+    (tmp_path / "a/adapter_config.json").write_text(
+        json.dumps(stated | {"modules_to_save": ["norm"]})
+    )
+    file = tmp_path / "a/adapter_model.safetensors"
+    whole = {"base_model.model.model.norm.weight": checkpoint.read("model.norm.weight")}
+    save_file(load_file(file) | whole, file)
+    with pytest.raises(InputError, match=r"model.norm.weight: projections of layers are trained"):
         train(given(tmp_path, base, lora={"adapter": str(tmp_path / "a")}))
     with pytest.raises(CheckpointError, match="absent"):
         train(given(tmp_path, base, lora={"adapter": str(tmp_path / "absent")}))

@@ -46,9 +46,10 @@ def test_two_steps_of_factors_equal_pytorchs(tmp_path: Path) -> None:
 def test_an_adapter_is_read_by_each_side(tmp_path: Path) -> None:
     rng, factors = np.random.default_rng(0), {}
     for layer in range(CHECKPOINT.config.num_hidden_layers):
-        name = f"model.layers.{layer}.mlp.up_proj.weight"
-        rows, columns = CHECKPOINT.tensors[name].shape
-        factors[name] = (rng.normal(size=(2, columns)), 0.01 * rng.normal(size=(rows, 2)))
+        for rank, kind in ((2, "mlp.up_proj"), (3, "self_attn.v_proj")):
+            name = f"model.layers.{layer}.{kind}.weight"
+            rows, columns = CHECKPOINT.tensors[name].shape
+            factors[name] = (rng.normal(size=(rank, columns)), 0.01 * rng.normal(size=(rows, rank)))
     save_lora(factors, CHECKPOINT.config, tmp_path / "a", alpha=5)
     result = run(LoraSettings(adapter=str(tmp_path / "a")))
     assert result.verdict == "equal" and 0 < result.witnesses[0].subject_gap < 1e-8
@@ -109,6 +110,7 @@ def test_a_beginning_that_is_not_pefts_is_found() -> None:
 def test_what_has_no_step_of_factors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mode step takes it, which is not asked for"):
         run(modes="free")
+    assert run(modes="free,step").verdict == "equal"
     with pytest.raises(InputError, match="mode step takes it"):
         run(modes=None, quant="int8")
     (tmp_path / "c.toml").write_text(trainings.toml(trainings.settings(tmp_path)))
