@@ -105,11 +105,9 @@ def check_plan(
     stated = config.max_position_embeddings
     if context is None and stated is None:
         problems.append(f"{argument('context')}: give one; the configuration states none")
-    if context is not None and stated is not None and context > stated:
-        problems.append(
-            f"{argument('context', context)}: the configuration states a context of {stated} "
-            f"tokens (max_position_embeddings); give at most {argument('context', stated)}"
-        )
+    if context is not None:
+        most = f"give at most {argument('context', stated)}"
+        problems += config.context_problems(context, argument("context"), most)
     slots = context or stated or 1
     if chunk is not None and chunk > slots:
         problems.append(f"{argument('chunk', chunk)}: more than the context of {slots} tokens")
