@@ -121,12 +121,10 @@ class Int4Array:
     ) -> Int4Array:
         """Return an array on the host to be filled by `array[index] = matrix`."""
         *rows, size = shape
-        arrays: tuple[Any, ...] = (
-            make((*rows, size // 2), np.int8),
-            make((*rows, size // group), np.int8),
-            make(tuple(rows), np.float32),
-        )
-        return cls(*arrays, parts=parts)
+        packed: Any = make((*rows, size // 2), np.int8)
+        steps: Any = make((*rows, size // group), np.int8)
+        scale: Any = make(tuple(rows), np.float32)
+        return cls(packed, steps, scale, parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
