@@ -21,13 +21,18 @@ from jaxllama.command_line.streams import as_is, is_unread, libraries_on_stderr
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
     from jax.typing import DTypeLike
 
+    from jaxllama.checkpoint import Checkpoint
+    from jaxllama.config import LlamaConfig
     from jaxllama.model import Llama
     from jaxllama.text import TextGeneration
     from jaxllama.tokenizer import Tokenizer
 
-_Run = Callable[[str | Sequence[int]], "TextGeneration"]
+_Run = Callable[[Sequence[int]], "TextGeneration"]
+# Unless told, where the context leaves so much room.
+DEFAULT_TOKENS = 256
 
 
 @on_interrupt()
@@ -36,7 +41,10 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; read from stdin if left out.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens to write; 256 if not given, or what the context leaves."),
+    ] = None,
     chat: Annotated[
         bool,
         typer.Option(
@@ -88,6 +96,7 @@ def generate(
     """Continue a text, or chat, showing tokens as they come."""
     from jaxllama.dtypes import parse
     from jaxllama.errors import InputError
+    from jaxllama.model import Llama
     from jaxllama.sampling import Sampling
     from jaxllama.sharding.hosts import is_first, several_hosts
 
@@ -109,17 +118,17 @@ def generate(
     shown: list[str] = []
     speaks = True
 
-    def run(text_or_ids: str | Sequence[int]) -> TextGeneration:
+    def run(ids: Sequence[int]) -> TextGeneration:
         return _show(
             model,
             tokenizer,
-            text_or_ids,
+            ids,
             shown,
             silent=as_json or not speaks,
             quiet=quiet or as_json or not speaks,
             cache_tokens=cache_tokens,
             cache_dtype=held,
-            max_new_tokens=max_tokens,
+            max_new_tokens=_new_tokens(opened.config, len(ids), max_tokens),
             sampling=sampling,
             seed=seed,
             stop=stop or (),
@@ -132,12 +141,20 @@ def generate(
             joined.enter_context(several_hosts(hosts))
         speaks = is_first()
         compilation_cache.turn_on()
-        model, tokenizer = _load(checkpoint, wanted, quant, held, mesh, quiet=quiet or not speaks)
+        opened, devices = _open(checkpoint, wanted, quant, held, mesh, quiet=quiet or not speaks)
+        tokenizer = opened.tokenizer()
+        # What is too long is said before the weights are read, as far as it is known by then.
+        ids: list[int] = []
         if not chat:
             text = _from_stdin() if prompt is None else prompt
             _note_specials(text, tokenizer)
-            found = run(text)
-            results = [_as_dict(found)]
+            ids = tokenizer.encode(text)
+        elif prompt is not None:
+            ids = tokenizer.encode_chat(_messages(system, prompt))
+        _new_tokens(opened.config, len(ids), max_tokens)
+        model = Llama.from_pretrained(opened, dtype=wanted, quant=quant, mesh=devices)
+        if not chat:
+            results = [_as_dict(run(ids))]
         else:
             results = _converse(run, tokenizer, system, _lines() if prompt is None else [prompt])
         if as_json and speaks:
@@ -145,7 +162,7 @@ def generate(
             print(json.dumps(results[0] if one else results, indent=2))
 
 
-def _load(
+def _open(
     checkpoint: str,
     dtype: np.dtype,
     quant: str | None,
@@ -153,12 +170,12 @@ def _load(
     mesh: str | None,
     *,
     quiet: bool,
-) -> tuple[Llama, Tokenizer]:
+) -> tuple[Checkpoint, Mesh | None]:
+    """Return what is to be loaded, and where to, once it is known that it can be."""
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.errors import argument
-    from jaxllama.model import Llama
     from jaxllama.quantisation import checked_cache_dtype, checked_quant
     from jaxllama.sharding import make_mesh, model_sharding
 
@@ -169,18 +186,30 @@ def _load(
     opened = open_checkpoint(checkpoint, quiet=quiet)
     checked_quant(quant, opened.config)
     laid_out = None if devices is None else model_sharding(devices, opened.config)
-    tokenizer = opened.tokenizer()  # before the weights: fails sooner
+    tokenizer = opened.tokenizer()
     notes = (*opened.notes, *tokenizer.notes, *(() if laid_out is None else laid_out.notes))
     for note in () if quiet else notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    model = Llama.from_pretrained(opened, dtype=dtype, quant=quant, mesh=devices)
-    return model, tokenizer
+    return opened, devices
+
+
+def _new_tokens(config: LlamaConfig, prompt: int, wanted: int | None) -> int:
+    """Return most tokens to write after a prompt of so many, once they fit the context."""
+    from jaxllama.errors import InputError
+    from jaxllama.request import context_problems
+
+    room = config.within_context(prompt + DEFAULT_TOKENS) - prompt
+    # Where there is no room at all, not for one.
+    new_tokens = max(1, room) if wanted is None else wanted
+    for problem in context_problems(config, prompt, new_tokens):
+        raise InputError(f"generate: {problem}")
+    return new_tokens
 
 
 def _show(
     model: Llama,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
+    prompt: Sequence[int],
     shown: list[str],
     *,
     silent: bool,
@@ -241,14 +270,19 @@ def _left(shown: list[str]) -> str:
 def _converse(
     run: _Run, tokenizer: Tokenizer, system: str | None, turns: Iterator[str] | list[str]
 ) -> list[dict[str, Any]]:
-    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages = _messages(system)
     results = []
     for turn in turns:
-        messages.append({"role": "user", "content": turn})
+        messages += _messages(None, turn)
         found = run(tokenizer.encode_chat(messages))
         messages.append({"role": "assistant", "content": found.texts[0]})
         results.append(_as_dict(found))
     return results
+
+
+def _messages(system: str | None, turn: str | None = None) -> list[dict[str, str]]:
+    said = {"system": system, "user": turn}
+    return [{"role": role, "content": text} for role, text in said.items() if text is not None]
 
 
 def _as_dict(found: TextGeneration) -> dict[str, Any]:

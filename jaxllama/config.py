@@ -104,8 +104,8 @@ class LlamaConfig:
         rope_theta: base of the rotary frequencies.
         rope_scaling: how these are stretched; None leaves them as they are.
         tie_word_embeddings: whether the head's weight is the embedding's.
-        max_position_embeddings: the context in tokens that the publisher states. Informative: no
-            number depends on it.
+        max_position_embeddings: the context in tokens that the publisher states, if any. No number
+            depends on it; rows that are longer are refused.
         bos_token_id: first token of a prompt, if the model has one.
         eos_token_ids: tokens that end a generation.
         pad_token_id: the tokenizer's padding token, if it has one. No mask is derived from it.
@@ -139,6 +139,27 @@ class LlamaConfig:
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+    def within_context(self, tokens: int) -> int:
+        """Return a row's tokens, cut to the context: what is done where nobody said how many."""
+        return min(tokens, self.max_position_embeddings or tokens)
+
+    def context_problems(self, tokens: int, what: str, remedy: str) -> list[str]:
+        """Say that a row does not fit the context; nothing where it fits, or none is stated.
+
+        Args:
+            tokens: of the row.
+            what: has so many.
+            remedy: what to give in place.
+        """
+        stated = self.max_position_embeddings
+        if stated is None or tokens <= stated:
+            return []
+        return [
+            f"{what}: {tokens} tokens, and the configuration states a context of {stated} "
+            f"(max_position_embeddings); {remedy}, or raise that field if the model is meant to go "
+            "further"
+        ]
 
     @classmethod
     def from_hf(

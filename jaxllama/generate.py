@@ -28,6 +28,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 from numpy.typing import DTypeLike
 
+from jaxllama.attention import knows_rules
 from jaxllama.cache import KVCache
 from jaxllama.concrete import computed, is_traced
 from jaxllama.dtypes import at_least_float32
@@ -157,7 +158,7 @@ def generate(
     sampling = GREEDY if sampling is None else sampling
     with computed():  # inside a `jit` that has closed over all of them
         state = _begin(model, request, sampling, cache)
-        inputs = _inputs(request, sampling, fresh=cache is None and model.backend != "xla")
+        inputs = _inputs(request, sampling, fresh=cache is None and knows_rules(model.backend))
         return _write_all(model, request, state, inputs, watch, every)
 
 

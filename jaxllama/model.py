@@ -21,7 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllama.attention import Backend, attend, check_backend
+from jaxllama.attention import Backend, attend, check_backend, fastest_backend
 from jaxllama.cache import KVCache
 from jaxllama.concrete import host_values
 from jaxllama.config import LlamaConfig
@@ -174,7 +174,7 @@ class Llama(nnx.Module):
     ):
         self.dtype = checked_float(dtype)
         param_dtype = checked_float(dtype if param_dtype is None else param_dtype, "param_dtype")
-        check_backend(backend, self.dtype, config.head_dim)
+        check_backend(backend, self.dtype, config.head_dim, on_mesh=sharding is not None)
         V, D = config.vocab_size, config.hidden_size
         self.config = config
         self.backend: Backend = backend
@@ -232,7 +232,9 @@ class Llama(nnx.Module):
         from jaxllama.checkpoint import load_model, open_checkpoint
 
         opened = open_checkpoint(checkpoint)
-        check_backend(backend, checked_float(dtype), opened.config.head_dim)
+        check_backend(
+            backend, checked_float(dtype), opened.config.head_dim, on_mesh=mesh is not None
+        )
         form = checked_form(form, opened.config, mesh is not None)
         model = load_model(
             opened, dtype=dtype, param_dtype=param_dtype, form=form, quant=quant, mesh=mesh
@@ -331,12 +333,14 @@ class Llama(nnx.Module):
         self._check(tokens, positions, cache)
         tap = placed(tap, self.sharding)
         x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
+        as_asked = self.sharding is not None or tap.watched
+        backend = self.backend if as_asked else fastest_backend(self.backend, mask, x)
 
         def run(
             layer: DecoderLayer, index: Array | int, x: Array, cache: KVCache | None, forced: Values
         ) -> tuple[tuple[Array, KVCache | None], Values]:
             layer_tap, layer = tap.inner(forced), gathered(layer, self.sharding)
-            out = layer(x, cos_sin, mask, cache, index, self.backend, layer_tap)
+            out = layer(x, cos_sin, mask, cache, index, backend, layer_tap)
             return out, layer_tap.recorded()
 
         forced = tap.forced_layers()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Int
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
+from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.model import Llama
 from jaxllama.quantisation import checked_cache_dtype
@@ -181,7 +181,7 @@ def _cache_problems(cache: KVCache, model: Llama, expected: np.dtype[Any]) -> li
 def _room(
     model: Llama, rows: list[Int[np.ndarray, " _"]], new_tokens: int, cache: KVCache | None
 ) -> list[str]:
-    """Return what does not fit the cache; warn of what exceeds the context stated by the model."""
+    """Return what does not fit the cache, or the context that the configuration states."""
     prompt_lengths, held = [len(ids) for ids in rows], [0] * len(rows)
     if cache is not None:
         if len(cache.lengths) != len(rows):
@@ -190,10 +190,8 @@ def _room(
     # In Python's integers, which hold whatever is asked for.
     needed = [sum(counts) + int(new_tokens) for counts in zip(held, prompt_lengths, strict=True)]
     row = needed.index(max(needed))
-    said = f"{prompt_lengths[row]} prompt tokens + {new_tokens} new ones"
-    if held[row]:
-        said = f"{held[row]} tokens held + {said}"
     if cache is not None and needed[row] > cache.capacity:
+        said = _in_words(held[row], prompt_lengths[row], new_tokens)
         room = int(new_tokens) - needed[row] + cache.capacity
         lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else "or "
         return [
@@ -201,14 +199,34 @@ def _room(
             f"{cache.capacity}; make it with capacity {needed[row]} or more, {lower}"
             "shorten the prompt"
         ]
-    stated = model.config.max_position_embeddings
-    if stated is not None and needed[row] > stated:
-        warnings.warn(
-            f"row {row}: {said} = {needed[row]} tokens, beyond the {stated} the checkpoint states "
-            "as its context; going on, but the text may degrade",
-            stacklevel=4,
-        )
-    return []
+    return context_problems(
+        model.config, prompt_lengths[row], int(new_tokens), held=held[row], what=f"row {row}: "
+    )
+
+
+def context_problems(
+    config: LlamaConfig, prompt: int, new_tokens: int, *, held: int = 0, what: str = ""
+) -> list[str]:
+    """Say that a text does not fit the context; nothing where it does.
+
+    Args:
+        config: the model's.
+        prompt: tokens of the prompt.
+        new_tokens: most that are to be written.
+        held: tokens in the cache before the prompt.
+        what: stands before it all.
+    """
+    needed = held + prompt + new_tokens
+    room = config.within_context(needed) - held - prompt
+    lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else ""
+    return config.context_problems(
+        needed, f"{what}{_in_words(held, prompt, new_tokens)}", f"{lower}shorten the prompt"
+    )
+
+
+def _in_words(held: int, prompt: int, new_tokens: int) -> str:
+    said = f"{prompt} prompt tokens + {new_tokens} new ones"
+    return f"{held} tokens held + {said}" if held else said
 
 
 def _whole(value: object) -> bool:

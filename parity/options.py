@@ -63,6 +63,20 @@ def lane_of(dtype: DTypeLike) -> str:
         return getattr(word, "__name__", str(word))
 
 
+def checked_length(length: int | None, default: int, config: LlamaConfig) -> int:
+    """Return tokens of a row: as many as asked for, or else the default where the context has them.
+
+    Raises:
+        InputError: more than the context has.
+    """
+    if length is None:
+        return config.within_context(default)
+    most = f"give at most {argument('length', config.max_position_embeddings)}"
+    for problem in config.context_problems(length, argument("length"), most):
+        raise InputError(problem)
+    return length
+
+
 # FIELD=VALUE texts, or the values by field; a field that has fields by one more mapping.
 Overrides = Sequence[str] | Mapping[str, Any]
 

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError
+from jaxllama.errors import InputError, argument
 from parity.inputs import Inputs, prompt_columns, visible_keys
+from parity.options import checked_length
 from parity.texts import prose
 
 SCENARIOS = (
@@ -75,13 +76,13 @@ def scenario(
         tokenizer: a function from text to ids, or an object with such an `encode`; unused when
             the prompt is given as ids.
         config: the model's; its vocabulary bounds the ids, its pad token fills pads.
-        length: T; by default the scenario's own, or the prompt's length.
+        length: T; by default the scenario's own, cut to the context, or the prompt's length.
         prompt: text or ids to use in place of the built-in text; nothing is strewn into it.
         specials: ids of the tokenizer's special tokens; those of the configuration are known.
 
     Raises:
-        InputError: an unknown scenario, a length below 1, an empty prompt, or an id outside the
-            vocabulary.
+        InputError: an unknown scenario, a length below 1 or beyond the context, an empty prompt, or
+            an id outside the vocabulary.
     """
     source = _source(name, tokenizer, config, length, prompt)
     if prompt is None:
@@ -136,9 +137,12 @@ def _source(
     if length is not None and length < 1:
         raise InputError(f"scenario {name}: length {length}, expected at least 1 token")
     ids = _ids(prose() if prompt is None else prompt, tokenizer, config)
-    if length is None:
-        length = DEFAULT_LENGTHS[name] if prompt is None else len(ids)
-    return _Source(ids, length, config)
+    if length is None and prompt is not None:
+        remedy = f"shorten the prompt, or cut it by {argument('length')}"
+        for problem in config.context_problems(len(ids), "prompt", remedy):
+            raise InputError(problem)
+        length = len(ids)
+    return _Source(ids, checked_length(length, DEFAULT_LENGTHS[name], config), config)
 
 
 def _marks(config: LlamaConfig, specials: Sequence[int]) -> tuple[int, ...]:

@@ -73,12 +73,12 @@ def kept_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     of_jax._cache = before
 
 
-def _why_no_gpu() -> str | None:
-    """Return why tests marked `gpu` cannot run here, None if they can."""
+def _why_none(platform: str) -> str | None:
+    """Return why tests marked `gpu` or `tpu` cannot run here, None if they can."""
     try:
-        jax.devices("gpu")
+        jax.devices(platform)
     except RuntimeError as error:
-        return f"JAX finds no GPU: {error}"
+        return f"JAX finds no {platform.upper()}: {error}"
     return None
 
 
@@ -111,9 +111,10 @@ def pytest_runtest_teardown() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is none, and say why."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    reason = _why_no_gpu() if marked else None
-    for item in marked:
-        if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    """Skip the tests marked `gpu` or `tpu` where there is none, and say why."""
+    for platform in ("gpu", "tpu"):
+        marked = [item for item in items if item.get_closest_marker(platform)]
+        reason = _why_none(platform) if marked else None
+        for item in marked:
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))

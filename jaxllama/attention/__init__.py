@@ -1,5 +1,5 @@
 """Grouped-query attention under an explicit mask, on several backends; see `attend`."""
 
-from jaxllama.attention.backends import Backend, attend, check_backend
+from jaxllama.attention.backends import Backend, attend, check_backend, fastest_backend, knows_rules
 
-__all__ = ["Backend", "attend", "check_backend"]
+__all__ = ["Backend", "attend", "check_backend", "fastest_backend", "knows_rules"]

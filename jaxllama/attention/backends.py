@@ -16,13 +16,15 @@ from jaxtyping import Array, Bool, Float
 
 from jaxllama.attention.blockwise import attend_blockwise, block_size
 from jaxllama.attention.reference import attend_reference
+from jaxllama.attention.splash import LEAST_QUERIES, attend_splash, splash_arguments
 from jaxllama.dtypes import parse
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import BoundMask, KernelArguments
 from jaxllama.taps import Tapper, untapped
 
-Backend = Literal["xla", "blockwise", "dot_product", "cudnn"]
+Backend = Literal["xla", "blockwise", "dot_product", "cudnn", "splash"]
 
+_SPLASH_DTYPES = ("bfloat16", "float32")
 # What cuDNN's flash attention takes; its own limit is 128 before Hopper.
 _CUDNN_DTYPES = ("bfloat16", "float16")
 _CUDNN_MAX_HEAD_DIM = 256
@@ -44,13 +46,14 @@ def attend(
         q: rotated queries.
         k: rotated keys, in q's dtype.
         v: values, in q's dtype.
-        mask: True where the query may see the key. A `BoundMask` tells `dot_product` and `cudnn`
-            causality, window and lengths by name where it can, and nothing of size [T, S] is made.
+        mask: True where the query may see the key. A `BoundMask` tells kernels causality, window
+            and lengths by name where it can, and nothing of size [T, S] is made.
         scale: factor on the scores.
         backend: `xla` alone can show scores and probabilities to `tap`; where nobody looks and
             there are many queries it is `blockwise`, which never holds a whole map, whatever the
             mask; `dot_product` is `jax.nn.dot_product_attention`, whose softmax is float32 whatever
-            its inputs are; `cudnn` the same function on cuDNN's kernel.
+            its inputs are; `cudnn` the same function on cuDNN's kernel; `splash` JAX's kernel for
+            TPUs, where a `BoundMask` tells it all by name, and else `xla`.
         tap: sees `attn_scores`, `attn_probs` (both [B, N, T, S]) and `attn_context`.
 
     Returns:
@@ -61,6 +64,11 @@ def attend(
     """
     check_backend(backend, q.dtype, q.shape[-1])
     _check_shapes(q, k, v, mask)
+    if backend == "splash":
+        told = splash_arguments(q.shape[1], mask)
+        if told is not None:
+            return tap("attn_context", attend_splash(q, k, v, told, scale))
+        backend = "xla"
     size = block_size(q.shape[1], always=backend == "blockwise")
     if backend == "blockwise" or (backend == "xla" and not tap.watched and size):
         return tap("attn_context", attend_blockwise(q, k, v, mask, scale, size))
@@ -86,8 +94,35 @@ def attend(
     return tap("attn_context", context)
 
 
-def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:
+def knows_rules(backend: Backend) -> bool:
+    """Whether a backend would make use here of a mask that is proved to be rules by name."""
+    return backend != "xla" or jax.default_backend() == "tpu"
+
+
+def fastest_backend(
+    backend: Backend, mask: Bool[Array, "B T S"] | BoundMask, x: Float[Array, "B T D"]
+) -> Backend:
+    """Return the backend in place of `xla` that is exact, too, and faster; else the one given.
+
+    Args:
+        backend: asked for.
+        mask: what may be seen.
+        x: input of the layers, on one device, of which nobody looks at scores.
+    """
+    if backend != "xla" or jax.default_backend() != "tpu" or x.dtype.name not in _SPLASH_DTYPES:
+        return backend
+    T = x.shape[1]
+    return "splash" if T >= LEAST_QUERIES and splash_arguments(T, mask) is not None else backend
+
+
+def check_backend(backend: str, dtype: jnp.dtype, head_dim: int, *, on_mesh: bool = False) -> None:
     """Refuse a backend that cannot serve this dtype and head dim on this machine.
+
+    Args:
+        backend: asked for.
+        dtype: of queries, keys and values.
+        head_dim: H.
+        on_mesh: whether they lie on several devices.
 
     Raises:
         InputError: says what stands in the way and what to choose instead.
@@ -119,6 +154,18 @@ def check_backend(backend: str, dtype: jnp.dtype, head_dim: int) -> None:
                 f"head_dim {head_dim}, expected a multiple of 8 up to {_CUDNN_MAX_HEAD_DIM}; use "
                 "xla"
             )
+    if backend == "splash":
+        if platform != "tpu":
+            problems.append(f"JAX runs on {platform}, expected tpu; use xla")
+        if on_mesh:
+            problems.append("the model lies on a mesh, where XLA cannot cut the kernel; use xla")
+        if name not in _SPLASH_DTYPES:
+            problems.append(
+                f"dtype {name}, expected one of {', '.join(_SPLASH_DTYPES)}; give "
+                f"{argument('dtype', 'bf16')}, or use xla"
+            )
+        if head_dim % 8:
+            problems.append(f"head_dim {head_dim}, expected a multiple of 8; use xla")
     if problems:
         raise InputError(join_problems(f"attention backend {backend!r}", problems))
 

@@ -169,20 +169,13 @@ def _dtypes(given: str, problems: list[str]) -> tuple[str, ...]:
 
 def _context(opened: Checkpoint, wanted: Sequence[Measure]) -> list[str]:
     """Say which measures hold more tokens than the configuration allows."""
-    most = opened.config.max_position_embeddings
-    if most is None:
-        return []
-    beyond = {m.group: m.context for m in wanted if m.context > most}
-    return [
-        f"{group}: takes {context} tokens a row, and {opened.label} states a context of {most} "
-        "(max_position_embeddings); "
-        + (
-            f"lower {argument('prompt')}"
-            if "prefill" in group
-            else f"lower {argument('new_tokens')}"
-        )
-        for group, context in beyond.items()
-    ]
+    problems = {}
+    for one in wanted:
+        prefill = one.kind == "prefill"
+        lower = f"lower {argument('prompt')}" if prefill else f"lower {argument('new_tokens')}"
+        if found := opened.config.context_problems(one.context, one.group, lower):
+            problems[one.group] = found
+    return [problem for found in problems.values() for problem in found]
 
 
 def _memory(opened: Checkpoint, request: BenchRequest) -> list[str]:

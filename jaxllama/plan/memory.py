@@ -112,7 +112,7 @@ def part_bytes(
         how: it is held in fewer bits, if so.
     """
     names = sharding.names_of(path, len(one.shape))
-    if how is not None and how.bits == 4:  # rows are never cut
+    if how is not None and how.parts(one.shape[-1], sharding.parts(names, one.shape)) == 1:
         names = (*names[:-1], None)
     part = sharding.of(names, one.shape).shard_shape(one.shape)
     return math.prod(part) * one.dtype.itemsize if how is None else how.nbytes(part)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -13,11 +15,16 @@ from numpy.typing import DTypeLike
 from jaxllama import files
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import parse
-from jaxllama.errors import InputError, argument, join_problems
+from jaxllama.errors import InputError, JaxLlamaError, argument, join_problems
 from jaxllama.plan import devices
 from jaxllama.plan.devices import Accelerator
 from jaxllama.presets import PRESETS
-from jaxllama.quantisation.choice import QuantScheme, checked_cache_dtype, checked_quant
+from jaxllama.quantisation.choice import (
+    QuantScheme,
+    checked_cache_dtype,
+    checked_quant,
+    parse_quant,
+)
 from jaxllama.sharding.layout import mesh_problems
 from jaxllama.sharding.mesh import MeshLike, Sizes, mesh_in_words, parse_mesh
 
@@ -92,41 +99,37 @@ def check_plan(
         compiler: `auto`, `device` or `cpu`.
 
     Raises:
-        InputError: what cannot be, or a mesh that does not divide the model.
-        ConfigError, CheckpointError: the model's configuration cannot be read.
+        InputError: all that cannot be, a mesh that does not divide the model among it.
+        ConfigError, CheckpointError: its configuration cannot be read, and no more is wrong.
     """
-    label, config = read_config(model)
-    found = None if device is None else devices.device(device)
-    sizes = None if mesh is None else parse_mesh(mesh)
-    problems = [] if sizes is None else _mesh_problems(sizes, config)
-    for name, value in (("batch", batch), ("context", context), ("chunk", chunk)):
-        if value is not None and value < 1:
-            problems.append(f"{argument(name, value)}: expected a whole number above 0")
-    stated = config.max_position_embeddings
-    if context is None and stated is None:
-        problems.append(f"{argument('context')}: give one; the configuration states none")
-    if context is not None and stated is not None and context > stated:
-        problems.append(
-            f"{argument('context', context)}: the configuration states a context of {stated} "
-            f"tokens (max_position_embeddings); give at most {argument('context', stated)}"
-        )
-    slots = context or stated or 1
-    if chunk is not None and chunk > slots:
-        problems.append(f"{argument('chunk', chunk)}: more than the context of {slots} tokens")
-    if compiler not in get_args(Compiler):
-        problems.append(
-            f"{argument('compiler', compiler)}: expected one of {', '.join(get_args(Compiler))}"
-        )
-    if compiler == "device" and found is None:
+    refused: list[JaxLlamaError] = []
+    with _noted(refused):
+        label, config = read_config(model)
+    known = None if refused else config
+    found = sizes = scheme = None
+    with _noted(refused):
+        found = None if device is None else devices.device(device)
+    with _noted(refused):
+        sizes = None if mesh is None else parse_mesh(mesh)
+    numbers = cached = np.dtype(np.float32)
+    with _noted(refused):
+        numbers = cached = _dtype(dtype, "dtype")
+    with _noted(refused):
+        if cache_dtype is not None:
+            cached = checked_cache_dtype(cache_dtype, argument("cache_dtype"))
+    with _noted(refused):
+        if quant is not None:
+            scheme = parse_quant(quant) if known is None else checked_quant(quant, known)
+    problems = _problems(sizes, batch, context, chunk, compiler, known)
+    if compiler == "device" and device is None:
         problems.append(
             f"{argument('compiler', 'device')}: whose? name one with {argument('device')}"
         )
-    numbers = _dtype(dtype, "dtype")
-    cached = numbers
-    if cache_dtype is not None:
-        cached = checked_cache_dtype(cache_dtype, argument("cache_dtype"))
-    if problems:
-        raise InputError(join_problems("plan", problems))
+    if len(refused) == 1 and not problems:
+        raise refused[0]
+    if refused or problems:
+        raise InputError(join_problems("plan", [*(one.marked for one in refused), *problems]))
+    slots = context or config.max_position_embeddings or 1
     return PlanRequest(
         model=label,
         config=config,
@@ -135,11 +138,51 @@ def check_plan(
         context=slots,
         dtype=numbers,
         cache_dtype=cached,
-        quant=checked_quant(quant, config),
+        quant=scheme,
         device=found,
         chunk=min(CHUNK, slots) if chunk is None else chunk,
         compiler=cast("Compiler", compiler),
     )
+
+
+@contextmanager
+def _noted(refused: list[JaxLlamaError]) -> Iterator[None]:
+    """Go on after what is refused: the rest is to be named, too."""
+    try:
+        yield
+    except JaxLlamaError as error:
+        refused.append(error)
+
+
+def _problems(
+    sizes: Sizes | None,
+    batch: int,
+    context: int | None,
+    chunk: int | None,
+    compiler: str,
+    config: LlamaConfig | None,
+) -> list[str]:
+    """Return what is wrong with sizes and names; of the model, as far as it is known."""
+    problems = []
+    for name, value in (("batch", batch), ("context", context), ("chunk", chunk)):
+        if value is not None and value < 1:
+            problems.append(f"{argument(name, value)}: expected a whole number above 0")
+    stated = None if config is None else config.max_position_embeddings
+    if config is not None:
+        problems += [] if sizes is None else _mesh_problems(sizes, config)
+        if context is None and stated is None:
+            problems.append(f"{argument('context')}: give one; the configuration states none")
+        if context is not None:
+            most = f"give at most {argument('context', stated)}"
+            problems += config.context_problems(context, argument("context"), most)
+    slots = context or stated
+    if chunk is not None and slots is not None and chunk > slots:
+        problems.append(f"{argument('chunk', chunk)}: more than the context of {slots} tokens")
+    if compiler not in get_args(Compiler):
+        problems.append(
+            f"{argument('compiler', compiler)}: expected one of {', '.join(get_args(Compiler))}"
+        )
+    return problems
 
 
 def read_config(model: str | os.PathLike[str] | LlamaConfig) -> tuple[str, LlamaConfig]:

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 from jaxllama.config import LlamaConfig
 from jaxllama.dtypes import checked_float
 from jaxllama.errors import InputError, argument
-from jaxllama.quantisation.arrays import Int4Array, Int8Array, Quantised
+from jaxllama.quantisation.arrays import Int4Array, Int8Array, Make, Quantised
 
 # Of int4, unless said: a step a group takes a quarter of a bit for each weight then.
 GROUP = 32
@@ -58,9 +58,27 @@ class QuantScheme:
             return QuantScheme(8)
         return self if len(path) > 1 and str(path[-2]).endswith("_proj") else None
 
-    def empty(self, shape: tuple[int, ...]) -> Quantised:
-        """Return an array on the host to be filled."""
-        return Int4Array.empty(shape, self.group) if self.bits == 4 else Int8Array.empty(shape)
+    def parts(self, inputs: int, wanted: int) -> int:
+        """Return into how many parts vectors are cut: as many as wanted, or 1 where that cannot be.
+
+        Of int4 each part has whole groups and whole bytes.
+
+        Args:
+            inputs: numbers of a vector.
+            wanted: parts.
+        """
+        return 1 if inputs % (wanted * self.unit) else wanted
+
+    @property
+    def unit(self) -> int:
+        """Numbers that stay together: a group, and two of a byte."""
+        return 1 if self.bits == 8 else math.lcm(2, self.group)
+
+    def empty(self, shape: tuple[int, ...], parts: int = 1, make: Make = np.empty) -> Quantised:
+        """Return an array on the host to be filled, whose vectors can be cut into parts."""
+        if self.bits == 8:
+            return Int8Array.empty(shape, make)
+        return Int4Array.empty(shape, self.group, parts, make)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Return what an array takes, its scales included, in bytes."""
@@ -108,9 +126,7 @@ def checked_quant(quant: str | QuantScheme | None, config: LlamaConfig) -> Quant
         "num_attention_heads * head_dim": config.num_attention_heads * config.head_dim,
         "intermediate_size": config.intermediate_size,
     }
-    # Two weights share a byte.
-    unit = 1 if found.bits == 8 else math.lcm(2, found.group)
-    if uneven := {name: size for name, size in inputs.items() if size % unit}:
+    if uneven := {name: size for name, size in inputs.items() if size % found.unit}:
         common = math.gcd(*inputs.values())
         fitting = [n for n in range(2, common + 1) if common % math.lcm(2, n) == 0]
         remedy = f"give int4:{fitting[-1]}" if fitting else "give int8, which has no groups"

@@ -69,6 +69,11 @@ class ModelSharding:
             along.pop()
         return tuple(along) or None
 
+    def parts(self, names: Names, shape: tuple[int, ...]) -> int:
+        """Return into how many parts an array's last axis is cut, given as for `spec`."""
+        along = self._along(names[-1], shape[-1]) if len(names) == len(shape) else None
+        return math.prod(self.sizes[axis] for axis in along or ())
+
     def of(self, names: Names, shape: tuple[int, ...]) -> NamedSharding:
         """Return the sharding of an array, given as for `spec`."""
         return NamedSharding(self.mesh, self.spec(names, shape))

@@ -82,8 +82,7 @@ def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -
 
     Args:
         function: from an array and names.
-        array: one array, or one of fewer bits; of int4 rows are never cut, for a byte has numbers
-            of both halves of one.
+        array: one array, or one of fewer bits; of int4 vectors are cut where they were packed so.
         names: of the parameter's axes.
     """
     rows = names[:-1]
@@ -92,8 +91,9 @@ def on_leaves(function: Callable[[Any, Names], Any], array: Any, names: Names) -
     if isinstance(array, Int8Array):
         return Int8Array(function(array.values, names), function(array.scale, rows))
     if isinstance(array, Int4Array):
-        packed, steps = (function(part, (*rows, None)) for part in (array.packed, array.steps))
-        return Int4Array(packed, steps, function(array.scale, rows))
+        last = names if array.parts > 1 else (*rows, None)
+        packed, steps = (function(part, last) for part in (array.packed, array.steps))
+        return Int4Array(packed, steps, function(array.scale, rows), array.parts)
     return function(array, names)
 
 

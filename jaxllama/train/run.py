@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
-from jaxllama.errors import TrainingError
+from jaxllama.errors import ConfigError, TrainingError
 from jaxllama.sharding import ModelSharding, model_sharding
 from jaxllama.sharding.hosts import is_first
 from jaxllama.train.config import TrainConfig, read_config
@@ -118,6 +118,9 @@ class TrainingRun:
         texts = read_documents(config.data.files)  # first: the quickest to be found wanting
         self.checkpoint: Checkpoint = open_checkpoint(config.model.checkpoint)
         numbers, settings = self.checkpoint.config, config.model
+        what = f"[data] length = {config.data.length}"
+        for problem in numbers.context_problems(config.data.length, what, "give a smaller length"):
+            raise ConfigError(problem)
         self.sharding: ModelSharding | None = None
         if settings.mesh is not None:
             self.sharding = model_sharding(settings.mesh, numbers, "stacked")

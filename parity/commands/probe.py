@@ -17,7 +17,8 @@ from parity.report.outputs import after_verdict
 @on_interrupt()
 def probe_command(
     attention: Annotated[
-        str, typer.Argument(help="xla, blockwise, dot_product, cudnn, jax, or module:function.")
+        str,
+        typer.Argument(help="xla, blockwise, dot_product, cudnn, splash, jax, or module:function."),
     ],
     dtype: Annotated[str | None, typer.Option(help="f16, bf16, f32 or f64.")] = None,
     json_path: options.JsonOrStdout = None,

@@ -24,6 +24,8 @@ Rows = tuple[tuple[int, ...], ...]
 # Tokens of the longest prompt, and new ones. With what is continued they fill 30 of 32 slots, which
 # is what `generate` makes for itself: all greedy exchanges are one compiled program.
 PROMPT, NEW = 9, 9
+# What comes after a prompt: new tokens, of a next turn up to 3, and new ones again.
+CONTINUED = 2 * NEW + 3
 # The shortest that leaves each of three rows two tokens.
 LEAST_PROMPT = 6
 # Where the watcher ends row 1, and after how many tokens it looks: more are there than it leaves.
@@ -79,7 +81,7 @@ class Conversation:
 
     def __init__(self, generator: Generator, prompts: Rows) -> None:
         self._generator, self._prompts = generator, prompts
-        self._capacity = 1 << (max(map(len, prompts)) + 2 * NEW + 3 - 1).bit_length()
+        self._capacity = 1 << (max(map(len, prompts)) + CONTINUED - 1).bit_length()
 
     def hold(self) -> Iterator[Exchange]:
         """Yield the exchanges of `NAMES`."""

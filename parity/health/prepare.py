@@ -80,12 +80,6 @@ def prepare_texts(
             second.append(places[row])
     heads = opened.config.num_attention_heads
     check_room([Shape("text", 1, max(map(len, rows)))], heads, maps=_MAPS)
-    stated, longest = opened.config.max_position_embeddings, max(map(len, rows))
-    if stated is not None and longest > stated:
-        notes.append(
-            f"the texts have up to {longest} tokens, past the stated context of {stated} "
-            "(max_position_embeddings)"
-        )
     inputs = batches(rows, heads, opened.config.pad_token_id)
     return _prepared(opened, inputs, mask, one.source, (first, second), notes)
 

@@ -12,6 +12,7 @@ from jaxllama.checkpoint import Checkpoint
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.files.texts import read_texts
 from parity.inputs import Inputs, visible_keys
+from parity.options import checked_length
 from parity.runner.prompt import encoder
 from parity.texts import prose
 
@@ -85,7 +86,7 @@ def _encoded(encode: Callable[[str], Sequence[int]], text: str) -> list[int]:
 
 def given_rows(path: Path | None, checkpoint: Checkpoint, length: int | None) -> TextRows:
     """Return the rows of a file, or of the built-in text; raises as its parts do."""
-    most = DEFAULT_LENGTH if length is None else length
+    most = checked_length(length, DEFAULT_LENGTH, checkpoint.config)
     if most < LEAST_TOKENS:
         raise InputError(f"{argument('length', most)}: expected at least {LEAST_TOKENS} tokens")
     if path is None:

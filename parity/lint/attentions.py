@@ -21,14 +21,14 @@ CALLED = (
     "called as function(q [B, T, N, H], k [B, S, K, H], v [B, S, K, H], mask [B, T, S] bool, True ="
     " seen), all JAX's arrays, and has to return [B, T, N, H]"
 )
-OURS = ("xla", "blockwise", "dot_product", "cudnn")
+OURS = ("xla", "blockwise", "dot_product", "cudnn", "splash")
 
 
 def resolve(name: str, dtype: str | None = None) -> Probed:
     """Return an attention by name.
 
     Args:
-        name: xla, blockwise, dot_product or cudnn (this project's), jax
+        name: xla, blockwise, dot_product, cudnn or splash (this project's), jax
             (`jax.nn.dot_product_attention` with the mask as [B, 1, T, S]), or `module:function`
             called as function(q, k, v, mask).
         dtype: of its inputs; by default float32, bfloat16 for cudnn.
@@ -75,7 +75,8 @@ def _ours(name: str, dtype: str) -> Probed:
     return Probed(
         f"jaxllama's {name}",
         call,
-        structured=name in ("dot_product", "cudnn"),  # the others take every mask cell by cell
+        structured=name
+        in ("dot_product", "cudnn", "splash"),  # the others take every mask cell by cell
         dtype=dtype,
         instrumented=instrumented,
         finite_only=True,

@@ -16,7 +16,7 @@ from jaxllama.model import Llama
 from jaxllama.quantisation import checked_quant
 from jaxllama.quantisation.choice import parse_quant
 from parity.health.weights import check_finite_weights
-from parity.options import LANES, Progress, lane_of
+from parity.options import LANES, Progress, checked_length, lane_of
 from parity.quality.examples import EncodedExample, QualityExample, encode_examples, read_examples
 from parity.quality.foretelling import foretell, logits_of_model
 from parity.quality.layouts import LAYOUTS, lay_out, passages
@@ -87,7 +87,7 @@ def measure_quality(
     Raises:
         JaxLlamaError: the checkpoint, the data or an option is bad; nothing was measured.
     """
-    lane, most = _checked(mask, baseline, quant, dtype, length, layout)
+    lane = _checked(mask, baseline, quant, dtype, length, layout)
     path = Path(data)
     examples = read_examples(path)
     prompts = any(one.prompt is not None for one in examples)
@@ -97,6 +97,7 @@ def measure_quality(
         check_libraries()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         sides, change = _sides(checkpoint, mask, baseline, quant)
+        most = min(checked_length(length, DEFAULT_LENGTH, one.opened.config) for one in sides)
         encoded = _encoded(sides, examples, most, str(path))
         parts = passages(encoded, most)
         longest = max(len(part.ids) for part in parts)
@@ -152,8 +153,8 @@ def _checked(
     dtype: str,
     length: int | None,
     layout: str,
-) -> tuple[str, int]:
-    """Refuse what does not go together; return the dtype and the length."""
+) -> str:
+    """Refuse what does not go together; return the dtype."""
     given = {"mask": bool(mask), "baseline": baseline is not None, "quant": quant is not None}
     named = [argument(name) for name, held in given.items() if held]
     if len(named) > 1:
@@ -169,10 +170,9 @@ def _checked(
         raise InputError(f"{argument('dtype', dtype)}: expected one of {', '.join(LANES)}")
     if layout not in LAYOUTS:
         raise InputError(f"{argument('layout', layout)}: expected one of {', '.join(LAYOUTS)}")
-    most = DEFAULT_LENGTH if length is None else length
-    if most < 2:
-        raise InputError(f"{argument('length', most)}: expected at least 2 tokens")
-    return lane, most
+    if length is not None and length < 2:
+        raise InputError(f"{argument('length', length)}: expected at least 2 tokens")
+    return lane
 
 
 def _sides(

@@ -41,8 +41,10 @@ def write_after(
             If None, `jaxllama.generate` writes, whose caches hold no pads.
     """
     rows: list[list[int]] = []
-    for at in range(0, len(prompts), MOST_ROWS):
-        part, most = prompts[at : at + MOST_ROWS], max(lengths[at : at + MOST_ROWS])
+    while len(rows) < len(prompts):
+        count = _together(model, prompts, lengths, len(rows))
+        here = slice(len(rows), len(rows) + count)
+        part, most = prompts[here], max(lengths[here])
         if mask is None:
             rows += model.generate(part, max_new_tokens=most, eos_ids=eos).rows()
         else:
@@ -52,6 +54,22 @@ def write_after(
         ends = [i for i, token in enumerate(row) if token in eos]
         found.append(row[: min([length, *ends])])
     return found
+
+
+def _together(
+    model: Llama, prompts: Sequence[Sequence[int]], lengths: Sequence[int], first: int
+) -> int:
+    """Return how many rows from one on are a batch: the longest prompt and the longest text of any
+    two have to fit the context together.
+    """
+    count, prompt, text = 0, 0, 0
+    for ids, length in zip(prompts[first:], lengths[first:], strict=True):
+        prompt, text = max(prompt, len(ids)), max(text, length)
+        needed = prompt + text
+        if count == MOST_ROWS or (count and model.config.within_context(needed) < needed):
+            break
+        count += 1
+    return count
 
 
 def _write_under(

@@ -23,7 +23,14 @@ from parity.comparison.quality import QualityFigures, QualityMeter, QualityRepor
 from parity.comparison.reference import ReferenceTap
 from parity.inputs import Inputs, batch_alike, inputs_facts, join_inputs
 from parity.lockstep import timing
-from parity.options import Dtypes, Overrides, Progress, apply_overrides, choose_dtypes
+from parity.options import (
+    Dtypes,
+    Overrides,
+    Progress,
+    apply_overrides,
+    checked_length,
+    choose_dtypes,
+)
 from parity.result import Result
 from parity.runner import environment
 from parity.runner.again import describe_again
@@ -93,7 +100,9 @@ def run_quality(
         truth = opened if source is None else source
         encode, notes = encoder(opened, prompt)
         text: Prompt = prose() if prompt is None else prompt
-        tokens = DEFAULT_LENGTHS[SCENARIO] if prompt is None and length is None else length
+        tokens = length
+        if prompt is None:
+            tokens = checked_length(length, DEFAULT_LENGTHS[SCENARIO], config)
         shapes = [shape(n, encode, config, prompt=text, length=tokens) for n in plan.scenarios]
         check_room(shapes, config.num_attention_heads, maps=FORWARD_MAPS)
         inputs = [scenario(n, encode, config, prompt=text, length=tokens) for n in plan.scenarios]

@@ -20,7 +20,7 @@ from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
-from parity.generation.exchanges import LEAST_PROMPT, PROMPT, prompt_rows
+from parity.generation.exchanges import CONTINUED, LEAST_PROMPT, PROMPT, prompt_rows
 from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
@@ -351,6 +351,10 @@ def _prompts(
             f"{argument('length', length)} with mode generate: expected at least {LEAST_PROMPT}, "
             "for the shortest of its three prompts has a third of that and needs two tokens"
         )
+    for problem in config.context_problems(
+        longest + CONTINUED, f"mode generate, prompts of {longest}", "leave out that mode"
+    ):
+        raise InputError(problem)
     made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
     return replace(made, name="prompts")
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from jaxllama import cli_generate, text
+from jaxllama import text
 from jaxllama.checkpoint import tiny
 from jaxllama.cli import main
 from jaxllama.model import Llama
@@ -173,27 +173,61 @@ def test_bad_input_is_one_clear_message(
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", ["--max-tokens", "--cache-tokens"])
 @pytest.mark.parametrize("count", [10**11, 10**23])
-def test_more_tokens_than_memory_holds_are_refused(
-    capsys: pytest.CaptureFixture[str], option: str, count: int
+def test_more_slots_than_memory_holds_are_refused(
+    capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
-    code, out, err = run(capsys, "tiny", "Ab", option, str(count))
+    code, out, err = run(capsys, "tiny", "Ab", "--cache-tokens", str(count))
     assert (code, out.strip()) == (2, "")
     assert "of this machine's memory are free; give fewer rows or tokens" in err
 
 
-def test_beyond_the_stated_context_there_is_a_note(
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make loading weights fail."""
+    monkeypatch.setattr(Llama, "from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["Ab", "--max-tokens", "131071"],
+            "2 prompt tokens + 131071 new ones: 131073 tokens, and the configuration states a "
+            "context of 131072 (max_position_embeddings); give --max-tokens 131070, or shorten the "
+            "prompt, or raise that field if the model is meant to go further",
+        ),
+        (["Ab", "--max-tokens", str(10**23)], "give --max-tokens 131070, or shorten the prompt"),
+        (["A" * 131_080], "131080 prompt tokens + 1 new ones: 131081 tokens, and the"),
+        (["Hi", "--chat", "--max-tokens", "131072"], "new ones: 1310"),
+        (["--chat", "--max-tokens", "131073"], "0 prompt tokens + 131073 new ones: 131073 tokens"),
+    ],
+)
+def test_a_text_beyond_the_context_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: list[str], said: str
+) -> None:
+    unloaded(monkeypatch)
+    code, out, err = run(capsys, "tiny", *given)
+    assert (code, out) == (2, "")
+    assert err.startswith("jaxllama: generate: ") and said in err and len(err.splitlines()) == 1
+
+
+def test_unless_told_as_many_tokens_are_written_as_the_context_leaves(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short(*_: Any, **__: Any) -> Any:
-        checkpoint = tiny(max_position_embeddings=8)
-        return Llama.from_pretrained(checkpoint), checkpoint.tokenizer()
+    asked: list[int] = []
 
-    monkeypatch.setattr(cli_generate, "_load", short)
-    code, _, err = run(capsys, "tiny", "Ab", *LENGTH, "--quiet")
-    assert code == 0
-    assert err.startswith("note: row 0: 2 prompt tokens + 9 new ones = 11 tokens, beyond the 8")
+    def record(*_: Any, **options: Any) -> Any:
+        asked.append(options["max_new_tokens"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text, "generate_text", record)
+    for context in (8, 131_072):
+        monkeypatch.setattr(
+            "jaxllama.checkpoint.open_checkpoint",
+            lambda *_, **__: tiny(max_position_embeddings=context),  # noqa: B023
+        )
+        assert run(capsys, "tiny", "Ab")[0] == 130
+    assert asked == [6, 256]
 
 
 def test_a_stdout_that_is_not_unicode_gets_question_marks(

@@ -14,12 +14,12 @@ from jax.interpreters import mlir
 from small_llama import CONFIG
 
 from jaxllama import generate as generation
-from jaxllama.attention import Backend
+from jaxllama.attention import Backend, knows_rules
 from jaxllama.cache import KVCache
 from jaxllama.forms import Form
 from jaxllama.layers.linear import product
 from jaxllama.loss import next_token_loss
-from jaxllama.masks import Tokens, causal, padding
+from jaxllama.masks import Tokens, causal, padding, window
 from jaxllama.model import Llama
 from jaxllama.request import check_request
 from jaxllama.sampling import Sampling
@@ -137,6 +137,75 @@ def test_gradients_lower(backend: Backend) -> None:
     with jax.numpy_dtype_promotion("standard"):  # JAX's own kernel, lowered late
         exported = flattened(slopes, weights)
     assert len(exported.out_avals) == len(jax.tree.leaves(weights))
+
+
+KERNEL = "tpu_custom_call"
+LONG = 150
+
+
+def for_a_tpu(function: Any, *operands: Any) -> str:
+    """Return the program of a function of pytrees, lowered for a TPU alone."""
+    leaves, structure = jax.tree.flatten(operands)
+
+    def flat(*leaves: Any) -> list[Any]:
+        return jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
+
+    program: str = export.export(jax.jit(flat), platforms=["tpu"])(*leaves).mlir_module()
+    return program
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("traced_elsewhere", ["tpu"], indirect=True)
+@pytest.mark.usefixtures("traced_elsewhere")
+def test_splash_attention_and_its_gradients_lower(dtype: str) -> None:
+    model = Llama(CONFIG, dtype=dtype, backend="splash", rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(model)
+    ids = jnp.zeros((B, LONG), jnp.int32)
+    lengths = jnp.array([LONG, 7])
+
+    def loss(weights: Any, lengths: Any) -> jax.Array:
+        tokens = Tokens.contiguous(lengths, LONG)
+        mask = (causal() & padding() & window(20)).bind(tokens, tokens)
+        positions = jnp.broadcast_to(jnp.arange(LONG, dtype=jnp.int32), ids.shape)
+        logits, _ = nnx.merge(graph, weights)(ids, positions=positions, mask=mask)
+        return next_token_loss(logits, ids, valid=tokens.valid)
+
+    assert for_a_tpu(loss, weights, lengths).count(KERNEL) == 1  # of a scan over layers
+    # Forwards, and backwards to queries and to keys and values.
+    assert for_a_tpu(jax.grad(loss), weights, lengths).count(KERNEL) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "form"), [(LONG, "stacked"), (LONG, "unrolled"), (3, "stacked")]
+)
+@pytest.mark.parametrize("traced_elsewhere", ["tpu", "gpu"], indirect=True)
+def test_a_long_prompt_is_read_by_splash_attention_on_a_tpu(
+    traced_elsewhere: str, prompt: int, form: Form
+) -> None:
+    model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
+    request = check_request(
+        model,
+        [[1] * prompt],
+        max_new_tokens=4,
+        eos_ids=None,
+        seed=0,
+        cache=None,
+        cache_dtype=None,
+        every=1,
+    )
+    sampling = Sampling()
+    state = generation._begin(model, request, sampling, None)
+    inputs = generation._inputs(request, sampling, fresh=knows_rules(model.backend))
+    graph, weights = nnx.split(model)
+    program = for_a_tpu(
+        lambda *operands: generation._advance(graph, *operands),
+        weights,
+        state,
+        inputs,
+        jnp.int32(4),
+    )
+    told = traced_elsewhere == "tpu" and prompt == LONG
+    assert program.count(KERNEL) == told  # one function, whoever calls it
 
 
 def test_a_cpus_own_ways_are_not_traced_elsewhere(traced_elsewhere: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -117,12 +118,31 @@ def test_neighbouring_seeds_share_no_row() -> None:
     assert request(rows, seed=seeds[:5]).seeds == seeds[:5]
 
 
-def test_a_text_beyond_the_stated_context_is_allowed_and_said() -> None:
+def test_a_text_beyond_the_context_is_refused() -> None:
     short = abstract(CONFIG.replace(max_position_embeddings=18))
     rows = [[1] * 3, [2] * 7]
-    with pytest.warns(UserWarning, match="row 1: 7 prompt tokens .* = 19 tokens, beyond the 18"):
-        assert request(rows, model=short, max_new_tokens=12).max_new_tokens == 12
-    request(rows[:1], model=short, max_new_tokens=12)  # 15 tokens: nothing to say
+    said = (
+        r"generate: row 1: 7 prompt tokens \+ 12 new ones: 19 tokens, and the configuration states "
+        r"a context of 18 \(max_position_embeddings\); give max_new_tokens=11, or shorten the "
+    )
+    with pytest.raises(InputError, match=said):
+        request(rows, model=short, max_new_tokens=12)
+    with pytest.raises(InputError, match=r"20 prompt tokens .*embeddings\); shorten the prompt, "):
+        request([[1] * 20], model=short, max_new_tokens=12)
+    for fits in ({"max_new_tokens": 11}, {"max_new_tokens": 12, "prompts": rows[:1]}):
+        request(**{"prompts": rows, "model": short} | fits)
+    # Whoever extends a context says so in the configuration.
+    longer = abstract(short.config.replace(max_position_embeddings=None))
+    request(rows, model=longer, max_new_tokens=12)
+
+
+def test_what_a_cache_holds_counts_against_the_context() -> None:
+    config = CONFIG.replace(max_position_embeddings=18)
+    cache = KVCache.empty(config, 1, 32, jnp.float64)
+    held = replace(cache, lengths=jnp.full(1, 9, jnp.int32))
+    with pytest.raises(InputError, match=r"9 tokens held \+ 4 prompt tokens \+ 6 new ones: 19 "):
+        request([[1] * 4], model=abstract(config), max_new_tokens=6, cache=held)
+    request([[1] * 4], model=abstract(config), max_new_tokens=5, cache=held)
 
 
 def test_buckets() -> None:

@@ -55,7 +55,7 @@ def loaded(mesh: str, dtype: str, cache_dtype: str) -> tuple[Any, KVCache]:
     return model, cache
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4:8"])
+@pytest.mark.parametrize("quant", ["int8", "int4:2", "int4:8"])
 @pytest.mark.parametrize("mesh", ["tensor=8", "fsdp=2,tensor=4"])
 def test_fewer_bits_are_those_of_a_loaded_model(mesh: str, quant: str) -> None:
     model = load_model(CHECKPOINT, dtype="float32", form="stacked", mesh=mesh, quant=quant)

@@ -158,12 +158,21 @@ def test_an_unknown_scenario_is_refused_by_name() -> None:
         build("casual")
 
 
-def test_more_than_the_stated_context_is_allowed_and_said() -> None:
+def test_more_than_the_context_is_refused_and_the_default_cut() -> None:
     short = TINY.replace(max_position_embeddings=16)
-    inputs = scenario("causal", encode, short, length=17)
-    assert inputs.tokens.shape == (1, 17)
-    assert "positions reach 16, past the stated context of 16 tokens" in inputs.notes[0]
-    assert scenario("causal", encode, short, length=16).notes == ()
+    said = r"length: 17 tokens, and .* states a context of 16 .*; give at most length=16"
+    with pytest.raises(InputError, match=said):
+        scenario("causal", encode, short, length=17)
+    with pytest.raises(
+        InputError, match=r"prompt: 17 tokens, .*; shorten the prompt, or cut it by"
+    ):
+        scenario("causal", encode, short, prompt=[1] * 17)
+    for given in ({}, {"length": 16}, {"prompt": [1] * 17, "length": 16}):
+        made = scenario("causal", encode, short, **given)
+        assert (made.tokens.shape, made.notes) == ((1, 16), ())
+    # Far positions are what this one is for.
+    (note,) = scenario("long_positions", encode, short).notes
+    assert note.startswith("positions reach 20026, past the stated context of 16 tokens")
 
 
 def test_the_digest_moves_with_everything_a_model_is_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxllama.checkpoint.checks import all_finite, value_problems
 from jaxllama.checkpoint.dtypes import cast
 from jaxllama.checkpoint.names import ENTRIES
 from jaxllama.forms import Path, parts_of
+from jaxllama.quantisation.arrays import hollow
 from jaxllama.quantisation.choice import QuantScheme
 from jaxllama.sharding.layout import ModelSharding
 from jaxllama.sharding.parameters import on_leaves
@@ -46,6 +48,7 @@ class ArrayReader:
         self._checkpoint, self._path, self._shape, self._dtype = checkpoint, path, shape, dtype
         self._how = how
         self.problems: list[str] = []
+        self._parts = 1
         # Replicas ask for the same part once more.
         self._known: dict[tuple[tuple[int, int], ...], Any] = {}
 
@@ -60,11 +63,22 @@ class ArrayReader:
             where = sharding.of(names, self._shape)
             return jax.make_array_from_callback(self._shape, where, self.part, dtype=self._dtype)
 
-        def place(leaf: np.ndarray, names: Names) -> jax.Array:
-            where = sharding.of(names, leaf.shape)
-            return jax.make_array_from_callback(leaf.shape, where, leaf.__getitem__)
+        self._parts = self._how.parts(self._shape[-1], sharding.parts(names, self._shape))
+        number = itertools.count()
 
-        return on_leaves(place, self.whole(), names)
+        def place(leaf: np.ndarray, names: Names) -> jax.Array:
+            this = next(number)
+
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
+                # A vector's scale is of all of it: vectors are read whole, and cut when rounded.
+                rows = index[: len(self._shape) - 1]
+                held = jax.tree.leaves(self.part((*rows, slice(None))))[this]
+                return held[(..., *index[len(rows) :])]
+
+            return jax.make_array_from_callback(leaf.shape, sharding.of(names, leaf.shape), part)
+
+        return on_leaves(place, self._how.empty(self._shape, self._parts, hollow), names)
 
     def part(self, index: Sequence[slice] | None) -> Any:
         """Return a part of the array.
@@ -82,12 +96,15 @@ class ArrayReader:
             if at == everything or self._checkpoint.part_reader is not None:
                 self._known[key] = self._read(at)
             else:
-                self._known[key] = self.part(everything)[at]
+                whole = self.part(everything)
+                self._known[key] = whole[at if self._how is None else at[:-1]]
         return self._known[key]
 
     def _read(self, at: Index) -> Any:
         shape = tuple(one.stop - one.start for one in at)
-        values: Any = np.empty(shape, self._dtype) if self._how is None else self._how.empty(shape)
+        values: Any
+        how = self._how
+        values = np.empty(shape, self._dtype) if how is None else how.empty(shape, self._parts)
         first, rest = at[0], at[1:]
         for part in parts_of(self._path, self._checkpoint.config):
             name, place = ENTRIES[part.path].name("hf", part.layer), part.index

@@ -54,7 +54,8 @@ def load_model(
         quant: `int8`, `int4` or `int4:GROUP`: of the weights of products, see
             `jaxllama.quantisation`; they are rounded as they are read.
         mesh: devices to lay it out on, see `jaxllama.sharding`; each one's parts are read alone,
-            but for weights that are quantised, whose scales are of whole rows.
+            but for weights that are quantised: of them a device's rows are read whole, for they
+            have one scale each.
         check_digests: whether to compare all weights with the manifest written by `convert`.
 
     Raises:

@@ -101,8 +101,8 @@ def test_our_own_failure_is_the_commands(
         (["--threads", "100000"], "--threads 100000: expected 1 to "),
         (
             ["--prompt", "131072"],
-            "prefill_131072: takes 131073 tokens a row, and memory checkpoint states a context of "
-            "131072 (max_position_embeddings); lower --prompt",
+            "prefill_131072: 131073 tokens, and the configuration states a context of 131072 "
+            "(max_position_embeddings); lower --prompt, or raise",
         ),
         (["--json", "/no/such/place"], "/no/such/place: no directory /no/such; make it first"),
     ],

@@ -214,6 +214,32 @@ def test_what_cannot_be_planned_is_one_error(
     assert code == 2 and out == "" and said in err and err.startswith("jaxllama: ")
 
 
+def test_all_that_cannot_be_planned_is_said_at_once() -> None:
+    wrong = {"mesh": "fsdp=2048", "device": "h900", "dtype": "f64", "cache_dtype": "int4"}
+    wrong |= {"quant": "int2", "compiler": "gcc"}
+    said = (
+        "plan: 9 problems",
+        "device='h900': expected one of h100",
+        "dtype float64: expected one of bf16",
+        "or int8",
+        "quant int2: expected one of int8",
+        "mesh='fsdp=2048': takes 2048 devices",
+        "batch=0: expected a whole number",
+        "context: 131073 tokens",
+        "chunk=131074: more than the context of 131073",
+        "compiler='gcc': expected one of auto",
+    )
+    with pytest.raises(InputError) as found:
+        check_plan("8b", batch=0, context=131_073, chunk=131_074, **wrong)
+    for one in said:
+        assert one in str(found.value)
+    # Of a model that is not there, what can be said without it.
+    with pytest.raises(InputError) as found:
+        check_plan("9b", batch=0, context=131_073, mesh="pipe=2", quant="int2")
+    for one in ("4 problems", "no published model has that name", "axis 'pipe'", said[4], said[6]):
+        assert one in str(found.value)
+
+
 def test_a_configuration_alone_is_read(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny().config.to_hf()))
     assert check_plan(tmp_path).config == tiny().config

@@ -110,6 +110,28 @@ def test_halves_of_a_byte_keep_their_places() -> None:
     assert (np.diff(floats(held)) >= 0).all()
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_vectors_packed_in_parts_can_be_cut_there(parts: int) -> None:
+    x = numbers()
+    how = parse_quant("int4:4")
+    held = filled(how.empty(x.shape, parts), x)
+    np.testing.assert_array_equal(floats(held), floats(filled(how.empty(x.shape), x)))
+    size = INPUTS // parts
+    for part in range(parts):
+        cut = slice(part * size, (part + 1) * size)
+        packed, steps = (np.split(leaf, parts, axis=-1)[part] for leaf in (held.packed, held.steps))
+        alone = Int4Array(packed, steps, held.scale)
+        np.testing.assert_array_equal(floats(alone), floats(held)[..., cut])
+
+
+@pytest.mark.parametrize(
+    ("quant", "wanted", "parts"),
+    [("int8", 4, 4), ("int4:4", 6, 6), ("int4:3", 4, 4), ("int4:8", 6, 1), ("int4:3", 8, 1)],
+)
+def test_parts_have_whole_groups_and_bytes(quant: str, wanted: int, parts: int) -> None:
+    assert parse_quant(quant).parts(INPUTS, wanted) == parts
+
+
 @pytest.mark.parametrize("quant", ["int8", "int4:8"])
 def test_bytes_are_those_of_the_arrays(quant: str) -> None:
     how, shape = parse_quant(quant), (3, ROWS, INPUTS)

@@ -188,6 +188,15 @@ def test_a_text_that_cannot_be_used_is_one_error(
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_beyond_the_context_are_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxllama.train.run.load_model", None)
+    said = r"^\[data\] length = 131073: 131073 tokens, .* a context of 131072 .*a smaller length"
+    with pytest.raises(ConfigError, match=said):
+        train(config(tmp_path, data={"length": 131073}))
+
+
 def test_nan_among_the_weights_is_one_error(tmp_path: Path) -> None:
     model = Llama.from_pretrained("tiny", form="stacked")
     model.save_pretrained(tmp_path / "nan")

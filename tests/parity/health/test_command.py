@@ -238,11 +238,12 @@ def test_a_mask_is_given_as_a_spec() -> None:
     assert "error: leakage: layer 0, heads 0-5: weight " in said
 
 
-def test_a_text_past_the_context_is_noted() -> None:
+def test_texts_are_no_longer_than_the_context() -> None:
     short = tiny(max_position_embeddings=16)
-    said = [parity.check_health(short, length=length, gradients=False).notes for length in (16, 17)]
-    note = "the texts have up to 17 tokens, past the stated context of 16 (max_position_embeddings)"
-    assert [note in notes for notes in said] == [False, True]
+    assert parity.check_health(short, gradients=False).rows == [16]
+    with pytest.raises(InputError, match=r"^length: 17 tokens, and .* give at most length=16"):
+        parity.check_health(short, length=17, gradients=False)
+    assert parity.check_health(short, length=16, gradients=False).rows == [16]
 
 
 def test_bfloat16_is_sound_too() -> None:

@@ -239,7 +239,7 @@ def test_command_on_our_backend():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("flash", "expected xla, blockwise, dot_product, cudnn, jax, or module:function"),
+        ("flash", "expected xla, blockwise, dot_product, cudnn, splash, jax, or module:function"),
         ("no_such_module:f", "No module named"),
         ("their_attention:missing", "no attribute 'missing'"),
         ("their_attention:number", "a int, expected a function"),

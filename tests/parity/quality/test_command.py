@@ -168,6 +168,10 @@ def _error(path: Path) -> str:
 
 
 def test_options_that_do_not_fit(data: str) -> None:
+    beyond = refused(data=data, length=131_073)
+    assert beyond.startswith(
+        "length: 131073 tokens, and the configuration states a context of 131072"
+    )
     assert refused(data=data, length=1) == "length=1: expected at least 2 tokens"
     assert refused(data=data, layout="flat").endswith("expected one of padded, packed, single")
     assert refused(data=data, dtype="f16").endswith("expected one of f64, f32, bf16")

@@ -75,3 +75,11 @@ def test_prompts_are_continued_in_parts(monkeypatch: pytest.MonkeyPatch, model: 
     whole = write(model, SOUND)
     monkeypatch.setattr(writing, "MOST_ROWS", 3)
     assert write(model, SOUND) == whole
+
+
+def test_prompts_and_texts_that_only_fit_the_context_apart_are_written_apart(model: Llama) -> None:
+    """The longest prompt takes 6 tokens and the longest text 9, of no one row."""
+    whole = write(model, None)
+    short = nnx.clone(model)
+    short.config = model.config.replace(max_position_embeddings=13)
+    assert write(short, None) == whole

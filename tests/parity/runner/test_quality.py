@@ -124,7 +124,11 @@ def test_scales_of_another_head_show(checkpoint: Checkpoint, int8: Result) -> No
     [
         ("arrays", "np.rint(wide / _nonzero(scale))", "np.rint(0.9 * wide / _nonzero(scale))"),
         ("product", "total / _BASE + part", "total + part"),
-        ("choice", "return Int4Array.empty(shape, self.group) if self.bits == 4 else ", "return "),
+        (
+            "choice",
+            "        if self.bits == 8:\n            return Int8",
+            "        if True:\n            return Int8",
+        ),
     ],
 )
 def test_faults_of_each_module_show(

@@ -313,11 +313,13 @@ def test_the_reference_is_named_as_what_it_is() -> None:
     assert [(row.witness, row.is_gold) for row in rows] == [("torch", True)]
 
 
-def test_a_prompt_past_the_stated_context_is_allowed_and_said() -> None:
-    result = quick(small(max_position_embeddings=5), modes="free")
-    assert result.verdict == "equal"
-    assert any("past the stated context of 5 tokens" in note for note in result.notes)
-    assert not quick(modes="free").notes
+def test_what_is_past_the_context_is_refused() -> None:
+    short = small(max_position_embeddings=29)
+    with pytest.raises(InputError, match=r"^length: 30 tokens, .* a context of 29 .*length=29"):
+        quick(short, length=30)
+    with pytest.raises(InputError, match=r"^mode generate, prompts of 9: 30 tokens, .*leave out"):
+        quick(short, modes="generate")
+    assert quick(short, modes="free").verdict == "equal"
 
 
 def test_nan_weights_are_refused() -> None:
