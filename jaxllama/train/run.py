@@ -22,6 +22,7 @@ from jaxllama.train.config import TrainConfig, read_config
 from jaxllama.train.data import Batches, digest_of, encode_documents, make_rows, read_documents
 from jaxllama.train.events import Events
 from jaxllama.train.interrupt import held_back
+from jaxllama.train.mitigation import added_weights
 from jaxllama.train.optimiser import make_optimiser, schedule
 from jaxllama.train.packing import TokenRows
 from jaxllama.train.state import SavedStates, check_output
@@ -64,13 +65,13 @@ class Trained:
 
     Attributes:
         output: its directory.
-        model: the trained checkpoint.
+        model: the trained checkpoint; None where none was to be written.
         losses: of the steps that this run made.
         notes: remarks.
     """
 
     output: Path
-    model: Path
+    model: Path | None
     losses: tuple[float, ...]
     notes: tuple[str, ...]
 
@@ -131,6 +132,8 @@ class TrainingRun:
         )
         model.remat = settings.remat
         self.graph, weights = taken_apart(model)
+        added = added_weights(config.mitigation, numbers, settings.param_dtype)
+        weights |= {name: self._everywhere(value) for name, value in added.items()}
         self.frozen: Weights = {}
         self.optimiser = make_optimiser(config.optimiser, config.run.steps)
         self.rate_of: optax.Schedule = schedule(config.optimiser, config.run.steps)
@@ -138,14 +141,20 @@ class TrainingRun:
         places = jax.tree.map(lambda x: x.sharding, self.state)
         self._step: Callable[[TrainState, Weights, Batch], tuple[TrainState, StepFigures]] = (
             jax.jit(
-                partial(train_step, self.graph, self.optimiser, z_loss=config.optimiser.z_loss),
+                partial(
+                    train_step,
+                    self.graph,
+                    self.optimiser,
+                    z_loss=config.optimiser.z_loss,
+                    mitigation=config.mitigation,
+                ),
                 donate_argnums=0,
                 out_shardings=(places, None),
             )
         )
         self.batches = Batches(self.rows, config.data)
         self.monitor = HealthMonitor(
-            config.monitor, self.graph, self.optimiser, config.optimiser.z_loss
+            config.monitor, self.graph, self.optimiser, config.optimiser.z_loss, config.mitigation
         )
 
     def _everywhere(self, value: Any) -> jax.Array:
@@ -203,7 +212,8 @@ class TrainingRun:
                 events.close()
         finally:
             states.close()
-        return Trained(Path(config.run.output), self.export(), tuple(losses), ())
+        model = self.export() if config.run.export else None
+        return Trained(Path(config.run.output), model, tuple(losses), ())
 
     def _one(self, number: int) -> Progressed:
         began = time.perf_counter()
@@ -217,7 +227,8 @@ class TrainingRun:
             figures = self.step(batch)
         if not figures.finite:
             self.batches.state = data
-            where = locate_nonfinite(self.graph, self.state.weights | self.frozen, batch)
+            weights = self.state.weights | self.frozen
+            where = locate_nonfinite(self.graph, weights, batch, self.config.mitigation, number)
             raise TrainingError(
                 f"step {number + 1}: the loss is {float(figures.loss):g}, the norm of its "
                 f"gradients {float(figures.gradient):g}: {where}; the state before the step is "

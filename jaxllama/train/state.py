@@ -19,6 +19,7 @@ _FREE = {
     ("run", "output"),
     ("run", "save_every"),
     ("run", "keep"),
+    ("run", "export"),
     ("model", "mesh"),
     ("model", "remat"),
 }

@@ -11,6 +11,8 @@ from jaxllama.model import Llama
 
 # By dotted path, such as `layers.self_attn.q_proj.weight`: of a stacked model, of all layers.
 Weights = dict[str, jax.Array]
+# What QK-norm trains beside the model, by the tap that it normalises: no Llama has them.
+QK_NORMS = {"q_proj": "layers.self_attn.q_norm.weight", "k_proj": "layers.self_attn.k_norm.weight"}
 
 
 def taken_apart(model: Llama) -> tuple[Any, Weights]:
@@ -27,6 +29,7 @@ def path_of(name: str) -> tuple[str | int, ...]:
 
 
 def holding(graph: Any, weights: Weights) -> Llama:
-    """Return the model that has these arrays."""
-    held: Any = {path_of(name): nnx.Param(value) for name, value in weights.items()}
+    """Return the model that has these arrays; `QK_NORMS` are left to the tap that it runs with."""
+    own = {name: value for name, value in weights.items() if name not in QK_NORMS.values()}
+    held: Any = {path_of(name): nnx.Param(value) for name, value in own.items()}
     return nnx.merge(graph, nnx.from_flat_state(held))

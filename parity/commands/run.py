@@ -66,6 +66,13 @@ def run_command(
     cache_dtype: Annotated[
         str | None, typer.Option(help="int8: measure it through a cache that is rounded so.")
     ] = None,
+    mitigation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of training, each one more step for --mode step: attention_dropout, "
+            "residual_dropout, qk_norm, qk_clip, score_cap, logit_cap, z_loss, or all."
+        ),
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
@@ -96,6 +103,7 @@ def run_command(
             seconds=SECONDS if seconds is None else seconds,
             quant=quant,
             cache_dtype=cache_dtype,
+            mitigations=mitigation or (),
         )
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -63,6 +63,7 @@ def run(
     seconds: float = SECONDS,
     quant: str | None = None,
     cache_dtype: DTypeLike | None = None,
+    mitigations: str | Sequence[str] = (),
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -101,6 +102,8 @@ def run(
         quant: `int8`, `int4` or `int4:GROUP`: measure the model with its weights rounded so. The
             verdict is `quality`, which is about how much is lost and never about equality.
         cache_dtype: `int8`: run it through a cache that is rounded so, measured likewise.
+        mitigations: of training, of `parity.runner.mitigations.MITIGATIONS`, or `all`: each is one
+            more step that the mode `step` judges.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -111,6 +114,10 @@ def run(
     if not 0 < seconds < float("inf"):
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
     if quant is not None or cache_dtype is not None:
+        if mitigations:
+            raise InputError(
+                f"{argument('mitigations', mitigations)}: no rounded model is trained; leave it out"
+            )
         check_precision(precision, ours=False)
         return run_quality(
             checkpoint,
@@ -136,7 +143,7 @@ def run(
         dtypes = streamed.DTYPES if dtypes is None else dtypes
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
-    plan = make_plan(reference, lanes, modes, scenarios, overrides)
+    plan = make_plan(reference, lanes, modes, scenarios, overrides, mitigations)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
     began = time.perf_counter()
@@ -324,7 +331,7 @@ def _step(
         step.SCENARIO, encode, truth.config, prompt=prompt, length=length, specials=specials
     )
     gradients.check_inputs([inputs])
-    return [step.compare_step(truth, subject, inputs)]
+    return [step.compare_step(truth, subject, inputs, plan.mitigations)]
 
 
 def _prompts(

@@ -16,7 +16,9 @@ from jaxllama.health.figures import entropy, largest_logit, rank_residual
 from jaxllama.loss import successors
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, Untapped, Values
-from jaxllama.train.step import Batch
+from jaxllama.train.config import MitigationSettings
+from jaxllama.train.mitigation import mitigated
+from jaxllama.train.step import NO_MITIGATION, Batch
 from jaxllama.train.weights import Weights
 
 
@@ -88,7 +90,12 @@ class HealthTap(Untapped):
 
 
 def watched_figures(
-    model: Llama, batch: Batch, gradients: Weights, before: Weights, after: Weights
+    model: Llama,
+    batch: Batch,
+    gradients: Weights,
+    before: Weights,
+    after: Weights,
+    mitigation: MitigationSettings = NO_MITIGATION,
 ) -> WatchedFigures:
     """Return the figures of a step.
 
@@ -98,10 +105,12 @@ def watched_figures(
         gradients: of the whole batch.
         before: what is trained, before the step.
         after: the same after it.
+        mitigation: with which attention is looked at, but for dropout: what the softmax sees.
     """
     mask = batch.mask()
     tap = HealthTap(mask.to_bool(), batch.valid)
-    logits, _ = model(batch.tokens, positions=batch.positions, mask=mask, tap=tap)
+    through = mitigated(mitigation, model, before, tap=tap)
+    logits, _ = model(batch.tokens, positions=batch.positions, mask=mask, tap=through)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, :, None], axis=2)
     losses = jnp.where(counted, -chosen[:, :, 0], jnp.nan)
