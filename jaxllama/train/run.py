@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
-from jaxllama.errors import TrainingError
+from jaxllama.errors import InputError, TrainingError
 from jaxllama.sharding import ModelSharding, model_sharding
 from jaxllama.sharding.hosts import is_first
 from jaxllama.train.config import TrainConfig, read_config
@@ -253,7 +253,16 @@ class TrainingRun:
         )
 
     def export(self) -> Path:
-        """Write the trained model as a checkpoint, beside the states."""
+        """Write the trained model as a checkpoint, beside the states.
+
+        Raises:
+            InputError: it is no Llama, and would pass for one.
+        """
+        if other := self.config.mitigation.of_model:
+            raise InputError(
+                f"[mitigation] {', '.join(other)}: what was trained is no Llama, and no format of "
+                "checkpoints says so; take it from its states"
+            )
         target = Path(self.config.run.output) / "model"
         model = holding(self.graph, self.state.weights | self.frozen)
         several = jax.process_count() > 1
