@@ -32,7 +32,7 @@ _FOLDS = {"attn_probs": 0, "o_proj": 1, "down_proj": 2}
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """A step that is judged.
 
     Attributes:
@@ -49,7 +49,7 @@ class Case:
         """Return what a parameter's row is called."""
         return ".".join(("step", *([self.name] if self.name else []), parameter))
 
-    def with_tau(self, largest: Mapping[int, np.ndarray]) -> Case:
+    def with_tau(self, largest: Mapping[int, np.ndarray]) -> StepCase:
         """Return the case with a tau that clips about half of all heads, whatever the model.
 
         Args:
@@ -61,13 +61,13 @@ class Case:
         return replace(self, settings=replace(self.settings, qk_clip=max(middle, 1e-3)))
 
 
-def cases_of(names: tuple[str, ...]) -> list[Case]:
+def cases_of(names: tuple[str, ...]) -> list[StepCase]:
     """Return a plain step, and one for each name."""
     named = [
-        Case(name, MitigationSettings(**_SETTINGS[name]), 0.3 * (name == "z_loss"))
+        StepCase(name, MitigationSettings(**_SETTINGS[name]), 0.3 * (name == "z_loss"))
         for name in names
     ]
-    return [Case(), *named]
+    return [StepCase(), *named]
 
 
 def kept_by(settings: MitigationSettings) -> Kept:
@@ -84,7 +84,7 @@ def kept_by(settings: MitigationSettings) -> Kept:
     return kept
 
 
-def norm_weights(case: Case, config: LlamaConfig) -> dict[str, np.ndarray]:
+def norm_weights(case: StepCase, config: LlamaConfig) -> dict[str, np.ndarray]:
     """Return QK-norm's weights by canonical name: no ones, which would hide one for another."""
     if not case.settings.qk_norm:
         return {}

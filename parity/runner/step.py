@@ -24,7 +24,7 @@ from parity.exact import exact_row, reference_witness
 from parity.inputs import Inputs
 from parity.lockstep.comparator import PassResult
 from parity.result import TapResult
-from parity.runner.mitigations import STEPS_BEFORE, Case, cases_of, kept_by, norm_weights
+from parity.runner.mitigations import STEPS_BEFORE, StepCase, cases_of, kept_by, norm_weights
 from parity.subjects.base import Arrays, CheckpointLike, Subject
 from parity.subjects.jaxllama.grad import named_parameters
 from parity.subjects.jaxllama.rows import rows_added, with_rows
@@ -110,8 +110,8 @@ def _problems(
 
 
 def _by_torch(
-    checkpoint: CheckpointLike, inputs: Inputs, case: Case
-) -> tuple[Arrays, Arrays, Case]:
+    checkpoint: CheckpointLike, inputs: Inputs, case: StepCase
+) -> tuple[Arrays, Arrays, StepCase]:
     """Return the parameters before and after a step of PyTorch's AdamW, and QK-clip's tau."""
     settings, norms = case.settings, norm_weights(case, checkpoint.config)
     reference = MitigatedReference(
@@ -147,7 +147,7 @@ def _by_torch(
     return begun, after, case
 
 
-def _by_jaxllama(subject: JaxLlama, inputs: Inputs, case: Case) -> Arrays:
+def _by_jaxllama(subject: JaxLlama, inputs: Inputs, case: StepCase) -> Arrays:
     """Return the parameters after a step of jaxllama's, by canonical name."""
     try:
         from jaxllama.train import optimiser as optimisers

@@ -304,6 +304,9 @@ HEALTH = "tests/parity/health/test_command.py::test_remedies_typed_as_said_work"
 QUALITY = "tests/parity/quality/test_command.py::test_remedies_typed_as_said_work"
 TRAINING = "tests/jaxllama/train/test_run.py::test_the_command_trains_and_goes_on"
 ELSEWHERE = {
+    "parity/runner/plan.py: --mode": (
+        "tests/parity/runner/test_mitigations.py::test_each_step_equals_pytorchs"
+    ),
     "parity/runner/step.py: --subject": (
         "tests/parity/runner/test_step.py::test_what_is_not_trained_here_is_refused_or_left_out"
     ),
