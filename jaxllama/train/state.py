@@ -99,11 +99,16 @@ class SavedStates:
         return TrainState(**found), str(noted["data"])
 
     def _differences(self, noted: Mapping[str, Any]) -> list[str]:
+        def default(section: str, name: str) -> Any:
+            return getattr(type(getattr(self._config, section)), name, None)
+
         problems = [
             f"[{section}] {name} = {now!r}, then {then!r}"
             for section, settings in self._settings.items()
             for name, now in settings.items()
-            if (then := (noted["settings"].get(section) or {}).get(name)) != now
+            # What a state says nothing of is newer than it, and was as it is where it is not set.
+            if (then := (noted["settings"].get(section) or {}).get(name, default(section, name)))
+            != now
             and (section, name) not in _FREE
             and section != "monitor"
             # How long it is to be moves no rate that is constant.

@@ -20,7 +20,7 @@ from jaxllama.cli import main
 from jaxllama.train import TrainConfig, TrainingRun, train
 from jaxllama.train.config import MitigationSettings
 from jaxllama.train.mitigation import dropout_key, dropped, mitigated
-from jaxllama.train.state import SavedStates
+from jaxllama.train.state import SavedStates, settings_of
 from jaxllama.train.step import Batch, loss_and_gradients, summed_loss
 from jaxllama.train.watch import locate_nonfinite
 from jaxllama.train.watch.figures import watched_figures
@@ -117,6 +117,19 @@ def test_layers_computed_again_drop_the_same(
     again = graded(*begun(folder, ALL, model={"remat": True}))
     assert float(again.loss) == pytest.approx(float(found.loss), rel=1e-13)
     assert apart(found, again) < 1e-11
+
+
+def test_a_state_from_before_them_is_gone_on_with(folder: Path) -> None:
+    def problems(mitigation: dict[str, Any]) -> list[str]:
+        given = config(folder, mitigation=mitigation, run={"output": str(folder / "older")})
+        states = SavedStates(given, "rows")
+        older = {name: of for name, of in settings_of(given).items() if name != "mitigation"}
+        found = states._differences({"settings": older, "rows": "rows"})
+        states.close()
+        return found
+
+    assert problems({}) == []
+    assert problems(DROPOUT)[0] == "[mitigation] attention_dropout = 0.2, then 0.0"
 
 
 def test_every_step_and_seed_drops_other_values(
