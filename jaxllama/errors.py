@@ -11,6 +11,7 @@ _OPTIONS = {
     "dtypes": "dtype",
     "intended": "expect",
     "ids": "input-ids",
+    "mitigations": "mitigation",
     "modes": "mode",
     "overrides": "override",
     "past": "cache-length",

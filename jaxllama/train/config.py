@@ -126,6 +126,45 @@ class OptimiserSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MitigationSettings:
+    """What is done against training that diverges, beside clipping, decay and z-loss: nothing.
+
+    Attributes:
+        attention_dropout: share of attention weights that are zero, after the softmax.
+        residual_dropout: share of what attention and MLP add to the stream that is zero.
+        seed: of what is dropped.
+        qk_norm: whether queries and keys are divided by their root mean square before they are
+            rotated, and scaled by a weight a layer that is trained along.
+        qk_clip: largest logit of a head, above which its projections are scaled down after a step.
+        score_cap: what scaled scores approach and never pass, by tanh, before the mask.
+        logit_cap: likewise of the model's logits.
+    """
+
+    attention_dropout: float = _share(0.0)
+    residual_dropout: float = _share(0.0)
+    seed: int = _count(0, 0)
+    qk_norm: bool = False
+    qk_clip: float | None = _positive(None)
+    score_cap: float | None = _positive(None)
+    logit_cap: float | None = _positive(None)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is."""
+        return self.attention_dropout > 0 or self.residual_dropout > 0
+
+    @property
+    def of_scores(self) -> tuple[str, ...]:
+        """What is on that needs attention's scores or weights, by name."""
+        return tuple(n for n in ("attention_dropout", "qk_clip", "score_cap") if getattr(self, n))
+
+    @property
+    def of_model(self) -> tuple[str, ...]:
+        """What is on that makes the model another than a Llama, by name."""
+        return tuple(n for n in ("qk_norm", "score_cap", "logit_cap") if getattr(self, n))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How long, and where to.
 
@@ -134,12 +173,14 @@ class RunSettings:
         steps: of the optimiser.
         save_every: steps from one saved state to the next; None for one at the end alone.
         keep: states that are kept, the last ones.
+        export: whether what was trained is written as a checkpoint in the end.
     """
 
     output: str = _text()
     steps: int = _count(1)
     save_every: int | None = _count(1, None)
     keep: int = _count(1, 2)
+    export: bool = True
 
 
 def _figures() -> Any:
@@ -237,6 +278,7 @@ class TrainConfig:
     run: RunSettings
     monitor: MonitorSettings = MonitorSettings()
     lora: LoraSettings | None = None
+    mitigation: MitigationSettings = MitigationSettings()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
@@ -270,6 +312,7 @@ class TrainConfig:
         if not problems:
             problems = _contradictions(made["data"], made["optimiser"], made["run"])
             problems += _told_twice(made.get("lora"))
+            problems += _unfit(made["mitigation"], made["run"])
         if problems:
             raise ConfigError(join_problems(source, problems))
         return cls(**made)
@@ -358,3 +401,19 @@ def _told_twice(lora: LoraSettings | None) -> list[str]:
         for f in fields(lora)
         if getattr(lora, f.name) != getattr(usual, f.name)
     ]
+
+
+def _unfit(mitigation: MitigationSettings, run: RunSettings) -> list[str]:
+    problems = []
+    if mitigation.qk_norm and mitigation.qk_clip is not None:
+        problems.append(
+            "[mitigation] qk_clip scales weights down, and qk_norm takes their scale out again; "
+            "leave one of them out"
+        )
+    if mitigation.of_model and run.export:
+        problems.append(
+            f"[mitigation] {', '.join(mitigation.of_model)}: what is trained is no Llama then, "
+            "which no checkpoint would tell its readers; set [run] export = false, and take it "
+            "from its states"
+        )
+    return problems

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
-from jaxllama.errors import ConfigError, TrainingError
+from jaxllama.errors import ConfigError, InputError, TrainingError
 from jaxllama.sharding import ModelSharding, model_sharding
 from jaxllama.sharding.hosts import is_first
 from jaxllama.train.config import TrainConfig, read_config
@@ -23,6 +23,7 @@ from jaxllama.train.data import Batches, digest_of, encode_documents, make_rows,
 from jaxllama.train.events import Events
 from jaxllama.train.interrupt import held_back
 from jaxllama.train.lora import Adaptation, adapt, save_factors
+from jaxllama.train.mitigation import added_weights
 from jaxllama.train.optimiser import make_optimiser, schedule
 from jaxllama.train.packing import TokenRows
 from jaxllama.train.state import SavedStates, check_output
@@ -65,13 +66,13 @@ class Trained:
 
     Attributes:
         output: its directory.
-        model: the trained checkpoint, or of LoRA the adapter.
+        model: the trained checkpoint, or of LoRA the adapter; None where none was to be written.
         losses: of the steps that this run made.
         notes: remarks.
     """
 
     output: Path
-    model: Path
+    model: Path | None
     losses: tuple[float, ...]
     notes: tuple[str, ...]
 
@@ -135,6 +136,8 @@ class TrainingRun:
         )
         model.remat = settings.remat
         self.graph, weights = taken_apart(model)
+        added = added_weights(config.mitigation, numbers, settings.param_dtype)
+        weights |= {name: self._everywhere(value) for name, value in added.items()}
         self.frozen: Weights = {}
         self.adaptation: Adaptation | None = None
         if config.lora is not None:
@@ -146,14 +149,20 @@ class TrainingRun:
         places = jax.tree.map(lambda x: x.sharding, self.state)
         self._step: Callable[[TrainState, Weights, Batch], tuple[TrainState, StepFigures]] = (
             jax.jit(
-                partial(train_step, self.graph, self.optimiser, z_loss=config.optimiser.z_loss),
+                partial(
+                    train_step,
+                    self.graph,
+                    self.optimiser,
+                    z_loss=config.optimiser.z_loss,
+                    mitigation=config.mitigation,
+                ),
                 donate_argnums=0,
                 out_shardings=(places, None),
             )
         )
         self.batches = Batches(self.rows, config.data)
         self.monitor = HealthMonitor(
-            config.monitor, self.graph, self.optimiser, config.optimiser.z_loss
+            config.monitor, self.graph, self.optimiser, config.optimiser.z_loss, config.mitigation
         )
 
     def _everywhere(self, value: Any) -> jax.Array:
@@ -212,7 +221,8 @@ class TrainingRun:
         finally:
             states.close()
         notes = () if self.adaptation is None else (self.adaptation.note(),)
-        return Trained(Path(config.run.output), self.export(), tuple(losses), notes)
+        model = self.export() if config.run.export else None
+        return Trained(Path(config.run.output), model, tuple(losses), notes)
 
     def _one(self, number: int) -> Progressed:
         began = time.perf_counter()
@@ -226,7 +236,8 @@ class TrainingRun:
             figures = self.step(batch)
         if not figures.finite:
             self.batches.state = data
-            where = locate_nonfinite(self.graph, self.state.weights | self.frozen, batch)
+            weights = self.state.weights | self.frozen
+            where = locate_nonfinite(self.graph, weights, batch, self.config.mitigation, number)
             raise TrainingError(
                 f"step {number + 1}: the loss is {float(figures.loss):g}, the norm of its "
                 f"gradients {float(figures.gradient):g}: {where}; the state before the step is "
@@ -251,7 +262,16 @@ class TrainingRun:
         )
 
     def export(self) -> Path:
-        """Write the trained model as a checkpoint, or its factors as PEFT's, beside the states."""
+        """Write the trained model as a checkpoint, or its factors as PEFT's, beside the states.
+
+        Raises:
+            InputError: it is no Llama, and would pass for one.
+        """
+        if other := self.config.mitigation.of_model:
+            raise InputError(
+                f"[mitigation] {', '.join(other)}: what was trained is no Llama, and no format of "
+                "checkpoints says so; take it from its states"
+            )
         output, several = Path(self.config.run.output), jax.process_count() > 1
         if self.adaptation is not None:
             return save_factors(
@@ -263,7 +283,7 @@ class TrainingRun:
                 overwrite=not several,
             )
         target = output / "model"
-        model = holding(self.graph, self.state.weights)
+        model = holding(self.graph, self.state.weights | self.frozen)
         model.save_pretrained(
             target,
             format="orbax" if several else "hf",

@@ -19,6 +19,7 @@ _FREE = {
     ("run", "output"),
     ("run", "save_every"),
     ("run", "keep"),
+    ("run", "export"),
     ("model", "mesh"),
     ("model", "remat"),
 }
@@ -98,12 +99,18 @@ class SavedStates:
         return TrainState(**found), str(noted["data"])
 
     def _differences(self, noted: Mapping[str, Any]) -> list[str]:
+        def default(section: str, name: str) -> Any:
+            if getattr(TrainConfig, section, section) is None:
+                return None  # a section that may be left out, and was
+            return getattr(type(getattr(self._config, section)), name, None)
+
         problems = [
             f"[{section}] {name} = {now!r}, then {then!r}"
             for section in {**noted["settings"], **self._settings}
             for name in {**noted["settings"].get(section, {}), **self._settings.get(section, {})}
+            # What a state says nothing of is newer than it, and was as it is where it is not set.
             if (now := self._settings.get(section, {}).get(name))
-            != (then := noted["settings"].get(section, {}).get(name))
+            != (then := noted["settings"].get(section, {}).get(name, default(section, name)))
             and (section, name) not in _FREE
             and section != "monitor"
             # How long it is to be moves no rate that is constant.

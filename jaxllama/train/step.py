@@ -18,9 +18,12 @@ from jaxllama.loss import successors
 from jaxllama.masks import BoundMask, Tokens, causal, padding, segments
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, untapped
+from jaxllama.train.config import MitigationSettings
+from jaxllama.train.mitigation import Mitigated, clip_factors, dropout_key, mitigated
 from jaxllama.train.weights import Weights, holding
 
 Graph = Any
+NO_MITIGATION = MitigationSettings()
 
 
 class Batch(NamedTuple):
@@ -39,6 +42,10 @@ class Batch(NamedTuple):
         """Return who sees whom: earlier tokens of the same document."""
         tokens = self.described()
         return (causal() & padding() & segments()).bind(tokens, tokens)
+
+    def shown(self) -> Bool[Array, "B T T"]:
+        """Return which keys tokens see that are no pads."""
+        return self.mask().to_bool() & self.valid[:, :, None]
 
 
 class TrainState(NamedTuple):
@@ -87,6 +94,22 @@ class SummedLoss(NamedTuple):
     tokens: Int[Array, ""]
 
 
+class Graded(NamedTuple):
+    """What a batch asks of the weights.
+
+    Attributes:
+        loss: mean over the predicted tokens, in nats.
+        tokens: how many these are.
+        gradients: of what is trained.
+        factors: on what is trained, after the optimiser's step; see `clip_factors`.
+    """
+
+    loss: Float[Array, ""]
+    tokens: Int[Array, ""]
+    gradients: Weights
+    factors: Weights
+
+
 def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> SummedLoss:
     """Return the sums of a part's losses."""
     logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
@@ -102,46 +125,61 @@ def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> Summed
 
 
 def loss_and_gradients(
-    graph: Graph, weights: Weights, frozen: Weights, batch: Batch, z_loss: float = 0.0
-) -> tuple[Float[Array, ""], Int[Array, ""], Weights]:
-    """Return a batch's mean loss, how many tokens it is of, and its gradients.
+    graph: Graph,
+    weights: Weights,
+    frozen: Weights,
+    batch: Batch,
+    z_loss: float = 0.0,
+    mitigation: MitigationSettings = NO_MITIGATION,
+    step: Int[Array, ""] | int = 0,
+) -> Graded:
+    """Return a batch's mean loss, how many tokens it is of, its gradients, and QK-clip's factors.
 
     With `z_loss`, gradients are of the loss and so many times the mean square of the logarithm of
     the softmax's denominator, which keeps that near 0; the loss that is told is without.
 
     Parts are summed and divided by the tokens of all: a mean of means would weigh a token by how
-    many pads its part has.
+    many pads its part has. What is dropped is another in each part and at each `step`, which
+    counts those made before; see `mitigated`.
 
     Source: of z-loss, Chowdhery et al. 2022 (arXiv 2204.02311), section 5.
     """
 
-    def part(weights: Weights, one: Batch) -> tuple[Array, tuple[Array, Array]]:
-        sums = summed_loss(holding(graph, weights | frozen), one)
+    def part(weights: Weights, one: Batch, number: Any) -> tuple[Array, Any]:
+        model = holding(graph, weights | frozen)
+        key = dropout_key(mitigation, step, number) if mitigation.drops else None
+        shown = one.shown() if mitigation.qk_clip is not None else None
+        tap = mitigated(mitigation, model, weights, key=key, shown=shown)
+        sums = summed_loss(model, one, tap=tap)
         total = sums.loss + z_loss * sums.normaliser if z_loss else sums.loss
-        return total, (sums.loss, sums.tokens)
+        largest = tap.largest if isinstance(tap, Mitigated) else None
+        return total, ((sums.loss, sums.tokens), largest)
 
     graded = jax.value_and_grad(part, has_aux=True)
+    first = Batch(*(x[0] for x in batch))
     if batch.tokens.shape[0] == 1:
-        (_, (total, count)), gradients = graded(weights, Batch(*(x[0] for x in batch)))
+        (_, ((total, count), largest)), gradients = graded(weights, first, 0)
     else:
 
-        def add(sums: Any, one: Batch) -> tuple[Any, None]:
-            (_, found), slopes = graded(weights, one)
-            return jax.tree.map(jnp.add, sums, (found, slopes)), None
+        def add(sums: Any, given: tuple[Batch, Array]) -> tuple[Any, Any]:
+            (_, (found, largest)), slopes = graded(weights, *given)
+            return jax.tree.map(jnp.add, sums, (found, slopes)), largest
 
-        first = Batch(*(x[0] for x in batch))
-        (_, found), slopes = jax.eval_shape(graded, weights, first)
+        (_, (found, _)), slopes = jax.eval_shape(graded, weights, first, 0)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (found, slopes))
-        ((total, count), gradients), _ = jax.lax.scan(add, start, batch)
+        numbered = batch, jnp.arange(batch.tokens.shape[0])
+        ((total, count), gradients), largest = jax.lax.scan(add, start, numbered)
+        largest = None if largest is None else jnp.nanmax(largest, axis=0)
     tokens = jnp.maximum(count, 1)
     mean = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradients)
-    return total / tokens.astype(total.dtype), count, mean
+    factors = clip_factors(mitigation, holding(graph, weights | frozen).config, largest)
+    return Graded(total / tokens.astype(total.dtype), count, mean, factors)
 
 
 def updated(
-    optimiser: optax.GradientTransformation, state: TrainState, gradients: Weights
+    optimiser: optax.GradientTransformation, state: TrainState, gradients: Weights, factors: Weights
 ) -> TrainState:
-    """Return the state after the optimiser's step."""
+    """Return the state after the optimiser's step, and after factors on some of the weights."""
     # optax adds floats of Python's to counters, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, kept = optimiser.update(gradients, state.optimiser, state.weights)
@@ -149,6 +187,8 @@ def updated(
         name: weight + (state.rate.astype(weight.dtype) * updates[name].astype(weight.dtype))
         for name, weight in state.weights.items()
     }
+    for name, factor in factors.items():
+        moved[name] *= factor.astype(moved[name].dtype)
     return TrainState(state.step + 1, moved, kept, state.rate)
 
 
@@ -159,6 +199,7 @@ def train_step(
     frozen: Weights,
     batch: Batch,
     z_loss: float = 0.0,
+    mitigation: MitigationSettings = NO_MITIGATION,
 ) -> tuple[TrainState, StepFigures]:
     """Return the state after a batch; where loss or gradients are not finite, as it was.
 
@@ -169,11 +210,14 @@ def train_step(
         frozen: weights that are not trained.
         batch: in parts.
         z_loss: see `loss_and_gradients`.
+        mitigation: see `jaxllama.train.mitigation`.
     """
-    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch, z_loss)
+    loss, tokens, gradients, factors = loss_and_gradients(
+        graph, state.weights, frozen, batch, z_loss, mitigation, state.step
+    )
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after = updated(optimiser, state, gradients)
+    after = updated(optimiser, state, gradients, factors)
     chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     return chosen, StepFigures(loss, norm, tokens, finite)
 

@@ -14,6 +14,8 @@ from jaxllama.model import Llama
 Weights = dict[str, jax.Array]
 # What stands in place of `weight` where a weight has factors: see `LowRank`.
 FACTOR_A, FACTOR_B, SCALE = "lora_A", "lora_B", "lora_scale"
+# What QK-norm trains beside the model, by the tap that it normalises: no Llama has them.
+QK_NORMS = {"q_proj": "layers.self_attn.q_norm.weight", "k_proj": "layers.self_attn.k_norm.weight"}
 
 
 def taken_apart(model: Llama) -> tuple[Any, Weights]:
@@ -30,11 +32,14 @@ def path_of(name: str) -> tuple[str | int, ...]:
 
 
 def holding(graph: Any, weights: Weights) -> Llama:
-    """Return the model that has these arrays; factors beside the weights that they are added to."""
+    """Return the model that has these arrays; factors beside the weights that they are added to.
+
+    `QK_NORMS` are left to the tap that it runs with.
+    """
     held: Any = {
         path_of(name): nnx.Param(_with_factors(weights, name, value))
         for name, value in weights.items()
-        if not name.endswith((FACTOR_A, FACTOR_B, SCALE))
+        if not name.endswith((FACTOR_A, FACTOR_B, SCALE)) and name not in QK_NORMS.values()
     }
     return nnx.merge(graph, nnx.from_flat_state(held))
 

@@ -74,6 +74,13 @@ def run_command(
             help="A training's file with [lora]: mode step is of its factors alone.",
         ),
     ] = None,
+    mitigation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of training, each one more step for --mode step: attention_dropout, "
+            "residual_dropout, qk_norm, qk_clip, score_cap, logit_cap, z_loss, or all."
+        ),
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
@@ -105,6 +112,7 @@ def run_command(
             quant=quant,
             cache_dtype=cache_dtype,
             lora=lora,
+            mitigations=mitigation or (),
         )
     outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
     raise typer.Exit(result.exit_code)

@@ -44,6 +44,8 @@ def describe_again(
         said["scenarios"] = ",".join(plan.scenarios)
     if plan.overrides:
         said["overrides"] = list(plan.overrides)
+    if plan.mitigations:
+        said["mitigations"] = ",".join(plan.mitigations)
     if prompt is not None:
         said["prompt"] = prompt if isinstance(prompt, str) else [int(token) for token in prompt]
     if length is not None:
@@ -95,6 +97,7 @@ _OPTIONS = {
     "modes": "mode",
     "scenarios": "scenario",
     "overrides": "override",
+    "mitigations": "mitigation",
     "cache_dtype": "cache-dtype",
 }
 

@@ -240,9 +240,9 @@ def _by_jaxllama(
     with training_here():
         from jaxllama.train import lora
         from jaxllama.train.weights import SCALE, path_of
-    _, weights = wide_weights(subject)
+    _, weights = wide_weights(subject.model)
     begun = lora.adapt(settings, weights, opened, subject.model.sharding)
-    after = weights_after(subject, inputs, begun.factors, begun.frozen, STEPS)
+    after = weights_after(subject.model, inputs, begun.factors, begun.frozen, count=STEPS)
     held = {n: w for n, w in (begun.frozen | dict(after)).items() if not n.endswith(SCALE)}
     kept = {path_of(name): w for name, w in held.items() if name.endswith("weight")}
     return _by_layer(begun.factors), _by_layer(after), named_parameters(subject.model, kept)

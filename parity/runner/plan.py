@@ -8,10 +8,12 @@ from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
+from jaxllama.errors import InputError, argument
 from parity.generation import compare as generated
 from parity.options import Overrides, choose, choose_dtypes, override_texts
 from parity.result import MODE_WORDS, TapResult, modes_not_run
 from parity.runner import gradients, step
+from parity.runner.mitigations import MITIGATIONS
 from parity.scenarios import RAGGED, SCENARIOS
 from parity.subjects import select
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
@@ -30,6 +32,7 @@ class Plan:
 
     Attributes:
         usual: no modes were asked for: those of `DEFAULT_MODES` that the subject is able to.
+        mitigations: of training, each of which the mode `step` judges beside the plain step.
     """
 
     reference: tuple[str, ...]
@@ -38,6 +41,7 @@ class Plan:
     scenarios: tuple[str, ...]
     overrides: tuple[str, ...]
     usual: bool
+    mitigations: tuple[str, ...] = ()
 
     @property
     def forward_scenarios(self) -> tuple[str, ...]:
@@ -75,6 +79,7 @@ def make_plan(
     modes: str | Sequence[str] | None,
     scenarios: str | Sequence[str],
     overrides: Overrides,
+    mitigations: str | Sequence[str] = (),
 ) -> Plan:
     """Return what options ask for; see `parity.run` for them.
 
@@ -88,7 +93,13 @@ def make_plan(
         scenarios=choose("scenarios", scenarios, SCENARIOS),
         overrides=override_texts(overrides),
         usual=modes is None,
+        mitigations=choose("mitigations", mitigations, MITIGATIONS) if mitigations else (),
     )
+    if plan.mitigations and step.MODE not in plan.modes:
+        raise InputError(
+            f"{argument('mitigations', ','.join(plan.mitigations))}: judged in mode {step.MODE}; "
+            f"add {argument('modes', step.MODE)}"
+        )
     if "grad" in plan.modes:
         gradients.lanes_for(plan.dtypes)
     return plan

@@ -66,6 +66,7 @@ def run(
     quant: str | None = None,
     cache_dtype: DTypeLike | None = None,
     lora: LoraSettings | str | Path | None = None,
+    mitigations: str | Sequence[str] = (),
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -106,6 +107,8 @@ def run(
         cache_dtype: `int8`: run it through a cache that is rounded so, measured likewise.
         lora: settings of `jaxllama.train`, or the file of a training that has them: mode `step` is
             of two steps of these factors alone, and of the weights beside them, which stay.
+        mitigations: of training, of `parity.runner.mitigations.MITIGATIONS`, or `all`: each is one
+            more step that the mode `step` judges.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -117,6 +120,10 @@ def run(
         raise InputError(f"{argument('seconds', seconds)}: expected a number above 0")
     if quant is not None or cache_dtype is not None:
         lora_settings(lora, ())  # nothing of fewer bits is trained
+        if mitigations:
+            raise InputError(
+                f"{argument('mitigations', mitigations)}: no rounded model is trained; leave it out"
+            )
         check_precision(precision, ours=False)
         return run_quality(
             checkpoint,
@@ -142,7 +149,7 @@ def run(
         dtypes = streamed.DTYPES if dtypes is None else dtypes
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
-    plan = make_plan(reference, lanes, modes, scenarios, overrides)
+    plan = make_plan(reference, lanes, modes, scenarios, overrides, mitigations)
     factors = lora_settings(lora, plan.modes)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
@@ -336,7 +343,7 @@ def _step(
     gradients.check_inputs([inputs])
     if factors is not None:
         return [compare_lora_step(truth, opened, subject, inputs, factors)]
-    return [step.compare_step(truth, subject, inputs)]
+    return [step.compare_step(truth, subject, inputs, plan.mitigations)]
 
 
 def _prompts(

@@ -308,6 +308,9 @@ PROMPT = "tests/parity/test_scenarios.py::test_more_than_the_context_is_refused_
 ELSEWHERE = {
     "parity/options.py: --length": CONTEXT,
     "parity/scenarios.py: --length": PROMPT,
+    "parity/runner/plan.py: --mode": (
+        "tests/parity/runner/test_mitigations.py::test_each_step_equals_pytorchs"
+    ),
     "parity/runner/step.py: --subject": (
         "tests/parity/runner/test_step.py::test_what_is_not_trained_here_is_refused_or_left_out"
     ),

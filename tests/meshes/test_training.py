@@ -82,3 +82,15 @@ def test_a_run_on_a_mesh_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     rest = train(given("b", 4), resume=True)
     assert first.losses + rest.losses == whole.losses
     assert np.isfinite(whole.losses).all() and jax.device_count() == 8
+
+
+def test_a_mesh_drops_what_one_device_does(tmp_path: Path) -> None:
+    def losses(mesh: dict[str, str]) -> tuple[float, ...]:
+        folder = tmp_path / str(len(mesh))
+        folder.mkdir()
+        off = {"attention_dropout": 0.2, "residual_dropout": 0.1, "qk_norm": True}
+        changed = CHANGED | {"run": {"steps": 2, "export": False}, "optimiser": {"warmup": 0}}
+        return train(config(folder, model=DOUBLE | mesh, mitigation=off, **changed)).losses
+
+    alone = losses({})
+    assert losses({"mesh": "data=1,tensor=2"}) == pytest.approx(alone, rel=1e-10)

@@ -16,8 +16,10 @@ from jaxllama.health.figures import entropy, largest_logit, rank_residual
 from jaxllama.loss import successors
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, Untapped, Values
+from jaxllama.train.config import MitigationSettings
 from jaxllama.train.lora import relative_update
-from jaxllama.train.step import Batch
+from jaxllama.train.mitigation import mitigated
+from jaxllama.train.step import NO_MITIGATION, Batch
 from jaxllama.train.weights import FACTOR_A, FACTOR_B, Weights
 
 
@@ -90,7 +92,13 @@ class HealthTap(Untapped):
 
 
 def watched_figures(
-    model: Llama, batch: Batch, gradients: Weights, before: Weights, after: Weights, frozen: Weights
+    model: Llama,
+    batch: Batch,
+    gradients: Weights,
+    before: Weights,
+    after: Weights,
+    frozen: Weights,
+    mitigation: MitigationSettings = NO_MITIGATION,
 ) -> WatchedFigures:
     """Return the figures of a step.
 
@@ -101,10 +109,12 @@ def watched_figures(
         before: what is trained, before the step.
         after: the same after it.
         frozen: what is not trained.
+        mitigation: with which attention is looked at, but for dropout: what the softmax sees.
     """
     mask = batch.mask()
     tap = HealthTap(mask.to_bool(), batch.valid)
-    logits, _ = model(batch.tokens, positions=batch.positions, mask=mask, tap=tap)
+    through = mitigated(mitigation, model, before, tap=tap)
+    logits, _ = model(batch.tokens, positions=batch.positions, mask=mask, tap=through)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, :, None], axis=2)
     losses = jnp.where(counted, -chosen[:, :, 0], jnp.nan)

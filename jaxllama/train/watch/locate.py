@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ from jaxtyping import Array
 
 from jaxllama.sharding.hosts import host_array
 from jaxllama.taps import LAYER_TAPS, Tapper, Taps, Untapped, Values
-from jaxllama.train.step import Batch, summed_loss
+from jaxllama.train.config import MitigationSettings
+from jaxllama.train.mitigation import dropout_key, mitigated
+from jaxllama.train.step import NO_MITIGATION, Batch, SummedLoss, summed_loss
 from jaxllama.train.weights import Weights, holding
 
 
@@ -39,14 +42,32 @@ class Shifted(Untapped):
         return self._layered
 
 
-def locate_nonfinite(graph: Any, weights: Weights, batch: Batch) -> str:
+# The sums of a part of a batch, of weights, seen by a tap.
+Summed = Callable[[Weights, Batch, Tapper], SummedLoss]
+
+
+def locate_nonfinite(
+    graph: Any,
+    weights: Weights,
+    batch: Batch,
+    mitigation: MitigationSettings = NO_MITIGATION,
+    step: int = 0,
+) -> str:
     """Say where the first number that is not finite is, in the order of computing.
 
     Args:
         graph: of a stacked model, as `nnx.split` gives it.
         weights: all of its arrays.
         batch: in parts; each is looked at until one has such a number.
+        mitigation: with which the step was taken.
+        step: how many were made before it.
     """
+
+    def summed(number: int, weights: Weights, part: Batch, tap: Tapper) -> SummedLoss:
+        model, key = holding(graph, weights), dropout_key(mitigation, step, number)
+        through = mitigated(mitigation, model, weights, key=key, tap=tap)
+        return summed_loss(model, part, tap=through)
+
     for name, weight in weights.items():
         finite = host_array(_finite_by_layer(name, weight))
         if not finite.all():
@@ -54,12 +75,13 @@ def locate_nonfinite(graph: Any, weights: Weights, batch: Batch) -> str:
             return f"forward, first in the weights: {name}{where}"
     for number in range(batch.tokens.shape[0]):
         part = Batch(*(x[number] for x in batch))
-        found = {n: bool(host_array(x)) for n, x in _forward(graph, weights, part).items()}
+        run = partial(summed, number)
+        found = {n: bool(host_array(x)) for n, x in _forward(run, weights, part).items()}
         layers = sum(name.endswith(".output") for name in found)
         order = _in_order(found, layers)
         if bad := [name for name in order if not found[name]]:
             return f"forward, first at {bad[0]}"
-        back = {n: host_array(x) for n, x in _backward(graph, weights, part, layers).items()}
+        back = {n: host_array(x) for n, x in _backward(run, weights, part, layers).items()}
         for name in reversed(order):
             if name in back and not back[name].all():
                 return f"backward, first in the gradient of {name}"
@@ -80,25 +102,25 @@ def _finite_by_layer(name: str, weight: Array) -> Array:
     return jnp.isfinite(weight).all(axis=tuple(range(first, weight.ndim)))
 
 
-def _forward(graph: Any, weights: Weights, part: Batch) -> Values:
+def _forward(run: Summed, weights: Weights, part: Batch) -> Values:
     """Return whether each tap is finite."""
 
     @jax.jit
     def looked_at(weights: Weights, part: Batch) -> Values:
         taps = Taps()
-        sums = summed_loss(holding(graph, weights), part, tap=taps)
+        sums = run(weights, part, taps)
         recorded = taps.recorded() | {"loss": sums.loss}
         return {name: jnp.isfinite(value).all() for name, value in recorded.items()}
 
     return looked_at(weights, part)
 
 
-def _backward(graph: Any, weights: Weights, part: Batch, layers: int) -> Values:
+def _backward(run: Summed, weights: Weights, part: Batch, layers: int) -> Values:
     """Return whether the loss's gradient is finite, of each tap and of each weight's layers."""
 
     def recorded(weights: Weights, part: Batch) -> Values:
         taps = Taps()
-        summed_loss(holding(graph, weights), part, tap=taps)
+        run(weights, part, taps)
         return taps.recorded()
 
     shapes = {
@@ -121,7 +143,7 @@ def _backward(graph: Any, weights: Weights, part: Batch, layers: int) -> Values:
         }
 
         def total(weights: Weights, outer: Values, layered: Values) -> Array:
-            return summed_loss(holding(graph, weights), part, tap=Shifted(outer, layered)).loss
+            return run(weights, part, Shifted(outer, layered)).loss
 
         slopes, outer, layered = jax.grad(total, argnums=(0, 1, 2))(weights, outer, layered)
         every = {

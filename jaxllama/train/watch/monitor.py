@@ -14,8 +14,15 @@ import numpy as np
 import optax
 
 from jaxllama.sharding.hosts import host_array
-from jaxllama.train.config import ACTIONS, MonitorSettings
-from jaxllama.train.step import Batch, StepFigures, TrainState, loss_and_gradients, updated
+from jaxllama.train.config import ACTIONS, MitigationSettings, MonitorSettings
+from jaxllama.train.step import (
+    NO_MITIGATION,
+    Batch,
+    StepFigures,
+    TrainState,
+    loss_and_gradients,
+    updated,
+)
 from jaxllama.train.watch.figures import WatchedFigures, watched_figures
 from jaxllama.train.weights import Weights, holding
 
@@ -62,6 +69,7 @@ class HealthMonitor:
         graph: of the model.
         optimiser: of the training.
         z_loss: likewise.
+        mitigation: likewise.
 
     Attributes:
         warnings: all so far.
@@ -73,10 +81,11 @@ class HealthMonitor:
         graph: Any,
         optimiser: optax.GradientTransformation,
         z_loss: float = 0.0,
+        mitigation: MitigationSettings = NO_MITIGATION,
     ) -> None:
         self._settings = settings
         self._losses: deque[float] = deque(maxlen=_HISTORY)
-        self._watched = jax.jit(partial(_watched_step, graph, optimiser, z_loss))
+        self._watched = jax.jit(partial(_watched_step, graph, optimiser, z_loss, mitigation))
         self._cut: Callable[..., TrainState] = jax.jit(partial(_cut_step, optimiser))
         self.warnings: list[HealthWarning] = []
 
@@ -102,7 +111,7 @@ class HealthMonitor:
             The state after, the step's usual figures, what was watched, and what was found. Where
             that is to stop the run, the state is the one before.
         """
-        after, figures, watched, gradients = self._watched(state, frozen, batch)
+        after, figures, watched, asked = self._watched(state, frozen, batch)
         shown: WatchedFigures = jax.tree.map(host_array, watched)
         found = [*self._beyond(int(state.step) + 1, shown, float(figures.loss))]
         self.warnings += found
@@ -112,7 +121,7 @@ class HealthMonitor:
         if "skip" in actions:
             after = state._replace(step=state.step + 1)
         elif "clip" in actions:
-            after = self._cut(state, gradients, figures.gradient, self._settings.clip_norm)
+            after = self._cut(state, *asked, figures.gradient, self._settings.clip_norm)
         if "lower" in actions:
             after = after._replace(rate=after.rate * jnp.float32(self._settings.lower_by))
         return after, figures, shown, found
@@ -151,28 +160,35 @@ def _watched_step(
     graph: Any,
     optimiser: optax.GradientTransformation,
     z_loss: float,
+    mitigation: MitigationSettings,
     state: TrainState,
     frozen: Weights,
     batch: Batch,
-) -> tuple[TrainState, StepFigures, WatchedFigures, Weights]:
-    loss, tokens, gradients = loss_and_gradients(graph, state.weights, frozen, batch, z_loss)
+) -> tuple[TrainState, StepFigures, WatchedFigures, tuple[Weights, Weights]]:
+    loss, tokens, gradients, factors = loss_and_gradients(
+        graph, state.weights, frozen, batch, z_loss, mitigation, state.step
+    )
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after = updated(optimiser, state, gradients)
+    after = updated(optimiser, state, gradients, factors)
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     first = Batch(*(part[0] for part in batch))
     model = holding(graph, state.weights | frozen)
-    watched = watched_figures(model, first, gradients, state.weights, after.weights, frozen)
-    return after, StepFigures(loss, norm, tokens, finite), watched, gradients
+    watched = watched_figures(
+        model, first, gradients, state.weights, after.weights, frozen, mitigation
+    )
+    return after, StepFigures(loss, norm, tokens, finite), watched, (gradients, factors)
 
 
 def _cut_step(
     optimiser: optax.GradientTransformation,
     state: TrainState,
     gradients: Weights,
+    factors: Weights,
     norm: jax.Array,
     most: jax.Array | float,
 ) -> TrainState:
     """Return the state after a step on gradients cut down to a norm."""
-    factor = jnp.minimum(jnp.asarray(most, norm.dtype) / norm, jnp.ones_like(norm))
-    return updated(optimiser, state, {n: g * factor.astype(g.dtype) for n, g in gradients.items()})
+    less = jnp.minimum(jnp.asarray(most, norm.dtype) / norm, jnp.ones_like(norm))
+    cut = {name: g * less.astype(g.dtype) for name, g in gradients.items()}
+    return updated(optimiser, state, cut, factors)

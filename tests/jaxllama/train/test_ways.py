@@ -22,7 +22,7 @@ def gradients(folder: Path, **changed: Any) -> tuple[float, int, dict[str, np.nd
     changed["model"] = double | changed.get("model", {})
     run = TrainingRun(config(folder, **changed))
     batch = run.on_devices(next(run.batches))
-    value, count, found = jax.jit(lambda w, b: loss_and_gradients(run.graph, w, {}, b))(
+    value, count, found, _ = jax.jit(lambda w, b: loss_and_gradients(run.graph, w, {}, b))(
         run.state.weights, batch
     )
     return float(value), int(count), {n: np.asarray(g) for n, g in found.items()}, (run, batch)
@@ -82,7 +82,7 @@ def test_a_batch_in_parts_has_the_same_step(parts: int, plain: Taken, folder: Pa
 def test_a_mean_of_means_would_be_found(
     plain: Taken, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mean(model: Any, batch: Any) -> Any:
+    def mean(model: Any, batch: Any, **_: Any) -> Any:
         logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask())
         loss = next_token_loss(logits, batch.tokens, valid=batch.valid, segments=batch.segments)
         return SummedLoss(loss, jnp.zeros_like(loss), jnp.int32(1))

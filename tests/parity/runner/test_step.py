@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import optax
 import pytest
-import torch
 from witnesses import small
 
 import parity
 from jaxllama.errors import InputError
 from jaxllama.train import optimiser
-from jaxllama.train import step as steps
 from jaxllama.train.config import OptimiserSettings
-from parity.inputs import Inputs
-from parity.subjects.torch_reference.loss import successors
-from parity.subjects.torch_reference.model import TorchModel
 
 Made = Callable[..., Any]
 
@@ -81,20 +75,3 @@ def test_what_is_not_trained_here_is_refused_or_left_out() -> None:
     assert run().verdict == "equal"
     result = run(subject="torch", modes="free,step")
     assert {row.mode for row in result.rows} == {"free"}
-
-
-def with_z(model: TorchModel, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """The loss with its z-loss, written with PyTorch's own functions."""
-    rows, columns, targets = (torch.tensor(x) for x in zip(*successors(inputs), strict=True))
-    chosen = logits[rows, columns]
-    z = torch.logsumexp(chosen, dim=-1).square().mean()
-    return torch.nn.functional.cross_entropy(chosen, targets) + 0.3 * z
-
-
-@pytest.mark.parametrize("sides", ["both", "ours", "theirs"])
-def test_z_loss_is_its_torch_twins(sides: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if sides != "theirs":
-        monkeypatch.setattr(steps, "train_step", partial(steps.train_step, z_loss=0.3))
-    if sides != "ours":
-        monkeypatch.setattr(TorchModel, "loss", with_z)
-    assert run().verdict == ("equal" if sides == "both" else "divergent")
