@@ -161,7 +161,7 @@ def test_where_nothing_is_trained_nothing_is_dropped(
     model, dropping = holding(run.graph, weights), run.config.mitigation
     rest = replace(dropping, attention_dropout=0.0, residual_dropout=0.0)
     shown, expected = (
-        watched_figures(model, part, {}, weights, weights, m) for m in (dropping, rest)
+        watched_figures(model, part, {}, weights, weights, {}, m) for m in (dropping, rest)
     )
     assert jax.tree.all(jax.tree.map(partial(np.array_equal, equal_nan=True), shown, expected))
     assert float(shown.loss_mean) != pytest.approx(float(found.loss), rel=1e-4)
