@@ -1,8 +1,9 @@
 """SkyRL's Llama 3 in Flax NNX (package skyrl-tx).
 
-Cannot show: scores and weights of attention, which `jax.nn.dot_product_attention` keeps to itself;
-`rope.inv_freq`, mask and positions. Takes a row's valid keys and no other mask, so no packed rows. Its
-cache takes a prompt at once, then one token at a time, which no decode run here does.
+Cannot show: scores and weights of attention, which `jax.nn.dot_product_attention` keeps to
+itself; `rope.inv_freq`, mask and positions. Takes a row's valid keys and no other mask, so no
+packed rows. Its cache takes a prompt at once, then one token at a time, which no decode run here
+does.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from typing import Any
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.dtypes import parse
 from parity.inputs import Inputs
-from parity.subjects.adapters.create import from_nnx
+from parity.subjects import Calls, Tap, from_nnx
 from parity.subjects.adapters.hf_directory import hf_directory
-from parity.subjects.adapters.layouts import Tap
 from parity.subjects.adapters.module_names import kernel_axes, layer_names, parameter_names
-from parity.subjects.adapters.names import Calls
+from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject
 
 REQUIREMENT = "skyrl-tx==0.3.0"
-SCENARIOS = ("causal", "long_positions", "right_padded", "left_padded")
+SCENARIOS = ("causal", "long_positions", "right_padded")
 NAMES: dict[str, Any] = {
     "model.embed_tokens": "embed",
-    **layer_names("model.layers.{i}", "self_attn", packed=True),
+    **layer_names("model.layers.{i}", packed=True),
     "tx.models.llama3.apply_rope()": Calls("layers.{i}.q_rope", "layers.{i}.k_rope"),
     "model.layers.{i}": Tap("layers.{i}.output", item=0),
     "model.norm": "norm",
@@ -43,8 +43,11 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
     from tx.utils.models import load_safetensors
 
     tied = checkpoint.config.tie_word_embeddings
-    with hf_directory(checkpoint) as directory, jax.set_mesh(
-        jax.make_mesh((1, 1, 1), ("fsdp", "ep", "tp"), axis_types=(AxisType.Auto,) * 3)
+    with (
+        hf_directory(checkpoint) as directory,
+        jax.set_mesh(
+            jax.make_mesh((1, 1, 1), ("fsdp", "ep", "tp"), axis_types=(AxisType.Auto,) * 3)
+        ),
     ):
         base = AutoConfig.from_pretrained(directory)
         config = ModelConfig(base, max_lora_adapters=0, max_lora_rank=1, shard_attention_heads=True)
@@ -58,5 +61,7 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
 
 def call(model: Any, i: Inputs) -> Any:
     """Run it on a scenario; logits are made of its result, as its own sampler and trainer do."""
-    result = model(i.tokens, attention_mask=i.valid.astype(int), positions=i.positions)
+    result = model(
+        taken(i, SCENARIOS).tokens, attention_mask=i.valid.astype(int), positions=i.positions
+    )
     return model.compute_logits(result.last_hidden_state)

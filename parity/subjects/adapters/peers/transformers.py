@@ -1,7 +1,7 @@
 """Hugging Face transformers' Llama in PyTorch, eager attention.
 
-Cannot show: `rope.inv_freq`, a buffer that no call hands out, and the mask, which is the caller's. Norms
-and softmax are float32 in float64 too, which is therefore not judged.
+Cannot show: `rope.inv_freq`, a buffer that no call hands out, and the mask, which is the
+caller's. Norms and softmax are float32 in float64 too, which is therefore not judged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs
-from parity.subjects.adapters.create import from_torch
+from parity.subjects import from_torch
 from parity.subjects.adapters.hf_directory import hf_directory
 from parity.subjects.adapters.module_names import HF_NAMES, hf_parameters
 from parity.subjects.base import Subject
@@ -40,12 +40,15 @@ def decode(model: Any, i: Inputs, start: int, stop: int, cache: Any) -> tuple[An
     """Feed columns through transformers' cache, which it makes itself at first."""
     import torch
 
-    hidden = torch.tensor(~i.mask[:, None, start:stop, :stop])
-    bias = torch.zeros(hidden.shape, dtype=model.dtype)
+    def given(array: Any) -> Any:
+        return torch.tensor(array).to(model.device)
+
+    hidden = given(~i.mask[:, None, start:stop, :stop])
+    bias = given([0.0]).to(model.dtype).expand(hidden.shape)
     result = model(
-        torch.tensor(i.tokens[:, start:stop].astype("int64")),
+        given(i.tokens[:, start:stop].astype("int64")),
         attention_mask=bias.masked_fill(hidden, torch.finfo(model.dtype).min),
-        position_ids=torch.tensor(i.positions[:, start:stop].astype("int64")),
+        position_ids=given(i.positions[:, start:stop].astype("int64")),
         past_key_values=cache,
         use_cache=True,
     )

@@ -1,7 +1,8 @@
 """google-tunix's Llama 3 in Flax NNX.
 
-Cannot show: `rope.inv_freq`, made inside the rotation; mask and positions, which are the caller's. Its
-configuration has no field for a scaling of the rotation. Norms and softmax are float32 in float64 too.
+Cannot show: `rope.inv_freq`, made inside the rotation; mask and positions, which are the
+caller's. Its configuration has no field for a scaling of the rotation. Norms and softmax are
+float32 in float64 too.
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ from typing import Any
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.dtypes import parse
 from parity.inputs import Inputs
-from parity.subjects.adapters.create import from_nnx
+from parity.subjects import Calls, Tap, from_nnx
 from parity.subjects.adapters.hf_directory import hf_directory
-from parity.subjects.adapters.layouts import Tap
 from parity.subjects.adapters.module_names import layer_names, parameter_names, split_axes
-from parity.subjects.adapters.names import Calls
 from parity.subjects.base import Subject
 
 REQUIREMENT = "google-tunix==0.1.7"
 NAMES: dict[str, Any] = {
     "embedder.encode()": "embed",
-    **layer_names("layers.{i}", "attn", packed=False),
+    **layer_names("layers.{i}", packed=False, renamed={"self_attn": "attn"}),
     "tunix.models.llama3.model.apply_rope()": Calls("layers.{i}.q_rope", "layers.{i}.k_rope"),
     "jax.lax.dynamic_update_slice()": Calls("cache.{i}.v", "cache.{i}.k"),
     "jax.nn.softmax():input": "layers.{i}.attn_scores",
@@ -46,8 +45,8 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
 
     c = checkpoint.config
     config = model.ModelConfig(
-        c.num_hidden_layers, c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads,
-        c.head_dim, c.num_key_value_heads, int(c.rope_theta), c.rms_norm_eps,
+        c.num_hidden_layers, c.vocab_size, c.hidden_size, c.intermediate_size,
+        c.num_attention_heads, c.head_dim, c.num_key_value_heads, int(c.rope_theta), c.rms_norm_eps,
         weight_tying=c.tie_word_embeddings,
     )  # fmt: skip
     with hf_directory(checkpoint) as directory:

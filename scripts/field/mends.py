@@ -1,0 +1,106 @@
+"""What mends a peer in memory: each finding of a run is put right there, and the run repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from jaxllama.checkpoint import Checkpoint
+
+
+def mended(peer: str, checkpoint: Checkpoint) -> tuple[str, Any] | None:
+    """Return what is put right in words, and the context that it lasts for; None if nothing is.
+
+    Args:
+        peer: its name.
+        checkpoint: whose configuration the peer is to follow.
+    """
+    if peer not in MENDS:
+        return None
+    said, mend = MENDS[peer]
+    return said, mend(checkpoint)
+
+
+def _rotated(checkpoint: Checkpoint) -> Callable[..., Any]:
+    """Return a rotation of halves by the angles of a checkpoint's own configuration."""
+    import jax.numpy as jnp
+
+    from parity.subjects.torch_reference.frequency_table import frequency_table
+
+    table = frequency_table(checkpoint.config)
+
+    def rotate(inputs: Any, positions: Any, *_: Any, **__: Any) -> Any:
+        angles = positions[..., None, None] * jnp.asarray(table, jnp.float32)
+        a, b = jnp.split(inputs, 2, axis=-1)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(inputs.dtype)
+
+    return rotate
+
+
+@contextmanager
+def _tunix(checkpoint: Checkpoint) -> Iterator[None]:
+    from tunix.models.llama3 import model
+
+    with patch.object(model, "apply_rope", _rotated(checkpoint)):
+        yield
+
+
+@contextmanager
+def _skyrl(checkpoint: Checkpoint) -> Iterator[None]:
+    from tx.models import llama3
+
+    with patch.object(llama3, "apply_rope", _rotated(checkpoint)):
+        yield
+
+
+@contextmanager
+def _keras_hub(checkpoint: Checkpoint) -> Iterator[None]:
+    from keras_hub.src.utils.transformers import convert_llama3
+
+    theirs = convert_llama3.convert_backbone_config
+
+    def with_eps(config: dict[str, Any]) -> dict[str, Any]:
+        return {**theirs(config), "layer_norm_epsilon": config["rms_norm_eps"]}
+
+    with patch.object(convert_llama3, "convert_backbone_config", with_eps):
+        yield
+
+
+@contextmanager
+def _litgpt(checkpoint: Checkpoint) -> Iterator[None]:
+    import litgpt
+    import torch
+
+    class TiedHead(torch.nn.Module):
+        def __init__(self, embedding: Any) -> None:
+            super().__init__()
+            self.held = (embedding,)  # a tuple's modules are nobody's children
+
+        @property
+        def weight(self) -> Any:
+            return self.held[0].weight
+
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.linear(x, self.weight)
+
+    load = litgpt.GPT.load_state_dict
+
+    def tied(model: Any, weights: Any) -> Any:
+        found = load(model, weights)
+        if checkpoint.config.tie_word_embeddings:
+            model.lm_head = TiedHead(model.transformer.wte)
+        return found
+
+    with patch.object(litgpt.GPT, "load_state_dict", tied):
+        yield
+
+
+MENDS: dict[str, tuple[str, Callable[[Checkpoint], Any]]] = {
+    "tunix": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _tunix),
+    "skyrl": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _skyrl),
+    "keras-hub": ("`convert_backbone_config` hands on `rms_norm_eps`", _keras_hub),
+    "litgpt": ("`lm_head` is computed with the embedding's own weight where it is tied", _litgpt),
+}
