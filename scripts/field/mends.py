@@ -98,9 +98,44 @@ def _litgpt(checkpoint: Checkpoint) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _easydel(checkpoint: Checkpoint) -> Iterator[None]:
+    import easydel
+    import jax.numpy as jnp
+    import torch
+    from easydel.infra.base_config import EasyDeLBaseConfig
+    from easydel.infra.utils import ModuleCaches
+
+    from parity.subjects.torch_reference.frequency_table import frequency_table
+
+    auto = easydel.AutoEasyDeLModelForCausalLM
+    load = auto.from_pretrained
+    wide = {"torch_dtype": torch.float32, "config_kwargs": {"attn_dtype": jnp.float32}}
+
+    def in_float32(path: str, **options: Any) -> Any:
+        return load(path, **wide, **options)
+
+    def table(config: Any) -> Any:
+        columns = jnp.arange(config.max_position_embeddings, dtype=jnp.float32)
+        angles = columns[:, None] * jnp.asarray(frequency_table(checkpoint.config), jnp.float32)
+        return ModuleCaches(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1))
+
+    with (
+        patch.object(auto, "from_pretrained", staticmethod(in_float32)),
+        patch.object(EasyDeLBaseConfig, "get_basic_frequencies", table),
+    ):
+        yield
+
+
 MENDS: dict[str, tuple[str, Callable[[Checkpoint], Any]]] = {
     "tunix": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _tunix),
     "skyrl": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _skyrl),
     "keras-hub": ("`convert_backbone_config` hands on `rms_norm_eps`", _keras_hub),
+    "easydel": (
+        "`from_pretrained` is given `torch_dtype=float32` and `attn_dtype=float32` (their defaults "
+        "are float16 and bfloat16, whatever `dtype` and `param_dtype` say), and the table of the "
+        "rotation is of float32 in place of bfloat16, as long as `max_position_embeddings`",
+        _easydel,
+    ),
     "litgpt": ("`lm_head` is computed with the embedding's own weight where it is tied", _litgpt),
 }

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from jaxllama.errors import InputError, argument
 from parity.inputs import Inputs
+from parity.scenarios import SCENARIOS
 
 
 def taken(inputs: Inputs, scenarios: Collection[str]) -> Inputs:
@@ -15,7 +16,7 @@ def taken(inputs: Inputs, scenarios: Collection[str]) -> Inputs:
         InputError: they are of another.
     """
     for name in inputs.name.split("+"):
-        if name not in scenarios:
+        if name in SCENARIOS and name not in scenarios:
             raise InputError(
                 f"scenario {name}: the subject has no mask or no positions for it; run it with "
                 f"{argument('scenarios', ','.join(scenarios))}"

@@ -16,6 +16,7 @@ from parity.subjects import Calls, Tap, from_torch
 from parity.subjects.adapters.module_names import as_in_torch, layer_names, parameter_names
 from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject
+from parity.subjects.torch.arrays import to_torch, torch_dtype
 
 REQUIREMENT = "litgpt==0.5.13"
 SCENARIOS = ("causal", "right_padded")
@@ -40,8 +41,6 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
     from litgpt import GPT, Config
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
 
-    from parity.subjects.torch.arrays import to_torch, torch_dtype
-
     c, scaling = checkpoint.config, checkpoint.config.rope_scaling
     model = GPT(Config(
         name="any", block_size=c.max_position_embeddings, padded_vocab_size=c.vocab_size,
@@ -54,8 +53,9 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
             **{f: getattr(scaling, f) for f in ("factor", "low_freq_factor", "high_freq_factor")},
         },
     ))  # fmt: skip
+    found: dict[str, Any] = {}
     theirs = {name: to_torch(checkpoint.read(name)) for name in checkpoint.tensors}
-    copy_weights_hf_llama(model.config, {}, found := {}, theirs)
+    copy_weights_hf_llama(model.config, {}, found, theirs)
     model.load_state_dict(found)
     return from_torch(
         model.to(torch_dtype(dtype)), config=c, dtype=dtype, internal_dtype="f32", name="litgpt",
@@ -66,8 +66,6 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
 
 def columns(i: Inputs, start: int, stop: int) -> Any:
     """Return the tokens of some columns."""
-    from parity.subjects.torch.arrays import to_torch
-
     return to_torch(taken(i, SCENARIOS).tokens[:, start:stop].astype("int64"))
 
 
