@@ -52,7 +52,15 @@ def _tunix(checkpoint: Checkpoint) -> Iterator[None]:
 def _skyrl(checkpoint: Checkpoint) -> Iterator[None]:
     from tx.models import llama3
 
-    with patch.object(llama3, "apply_rope", _rotated(checkpoint)):
+    def head(model: Any) -> Any:
+        if not checkpoint.config.tie_word_embeddings:
+            return model.lm_head
+        return lambda hidden, _=None: hidden @ model.model.embed_tokens.embedding[...].T
+
+    with (
+        patch.object(llama3, "apply_rope", _rotated(checkpoint)),
+        patch.object(llama3.Llama3ForCausalLM, "get_lm_head", head),
+    ):
         yield
 
 
@@ -129,7 +137,12 @@ def _easydel(checkpoint: Checkpoint) -> Iterator[None]:
 
 MENDS: dict[str, tuple[str, Callable[[Checkpoint], Any]]] = {
     "tunix": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _tunix),
-    "skyrl": ("`apply_rope` takes the angles of the config's `rope_theta` and scaling", _skyrl),
+    "skyrl": (
+        "`apply_rope` takes the angles of the config's `rope_theta` and scaling, and a tied head "
+        "is of the embedding that the module holds: `embed_tokens.T` keeps the one it was made of, "
+        "which a copy by `nnx.split` and `nnx.merge`, such as is differentiated, no longer has",
+        _skyrl,
+    ),
     "keras-hub": ("`convert_backbone_config` hands on `rms_norm_eps`", _keras_hub),
     "easydel": (
         "`from_pretrained` is given `torch_dtype=float32` and `attn_dtype=float32` (their defaults "
