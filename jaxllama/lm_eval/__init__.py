@@ -7,6 +7,7 @@ The harness knows models by what has been imported, so its command is reached th
 from __future__ import annotations
 
 try:
+    import lm_eval.models  # noqa: F401 (first: to a registry that is not empty it adds none)
     from lm_eval.api.registry import model_registry
 except ModuleNotFoundError as error:
     if error.name != "lm_eval":

@@ -78,6 +78,7 @@ def run_command(
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
     ] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.diagnose.search import SECONDS
@@ -86,7 +87,7 @@ def run_command(
 
     outputs.check_reports(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     compilation_cache.turn_on()
-    with progress_bar() as progress:
+    with progress_bar(quiet=quiet) as progress:
         result = run(
             checkpoint,
             reference=reference,
@@ -106,7 +107,7 @@ def run_command(
             cache_dtype=cache_dtype,
             lora=lora,
         )
-    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path, quiet=quiet)
     raise typer.Exit(result.exit_code)
 
 
