@@ -124,5 +124,6 @@ def _flag(name: str, about: str, act: Callable[[Any], None]) -> Any:
     app = typer.Typer(add_completion=False)
     app.command()(described)
     option = typer.main.get_command(app).params[0]
+    option.name = name.strip("-")  # what is given is kept by name: one flag would set them all
     option.callback = lambda ctx, _, wanted: act(ctx) if wanted else None
     return option

@@ -103,6 +103,16 @@ def test_version(say, program: str, verb: str) -> None:
     assert (code, text) == (0, f"{program} {version('jaxllama')}\n")
 
 
+def test_a_flag_is_itself_alone(say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of all verbs are made alike: --debug is neither --version nor --no-cache."""
+    monkeypatch.delenv("JAXLLAMA_NO_CACHE", raising=False)
+    code, text = say("parity", "--debug", "explain", "M01")
+    assert code == 0 and "M01" in text
+    assert "JAXLLAMA_NO_CACHE" not in os.environ
+    say("parity", "--no-cache", "explain", "M01")
+    assert os.environ["JAXLLAMA_NO_CACHE"]
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_shell_completes_verbs_and_options(program: str) -> None:
     def completed(*words: str) -> str:
