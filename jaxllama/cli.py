@@ -26,6 +26,7 @@ from jaxllama.bench.command import bench
 from jaxllama.cli_generate import generate
 from jaxllama.command_line.console import SafeConsole, SafeTable
 from jaxllama.command_line.group import CHECKPOINT, command
+from jaxllama.command_line.help import examples
 from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.printable import one_line
 from jaxllama.plan.command import plan
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 app = command(
     "jaxllama",
     about="Llama 3 in JAX.",
+    shown=("jaxllama info tiny", "jaxllama generate tiny 'Once upon' --max-tokens 9"),
     exit_codes="0 done or equal, 1 different, or a training stopped, 2 bad usage or input, "
     "4 internal error or no memory, 130 Ctrl-C",
     no_cache=compilation_cache.turn_off,
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     app(arguments)
 
 
-@app.command()
+@app.command(epilog=examples("jaxllama info DIR --bandwidth 800", "jaxllama info ORG/MODEL --json"))
 @on_interrupt()
 def info(
     checkpoint: _Source,
@@ -99,7 +101,13 @@ def info(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "jaxllama convert DIR OUT --to meta",
+        "jaxllama convert DIR model.gguf --to gguf --quantize q8_0",
+        "jaxllama convert DIR OUT --to hf --lora ADAPTER --dtype bf16",
+    )
+)
 def convert(
     source: _Source,
     target: Annotated[Path, typer.Argument(help="Directory to write, or a .gguf file.")],
@@ -180,7 +188,7 @@ def convert(
         _print(done, measured)
 
 
-@app.command()
+@app.command(epilog=examples("jaxllama verify DIR OUT", "jaxllama verify OUT --manifest"))
 @on_interrupt()
 def verify(
     first: _Source,
@@ -231,10 +239,16 @@ def _print_differences(result: Verification) -> None:
         print(f"  and {count - MOST_DIFFERENCES} more tensors")
 
 
-app.command()(generate)
-app.command()(bench)
-app.command()(plan)
-app.command()(train)
+app.command(
+    epilog=examples(
+        "jaxllama generate DIR 'Once upon a time' --max-tokens 64",
+        "jaxllama generate DIR --chat --system 'Be brief.' --temperature 0.7",
+        "jaxllama generate DIR 'Once' --quant int8 --json",
+    )
+)(generate)
+app.command(epilog=examples("jaxllama bench DIR --json bench.json"))(bench)
+app.command(epilog=examples("jaxllama plan 70b --mesh tensor=8 --batch 8 --context 8192"))(plan)
+app.command(epilog=examples("jaxllama train train.toml"))(train)
 
 
 def _tokens(source: str, file: Path) -> list[int]:

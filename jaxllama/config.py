@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from jaxllama.command_line.notebook import html_table
 from jaxllama.errors import ConfigError, join_problems
 
 _LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -129,6 +130,32 @@ class LlamaConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {said}" for name, said in self._in_words())
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return html_table("LlamaConfig", self._in_words())
+
+    def _in_words(self) -> list[tuple[str, str]]:
+        """Return the numbers in few lines, those that belong together in one."""
+        scaling = "as they are" if self.rope_scaling is None else str(self.rope_scaling)
+        tied = "tied" if self.tie_word_embeddings else "of its own"
+        return [
+            ("layers", f"{self.num_hidden_layers} of width {self.hidden_size}"),
+            (
+                "heads",
+                f"{self.num_attention_heads} for queries, {self.num_key_value_heads} for keys and "
+                f"values, {self.head_dim} wide",
+            ),
+            ("mlp", f"{self.intermediate_size} wide"),
+            ("vocabulary", f"{self.vocab_size}, the head's weight {tied}"),
+            ("norms", f"eps {self.rms_norm_eps:g}"),
+            ("rotary", f"theta {self.rope_theta:g}; frequencies {scaling}"),
+            ("context", f"{self.max_position_embeddings or 'not stated'}"),
+            ("bos, eos, pad", f"{self.bos_token_id}, {self.eos_token_ids}, {self.pad_token_id}"),
+        ]
 
     def __post_init__(self) -> None:
         if problems := config_problems(vars(self)):

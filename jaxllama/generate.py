@@ -30,6 +30,7 @@ from numpy.typing import DTypeLike
 
 from jaxllama.attention import knows_rules
 from jaxllama.cache import KVCache
+from jaxllama.command_line.notebook import html_table
 from jaxllama.concrete import computed, is_traced
 from jaxllama.dtypes import at_least_float32
 from jaxllama.errors import InputError
@@ -47,6 +48,10 @@ Prompts = (
     | Int[Array, "B T"]
 )
 Watcher = Callable[[list[list[int]]], Mapping[int, int]]
+
+
+# Rows, and characters of each, that a summary has.
+_MOST_ROWS, _MOST_SHOWN = 8, 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,32 @@ class Generation:
     def rows(self) -> list[list[int]]:
         """Return each row's new tokens as a list of its own length."""
         return _rows(self.tokens, self.lengths)
+
+    def __str__(self) -> str:
+        return "\n".join(map(": ".join, self.summary(self._ids())))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return html_table("Generation", self.summary(self._ids()))
+
+    def summary(self, shown: Sequence[str]) -> list[tuple[str, str]]:
+        """Return in a few lines what was written: of each row how much, why it ended, and what.
+
+        Args:
+            shown: what is shown of each row's tokens, in their place.
+        """
+        count = len(self.seeds)
+        lines = [("rows", f"{count}, {int(self.lengths.sum())} new tokens")]
+        for row in range(min(count, _MOST_ROWS)):
+            text = (
+                shown[row] if len(shown[row]) <= _MOST_SHOWN else f"{shown[row][:_MOST_SHOWN]}..."
+            )
+            ended = f"{int(self.lengths[row])} tokens, ended by {self.finish_reasons[row]}"
+            lines.append((f"row {row}", f"{ended}: {text}"))
+        return [*lines, *([("and", f"{count - _MOST_ROWS} more")] if count > _MOST_ROWS else [])]
+
+    def _ids(self) -> list[str]:
+        return [" ".join(map(str, row)) for row in self.rows()]
 
 
 @jax.tree_util.register_dataclass

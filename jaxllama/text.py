@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numpy.typing import DTypeLike
 
 from jaxllama.cache import KVCache
+from jaxllama.command_line.notebook import html_table
 from jaxllama.errors import InputError, argument
 from jaxllama.generate import Generation, generate
 from jaxllama.model import Llama
@@ -29,6 +30,16 @@ class TextGeneration:
 
     texts: tuple[str, ...]
     generation: Generation
+
+    def __str__(self) -> str:
+        return "\n".join(map(": ".join, self._summary()))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return html_table("TextGeneration", self._summary())
+
+    def _summary(self) -> list[tuple[str, str]]:
+        return self.generation.summary([repr(text) for text in self.texts])
 
 
 class TextStream:

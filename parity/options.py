@@ -28,8 +28,10 @@ def choose(option: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     if unknown or not wanted:
         named = ",".join(unknown)
         said = argument(option, named) if named else f"{argument(option)} (nothing)"
+        guess = meant(unknown[0], known) if unknown else ""
         raise InputError(
-            f"{said}: expected one or more of {', '.join(known)}, separated by commas, or all"
+            f"{said}: {guess}expected one or more of {', '.join(known)}, separated by commas, or "
+            "all"
         )
     return tuple(word for word in known if word in wanted)
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from parity.comparison.difference import WorstElement
@@ -428,6 +429,10 @@ class Result:
     def compared(self) -> int:
         """Return how many different taps of the subject were compared."""
         return len({row.tap for row in self.rows})
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: `parity.report` draws, which this module does without."""
+        return import_module("parity.report.notebook").result_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the versioned JSON document."""

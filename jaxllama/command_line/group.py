@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -12,7 +13,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from jaxllama.command_line import failure
-from jaxllama.command_line.streams import as_is
+from jaxllama.command_line.help import examples, prepare_help
 
 _DEBUG = "jaxllama.debug"
 
@@ -28,11 +29,12 @@ class CommandGroup(TyperGroup):
     shared: ClassVar[dict[str, tuple[str, Callable[[Any], None]]]] = {}
 
     def __init__(self, *, params: list[Any] | None = None, **settings: Any) -> None:
+        settings["context_settings"] = {"help_option_names": ["-h", "--help"]}
         super().__init__(params=[*(params or []), *self._flags()], **settings)
         for command in self.commands.values():
             command.params.extend(self._flags())
         for command in (self, *self.commands.values()):
-            command.format_help = _in_colour(command.format_help)  # type: ignore[method-assign]
+            prepare_help(command)
 
     def _flags(self) -> list[Any]:
         return [_flag(name, about, act) for name, (about, act) in self.shared.items()]
@@ -61,12 +63,15 @@ class CommandGroup(TyperGroup):
 CHECKPOINT = "Directory, GGUF file, tiny, smollm2, or a name of the Hub (ORG/MODEL[@REVISION])."
 
 
-def command(name: str, *, about: str, exit_codes: str, no_cache: Callable[[], None]) -> typer.Typer:
+def command(
+    name: str, *, about: str, shown: Sequence[str], exit_codes: str, no_cache: Callable[[], None]
+) -> typer.Typer:
     """Return a command without subcommands yet, in the look that both commands have.
 
     Args:
         name: as it is typed.
         about: one sentence or two.
+        shown: examples.
         exit_codes: what they mean.
         no_cache: called where `--no-cache` is given.
     """
@@ -75,15 +80,15 @@ def command(name: str, *, about: str, exit_codes: str, no_cache: Callable[[], No
         shared: ClassVar = {
             "--no-cache": ("Compile all anew, and keep nothing of it.", lambda _: no_cache()),
             "--debug": ("Show where an error comes from.", _note_debug),
+            "--version": ("Show the version and exit.", partial(_show_version, name)),
         }
 
     return typer.Typer(
         name=name,
         cls=Group,
         help=about,
-        epilog=f"Exit codes: {exit_codes}.",
+        epilog=f"{examples(*shown)}\n\nExit codes: {exit_codes}.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
 
@@ -99,14 +104,9 @@ def _misused(error: Any, program: str) -> BaseException:
     return SystemExit(failure.BAD_INPUT)
 
 
-def _in_colour(format_help: Callable[..., None]) -> Callable[..., None]:
-    """Let help write its own control sequences: none of it is a stranger's."""
-
-    def formatted(*words: Any, **named: Any) -> None:
-        with redirect_stdout(as_is(sys.stdout)):
-            format_help(*words, **named)
-
-    return formatted
+def _show_version(name: str, _: Any) -> None:
+    print(f"{name} {version('jaxllama')}")
+    raise typer.Exit
 
 
 def _note_debug(ctx: Any) -> None:
@@ -124,5 +124,6 @@ def _flag(name: str, about: str, act: Callable[[Any], None]) -> Any:
     app = typer.Typer(add_completion=False)
     app.command()(described)
     option = typer.main.get_command(app).params[0]
+    option.name = name.strip("-")  # what is given is kept by name: one flag would set them all
     option.callback = lambda ctx, _, wanted: act(ctx) if wanted else None
     return option

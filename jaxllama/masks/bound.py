@@ -120,6 +120,10 @@ class BoundMask:
     def __str__(self) -> str:
         return draw.draw(self)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the same picture in colours."""
+        return draw.draw_html(self)
+
     def __repr__(self) -> str:
         (batch, t), s = self.q.shape, self.k.shape[1]
         return f"BoundMask({self.spec}, B={batch}, T={t}, S={s}, empty_row={self.empty_row!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from jaxllama.masks.bound import BoundMask
 
 SEEN, PARTLY, HIDDEN, EMPTY = "#", "+", ".", "!"
+_SEEN_COLOUR, _PARTLY_COLOUR, _EMPTY_COLOUR = "#1f639f", "#8db9dd", "#d55e00"
 _WIDTH, _HEIGHT = 64, 32  # characters of one picture
 _ROWS = 4  # rows of the batch that are drawn
 # Up to here every cell is looked at (0.3 s on two cores); beyond, five queries and keys of a block.
@@ -50,6 +52,53 @@ def draw(bound: BoundMask) -> str:
     if batch > _ROWS:
         lines += ["", f"({batch - _ROWS} more rows)"]
     return "\n".join(lines)
+
+
+def draw_html(bound: BoundMask) -> str:
+    """Return the same picture as an SVG in HTML, a small square a cell or block."""
+    if not is_concrete(bound):
+        return f"<pre>{escape(draw(bound))}</pre>"
+    (batch, t), s = bound.q.shape, bound.k.shape[1]
+    queries, keys = _blocks(t, _WIDTH), _blocks(s, _WIDTH)
+    exact = batch * t * s <= _EXACT_CELLS
+    asked_q = queries if exact else [_sampled(block) for block in queries]
+    asked_k = keys if exact else [_sampled(block) for block in keys]
+    some, every, live = _summaries(bound, asked_q, asked_k)
+    side = max(2, min(14, 288 // max(len(queries), len(keys))))
+    width, height = side * len(keys), side * len(queries)
+    parts = [f"<p style='margin:0'>{escape(draw(bound).splitlines()[0])}</p>"]
+    for row in range(min(batch, _ROWS)):
+        cells = {
+            _SEEN_COLOUR: every[row],
+            _PARTLY_COLOUR: some[row] & ~every[row],
+            _EMPTY_COLOUR: np.broadcast_to(~live[row][:, None], some[row].shape) & ~some[row],
+        }
+        paths = "".join(
+            f"<path fill='{colour}' d='{_squares(which, side)}'/>"
+            for colour, which in cells.items()
+            if which.any()
+        )
+        label = f"row {row}: queries downwards, keys to the right"
+        parts.append(
+            f"<figure style='display:inline-block;margin:6px 12px 0 0'><figcaption>{label}"
+            f"</figcaption><svg role='img' aria-label='{label}' width='{width}' height='{height}' "
+            f"style='border:1px solid #8a949e'>{paths}</svg></figure>"
+        )
+    legend = "blue seen, light blue partly, orange a query that sees nothing"
+    more = f"; {batch - _ROWS} more rows" if batch > _ROWS else ""
+    return "".join([*parts, f"<p style='margin:0'><small>{legend}{more}</small></p>"])
+
+
+def _squares(which: np.ndarray, side: int) -> str:
+    """Return an SVG path around the cells that are set, a rectangle a run of them in a row."""
+    found = []
+    for y, line in enumerate(which):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
+        found += [
+            f"M{a * side} {y * side}h{(b - a) * side}v{side}h{(a - b) * side}z"
+            for a, b in edges.reshape(-1, 2)
+        ]
+    return "".join(found)
 
 
 def _blocks(size: int, most: int) -> list[np.ndarray]:

@@ -73,12 +73,13 @@ def compare_command(
     json_path: options.Json = None,
     html_path: options.Html = None,
     junit_path: options.Junit = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Judge one capture by another, without running a model; neither JAX nor PyTorch is used."""
     from parity.runner.compare_captures import compare
 
     traces = subject, reference
-    _report(lambda: compare(*traces), json_path, html_path, junit_path, inputs=traces)
+    _report(lambda: compare(*traces), json_path, html_path, junit_path, inputs=traces, quiet=quiet)
 
 
 @on_interrupt()
@@ -91,12 +92,13 @@ def recheck_command(
     json_path: options.Json = None,
     html_path: options.Html = None,
     junit_path: options.Junit = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Judge saved figures again under other limits, without running a model."""
     from parity.runner.recheck import recheck
 
     judged = partial(recheck, results, limits=limit or ())
-    _report(judged, json_path, html_path, junit_path, inputs=[results])
+    _report(judged, json_path, html_path, junit_path, inputs=[results], quiet=quiet)
 
 
 def _report(
@@ -104,12 +106,14 @@ def _report(
     json_path: Path | None,
     html_path: Path | None,
     junit_path: Path | None,
-    inputs: Sequence[Path] = (),
+    *,
+    inputs: Sequence[Path],
+    quiet: bool,
 ) -> None:
     """Judge, print and write, and leave with the verdict's exit code."""
     from parity.report import outputs
 
     outputs.check_reports(json_path, html_path, junit_path, inputs=inputs)
     result = compare()
-    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path, quiet=quiet)
     raise typer.Exit(result.exit_code)

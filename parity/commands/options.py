@@ -17,6 +17,9 @@ Html = Annotated[
 Junit = Annotated[
     Path | None, typer.Option("--junit", help="Write JUnit XML here, for a CI's test view.")
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Verdict, place, cause and the command again: nothing else.")
+]
 Scenario = Annotated[
     list[str] | None, typer.Option(help="Scenario to run; repeatable, commas allowed, or all.")
 ]

@@ -11,7 +11,7 @@ from jaxllama.command_line.console import SafeConsole
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on standard error; yield a function of what is under way, done, and to be done."""
     errors = SafeConsole(stderr=True)
     with Progress(
@@ -21,7 +21,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         console=errors,
         transient=True,
-        disable=not errors.is_terminal,
+        disable=quiet or not errors.is_terminal,
     ) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda what, done, total: bar.update(

@@ -85,6 +85,7 @@ def run_command(
         float | None,
         typer.Option(help="Of a processor, for the cause of a divergence; 30 if not given."),
     ] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run the same weights through JAX and PyTorch and compare every tensor."""
     from parity.diagnose.search import SECONDS
@@ -93,7 +94,7 @@ def run_command(
 
     outputs.check_reports(json_path, html_path, junit_path, inputs=[checkpoint, subject])
     compilation_cache.turn_on()
-    with progress_bar() as progress:
+    with progress_bar(quiet=quiet) as progress:
         result = run(
             checkpoint,
             reference=reference,
@@ -114,7 +115,7 @@ def run_command(
             lora=lora,
             mitigations=mitigation or (),
         )
-    outputs.publish(result, json=json_path, html=html_path, junit=junit_path)
+    outputs.publish(result, json=json_path, html=html_path, junit=junit_path, quiet=quiet)
     raise typer.Exit(result.exit_code)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 
@@ -48,6 +49,21 @@ class AttentionImages:
     step: int
     moved: tuple[float, ...]
     start: int = 0
+
+    def __str__(self) -> str:
+        sizes = "{} x {} cells".format(*self.cells.shape[1:])
+        maps = (
+            f"attention maps of layer {self.layer}, row {self.row}: {sizes} of {self.step} tokens"
+        )
+        worst = int(np.argmax(self.moved))
+        return (
+            f"{maps}, {len(self.heads)} heads\n"
+            f"largest difference {self.moved[worst]:.2e}, of head {self.heads[worst]}"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: `parity.report` draws, which NumPy alone does not."""
+        return import_module("parity.report.notebook").attention_html(self)
 
 
 def cell_states(seen: np.ndarray, leaks: np.ndarray, losses: np.ndarray) -> np.ndarray:

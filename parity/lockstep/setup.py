@@ -29,12 +29,14 @@ def participants_for(
     subjects: Mapping[str, Subject],
     references: Collection[str],
     modes: Collection[str],
+    own: Variants | None = None,
 ) -> dict[str, list[Participant]]:
     """Return who takes part at each dtype; `subjects` are what is judged, by dtype.
 
     See `other_participants` for the rest of the arguments.
     """
-    own = own_variants(checkpoint)  # one for all: what takes part at several dtypes runs once
+    # One for all: what takes part at several dtypes runs once.
+    own = own_variants(checkpoint) if own is None else own
     return {
         lane: [
             *subject_participants(subject),
@@ -47,14 +49,22 @@ def participants_for(
 
 
 Variants = Callable[[str, Variant], TorchReference]
+MakeVariants = Callable[[CheckpointLike], Variants]
 
 
-def own_variants(checkpoint: CheckpointLike) -> Variants:
-    """Return what makes our reference of a dtype and a variant, each once."""
+def own_variants(
+    checkpoint: CheckpointLike, make: Callable[..., TorchReference] = TorchReference
+) -> Variants:
+    """Return what makes our reference of a dtype and a variant, each once.
+
+    Args:
+        checkpoint: what it runs.
+        make: called with it and these two.
+    """
 
     @cache
     def own(dtype: str, variant: Variant) -> TorchReference:
-        return TorchReference(checkpoint, dtype=dtype, variant=variant)
+        return make(checkpoint, dtype=dtype, variant=variant)
 
     return own
 

@@ -71,14 +71,19 @@ def check_reports(
 
 
 def publish(
-    result: Result, *, json: Path | None = None, html: Path | None = None, junit: Path | None = None
+    result: Result,
+    *,
+    json: Path | None = None,
+    html: Path | None = None,
+    junit: Path | None = None,
+    quiet: bool = False,
 ) -> None:
     """Print a result, and only then write it to files: a full disk must not swallow a verdict.
 
     Raises:
         ReportError: a file cannot be written; the others are.
     """
-    terminal.show(result, SafeConsole())
+    terminal.show(result, SafeConsole(), quiet=quiet)
     with after_verdict():
         _write(result, _places(json, html, junit))
 

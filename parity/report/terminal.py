@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,7 @@ from jaxllama.command_line.printable import one_line
 from parity.comparison.quality import QualityReport
 from parity.report.quality import figures_table, layers_table, quality_lines
 from parity.report.wording import (
+    brief,
     cause_lines,
     divergence_lines,
     headline,
@@ -36,20 +39,60 @@ STYLES = {
 }
 # A grid of layers by operators stays readable up to this many layers; more are folded.
 MOST_LAYERS = 40
+# Characters that a column keeps whose cells are folded.
+_FOLDED = 8
+# Modes that a grid of the subject's own runs is not about.
+_BESIDE_GRID = ("isolated", "probe")
 
 
-def show(result: Result, console: Console) -> None:
-    """Print a result; the first line is the verdict."""
+def show(result: Result, console: Console, *, quiet: bool = False) -> None:
+    """Print a result; the first line is the verdict, and on a terminal that it fills the last.
 
-    def say(lines: Iterable[str], style: str | None = None) -> None:
-        for line in lines:
-            console.print(
-                one_line(line), style=style, soft_wrap=True, highlight=False, markup=False
-            )
+    Args:
+        result: of a run.
+        console: where to.
+        quiet: the verdict, the place, the cause and the command alone.
+    """
+    verdict = _verdict(result)
+    if quiet:
+        say_on(console, [verdict, *brief(result)[1:]])
+        return
+    if not console.is_terminal:
+        _show(result, console)
+        return
+    with console.capture() as captured:
+        _show(result, console)
+    console.file.write(captured.get())
+    lines = Text.from_ansi(captured.get()).wrap(console, console.width)
+    if len(lines) >= console.height:
+        say_on(console, [verdict])
 
+
+def say_on(console: Console, lines: Iterable[str | Text], style: str | None = None) -> None:
+    """Print lines; a terminal wraps them at words, but for a command, which is to be copied.
+
+    In a file or a pipe they stay whole.
+    """
+    for line in lines:
+        text = line if isinstance(line, Text) else Text(one_line(line))
+        whole = not console.is_terminal or text.plain.startswith("again: ")
+        if whole:
+            console.print(text, style=style, soft_wrap=True, highlight=False)
+            continue
+        indent = len(text.plain) - len(text.plain.lstrip())
+        body = Padding(text[indent:], (0, 0, 0, indent)) if indent else text
+        console.print(body, style=style, highlight=False)
+
+
+def _verdict(result: Result) -> Text:
     verdict = Text(one_line(headline(result)))
     verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
-    console.print(verdict, soft_wrap=True)
+    return verdict
+
+
+def _show(result: Result, console: Console) -> None:
+    say = partial(say_on, console)
+    say([_verdict(result)])
     if result.quality is not None:
         return _show_quality(result, result.quality, console, say)
     say(not_run_lines(result))
@@ -58,14 +101,16 @@ def show(result: Result, console: Console) -> None:
         say(divergence_lines(result.first_divergence, result))
     say(cause_lines(result))
     say(inconclusive_lines(result), "yellow")
-    console.print(_fitting(_lane_table, result, console))
+    console.print(_fitting(_lane_table(result, True), _lane_table(result, False), console=console))
     if any(row.tap == "logits" for row in result.rows):
         say([_logits_line(result)])
     if result.witnesses:
-        console.print(_witness_table(result.witnesses))
+        console.print(_fitting(_witness_table(result.witnesses), console=console))
     grid = _grid(result)
-    if grid.row_count:  # none of a backward pass
+    if grid.row_count and _fits(grid, console):  # none of a backward pass
         console.print(grid)
+    elif grid.row_count:
+        say(_layer_lines(result))
     say(f"note: {note}" for note in result.notes)
     say([_coverage_line(result)])
     if result.reading is not None:
@@ -80,9 +125,9 @@ def _show_quality(
 ) -> None:
     """Print what was lost; a table of layers for each dtype."""
     say(machine_lines(result))
-    console.print(figures_table(report))
+    console.print(_fitting(figures_table(report), console=console))
     for figures in report.lanes:
-        console.print(layers_table(figures))
+        console.print(_fitting(layers_table(figures), console=console))
     say(quality_lines(report))
     say(f"note: {note}" for note in result.notes)
     if result.reading is not None:
@@ -90,15 +135,47 @@ def _show_quality(
     say([_environment_line(result), f"again: {result.command}"])
 
 
-def _fitting(build: Callable[[Result, bool], Table], result: Result, console: Console) -> Table:
-    """Return a table in full where there is room for it, else without what it can spare."""
-    wide = build(result, True)
+def _fits(table: Table, console: Console, *, folded: bool = False) -> bool:
+    """Return whether no cell is clipped, or, folded, none but those that may be folded."""
     room = console.options.update(max_width=10 * console.width)
-    return (
-        wide
-        if console.measure(wide, options=room).maximum <= console.width
-        else build(result, False)
-    )
+    width = console.measure(table, options=room).maximum
+    for column in table.columns if folded else ():
+        if column.overflow == "fold":
+            width -= max(0, max(len(str(cell)) for cell in column.cells) - _FOLDED)
+    return width <= console.width
+
+
+def _fitting(*tables: Table, console: Console) -> RenderableType:
+    """Return the first table that there is room for, and of none the last one's cells as lines."""
+    if found := [one for one in tables if _fits(one, console)]:
+        return found[0]
+    last = tables[-1]
+    return last if _fits(last, console, folded=True) else _as_lines(last)
+
+
+def _as_lines(table: Table) -> RenderableType:
+    """Return a table's rows below each other, every figure behind its name."""
+    columns = [(str(c.header), [str(cell) for cell in c.cells]) for c in table.columns]
+    lines = [Text(str(table.title))]
+    for number in range(table.row_count):
+        cells = [f"{name} {cells[number]}" for name, cells in columns if cells[number]]
+        lines.append(Text(f"- {', '.join(cells)}", style=table.rows[number].style or ""))
+    return Group(*lines)
+
+
+def _layer_lines(result: Result) -> Iterable[str]:
+    """Yield of each layer how many operators are beyond their limit, and which most."""
+    layers: dict[int, list[TapResult]] = {}
+    for row in result.rows:
+        kind, layer = split_name(row.tap)
+        if layer is not None and kind.startswith("layers.") and row.mode not in _BESIDE_GRID:
+            layers.setdefault(layer, []).append(row)
+    for layer, rows in sorted(layers.items())[:MOST_LAYERS]:
+        worst = max(rows, key=lambda r: (not r.passed, nearest(r)[0]))
+        failed = len({row.tap for row in rows if not row.passed})
+        said = f", {failed} operators beyond their limit" if failed else ""
+        name = split_name(worst.tap)[0].removeprefix("layers.")
+        yield f"layer {layer}: rho {worst.rho:.3g} at {name}{said}"
 
 
 def _lane_table(result: Result, errors: bool) -> Table:
@@ -171,7 +248,7 @@ def _grid(result: Result) -> Table:
     failed: set[tuple[int, str]] = set()
     for row in result.rows:
         kind, layer = split_name(row.tap)
-        if layer is None or row.mode in ("isolated", "probe") or not kind.startswith("layers."):
+        if layer is None or row.mode in _BESIDE_GRID or not kind.startswith("layers."):
             continue
         key = layer, kind.removeprefix("layers.")
         worst[key] = max(worst.get(key, 0.0), row.rho)

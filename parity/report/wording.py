@@ -60,6 +60,26 @@ def summary(result: Result) -> list[str]:
     ]
 
 
+def brief(result: Result) -> list[str]:
+    """Return the verdict, the place, the cause and the command, a line each, and nothing else."""
+    lines = [headline(result)]
+    if result.first_divergence is not None:
+        lines += _where_it_begins(result.first_divergence)
+    elif result.verdict == "inconclusive":
+        lines += [*inconclusive_lines(result)][:1]
+    lines += [*cause_lines(result)][:1]
+    return [*lines, f"again: {result.command}"]
+
+
+def _where_it_begins(first: Divergence) -> Iterable[str]:
+    row, (said, *_) = first.row, divergence_lines(first)
+    if first.kind == "reading" or row.worst is None:
+        yield said
+    else:
+        at = f", worst at {place(row)}" if row.worst.index else ""
+        yield f"{said}: {row.rho:.3g} times the noise, limit {row.limit:g}{at}"
+
+
 def headline(result: Result) -> str:
     """Return the verdict in one line; the word comes first."""
     if result.quality is not None:

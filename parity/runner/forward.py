@@ -16,11 +16,16 @@ from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.memory import collect, release_freed_memory
 from parity.lockstep.rerun import run_until_sure
-from parity.lockstep.setup import further_variants, participants_for, summed_taps
+from parity.lockstep.setup import (
+    MakeVariants,
+    further_variants,
+    own_variants,
+    participants_for,
+    summed_taps,
+)
 from parity.lockstep.timing import Timer
 from parity.noise import one_hot
 from parity.subjects.base import CheckpointLike, Subject, require_decoding
-from parity.subjects.torch_reference.subject import TorchReference
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def compare_forward(
     passes: Sequence[Pass],
     progress: Callable[[str], None],
     timer: Timer,
+    variants: MakeVariants = own_variants,
 ) -> list[PassResult]:
     """Compare the subjects' forward passes with the float64 reference's.
 
@@ -80,6 +86,7 @@ def compare_forward(
         passes: what is run, see `passes_of`.
         progress: called with what is under way after every stage.
         timer: counts what it costs.
+        variants: returns what makes our reference and its variants.
 
     Returns:
         One for each pass, and that of the probe.
@@ -91,9 +98,10 @@ def compare_forward(
     if "decode" in modes:
         for subject in subjects.values():
             require_decoding(subject)
-    f64_reference = TorchReference(checkpoint, dtype="f64")
+    own = variants(checkpoint)
+    f64_reference = own("f64", "eager")
     summed = summed_taps(f64_reference)
-    participants = participants_for(checkpoint, f64_reference, subjects, references, modes)
+    participants = participants_for(checkpoint, f64_reference, subjects, references, modes, own)
     found = []
     for one in passes:
         names = " ".join(part.name for part in one.parts)
@@ -118,6 +126,6 @@ def compare_forward(
         rows = one_hot.probe_products(subjects["f32"], smallest, summed, checkpoint.config)
         found.append(PassResult(rows))
     # With it go the float64 weights that the reference holds for decoding.
-    del f64_reference, summed, participants
+    del f64_reference, summed, participants, own
     collect(8 * sum(math.prod(info.shape) for info in checkpoint.tensors.values()))
     return found

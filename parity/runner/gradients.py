@@ -14,12 +14,11 @@ from parity.inputs import Inputs
 from parity.lockstep.comparator import PassResult
 from parity.lockstep.engine import run_lockstep
 from parity.lockstep.rerun import run_until_sure
-from parity.lockstep.setup import further_variants, participants_for
+from parity.lockstep.setup import MakeVariants, further_variants, own_variants, participants_for
 from parity.lockstep.timing import Timer
 from parity.scenarios import DEFAULT_SCENARIOS
 from parity.subjects.base import CheckpointLike, Subject, require_gradients
 from parity.subjects.torch_reference.loss import successors
-from parity.subjects.torch_reference.subject import TorchReference
 
 # Not bfloat16: training keeps gradients of what it accumulates in float32, and of how well single
 # roundings go the forward pass tells.
@@ -83,6 +82,7 @@ def compare_gradients(
     inputs: Sequence[Inputs],
     progress: Callable[[str], None] = lambda _: None,
     timer: Timer | None = None,
+    variants: MakeVariants = own_variants,
 ) -> list[PassResult]:
     """Compare the subject's gradients with the float64 reference's, scenario by scenario.
 
@@ -93,6 +93,7 @@ def compare_gradients(
         inputs: the scenarios.
         progress: called with what is under way after every stage.
         timer: counts what it costs.
+        variants: returns what makes our reference and its variants.
 
     Returns:
         A record for each scenario.
@@ -103,8 +104,9 @@ def compare_gradients(
     for subject in subjects.values():
         require_gradients(subject)
     layers = checkpoint.config.num_hidden_layers
-    f64_reference = TorchReference(checkpoint, dtype="f64")
-    participants = participants_for(checkpoint, f64_reference, subjects, references, MODE)
+    own = variants(checkpoint)
+    f64_reference = own("f64", "eager")
+    participants = participants_for(checkpoint, f64_reference, subjects, references, MODE, own)
 
     def compared(one: Inputs) -> PassResult:
         run = partial(

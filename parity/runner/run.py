@@ -25,6 +25,8 @@ from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join
 from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
 from parity.lockstep.comparator import PassResult
+from parity.lockstep.setup import MakeVariants, own_variants
+from parity.lockstep.shared import SharedPasses
 from parity.noise import one_hot
 from parity.options import Dtypes, Overrides, Progress, apply_overrides
 from parity.result import CauseReport, Divergence, Reading, Result, TapResult
@@ -67,6 +69,7 @@ def run(
     cache_dtype: DTypeLike | None = None,
     lora: LoraSettings | str | Path | None = None,
     mitigations: str | Sequence[str] = (),
+    shared: SharedPasses | None = None,
 ) -> Result:
     """Judge the JAX model against PyTorch on one checkpoint.
 
@@ -109,6 +112,7 @@ def run(
             of two steps of these factors alone, and of the weights beside them, which stay.
         mitigations: of training, of `parity.runner.mitigations.MITIGATIONS`, or `all`: each is one
             more step that the mode `step` judges.
+        shared: what references have computed in earlier runs, and keep for later ones.
 
     Returns:
         The result; `.verdict`, `.first_divergence`, `.exit_code`.
@@ -177,8 +181,9 @@ def run(
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length, specials)
         make = select.subject_factory(resolved, opened, config)
         prompts = _prompts(plan, truth.config, encode, prompt, length)
+        variants = own_variants if shared is None else shared.variants
         passes, timed = _compare(
-            plan, truth, make, inputs, differentiated, prompts, progress, timer
+            plan, truth, make, inputs, differentiated, prompts, progress, timer, variants
         )
         rest = None
         if {"free", "isolated"} & {*plan.modes}:
@@ -384,6 +389,7 @@ def _compare(
     prompts: Inputs | None,
     progress: Progress | None,
     timer: timing.Timer,
+    variants: MakeVariants,
 ) -> tuple[list[PassResult], dict[str, float]]:
     layers = checkpoint.config.num_hidden_layers
     grad_lanes = gradients.lanes_for(plan.dtypes) if differentiated else ()
@@ -407,7 +413,7 @@ def _compare(
         total += forward.count_stages(passes, layers)
         total += generation.count_steps(subjects) if prompts is not None else 0
         found += forward.compare_forward(
-            checkpoint, subjects, plan.reference, passes, report, timer
+            checkpoint, subjects, plan.reference, passes, report, timer, variants
         )
         del subjects
         seconds["forward_s"] = time.perf_counter() - began
@@ -415,7 +421,7 @@ def _compare(
         began = time.perf_counter()
         subjects = {lane: make(lane) for lane in grad_lanes}
         found += gradients.compare_gradients(
-            checkpoint, subjects, plan.reference, differentiated, report, timer
+            checkpoint, subjects, plan.reference, differentiated, report, timer, variants
         )
         seconds["grad_s"] = time.perf_counter() - began
     if prompts is not None:

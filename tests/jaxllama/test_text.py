@@ -174,3 +174,14 @@ def test_special_tokens_of_a_prompt_may_be_text(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(InterruptedError):
             generate_text(model, tokenizer, "a<|pad|>", max_new_tokens=1, specials=specials)
     assert asked == [[97, 258], [97, *b"<|pad|>"]]
+
+
+def test_what_was_written_is_said_in_a_few_lines(model: Llama) -> None:
+    found = generate_text(model, TOKENIZER, ["<b>"] * 20, max_new_tokens=3)
+    for value in (found, found.generation):
+        lines = str(value).splitlines()
+        assert len(lines) < 12 and lines[0].startswith("rows: 20, ")
+        assert lines[-1] == "and: 12 more"
+        assert "<b>" not in value._repr_html_() and "<table>" in value._repr_html_()
+    assert repr(found.texts[0]) in str(found)
+    assert " ".join(map(str, found.generation.rows()[0])) in str(found.generation)

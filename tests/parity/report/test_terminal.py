@@ -12,6 +12,7 @@ import pytest
 from records import result, row, witness_row
 from rich.console import Console
 
+from jaxllama.command_line.console import SafeConsole
 from parity.comparison.extent import Extent
 from parity.report.terminal import MOST_LAYERS, show
 from parity.report.wording import place, summary
@@ -231,3 +232,54 @@ def test_places_are_named_in_words() -> None:
     worst.index.clear()
     worst.index.update({"B": 0, "N": 5, "T": 203, "S": 17})
     assert place(row("layers.0.attn_probs", worst=worst)) == "row 0, head 5, query 203, key 17"
+
+
+def on_terminal(found: Result, width: int, height: int, **options: Any) -> list[str]:
+    console = SafeConsole(
+        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
+    )
+    show(found, console, **options)
+    return console.file.getvalue().splitlines()
+
+
+def test_quiet_is_verdict_place_cause_and_command() -> None:
+    cause = CauseReport("rope-theta", "theta", "theta is not the config's", confirmed=True)
+    lines = shown(diverged(cause=cause), quiet=True).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "divergent",
+        "first divergence",
+        "cause",
+        "again",
+    ]
+    assert "1e+06 times the noise, limit 32, worst at row 0, token 3, feature 5" in lines[1]
+    assert shown(result([row("embed")]), quiet=True).splitlines() == [
+        "equal: 1 taps in f64 against torch",
+        "again: parity run tiny",
+    ]
+    assert len(shown(result([row("embed")])).splitlines()) > 4
+
+
+def test_the_verdict_is_last_too_where_it_has_left_the_screen() -> None:
+    verdict = "equal: 1 taps in f64 against torch"
+    low, high = (on_terminal(result([row("embed")]), 120, height) for height in (5, 500))
+    assert low[0] == low[-1] == high[0] == verdict
+    assert high[-1].startswith("again: ")
+    # A pipe has no screen.
+    assert shown(result([row("embed")])).splitlines()[-1].startswith("again: ")
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_nothing_is_clipped_or_broken_in_a_narrow_terminal(width: int) -> None:
+    rows = [
+        row(f"layers.{layer}.{name}", failed=layer == 1) for layer in (0, 1) for name in LAYER_TAPS
+    ]
+    found = result([*rows, row("logits")], witnesses=[witness_row()])
+    lines = on_terminal(found, width, 500)
+    copied = [line for line in lines if line.startswith("again: ")]
+    assert max(len(line) for line in lines if line not in copied) <= width
+    text = " ".join(line.strip() for line in lines)
+    assert "…" not in text
+    assert "1e+06" in text and "layers.1.input" in "".join(line.strip() for line in lines)
+    # Words are whole: what a wide terminal says in its first lines is said here.
+    for line in on_terminal(found, 400, 500)[:3]:
+        assert line.strip() in text
