@@ -37,8 +37,8 @@ def run_command(
         str,
         typer.Option(
             help="What is judged: jaxllama, an attention backend (xla, blockwise, dot_product, "
-            "cudnn), a form of its layers (stacked, unrolled, fused), torch, hf, meta, a directory "
-            "of traces, or module:name."
+            "cudnn), a form of its layers (stacked, unrolled, fused), torch, hf, meta, a name that "
+            "an installed package publishes, a directory of traces, or module:name."
         ),
     ] = "jaxllama",
     mesh: options.Mesh = None,

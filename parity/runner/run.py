@@ -93,8 +93,9 @@ def run(
         length: tokens per row in place of each scenario's own.
         progress: called with what is under way, stages done and stages in all.
         subject: the implementation under judgement: a subject of one dtype, several by dtype, a
-            function that makes one of the loaded model and a dtype, or a name: an attention
-            backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
+            function that makes one of the loaded model or the checkpoint and a dtype, or a name: an
+            attention backend, `hf`, one that a package publishes, a directory of traces,
+            `module:name`. See parity/subjects/README.md.
         mesh: devices that the JAX model is laid out on, `tensor=4,data=2`; see `jaxllama.sharding`.
         precision: of the JAX model's products, of `parity.runner.precision.PRECISIONS`: what users
             get who ask for nothing is `default`, and on GPUs and TPUs narrower than it says.

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from parity.subjects.adapters.create import from_callable, from_nnx, from_torch
     from parity.subjects.adapters.layouts import Tap
     from parity.subjects.adapters.names import Calls
+    from parity.subjects.select import FromCheckpoint
     from parity.subjects.traces import from_traces
 
 _HOME = {
     "Calls": "adapters.names",
+    "FromCheckpoint": "select",
     "Tap": "adapters.layouts",
     "from_callable": "adapters.create",
     "from_nnx": "adapters.create",
@@ -23,7 +25,15 @@ _HOME = {
     "from_traces": "traces",
 }
 
-__all__ = ["Calls", "Tap", "from_callable", "from_nnx", "from_torch", "from_traces"]
+__all__ = [
+    "Calls",
+    "FromCheckpoint",
+    "Tap",
+    "from_callable",
+    "from_nnx",
+    "from_torch",
+    "from_traces",
+]
 
 
 def __getattr__(name: str) -> Any:
