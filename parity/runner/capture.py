@@ -22,7 +22,8 @@ from parity.runner.room import CAPTURED_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
 from parity.subjects.base import CachedSubject, CheckpointLike, Subject, require_decoding
-from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
+from parity.subjects.takes import nothing_taken, takes_of
+from parity.trace import NOT_CAPTURED, TraceInfo, TraceWriter, file_name, weights_digest
 
 # What a run by itself has; isolated operators need the reference beside them.
 MODES = ("free", "decode")
@@ -118,12 +119,16 @@ def capture(
                 "overrides": list(override_texts(overrides)),
                 "sha256": weights_digest((n, truth.read(n)) for n in sorted(truth.tensors)),
             }
-            together = tuple(" ".join(run) for run in itertools.product(lanes, names, modes))
-            written = [
-                _write(task, truth, staging.files, facts, together)
-                for lane in lanes
-                for task in _tasks(make(lane), subject == "torch", truth, inputs, modes)
-            ]
+            written = []
+            for lane in lanes:
+                one = make(lane)
+                taken = _taken(one, inputs)
+                runs = itertools.product(lanes, [each.name for each in taken], modes)
+                together = tuple(" ".join(run) for run in runs)
+                written += [
+                    _write(task, truth, staging.files, facts, together)
+                    for task in _tasks(one, subject == "torch", truth, taken, modes)
+                ]
         staging.commit()
     except OSError as error:
         raise staging.unwritable(error) from error
@@ -141,6 +146,18 @@ def _second_reading(asked: object, opened: Checkpoint) -> CheckpointLike:
     from parity.runner.readings import second_reading
 
     return second_reading(asked, opened) or opened
+
+
+def _taken(subject: Subject, inputs: Sequence[Inputs]) -> list[Inputs]:
+    """Return what a subject is captured on; what it does not take stands in its notes.
+
+    Positions are as they are: the other side is captured with the same.
+    """
+    taken, refused = takes_of(subject).sort(inputs, recount=False)
+    if not taken:
+        raise nothing_taken(subject, refused)
+    left = [f"{name}{NOT_CAPTURED}{why}" for name, why in refused.items()]
+    return [replace(each, notes=(*each.notes, *left)) for each in taken]
 
 
 def _tasks(

@@ -31,7 +31,7 @@ from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.lora_step import compare_lora_step, lora_settings
-from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
+from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan, taken_by
 from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.quality import run_quality
@@ -143,7 +143,7 @@ def run(
         dtypes = streamed.DTYPES if dtypes is None else dtypes
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
-    plan = make_plan(reference, lanes, modes, scenarios, overrides)
+    plan = asked = make_plan(reference, lanes, modes, scenarios, overrides)
     factors = lora_settings(lora, plan.modes)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
@@ -170,6 +170,11 @@ def run(
         specials = special_ids(opened)
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length, specials)
         make = select.subject_factory(resolved, opened, config)
+        refused: dict[str, str] = {}
+        if plan.runs_model and not (isinstance(subject, str) and subject in select.NAMES):
+            plan, inputs, differentiated, refused = taken_by(
+                plan, make(plan.dtypes[0]), inputs, differentiated
+            )
         prompts = _prompts(plan, truth.config, encode, prompt, length)
         passes, timed = _compare(
             plan, truth, make, inputs, differentiated, prompts, progress, timer
@@ -199,7 +204,7 @@ def run(
         + step.count_names(rows)
         + len(generated.names_for(rows))
         + len(tokens.names_for(rows)),
-        not_run=left_out(plan, rows, 0 if rest is None else rest.unseen),
+        not_run=left_out(plan, rows, 0 if rest is None else rest.unseen, refused),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -211,7 +216,7 @@ def run(
         checkpoint=checkpoint_facts(opened, config, plan),
         command=describe_again(
             checkpoint,
-            plan,
+            asked,
             prompt=prompt,
             length=length,
             subject=subject,

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from parity.subjects.adapters.layouts import Tap
     from parity.subjects.adapters.names import Calls
     from parity.subjects.select import FromCheckpoint
+    from parity.subjects.takes import Takes
     from parity.subjects.traces import from_traces
 
 _HOME = {
     "Calls": "adapters.names",
     "FromCheckpoint": "select",
+    "Takes": "takes",
     "Tap": "adapters.layouts",
     "from_callable": "adapters.create",
     "from_nnx": "adapters.create",
@@ -28,6 +30,7 @@ _HOME = {
 __all__ = [
     "Calls",
     "FromCheckpoint",
+    "Takes",
     "Tap",
     "from_callable",
     "from_nnx",

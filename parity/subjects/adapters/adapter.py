@@ -15,6 +15,7 @@ from parity.subjects.adapters.gradients import Backward
 from parity.subjects.adapters.intercept import Seen
 from parity.subjects.adapters.recorder import StageRecord, StageRecorder
 from parity.subjects.base import GeneratedRun, chunk_ranges
+from parity.subjects.takes import ANYTHING, Takes
 from parity.subjects.threaded import StageExchange, ThreadedRun
 from parity.taps import AXES
 
@@ -58,6 +59,7 @@ class AdaptedSubject:
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports.
         can_force: whether named values can be replaced.
+        takes: what it can be given.
 
     Attributes:
         absent: every kind of tap that is not named.
@@ -73,7 +75,9 @@ class AdaptedSubject:
         internal_dtype: str | None,
         name: str,
         can_force: bool,
+        takes: Takes | None = None,
     ) -> None:
+        self.takes = ANYTHING if takes is None else takes
         self.name, self.dtype, self.can_force = name, dtype, can_force
         self.internal_dtype = internal_dtype or ("f64" if dtype == "f64" else "f32")
         self._implementation, self._config = implementation, config

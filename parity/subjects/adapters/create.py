@@ -21,6 +21,7 @@ from parity.subjects.adapters.intercept import CallInterceptor, Seen
 from parity.subjects.adapters.layouts import Tap
 from parity.subjects.adapters.names import Names, Parameters, kinds_of, sites
 from parity.subjects.adapters.targets import find_targets
+from parity.subjects.takes import Takes
 from parity.taps import flow_key
 
 
@@ -36,6 +37,7 @@ def from_nnx(
     decode: Decode | None = None,
     parameters: Parameters | None = None,
     loss: Loss | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a Flax NNX module. It is run as it is, operation by operation.
 
@@ -55,6 +57,7 @@ def from_nnx(
             see `parity.subjects.adapters.names.parameters_of`.
         loss: `(result, inputs) -> scalar` of what `call` returns; the mean cross-entropy of every
             real token's successor if not given.
+        takes: which masks, positions and scenarios it can be given; anything if not given.
 
     Raises:
         InputError: names that the module does not have, or that are not canonical.
@@ -63,7 +66,7 @@ def from_nnx(
 
     return _module(
         module, NNX(short_name(dtype)), names, call, decode, parameters, loss,
-        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name,
+        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name, takes=takes,
     )  # fmt: skip
 
 
@@ -79,6 +82,7 @@ def from_torch(
     decode: Decode | None = None,
     parameters: Parameters | None = None,
     loss: Loss | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a PyTorch module.
 
@@ -89,7 +93,7 @@ def from_torch(
 
     return _module(
         module, Torch(), names, call, decode, parameters, loss,
-        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name,
+        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name, takes=takes,
     )  # fmt: skip
 
 
@@ -104,6 +108,7 @@ def from_callable(
     decode: Callable[[Inputs, int, int, Any], tuple[Mapping[str, Any], Any]] | None = None,
     parameters: Parameters | None = None,
     gradients: Callable[[Inputs], Mapping[str, Any]] | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a function that returns intermediates by names of its own.
 
@@ -122,6 +127,7 @@ def from_callable(
             `parity.subjects.adapters.names.parameters_of`.
         gradients: from a scenario to the loss, under `loss`, and its gradients by the parameters'
             names.
+        takes: which masks, positions and scenarios it can be given; anything if not given.
 
     Raises:
         InputError: names that are not canonical, or `gradients` without `parameters` or the
@@ -172,6 +178,7 @@ def from_callable(
         internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or str(getattr(function, "__name__", "function")),
         can_force=False,
+        takes=takes,
     )
 
 
@@ -188,6 +195,7 @@ def _module(
     dtype: DTypeLike,
     internal_dtype: DTypeLike | None,
     name: str | None,
+    takes: Takes | None,
 ) -> AdaptedSubject:
     config = as_config(config)
     places, layers = sites(names), config.num_hidden_layers
@@ -222,4 +230,5 @@ def _module(
         internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or type(module).__name__,
         can_force=True,
+        takes=takes,
     )
