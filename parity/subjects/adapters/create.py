@@ -6,6 +6,7 @@ How to use these is told in README.md beside this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -148,8 +149,8 @@ def from_callable(
                 if value is None:
                     continue  # neither shown nor declared absent: the verdict stays open
                 for tap in site.calls[0]:
-                    full = tap.name.replace("{i}", str(layer))
-                    taps.append((Tap(full, tap.axes, tap.item), value))
+                    full = replace(tap, name=tap.name.replace("{i}", str(layer)))
+                    taps.append((full, value))
         for tap, value in sorted(taps, key=lambda pair: flow_key(pair[0].name)):
             seen(tap, value)
         return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllama.config import LlamaConfig
@@ -97,9 +97,11 @@ class Backward:
                 whole = to_numpy(found.parameters.pop(one.own))
                 for i in one.layers:
                     array, tap = (whole, one.tap) if i is None else layer_of(whole, one.tap, i)
-                    taps[f"grad.{tap.name.replace('{i}', str(i))}"] = canonical(array, tap, sizes)
+                    name = tap.name.replace("{i}", str(i))
+                    taps[f"grad.{name}"] = canonical(array, _of_gradient(tap), sizes)
             for tap, value in found.taps:
-                taps[f"grad.{tap.name}"] = canonical(to_numpy(value), pattern(tap, "grad."), sizes)
+                like = _of_gradient(replace(pattern(tap), name=f"grad.{pattern(tap).name}"))
+                taps[f"grad.{tap.name}"] = canonical(to_numpy(value), like, sizes)
         return taps
 
 
@@ -140,6 +142,11 @@ def of_module(
         return framework.gradients(module, names, lambda one, seen: loss_of(one, inputs, seen))
 
     return differentiate
+
+
+def _of_gradient(tap: Tap) -> Tap:
+    """Return how the gradient of a value is laid out: of one that is scaled, by the inverse."""
+    return replace(tap, scale=1 / tap.scale)
 
 
 def _stage(name: str, layers: int) -> int:

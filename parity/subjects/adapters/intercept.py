@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from jaxllama.errors import InputError
@@ -71,7 +72,7 @@ class CallInterceptor:
                 f"names: {target.site.path}() was called more often than {len(calls)} times in "
                 f"each of {self._layers} layers"
             )
-        return [Tap(tap.name.replace("{i}", str(layer)), tap.axes, tap.item) for tap in calls[turn]]
+        return [replace(tap, name=tap.name.replace("{i}", str(layer))) for tap in calls[turn]]
 
     def result(self, tap: Tap, result: Any) -> Any:
         """Hand on a result, or one item of it; return what to go on with."""

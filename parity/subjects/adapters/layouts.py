@@ -18,7 +18,7 @@ from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.taps import AXES
 
-LETTERS = "BTSNKGHDFVL1"
+LETTERS = "BTSNKGHDFVLR21"
 # Parameters by canonical name, less the layer: PyTorch's [out, in], heads and their features in
 # one axis.
 PARAMETERS = {
@@ -45,14 +45,19 @@ class Tap:
         name: canonical, with `{i}` for the layer: `layers.{i}.q_proj`.
         axes: the value's, in the letters of `parity.taps`, G for query heads to a kv head, 1 for
             an axis of length one, axes in parentheses lie in one: `BNTH`, `BT(NH)`, `BKGTS`. L
-            is the axis of layers of a parameter that holds them all: `LDNH`. None where the
+            is the axis of layers of a parameter that holds them all: `LDNH`. R and 2 are an H
+            taken apart into rotated pairs and the two of a pair: where these lie side by side
+            (interleaved, as Meta's), `BTN(R2)`; canonical are halves, `BTN(2R)`. None where the
             layout is canonical.
         item: of a tuple or mapping of results, which; of arguments, its number or its name.
+        scale: what values are multiplied by before they are compared, where the other side has
+            folded a factor in: of a `q_rope` that is divided by sqrt(H) already, sqrt(H).
     """
 
     name: str
     axes: str | None = None
     item: int | str | None = None
+    scale: float = 1.0
 
 
 def kind_of(tap: Tap) -> str:
@@ -75,7 +80,7 @@ def misfit(axes: str | None, wanted: str, *, stacked: bool, name: str) -> list[s
     given = letters.replace("1", "")
     if stacked and "L" in groups:
         given = given.replace("L", "", 1)
-    expanded = [sorted(one) for one in _expansions(_letters(wanted))]
+    expanded = [sorted(one) for one in _expansions(_letters(wanted)).values()]
     if groups and set(letters) <= set(LETTERS) and sorted(given) in expanded:
         return []
     return [f"axes {axes!r} of {name} do not hold those of {wanted!r}, once each"]
@@ -103,6 +108,7 @@ def sizes_of(
         "G": config.num_attention_heads // config.num_key_value_heads,
         "H": config.head_dim,
         "R": config.head_dim // 2,
+        "2": 2,
         "D": config.hidden_size,
         "F": config.intermediate_size,
         "V": config.vocab_size,
@@ -130,6 +136,8 @@ def canonical(
     Raises:
         InputError: it has the canonical shape where another is declared: it would pass for right.
     """
+    if tap.scale != 1:
+        array = _scaled(array, tap.scale)
     if tap.axes is None:
         return array
     letters, order, shape = _plan(tap, sizes)
@@ -147,6 +155,8 @@ def canonical(
 
 def native(array: np.ndarray, tap: Tap, sizes: Mapping[str, int]) -> np.ndarray:
     """Bring an array from the canonical layout into the declared one."""
+    if tap.scale != 1:
+        array = _scaled(array, 1 / tap.scale)
     if tap.axes is None:
         return array
     letters, order, _ = _plan(tap, sizes)
@@ -177,6 +187,13 @@ def drop_unfilled(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
     return array[(slice(None),) * groups.index("S") + (slice(columns),)]
 
 
+def _scaled(array: Any, scale: float) -> Any:
+    """Return an array times a number, rounded once, to its own dtype."""
+    if isinstance(array, np.ndarray) and array.dtype.itemsize < 8:
+        return (array.astype(np.float64) * scale).astype(array.dtype)
+    return array * scale
+
+
 def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(axes))
 
@@ -187,8 +204,7 @@ def _plan(tap: Tap, sizes: Mapping[str, int]) -> tuple[list[str], list[int], tup
     kind = kind_of(tap)
     axes = PARAMETERS[kind] if kind in PARAMETERS else AXES[kind]
     letters = list(_letters(tap.axes))
-    plain, grouped = _expansions(_letters(axes))
-    wanted = grouped if "G" in letters else plain
+    wanted = _expansions(_letters(axes))["G" in letters, "2" in letters]
     ones = [place for place, letter in enumerate(letters) if letter == "1"]
     order = [letters.index(letter) for letter in wanted] + ones
     return letters, order, _shape(axes, sizes)
@@ -198,9 +214,15 @@ def _letters(axes: str) -> str:
     return re.sub(r"[()]", "", axes)
 
 
-def _expansions(canonical: str) -> tuple[str, str]:
-    """Return canonical axes as they are, and with heads as kv heads by their groups."""
-    return canonical, canonical.replace("N", "KG")
+def _expansions(canonical: str) -> dict[tuple[bool, bool], str]:
+    """Return canonical axes, by whether heads are kv heads by their groups, features pairs."""
+    return {
+        (grouped, paired): canonical.replace("N", "KG" if grouped else "N").replace(
+            "H", "2R" if paired else "H"
+        )
+        for grouped in (False, True)
+        for paired in (False, True)
+    }
 
 
 def _groups(axes: str) -> list[str]:

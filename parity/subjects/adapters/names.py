@@ -5,6 +5,7 @@ Nothing is guessed: what is not named is declared absent, and no axes are moved 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,10 @@ class Calls:
     """What successive calls of one function give, over and over.
 
     Args:
-        taps: of the first call, the second, and so on.
+        taps: of the first call, the second, and so on; None for a call that shows nothing.
     """
 
-    def __init__(self, *taps: str | Tap) -> None:
+    def __init__(self, *taps: str | Tap | None) -> None:
         self.taps = taps
 
 
@@ -89,7 +90,7 @@ def kinds_of(places: Sequence[Site]) -> set[str]:
 
 def _calls(named: Named) -> tuple[tuple[Tap, ...], ...]:
     if isinstance(named, Calls):
-        return tuple((_tap(one),) for one in named.taps)
+        return tuple(() if one is None else (_tap(one),) for one in named.taps)
     several = [named] if isinstance(named, str | Tap) else named
     return (tuple(_tap(one) for one in several),)
 
@@ -141,4 +142,6 @@ def _faults(tap: Tap, known: Mapping[str, str]) -> list[str]:
         if known is PARAMETERS:
             what, example = "parameter", "model.layers.{i}.mlp.up_proj.weight or lm_head.weight"
         return [f"{tap.name!r} is no canonical {what}, such as {example}"]
+    if not (isinstance(tap.scale, int | float) and math.isfinite(tap.scale) and tap.scale):
+        return [f"scale {tap.scale!r} of {tap.name}: expected a number, and not 0"]
     return misfit(tap.axes, known[kind], stacked=known is PARAMETERS, name=tap.name)

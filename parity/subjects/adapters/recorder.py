@@ -85,8 +85,8 @@ class StageRecorder:
         self._stages.hand_over()
 
 
-def pattern(tap: Tap, prefix: str = "") -> Tap:
-    """Return a tap of no layer in particular, `prefix` before its name."""
+def pattern(tap: Tap) -> Tap:
+    """Return a tap of no layer in particular."""
     kind, layer = split_name(tap.name)
     name = kind if layer is None else kind.replace(".", ".{i}.", 1)
-    return Tap(prefix + name, tap.axes)
+    return Tap(name, tap.axes, scale=tap.scale)
