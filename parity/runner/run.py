@@ -39,7 +39,13 @@ from parity.runner.readings import as_read, compare_readings, explain_reading, s
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gradients
+from parity.subjects.base import (
+    CheckpointLike,
+    Subject,
+    can_decode,
+    require_gradients,
+    unshown_names,
+)
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.tokens import compare as tokens
@@ -232,6 +238,7 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([] if laid_out is None else laid_out.notes),
+            *unshown_names(sample, found.unmatched),
             *([streamed.NOTE] if stream else ()),
             *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),
             *casts,

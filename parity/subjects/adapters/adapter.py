@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Values
 from parity.subjects.adapters.gradients import Backward
 from parity.subjects.adapters.intercept import Seen
-from parity.subjects.adapters.recorder import StageRecord, StageRecorder
+from parity.subjects.adapters.names import Names, unshown
+from parity.subjects.adapters.recorder import ShownDtypes, StageRecord, StageRecorder
 from parity.subjects.base import GeneratedRun, chunk_ranges
 from parity.subjects.takes import ANYTHING, Takes
 from parity.subjects.threaded import StageExchange, ThreadedRun
@@ -36,6 +37,8 @@ class AdaptedModel:
         call: runs the model on a scenario.
         decode: runs it on some columns, through its cache; None if it has none.
         backward: how it is differentiated; None if it is not.
+        names: from places to taps, as they were given.
+        dtypes: that its parameters are held in, by name; None where that is not known.
     """
 
     module: Any
@@ -44,6 +47,8 @@ class AdaptedModel:
     call: Call
     decode: Decode | None = None
     backward: Backward | None = None
+    names: Names = field(default_factory=dict)
+    dtypes: Collection[str] | None = None
 
 
 class AdaptedSubject:
@@ -96,6 +101,10 @@ class AdaptedSubject:
 
         return ThreadedRun(forward, self._config.num_hidden_layers, recorder=StageRecord)
 
+    def unshown(self, missing: Collection[str]) -> str | None:
+        """Say which names showed nothing of some taps; None if none is missing for that."""
+        return unshown(self._implementation.names, missing, self._config.num_hidden_layers)
+
     def _through_cache(self, decode: Decode, inputs: Inputs, chunks: Sequence[int]) -> ThreadedRun:
         """Feed the inputs through a cache; see `parity.subjects.base.CachedSubject`."""
         ranges = chunk_ranges(inputs, chunks)
@@ -130,7 +139,8 @@ class AdaptedSubject:
     ) -> None:
         """Run the model once, through all stages."""
         one = self._implementation
-        shown = StageRecorder(stages, one.values, self._config, inputs, columns)
+        dtypes = ShownDtypes(self.dtype, one.dtypes)
+        shown = StageRecorder(stages, one.values, self._config, inputs, columns, dtypes)
         stages.begin()
         with one.values.settings():
             one.show(one.module, compute, shown)

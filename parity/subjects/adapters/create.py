@@ -21,6 +21,7 @@ from parity.subjects.adapters.gradients import Backward, Loss, of_module
 from parity.subjects.adapters.intercept import CallInterceptor, Seen
 from parity.subjects.adapters.layouts import Tap
 from parity.subjects.adapters.names import Names, Parameters, kinds_of, sites
+from parity.subjects.adapters.shown import item_of
 from parity.subjects.adapters.targets import find_targets
 from parity.subjects.takes import Takes
 from parity.taps import flow_key
@@ -150,7 +151,7 @@ def from_callable(
                     continue  # neither shown nor declared absent: the verdict stays open
                 for tap in site.calls[0]:
                     full = replace(tap, name=tap.name.replace("{i}", str(layer)))
-                    taps.append((full, value))
+                    taps.append((full, item_of(value, full)))
         for tap, value in sorted(taps, key=lambda pair: flow_key(pair[0].name)):
             seen(tap, value)
         return shown
@@ -170,6 +171,7 @@ def from_callable(
         lambda function, inputs: function(inputs),
         None if decode is None else lambda _, *columns: decode(*columns),
         backward,
+        names,
     )
     return AdaptedSubject(
         implementation,
@@ -208,7 +210,7 @@ def _module(
     def show(module: Any, compute: Callable[[Any], Any], seen: Seen) -> Any:
         # Found anew: what is differentiated may be a copy.
         targets = find_targets(module, framework.method, inner, layers)
-        watch = CallInterceptor(targets, layers, seen)
+        watch = CallInterceptor(targets, layers, seen, framework.identity, framework.transparent)
         with watch.watching():
             result = compute(module)
         for tap in sorted(whole, key=lambda one: flow_key(one.name)):
@@ -224,7 +226,9 @@ def _module(
         there = framework.parameters(module)
         backward = Backward(parameters, there, differentiate, framework, config, named)
     return AdaptedSubject(
-        AdaptedModel(module, framework, show, call, decode, backward),
+        AdaptedModel(
+            module, framework, show, call, decode, backward, names, framework.dtypes(module)
+        ),
         named=named,
         config=config,
         dtype=short_name(dtype),

@@ -11,9 +11,8 @@ from jaxllama.errors import InputError, join_problems
 from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Framework, Gradients, Values
 from parity.subjects.adapters.intercept import Seen
-from parity.subjects.adapters.layouts import Tap, canonical, kind_of, layer_of, sizes_of
+from parity.subjects.adapters.layouts import Tap, canonical, kind_of, layer_of, pattern, sizes_of
 from parity.subjects.adapters.names import Parameters, parameters_of
-from parity.subjects.adapters.recorder import pattern
 from parity.subjects.base import Arrays
 from parity.taps import GRAD_EMBED, GRAD_TAPS, split_name
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
-from parity.taps import AXES
+from parity.taps import AXES, split_name
 
 LETTERS = "BTSNKGHDFVLR21"
 # Parameters by canonical name, less the layer: PyTorch's [out, in], heads and their features in
@@ -63,6 +63,13 @@ class Tap:
 def kind_of(tap: Tap) -> str:
     """Return a tap's canonical name without its layer."""
     return tap.name.replace(".{i}", "")
+
+
+def pattern(tap: Tap) -> Tap:
+    """Return a tap of no layer in particular."""
+    kind, layer = split_name(tap.name)
+    name = kind if layer is None else kind.replace(".", ".{i}.", 1)
+    return Tap(name, tap.axes, scale=tap.scale)
 
 
 def misfit(axes: str | None, wanted: str, *, stacked: bool, name: str) -> list[str]:

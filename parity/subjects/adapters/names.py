@@ -6,7 +6,7 @@ Nothing is guessed: what is not named is declared absent, and no axes are moved 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxllama.errors import InputError, join_problems
@@ -15,6 +15,10 @@ from parity.taps import AXES, GRAD_TAPS
 
 # What a forward pass shows, and one through a cache.
 SHOWN = {kind: axes for kind, axes in AXES.items() if kind not in GRAD_TAPS}
+
+
+# Places of those that showed nothing that a message names.
+_SAID = 6
 
 
 class Calls:
@@ -81,6 +85,35 @@ def sites(names: Names) -> list[Site]:
     if problems:
         raise InputError(join_problems("names", problems))
     return found
+
+
+def unshown(names: Names, missing: Collection[str], layers: int) -> str | None:
+    """Say which names showed nothing of some taps, and what to do; None if all did.
+
+    Args:
+        names: from places to taps.
+        missing: full names of taps.
+        layers: L.
+    """
+    silent = []
+    for place, named in names.items():
+        for tap in (tap for call in _calls(named) for tap in call):
+            every = [tap.name.replace("{i}", str(i)) for i in range(layers)]
+            lost = [i for i, name in enumerate(every) if name in missing]
+            if "{i}" not in tap.name:
+                silent += [f"{place} ({tap.name})"] if lost else []
+            elif lost:
+                which = "" if len(lost) == layers else f", layers {', '.join(map(str, lost))}"
+                silent.append(f"{place} ({tap.name}{which})")
+    if not silent:
+        return None
+    some = ", ".join(silent[:_SAID]) + (f" and {len(silent) - _SAID} more" * (len(silent) > _SAID))
+    return (
+        f"names that never showed: {some}: nothing of that name was called in the pass. A module"
+        " that a transformation splits and merges (jit, scan, a remat bound when it was defined) is"
+        " another object in there: name its class's method, `package.Class.__call__()`, and run it"
+        " under jax.disable_jit(), or name what surrounds it"
+    )
 
 
 def kinds_of(places: Sequence[Site]) -> set[str]:
