@@ -1,5 +1,5 @@
-"""How much a result compares, said by itself, so that what is taken out of it is missed; and what it
-found, in short.
+"""How much a result compares, said by itself, so that what is taken out of it is missed; and in
+short what it found.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from parity.subjects.adapters.create import from_callable, from_nnx, from_torch
     from parity.subjects.adapters.layouts import Tap
     from parity.subjects.adapters.names import Calls
+    from parity.subjects.adapters.weights import load_into, weights_for
     from parity.subjects.select import FromCheckpoint
     from parity.subjects.takes import Takes
     from parity.subjects.traces import from_traces
@@ -25,6 +26,8 @@ _HOME = {
     "from_nnx": "adapters.create",
     "from_torch": "adapters.create",
     "from_traces": "traces",
+    "load_into": "adapters.weights",
+    "weights_for": "adapters.weights",
 }
 
 __all__ = [
@@ -36,6 +39,8 @@ __all__ = [
     "from_nnx",
     "from_torch",
     "from_traces",
+    "load_into",
+    "weights_for",
 ]
 
 

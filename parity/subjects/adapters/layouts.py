@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,10 +106,12 @@ def sizes_of(
     """
     batch, columns = inputs.tokens.shape
     stop = columns if stop is None else stop
+    return {"B": batch, "T": stop - start, "S": stop, **weight_sizes(config)}
+
+
+def weight_sizes(config: LlamaConfig) -> dict[str, int]:
+    """Return how long the axes of parameters are."""
     return {
-        "B": batch,
-        "T": stop - start,
-        "S": stop,
         "N": config.num_attention_heads,
         "K": config.num_key_value_heads,
         "G": config.num_attention_heads // config.num_key_value_heads,
@@ -176,8 +178,19 @@ def layer_of(array: np.ndarray, tap: Tap, layer: int) -> tuple[np.ndarray, Tap]:
     groups = _groups(tap.axes or "")
     if "L" not in groups or array.ndim != len(groups):
         return array, tap
-    rest = "".join(f"({group})" if len(group) > 1 else group for group in groups if group != "L")
-    return array.take(layer, groups.index("L")), replace(tap, axes=rest)
+    return array.take(layer, groups.index("L")), replace(tap, axes=_without_layers(groups))
+
+
+def stacked(arrays: Sequence[np.ndarray], tap: Tap, sizes: Mapping[str, int]) -> np.ndarray:
+    """Return one array of all layers' in the declared layout, which has an axis L."""
+    one = replace(tap, axes=_without_layers(_groups(tap.axes or "")))
+    return np.stack(
+        [native(a, one, sizes) for a in arrays], axis=_groups(tap.axes or "").index("L")
+    )
+
+
+def _without_layers(groups: Sequence[str]) -> str:
+    return "".join(f"({group})" if len(group) > 1 else group for group in groups if group != "L")
 
 
 def drop_unfilled(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
