@@ -238,6 +238,7 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([] if laid_out is None else laid_out.notes),
+            *getattr(sample, "notes", ()),
             *unshown_names(sample, found.unmatched),
             *([streamed.NOTE] if stream else ()),
             *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),

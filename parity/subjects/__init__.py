@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parity.subjects.adapters.conventions import auto_names
     from parity.subjects.adapters.create import from_callable, from_nnx, from_torch
     from parity.subjects.adapters.layouts import Tap
     from parity.subjects.adapters.names import Calls
@@ -22,6 +23,7 @@ _HOME = {
     "FromCheckpoint": "select",
     "Takes": "takes",
     "Tap": "adapters.layouts",
+    "auto_names": "adapters.conventions",
     "from_callable": "adapters.create",
     "from_nnx": "adapters.create",
     "from_torch": "adapters.create",
@@ -35,6 +37,7 @@ __all__ = [
     "FromCheckpoint",
     "Takes",
     "Tap",
+    "auto_names",
     "from_callable",
     "from_nnx",
     "from_torch",

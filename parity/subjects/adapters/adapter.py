@@ -65,6 +65,7 @@ class AdaptedSubject:
         name: in reports.
         can_force: whether named values can be replaced.
         takes: what it can be given.
+        notes: remarks that a report must carry.
 
     Attributes:
         absent: every kind of tap that is not named.
@@ -81,7 +82,9 @@ class AdaptedSubject:
         name: str,
         can_force: bool,
         takes: Takes | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.notes = notes
         self.takes = ANYTHING if takes is None else takes
         self.name, self.dtype, self.can_force = name, dtype, can_force
         self.internal_dtype = internal_dtype or ("f64" if dtype == "f64" else "f32")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import DTypeLike
 
@@ -16,6 +16,7 @@ from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.adapters.adapter import AdaptedModel, AdaptedSubject, Call, Decode
 from parity.subjects.adapters.configs import ConfigLike, as_config
+from parity.subjects.adapters.conventions import choose_names
 from parity.subjects.adapters.framework import Framework, Gradients, Readable
 from parity.subjects.adapters.gradients import Backward, Loss, of_module
 from parity.subjects.adapters.intercept import CallInterceptor, Seen
@@ -30,7 +31,7 @@ from parity.taps import flow_key
 def from_nnx(
     module: Any,
     *,
-    names: Names,
+    names: Names | Literal["auto"] = "auto",
     call: Call,
     config: ConfigLike,
     dtype: DTypeLike = "f32",
@@ -46,7 +47,8 @@ def from_nnx(
     Args:
         module: with its weights, in the dtype it is to be judged at.
         names: from places in the module to canonical taps; see
-            `parity.subjects.adapters.names.sites`.
+            `parity.subjects.adapters.names.sites`. `auto` takes those of a library that its parts
+            are named as; see `parity.subjects.auto_names`.
         call: runs the module on a scenario: `(module, inputs) -> result`.
         config: of the checkpoint; says the number of layers and the lengths of axes. A
             `LlamaConfig`, a dict, a path or a configuration of transformers.
@@ -75,7 +77,7 @@ def from_nnx(
 def from_torch(
     module: Any,
     *,
-    names: Names,
+    names: Names | Literal["auto"] = "auto",
     call: Call,
     config: ConfigLike,
     dtype: DTypeLike = "f32",
@@ -188,7 +190,7 @@ def from_callable(
 def _module(
     module: Any,
     framework: Framework,
-    names: Names,
+    names: Names | str,
     call: Call,
     decode: Decode | None,
     parameters: Parameters | None,
@@ -201,6 +203,11 @@ def _module(
     takes: Takes | None,
 ) -> AdaptedSubject:
     config = as_config(config)
+    notes: list[str] = []
+    if isinstance(names, str):
+        if names != "auto":
+            raise InputError(f"names={names!r}: expected a map of names, or 'auto'")
+        names, *notes = choose_names(module, config.num_hidden_layers)
     places, layers = sites(names), config.num_hidden_layers
     named = kinds_of(places)
     whole = [tap for s in places if not s.path and not s.function for tap in s.calls[0]]
@@ -236,4 +243,5 @@ def _module(
         name=name or type(module).__name__,
         can_force=True,
         takes=takes,
+        notes=tuple(notes),
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxllama.errors import InputError
 from parity.subjects.adapters.layouts import Tap
-from parity.subjects.adapters.shown import argument_of, array_of, item_of
+from parity.subjects.adapters.shown import argument_of, array_of, item_of, resolved
 from parity.subjects.adapters.targets import Target
 
 # Is given what a value is and the value, and returns what to go on with.
@@ -110,6 +110,7 @@ class CallInterceptor:
 
     def result(self, tap: Tap, result: Any) -> Any:
         """Hand on a result, or one item of it; return what to go on with."""
+        tap = resolved(result, tap)
         value = self._seen(tap, item_of(result, tap))
         if tap.item is None:
             return value

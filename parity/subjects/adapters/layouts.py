@@ -49,7 +49,8 @@ class Tap:
             taken apart into rotated pairs and the two of a pair: where these lie side by side
             (interleaved, as Meta's), `BTN(R2)`; canonical are halves, `BTN(2R)`. None where the
             layout is canonical.
-        item: of a tuple or mapping of results, which; of arguments, its number or its name.
+        item: of a tuple or mapping of results, which, `*` for its only array; of arguments, its
+            number or its name.
         scale: what values are multiplied by before they are compared, where the other side has
             folded a factor in: of a `q_rope` that is divided by sqrt(H) already, sqrt(H).
     """

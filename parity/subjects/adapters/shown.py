@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxllama.errors import InputError
 from parity.subjects.adapters.layouts import Tap, pattern
+
+# An item that names the only array of a result: itself, or of a tuple or mapping.
+ONLY = "*"
+
+
+def resolved(result: Any, tap: Tap) -> Tap:
+    """Return a tap with the item that `ONLY` stands for.
+
+    Raises:
+        InputError: there are several arrays, or none.
+    """
+    if tap.item != ONLY:
+        return tap
+    if _is_array(result):
+        return replace(tap, item=None)
+    held: dict[Any, Any] = {}
+    if isinstance(result, tuple | list):
+        held = dict(enumerate(result))
+    elif isinstance(result, Mapping):
+        held = dict(result)
+    found = [item for item, value in held.items() if _is_array(value)]
+    if len(found) != 1:
+        raise InputError(
+            f"names: {tap.name}: {len(found)} arrays are in {_described(result)}; say which: "
+            f"Tap({pattern(tap).name!r}, item=...)"
+        )
+    return replace(tap, item=found[0])
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def item_of(result: Any, tap: Tap) -> Any:
@@ -38,7 +70,7 @@ def array_of(value: Any, tap: Tap) -> Any:
     Raises:
         InputError: it is something else, such as a tuple of which no item is named.
     """
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if _is_array(value):
         return value
     if isinstance(value, int | float | list) and np.asarray(value).dtype.kind in "fiub":
         return np.asarray(value)

@@ -77,6 +77,9 @@ def subject(names: Any, **model: Any) -> Subject:
         (lambda x: {"out": x}, "out"),
         (lambda x: SimpleNamespace(out=x), "out"),
         (lambda x: x, None),
+        (lambda x: (None, x), "*"),
+        (lambda x: {"out": x, "cache": ()}, "*"),
+        (lambda x: x, "*"),
     ],
 )
 def test_an_item_of_a_result(form: Any, item: Any) -> None:
@@ -95,6 +98,8 @@ def test_an_item_of_a_result(form: Any, item: Any) -> None:
         (lambda x: (x, None), Tap("logits", item=1), "is a NoneType, no array"),
         (lambda x: (x, None), Tap("logits", item="hidden"), "no item='hidden' in a tuple"),
         (lambda x: {"out": x}, Tap("logits", item="in"), "no item='in' in a dict of 'out'"),
+        (lambda x: (x, x), Tap("logits", item="*"), "2 arrays are in a tuple of 2; say which"),
+        (lambda x: (None,), Tap("logits", item="*"), "0 arrays are in a tuple of 1; say which"),
         (lambda x: x, Tap("logits", item=7), r"no item=7 in an array \(3, 9, "),
     ],
 )
