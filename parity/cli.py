@@ -12,6 +12,7 @@ from jaxllama.command_line.group import command
 from parity.commands.explain import explain_command
 from parity.commands.health import health_command
 from parity.commands.lint import lint_command
+from parity.commands.names import names_command, taps_command
 from parity.commands.offline import capture_command, compare_command, recheck_command
 from parity.commands.probe import probe_command
 from parity.commands.quality import quality_command
@@ -29,6 +30,8 @@ app.command("run")(run_command)
 app.command("capture")(capture_command)
 app.command("compare")(compare_command)
 app.command("recheck")(recheck_command)
+app.command("taps")(taps_command)
+app.command("names")(names_command)
 app.command("lint")(lint_command)
 app.command("probe")(probe_command)
 app.command("health")(health_command)

@@ -13,7 +13,7 @@ from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Values
 from parity.subjects.adapters.gradients import Backward
 from parity.subjects.adapters.intercept import Seen
-from parity.subjects.adapters.names import Names, unshown
+from parity.subjects.adapters.names import Names, sites, unshown
 from parity.subjects.adapters.recorder import ShownDtypes, StageRecord, StageRecorder
 from parity.subjects.base import GeneratedRun, chunk_ranges
 from parity.subjects.takes import ANYTHING, Takes
@@ -103,6 +103,12 @@ class AdaptedSubject:
             self._pass(stages, inputs, None, lambda module: call(module, inputs))
 
         return ThreadedRun(forward, self._config.num_hidden_layers, recorder=StageRecord)
+
+    def places(self) -> dict[str, str]:
+        """Return what taps are called in the model, by canonical name, `{i}` for the layer."""
+        named = sites(self._implementation.names)
+        places = zip(self._implementation.names, named, strict=True)
+        return {tap.name: place for place, site in places for call in site.calls for tap in call}
 
     def unshown(self, missing: Collection[str]) -> str | None:
         """Say which names showed nothing of some taps; None if none is missing for that."""
