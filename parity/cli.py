@@ -13,6 +13,7 @@ from jaxllama.command_line.help import examples
 from parity.commands.explain import explain_command
 from parity.commands.health import health_command
 from parity.commands.lint import lint_command
+from parity.commands.names import names_command, taps_command
 from parity.commands.offline import capture_command, compare_command, recheck_command
 from parity.commands.probe import probe_command
 from parity.commands.quality import quality_command
@@ -49,6 +50,10 @@ app.command("compare", epilog=examples("parity compare ours theirs --html report
 app.command("recheck", epilog=examples("parity recheck result.json --limit f32=16"))(
     recheck_command
 )
+app.command("taps", epilog=examples("parity taps", "parity taps --subject torch --json -"))(
+    taps_command
+)
+app.command("names", epilog=examples("parity names DIR --subject my_port:subject"))(names_command)
 app.command(
     "lint",
     epilog=examples(

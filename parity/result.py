@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from parity.comparison.difference import WorstElement
 from parity.comparison.extent import Extent
 from parity.comparison.quality import QualityReport
-from parity.coverage import count_runs, count_witnesses
+from parity.coverage import count_runs, count_witnesses, in_short
 
 if TYPE_CHECKING:
     from parity.comparison.snapshot import PassSnapshot
@@ -350,7 +350,7 @@ def modes_not_run(rows: Iterable[TapResult], why: Mapping[str, str]) -> tuple[st
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """Everything a run found; `verdict` and `first_divergence` first.
 
@@ -381,6 +381,9 @@ class Result:
     snapshots: list[PassSnapshot] = field(default_factory=list)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
     quality: QualityReport | None = None
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     @property
     def disagreeing(self) -> list[WitnessResult]:

@@ -109,6 +109,73 @@ AXES = {
     **CACHE_TAPS,
     **GRAD_TAPS,
 }
+# Letters of layouts, R2 and G only where another implementation's are declared.
+LETTERS = {
+    "B": "batch",
+    "T": "query tokens (columns, pads included)",
+    "S": "key tokens",
+    "N": "query heads",
+    "K": "key-value heads",
+    "H": "features of a head",
+    "R": "rotated pairs, H / 2",
+    "D": "model features",
+    "F": "mlp features",
+    "V": "vocabulary",
+    "O": "a weight's output features",
+    "I": "a weight's input features",
+}
+# What a tap is, by kind; where one has no value of its own, as a hidden cell, that is said.
+MEANINGS = {
+    "rope.inv_freq": "frequencies of the rotation after scaling, radians a token; 0 is the fastest",
+    "positions": "rotary position of each token; of no meaning on pads",
+    "mask": "True where the query sees the key; rows of pads are of no meaning",
+    "embed": "rows of the embedding",
+    "layers.input": "the residual stream that a layer is given",
+    "layers.input_layernorm": "RMSNorm of it, weight applied",
+    "layers.q_proj": "queries before rotation",
+    "layers.k_proj": "keys before rotation",
+    "layers.v_proj": "values",
+    "layers.q_rope": "queries after rotation, not scaled by 1/sqrt(H)",
+    "layers.k_rope": "keys after rotation",
+    "layers.attn_scores": "q . k / sqrt(H): scaled, before the mask, which hidden cells may hold",
+    "layers.attn_probs": "softmax of the masked scores: rows sum to 1, hidden cells are 0",
+    "layers.attn_context": "values weighted by it, before o_proj",
+    "layers.o_proj": "attention's output",
+    "layers.post_attention": "residual stream with attention's output added",
+    "layers.post_attention_layernorm": "RMSNorm of it, weight applied",
+    "layers.gate_proj": "mlp's gate before SiLU",
+    "layers.up_proj": "mlp's other half",
+    "layers.mlp_act": "SiLU(gate) * up, before down_proj",
+    "layers.down_proj": "mlp's output",
+    "layers.output": "residual stream with mlp's output added",
+    "norm": "RMSNorm of the last layer's output, weight applied",
+    "logits": "scores of the next token, before softmax",
+    "cache.k": "keys that are attended to, rotated, in the order of the columns fed",
+    "cache.v": "values that are attended to, likewise",
+    "loss": "mean cross-entropy of every real token's successor",
+}
+
+
+def meaning_of(kind: str) -> str:
+    """Return what a tap is, in a few words."""
+    return MEANINGS.get(kind) or f"gradient of the loss by {kind.removeprefix('grad.')}"
+
+
+def template_of(kind: str) -> str:
+    """Return a kind as names write it, `{i}` for the layer.
+
+    >>> template_of("layers.q_proj"), template_of("grad.model.layers.mlp.up_proj.weight")
+    ('layers.{i}.q_proj', 'grad.model.layers.{i}.mlp.up_proj.weight')
+    """
+    return re.sub(r"(^|\.)(layers|cache)\.", r"\1\2.{i}.", kind, count=1)
+
+
+def dtype_of(kind: str) -> str:
+    """Return a tap's dtype in words: most are of the run's."""
+    exact = {"positions": "int32", "mask": "bool", "rope.inv_freq": "float32 or wider"}
+    return exact.get(kind, "the run's")
+
+
 # What is attended to: read from the cache after this step's keys and values have been written.
 _ORDER = {kind: float(place) for place, kind in enumerate(AXES)}
 _ORDER |= {"cache.k": _ORDER["layers.k_rope"] + 0.3, "cache.v": _ORDER["layers.k_rope"] + 0.6}

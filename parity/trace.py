@@ -49,6 +49,8 @@ _SIZES = {
     "F": "intermediate_size",
     "V": "vocab_size",
 }
+# Between a scenario and why its subject does not take it, in the notes of those captured with it.
+NOT_CAPTURED = " is not captured: "
 _INPUTS = ("tokens", "positions", "valid", "mask", "segments")
 
 
@@ -68,7 +70,7 @@ class TraceInfo:
         checkpoint: of the weights: `label`, `config`, `sha256` over all tensors.
         environment: see `parity.runner.environment.describe`; states the precision of matmuls.
         seconds: that the run took, taps included.
-        notes: remarks of the scenario.
+        notes: remarks of the scenario, and of those beside it that were left out.
         together: the runs captured with it, itself one of them; earlier traces do not say.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -58,6 +59,7 @@ def capture_command(
             overrides=override or (),
             prompt=prompt,
             length=length,
+            warn=lambda said: print(f"note: {said}", file=sys.stderr),
         )
     if not files:  # the first process has them
         return

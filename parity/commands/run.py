@@ -38,7 +38,7 @@ def run_command(
         typer.Option(
             help="What is judged: jaxllama, an attention backend (xla, blockwise, dot_product, "
             "cudnn, splash), a form of its layers (stacked, unrolled, fused), torch, hf, meta, a "
-            "directory of traces, or module:name."
+            "name that an installed package publishes, a directory of traces, or module:name."
         ),
     ] = "jaxllama",
     mesh: options.Mesh = None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +22,16 @@ from parity.runner.prompt import encoder, special_ids
 from parity.runner.room import CAPTURED_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import CachedSubject, CheckpointLike, Subject, require_decoding
-from parity.trace import TraceInfo, TraceWriter, file_name, weights_digest
+from parity.subjects.base import (
+    CachedSubject,
+    CheckpointLike,
+    Subject,
+    require_decoding,
+    unshown_names,
+)
+from parity.subjects.takes import nothing_taken, takes_of
+from parity.taps import expected_names, split_name
+from parity.trace import NOT_CAPTURED, TraceInfo, TraceWriter, file_name, weights_digest
 
 # What a run by itself has; isolated operators need the reference beside them.
 MODES = ("free", "decode")
@@ -50,6 +59,7 @@ def capture(
     overrides: Overrides = (),
     prompt: Prompt | None = None,
     length: int | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Run one implementation and save every tap it shows, for `parity.compare`.
 
@@ -70,6 +80,8 @@ def capture(
             values by field.
         prompt: text or token ids in place of the built-in text.
         length: tokens per row in place of each scenario's own.
+        warn: called with a sentence on names that showed nothing, which `parity.compare` will miss;
+            a `UserWarning` if not given.
 
     Returns:
         The files written, one a dtype, scenario and mode; none in any process but the first.
@@ -118,13 +130,20 @@ def capture(
                 "overrides": list(override_texts(overrides)),
                 "sha256": weights_digest((n, truth.read(n)) for n in sorted(truth.tensors)),
             }
-            together = tuple(" ".join(run) for run in itertools.product(lanes, names, modes))
-            written = [
-                _write(task, truth, staging.files, facts, together)
-                for lane in lanes
-                for task in _tasks(make(lane), subject == "torch", truth, inputs, modes)
-            ]
+            written, silent = [], dict[str, None]()
+            for lane in lanes:
+                one, missing = make(lane), set[str]()
+                taken = _taken(one, inputs)
+                runs = itertools.product(lanes, [each.name for each in taken], modes)
+                together = tuple(" ".join(run) for run in runs)
+                for task in _tasks(one, subject == "torch", truth, taken, modes):
+                    name, lacking = _write(task, truth, staging.files, facts, together)
+                    written.append(name)
+                    missing |= lacking
+                silent |= dict.fromkeys(unshown_names(one, missing))
         staging.commit()
+        for said in silent:
+            (warn or _warn)(said)
     except OSError as error:
         raise staging.unwritable(error) from error
     except BaseException:
@@ -141,6 +160,18 @@ def _second_reading(asked: object, opened: Checkpoint) -> CheckpointLike:
     from parity.runner.readings import second_reading
 
     return second_reading(asked, opened) or opened
+
+
+def _taken(subject: Subject, inputs: Sequence[Inputs]) -> list[Inputs]:
+    """Return what a subject is captured on; what it does not take stands in its notes.
+
+    Positions are as they are: the other side is captured with the same.
+    """
+    taken, refused = takes_of(subject).sort(inputs, recount=False)
+    if not taken:
+        raise nothing_taken(subject, refused)
+    left = [f"{name}{NOT_CAPTURED}{why}" for name, why in refused.items()]
+    return [replace(each, notes=(*each.notes, *left)) for each in taken]
 
 
 def _tasks(
@@ -170,13 +201,13 @@ def _write(
     directory: Path,
     facts: dict[str, Any],
     together: tuple[str, ...],
-) -> str:
-    """Run one subject over one scenario into a file; return the file's name."""
+) -> tuple[str, set[str]]:
+    """Run one subject over one scenario into a file; return its name, and taps it lacks."""
     subject, inputs = task.subject, task.inputs
     layers = checkpoint.config.num_hidden_layers
     chunks = tuple(decode_chunks(inputs)) if task.mode == "decode" else None
     name = file_name(subject.name, (subject.dtype, inputs.name, task.mode))
-    seconds = 0.0
+    seconds, missing = 0.0, set(expected_names(layers, cache=chunks is not None))
     with TraceWriter(directory / name, inputs) as writer:
         began = time.perf_counter()
         run = (
@@ -188,10 +219,15 @@ def _write(
             taps = run.step()
             seconds += time.perf_counter() - began
             writer.stage(taps)
+            missing.difference_update(taps)
             began = time.perf_counter()
         info = _info(task, checkpoint, facts, chunks, seconds)
         writer.close(replace(info, together=together))
-    return name
+    return name, {tap for tap in missing if split_name(tap)[0] not in subject.absent}
+
+
+def _warn(said: str) -> None:
+    warnings.warn(said, UserWarning, stacklevel=3)
 
 
 def _info(

@@ -21,7 +21,7 @@ from parity.lockstep.participants import Participant, Role
 from parity.result import Result, modes_not_run
 from parity.subjects.traces import TraceSubject
 from parity.taps import expected_names
-from parity.trace import Trace, read_capture
+from parity.trace import NOT_CAPTURED, Trace, read_capture
 
 
 def compare(subject: str | Path, reference: str | Path) -> Result:
@@ -93,7 +93,10 @@ def compare(subject: str | Path, reference: str | Path) -> Result:
         command=join(["parity", "compare", str(subject), str(reference)]),
         subject=first.subject,
         notes=notes,
-        not_run=modes_not_run(rows, {"isolated": "captures are of whole runs"}),
+        not_run=(
+            *modes_not_run(rows, {"isolated": "captures are of whole runs"}),
+            *(note for note in first.notes if NOT_CAPTURED in note),
+        ),
         timing={"subject_s": sum(primary[run].info.seconds for run in runs)},
         snapshots=found.snapshots,
     )

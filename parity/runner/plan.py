@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument
 from parity.generation import compare as generated
+from parity.inputs import Inputs
 from parity.options import Overrides, choose, choose_dtypes, override_texts
 from parity.result import MODE_WORDS, TapResult, modes_not_run
 from parity.runner import gradients, step
 from parity.runner.mitigations import MITIGATIONS
 from parity.scenarios import RAGGED, SCENARIOS
 from parity.subjects import select
+from parity.subjects.base import Subject
+from parity.subjects.takes import nothing_taken, takes_of
 from parity.taps import GRAD_TAPS, expected_names, gradient_names
 from parity.tokens import compare as tokens
 
@@ -105,6 +108,29 @@ def make_plan(
     return plan
 
 
+def taken_by(
+    plan: Plan, subject: Subject, inputs: list[Inputs], differentiated: list[Inputs]
+) -> tuple[Plan, list[Inputs], list[Inputs], dict[str, str]]:
+    """Return what is run of a plan, its scenarios, and why others are not, by name.
+
+    What is differentiated by default falls back on the shortest that is run forwards.
+
+    Raises:
+        InputError: nothing that was asked for is taken.
+    """
+    takes = takes_of(subject)
+    inputs, refused = takes.sort(inputs)
+    backwards, more = takes.sort(differentiated)
+    if differentiated and not backwards and inputs:
+        backwards = [min(inputs, key=lambda one: one.tokens.size)]
+    refused |= more
+    if not (inputs or backwards):
+        raise nothing_taken(subject, refused)
+    names = {one.name for one in (*inputs, *backwards)}
+    kept = tuple(name for name in plan.scenarios if name in names) or tuple(names)
+    return (replace(plan, scenarios=kept) if refused else plan), inputs, backwards, refused
+
+
 def expected_taps(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) -> int:
     """Return how many different taps the modes are about that were run."""
     layers, names = config.num_hidden_layers, []
@@ -115,13 +141,16 @@ def expected_taps(plan: Plan, rows: Sequence[TapResult], config: LlamaConfig) ->
     return len(names)
 
 
-def left_out(plan: Plan, rows: Sequence[TapResult], unseen: int = 0) -> tuple[str, ...]:
+def left_out(
+    plan: Plan, rows: Sequence[TapResult], unseen: int = 0, refused: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Return what of all that could be run was not, in words, and why if it was to be.
 
     Args:
         plan: what was asked for.
         rows: what was run.
         unseen: how many rows of the embedding no run has looked at.
+        refused: scenarios that were asked for and the subject does not take, and why.
     """
     why = {}
     if "isolated" in plan.modes:
@@ -131,7 +160,12 @@ def left_out(plan: Plan, rows: Sequence[TapResult], unseen: int = 0) -> tuple[st
     run = {row.scenario for row in rows}
     cached = {row.scenario for row in rows if row.mode == "decode"}
     beside = [name for name in SCENARIOS if name in run - cached] if cached else []
-    left = [name for name in SCENARIOS if name not in run]
+    why_not = refused or {}
+    left = [
+        f"{name} ({why_not[name]})" if name in why_not else name
+        for name in SCENARIOS
+        if name not in run
+    ]
     scenarios = f"scenario{'s' * (len(left) > 1)} {', '.join(left)}"
     decodes = [f"decode of {', '.join(beside)}"] if beside else []
     rest = [f"{unseen} rows of the embedding"] if unseen else []

@@ -33,7 +33,7 @@ from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.lora_step import compare_lora_step, lora_settings
-from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan
+from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan, taken_by
 from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.quality import run_quality
@@ -41,7 +41,13 @@ from parity.runner.readings import as_read, compare_readings, explain_reading, s
 from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
 from parity.subjects import select
-from parity.subjects.base import CheckpointLike, Subject, can_decode, require_gradients
+from parity.subjects.base import (
+    CheckpointLike,
+    Subject,
+    can_decode,
+    require_gradients,
+    unshown_names,
+)
 from parity.subjects.jaxllama import streamed
 from parity.subjects.meta import package
 from parity.tokens import compare as tokens
@@ -97,8 +103,9 @@ def run(
         length: tokens per row in place of each scenario's own.
         progress: called with what is under way, stages done and stages in all.
         subject: the implementation under judgement: a subject of one dtype, several by dtype, a
-            function that makes one of the loaded model and a dtype, or a name: an attention
-            backend, `hf`, a directory of traces, `module:name`. See parity/subjects/README.md.
+            function that makes one of the loaded model or the checkpoint and a dtype, or a name: an
+            attention backend, `hf`, one that a package publishes, a directory of traces,
+            `module:name`. See parity/subjects/README.md.
         mesh: devices that the JAX model is laid out on, `tensor=4,data=2`; see `jaxllama.sharding`.
         precision: of the JAX model's products, of `parity.runner.precision.PRECISIONS`: what users
             get who ask for nothing is `default`, and on GPUs and TPUs narrower than it says.
@@ -153,7 +160,7 @@ def run(
         dtypes = streamed.DTYPES if dtypes is None else dtypes
         modes = streamed.MODES if modes is None else modes
     lanes = select.dtypes_of(resolved, dtypes)
-    plan = make_plan(reference, lanes, modes, scenarios, overrides, mitigations)
+    plan = asked = make_plan(reference, lanes, modes, scenarios, overrides, mitigations)
     factors = lora_settings(lora, plan.modes)
     if stream:
         streamed.check_options(subject, plan.modes, plan.reference, mesh)
@@ -180,6 +187,11 @@ def run(
         specials = special_ids(opened)
         inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length, specials)
         make = select.subject_factory(resolved, opened, config)
+        refused: dict[str, str] = {}
+        if plan.runs_model and not (isinstance(subject, str) and subject in select.NAMES):
+            plan, inputs, differentiated, refused = taken_by(
+                plan, make(plan.dtypes[0]), inputs, differentiated
+            )
         prompts = _prompts(plan, truth.config, encode, prompt, length)
         variants = own_variants if shared is None else shared.variants
         passes, timed = _compare(
@@ -210,7 +222,7 @@ def run(
         + step.count_names(rows)
         + len(generated.names_for(rows))
         + len(tokens.names_for(rows)),
-        not_run=left_out(plan, rows, 0 if rest is None else rest.unseen),
+        not_run=left_out(plan, rows, 0 if rest is None else rest.unseen, refused),
         absent=tuple(sorted(kind for kind in sample.absent if plan.shows(kind))),
         unmatched=tuple(sorted(found.unmatched)),
         first_divergence=first,
@@ -222,7 +234,7 @@ def run(
         checkpoint=checkpoint_facts(opened, config, plan),
         command=describe_again(
             checkpoint,
-            plan,
+            asked,
             prompt=prompt,
             length=length,
             subject=subject,
@@ -238,6 +250,8 @@ def run(
             *opened.notes,
             *encoding_notes,
             *([] if laid_out is None else laid_out.notes),
+            *getattr(sample, "notes", ()),
+            *unshown_names(sample, found.unmatched),
             *([streamed.NOTE] if stream else ()),
             *(one_hot.notes(rows, plan.dtypes) if plan.runs_model else ()),
             *casts,

@@ -237,3 +237,10 @@ def require_gradients(subject: Subject) -> DifferentiableSubject:
             "(parity.subjects.base.DifferentiableSubject)"
         )
     return cast(DifferentiableSubject, subject)
+
+
+def unshown_names(subject: Subject, missing: Collection[str]) -> list[str]:
+    """Return in one sentence, or none, which of a user's names showed nothing of some taps."""
+    ask = getattr(subject, "unshown", None)
+    said = ask(missing) if ask is not None and missing else None
+    return [] if said is None else [said]

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from jaxllama.attention import Backend
 from jaxllama.checkpoint import Checkpoint, load_model
 from jaxllama.config import LlamaConfig
-from jaxllama.errors import InputError, argument
+from jaxllama.errors import InputError, argument, meant
 from jaxllama.forms import Form, checked_form
 from jaxllama.model import Llama
 from jaxllama.sharding import ModelSharding, make_mesh, model_sharding
@@ -21,17 +21,21 @@ from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import CheckpointLike, Subject
 from parity.subjects.jaxllama.subject import JaxLlama, weights_dtype, with_config
+from parity.subjects.published import DTYPES, load_published, published_names
 from parity.user_code import call, import_named
 
-# From the loaded JAX model and a dtype; ready-made, one a dtype; or one of `NAMES`, a directory of
-# traces, `package.module:name`.
-SubjectSpec = Callable[[Llama, str], Subject] | Subject | Mapping[str, Subject] | str
+# From the loaded JAX model or the checkpoint, and a dtype; ready-made, one a dtype; or one of
+# `NAMES`, a published name, a directory of traces, `package.module:name`.
+SubjectSpec = Callable[[Any, str], Subject] | Subject | Mapping[str, Subject] | str
 SubjectFactory = Callable[[str], Subject]
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 WITNESSES = ("torch", "hf", "meta")
 FORMS: tuple[str, ...] = get_args(Form)
 NAMES = ("jaxllama", *BACKENDS, *FORMS, *WITNESSES)
+ADAPTERS = "parity.subjects.adapters."
+# What the first parameter of a factory is annotated as that takes the checkpoint.
+_CHECKPOINTS = (Checkpoint.__name__, CheckpointLike.__name__)
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,16 @@ class Named:
 class FromCheckpoint:
     """A subject that reads the checkpoint by its own means.
 
+    A function is taken for `make` by itself where its first parameter is called `checkpoint` or
+    annotated as a `Checkpoint`.
+
     Attributes:
         make: from the checkpoint and a dtype.
+        dtypes: that it is run in unless others are asked for.
     """
 
     make: Callable[[Checkpoint, str], Subject]
+    dtypes: tuple[str, ...] = LANES
 
 
 Resolved = Callable[[Llama, str], Subject] | Mapping[str, Subject] | FromCheckpoint
@@ -91,8 +100,13 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint, mesh: str | None = None
         InputError: an unknown name, something that is no subject, or a mesh for what this project
             does not lay out.
     """
+    dtypes: tuple[str, ...] = LANES
     if isinstance(given, str):
-        given = _named(given)
+        name = given
+        if name not in NAMES and name in published_names():
+            given, dtypes = load_published(name)
+        else:
+            given = _named(name)
     if mesh is not None:
         if not isinstance(given, Named):
             raise InputError(
@@ -123,9 +137,23 @@ def resolve_subject(given: SubjectSpec | FromCheckpoint, mesh: str | None = None
     if not callable(given):
         raise InputError(
             f"subject: {type(given).__name__} is neither a subject (see parity/subjects/README.md) "
-            "nor a function that makes one of a model and a dtype"
+            "nor a function that makes one of a checkpoint or a model, and a dtype"
         )
-    return given
+    if isinstance(given, Named) or not _takes_checkpoint(given):
+        return given
+    return FromCheckpoint(given, dtypes)
+
+
+def _takes_checkpoint(factory: Callable[..., Any]) -> bool:
+    """Return whether a factory says that it is to be given the checkpoint, not the loaded model."""
+    try:
+        first = next(iter(inspect.signature(factory).parameters.values()), None)
+    except (TypeError, ValueError):  # what is written in C may hide its signature
+        return False
+    if first is None:
+        return False
+    annotated = getattr(first.annotation, "__name__", str(first.annotation)).strip("\"'")
+    return first.name == "checkpoint" or annotated.rpartition(".")[2] in _CHECKPOINTS
 
 
 def on_mesh(named: Named, mesh: str) -> Named:
@@ -154,6 +182,8 @@ def dtypes_of(resolved: Resolved, dtypes: Dtypes) -> tuple[str, ...]:
                 f"{', '.join(held)}"
             )
         return lanes
+    if dtypes is None and isinstance(resolved, FromCheckpoint):
+        return resolved.dtypes
     return choose_dtypes(dtypes)
 
 
@@ -180,8 +210,9 @@ def subject_factory(
         made = resolved
 
         def ready(lane: str) -> Subject:
-            subject = made[lane] if isinstance(made, Mapping) else made.make(ours, lane)
-            return _fit(subject, lane)
+            if isinstance(made, Mapping):
+                return _fit(made[lane], lane)
+            return _fit(_made(made.make, ours, lane, "checkpoint"), lane)
 
         return ready
     factory = resolved
@@ -194,22 +225,24 @@ def subject_factory(
     model = load_model(
         ours, dtype="float32", param_dtype=dtype, form=form, quant=quant, mesh=sharding
     )
-    return lambda lane: _fit(_made(factory, model, lane), lane)
+    return lambda lane: _fit(_made(factory, model, lane, "loaded model"), lane)
 
 
-def _made(factory: Callable[[Llama, str], Subject], model: Llama, lane: str) -> Subject:
+def _made(factory: Callable[[Any, str], Subject], given: Any, lane: str, what: str) -> Subject:
     """Call a user's function, and say so where it cannot be called or makes no subject."""
     name = getattr(factory, "__qualname__", type(factory).__name__)
-    how = f"subject {name}: called with the loaded model and {lane!r}"
+    how = f"subject {name}: called with the {what} and {lane!r}"
     remedy = "it has to return a subject of that dtype (parity/subjects/README.md)"
     try:
-        inspect.signature(factory).bind(model, lane)
+        inspect.signature(factory).bind(given, lane)
     except TypeError as error:
         raise InputError(f"{how}, which it does not take ({error}); {remedy}") from error
     except ValueError:  # what is written in C may hide its signature
         pass
-    own = (getattr(factory, "__module__", None) or "").startswith(("jaxllama", "parity"))
-    made = factory(model, lane) if own else call(factory, f"subject {name}", how, model, lane)
+    home = getattr(factory, "__module__", None) or ""
+    # An adapter of a published library runs that library, whose errors are not ours.
+    own = home.startswith(("jaxllama", "parity")) and not home.startswith(ADAPTERS)
+    made = factory(given, lane) if own else call(factory, f"subject {name}", how, given, lane)
     if not _is_subject(made):
         raise InputError(f"{how}, it gave {type(made).__name__}; {remedy}")
     return made
@@ -240,15 +273,18 @@ def _named(name: str) -> Any:
     if name in FORMS:
         return Named(f"jaxllama-{name}", form=cast("Form", name))
     if name in WITNESSES:
-        return FromCheckpoint(lambda checkpoint, lane: witness(name, checkpoint, lane))
+        dtypes = DTYPES if name == "hf" else LANES  # its norms are float32 in any case
+        return FromCheckpoint(lambda checkpoint, lane: witness(name, checkpoint, lane), dtypes)
     if Path(name).is_dir():
         from parity.subjects.traces import from_traces
 
         return from_traces(name)
     if ":" in name:
         return import_named(name, "subject")
+    known = (*NAMES, *published_names())
     raise InputError(
-        f"subject {name!r}: expected {', '.join(NAMES)}, a directory of traces, or module:name"
+        f"subject {name!r}: {meant(name, known)}expected {', '.join(known)}, a directory of traces,"
+        " or module:name"
     )
 
 

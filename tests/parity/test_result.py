@@ -10,7 +10,15 @@ import pytest
 from records import result, row, witness_row
 
 from parity.records import read_record
-from parity.result import EXIT_CODES, SCHEMA_VERSION, CauseReport, Experiment, NamedCause, Suspect
+from parity.result import (
+    EXIT_CODES,
+    SCHEMA_VERSION,
+    CauseReport,
+    Divergence,
+    Experiment,
+    NamedCause,
+    Suspect,
+)
 
 # Fields that scripts rely on.
 DOCUMENT = {
@@ -165,3 +173,34 @@ def test_a_cause_goes_through_json_and_older_documents_are_read() -> None:
     assert read_record(CauseReport, json.loads(json.dumps(asdict(cause))), "cause") == cause
     old = {"id": "x", "title": "t", "summary": "s", "confirmed": True, "some_later_field": 1}
     assert read_record(CauseReport, old, "cause") == CauseReport("x", "t", "s", confirmed=True)
+
+
+def test_a_printed_result_is_a_few_lines() -> None:
+    plain = result([row("embed")])
+    assert repr(plain) == str(plain)
+    assert repr(plain).splitlines()[0].startswith("equal: 1 of ")
+    assert repr(plain).splitlines()[-1] == f"again: {plain.command}"
+    failed = row("embed", failed=True)
+    cause = CauseReport("rope-theta", "theta", "theta is another", confirmed=True)
+    full = result(
+        [failed] * 3000,
+        first_divergence=Divergence(failed, "operator", ("embed",), "meaning"),
+        cause=cause,
+        unmatched=tuple(f"layers.{i}.q_proj" for i in range(99)),
+        witnesses=[witness_row(witness="hf", rho=1e9)] * 50,
+        not_run=tuple(f"scenario {i}" for i in range(99)),
+        notes=["a note\nof two lines"] * 40,
+        command="parity run " + "x" * 9000,
+    )
+    lines = repr(full).splitlines()
+    assert len(lines) <= 8 < 12 and max(map(len, lines)) <= 400
+    assert [line.partition(":")[0] for line in lines] == [
+        "divergent (meaning)",
+        "not run",
+        "first divergence",
+        "cause",
+        "unmatched",
+        "witnesses disagree",
+        "notes",
+        "again",
+    ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,10 @@ from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Values
 from parity.subjects.adapters.gradients import Backward
 from parity.subjects.adapters.intercept import Seen
-from parity.subjects.adapters.recorder import StageRecord, StageRecorder
+from parity.subjects.adapters.names import Names, sites, unshown
+from parity.subjects.adapters.recorder import ShownDtypes, StageRecord, StageRecorder
 from parity.subjects.base import GeneratedRun, chunk_ranges
+from parity.subjects.takes import ANYTHING, Takes
 from parity.subjects.threaded import StageExchange, ThreadedRun
 from parity.taps import AXES
 
@@ -35,6 +37,8 @@ class AdaptedModel:
         call: runs the model on a scenario.
         decode: runs it on some columns, through its cache; None if it has none.
         backward: how it is differentiated; None if it is not.
+        names: from places to taps, as they were given.
+        dtypes: that its parameters are held in, by name; None where that is not known.
     """
 
     module: Any
@@ -43,6 +47,8 @@ class AdaptedModel:
     call: Call
     decode: Decode | None = None
     backward: Backward | None = None
+    names: Names = field(default_factory=dict)
+    dtypes: Collection[str] | None = None
 
 
 class AdaptedSubject:
@@ -58,6 +64,8 @@ class AdaptedSubject:
         internal_dtype: of norms, rotations and softmax; float32 at least if not given.
         name: in reports.
         can_force: whether named values can be replaced.
+        takes: what it can be given.
+        notes: remarks that a report must carry.
 
     Attributes:
         absent: every kind of tap that is not named.
@@ -73,7 +81,11 @@ class AdaptedSubject:
         internal_dtype: str | None,
         name: str,
         can_force: bool,
+        takes: Takes | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.notes = notes
+        self.takes = ANYTHING if takes is None else takes
         self.name, self.dtype, self.can_force = name, dtype, can_force
         self.internal_dtype = internal_dtype or ("f64" if dtype == "f64" else "f32")
         self._implementation, self._config = implementation, config
@@ -91,6 +103,16 @@ class AdaptedSubject:
             self._pass(stages, inputs, None, lambda module: call(module, inputs))
 
         return ThreadedRun(forward, self._config.num_hidden_layers, recorder=StageRecord)
+
+    def places(self) -> dict[str, str]:
+        """Return what taps are called in the model, by canonical name, `{i}` for the layer."""
+        named = sites(self._implementation.names)
+        places = zip(self._implementation.names, named, strict=True)
+        return {tap.name: place for place, site in places for call in site.calls for tap in call}
+
+    def unshown(self, missing: Collection[str]) -> str | None:
+        """Say which names showed nothing of some taps; None if none is missing for that."""
+        return unshown(self._implementation.names, missing, self._config.num_hidden_layers)
 
     def _through_cache(self, decode: Decode, inputs: Inputs, chunks: Sequence[int]) -> ThreadedRun:
         """Feed the inputs through a cache; see `parity.subjects.base.CachedSubject`."""
@@ -126,7 +148,8 @@ class AdaptedSubject:
     ) -> None:
         """Run the model once, through all stages."""
         one = self._implementation
-        shown = StageRecorder(stages, one.values, self._config, inputs, columns)
+        dtypes = ShownDtypes(self.dtype, one.dtypes)
+        shown = StageRecorder(stages, one.values, self._config, inputs, columns, dtypes)
         stages.begin()
         with one.values.settings():
             one.show(one.module, compute, shown)

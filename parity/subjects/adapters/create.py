@@ -6,7 +6,8 @@ How to use these is told in README.md beside this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from numpy.typing import DTypeLike
 
@@ -15,19 +16,22 @@ from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects.adapters.adapter import AdaptedModel, AdaptedSubject, Call, Decode
 from parity.subjects.adapters.configs import ConfigLike, as_config
+from parity.subjects.adapters.conventions import choose_names
 from parity.subjects.adapters.framework import Framework, Gradients, Readable
 from parity.subjects.adapters.gradients import Backward, Loss, of_module
 from parity.subjects.adapters.intercept import CallInterceptor, Seen
 from parity.subjects.adapters.layouts import Tap
 from parity.subjects.adapters.names import Names, Parameters, kinds_of, sites
+from parity.subjects.adapters.shown import item_of
 from parity.subjects.adapters.targets import find_targets
+from parity.subjects.takes import Takes
 from parity.taps import flow_key
 
 
 def from_nnx(
     module: Any,
     *,
-    names: Names,
+    names: Names | Literal["auto"] = "auto",
     call: Call,
     config: ConfigLike,
     dtype: DTypeLike = "f32",
@@ -36,13 +40,15 @@ def from_nnx(
     decode: Decode | None = None,
     parameters: Parameters | None = None,
     loss: Loss | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a Flax NNX module. It is run as it is, operation by operation.
 
     Args:
         module: with its weights, in the dtype it is to be judged at.
         names: from places in the module to canonical taps; see
-            `parity.subjects.adapters.names.sites`.
+            `parity.subjects.adapters.names.sites`. `auto` takes those of a library that its parts
+            are named as; see `parity.subjects.auto_names`.
         call: runs the module on a scenario: `(module, inputs) -> result`.
         config: of the checkpoint; says the number of layers and the lengths of axes. A
             `LlamaConfig`, a dict, a path or a configuration of transformers.
@@ -55,6 +61,7 @@ def from_nnx(
             see `parity.subjects.adapters.names.parameters_of`.
         loss: `(result, inputs) -> scalar` of what `call` returns; the mean cross-entropy of every
             real token's successor if not given.
+        takes: which masks, positions and scenarios it can be given; anything if not given.
 
     Raises:
         InputError: names that the module does not have, or that are not canonical.
@@ -63,14 +70,14 @@ def from_nnx(
 
     return _module(
         module, NNX(short_name(dtype)), names, call, decode, parameters, loss,
-        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name,
+        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name, takes=takes,
     )  # fmt: skip
 
 
 def from_torch(
     module: Any,
     *,
-    names: Names,
+    names: Names | Literal["auto"] = "auto",
     call: Call,
     config: ConfigLike,
     dtype: DTypeLike = "f32",
@@ -79,6 +86,7 @@ def from_torch(
     decode: Decode | None = None,
     parameters: Parameters | None = None,
     loss: Loss | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a PyTorch module.
 
@@ -89,7 +97,7 @@ def from_torch(
 
     return _module(
         module, Torch(), names, call, decode, parameters, loss,
-        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name,
+        config=config, dtype=dtype, internal_dtype=internal_dtype, name=name, takes=takes,
     )  # fmt: skip
 
 
@@ -104,6 +112,7 @@ def from_callable(
     decode: Callable[[Inputs, int, int, Any], tuple[Mapping[str, Any], Any]] | None = None,
     parameters: Parameters | None = None,
     gradients: Callable[[Inputs], Mapping[str, Any]] | None = None,
+    takes: Takes | None = None,
 ) -> AdaptedSubject:
     """Make a subject of a function that returns intermediates by names of its own.
 
@@ -122,6 +131,7 @@ def from_callable(
             `parity.subjects.adapters.names.parameters_of`.
         gradients: from a scenario to the loss, under `loss`, and its gradients by the parameters'
             names.
+        takes: which masks, positions and scenarios it can be given; anything if not given.
 
     Raises:
         InputError: names that are not canonical, or `gradients` without `parameters` or the
@@ -142,8 +152,8 @@ def from_callable(
                 if value is None:
                     continue  # neither shown nor declared absent: the verdict stays open
                 for tap in site.calls[0]:
-                    full = tap.name.replace("{i}", str(layer))
-                    taps.append((Tap(full, tap.axes, tap.item), value))
+                    full = replace(tap, name=tap.name.replace("{i}", str(layer)))
+                    taps.append((full, item_of(value, full)))
         for tap, value in sorted(taps, key=lambda pair: flow_key(pair[0].name)):
             seen(tap, value)
         return shown
@@ -163,6 +173,7 @@ def from_callable(
         lambda function, inputs: function(inputs),
         None if decode is None else lambda _, *columns: decode(*columns),
         backward,
+        names,
     )
     return AdaptedSubject(
         implementation,
@@ -172,13 +183,14 @@ def from_callable(
         internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or str(getattr(function, "__name__", "function")),
         can_force=False,
+        takes=takes,
     )
 
 
 def _module(
     module: Any,
     framework: Framework,
-    names: Names,
+    names: Names | str,
     call: Call,
     decode: Decode | None,
     parameters: Parameters | None,
@@ -188,8 +200,14 @@ def _module(
     dtype: DTypeLike,
     internal_dtype: DTypeLike | None,
     name: str | None,
+    takes: Takes | None,
 ) -> AdaptedSubject:
     config = as_config(config)
+    notes: list[str] = []
+    if isinstance(names, str):
+        if names != "auto":
+            raise InputError(f"names={names!r}: expected a map of names, or 'auto'")
+        names, *notes = choose_names(module, config.num_hidden_layers)
     places, layers = sites(names), config.num_hidden_layers
     named = kinds_of(places)
     whole = [tap for s in places if not s.path and not s.function for tap in s.calls[0]]
@@ -199,7 +217,7 @@ def _module(
     def show(module: Any, compute: Callable[[Any], Any], seen: Seen) -> Any:
         # Found anew: what is differentiated may be a copy.
         targets = find_targets(module, framework.method, inner, layers)
-        watch = CallInterceptor(targets, layers, seen)
+        watch = CallInterceptor(targets, layers, seen, framework.identity, framework.transparent)
         with watch.watching():
             result = compute(module)
         for tap in sorted(whole, key=lambda one: flow_key(one.name)):
@@ -215,11 +233,15 @@ def _module(
         there = framework.parameters(module)
         backward = Backward(parameters, there, differentiate, framework, config, named)
     return AdaptedSubject(
-        AdaptedModel(module, framework, show, call, decode, backward),
+        AdaptedModel(
+            module, framework, show, call, decode, backward, names, framework.dtypes(module)
+        ),
         named=named,
         config=config,
         dtype=short_name(dtype),
         internal_dtype=None if internal_dtype is None else short_name(internal_dtype),
         name=name or type(module).__name__,
         can_force=True,
+        takes=takes,
+        notes=tuple(notes),
     )

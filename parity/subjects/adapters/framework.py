@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,9 +50,18 @@ class Framework(Values, Protocol):
 
     Attributes:
         method: of a module, what runs it.
+        transparent: what moves no value and hides all that runs in it, by owner and name: it is
+            left out of a pass that is watched.
     """
 
     method: str
+    transparent: Sequence[tuple[Any, str]]
+
+    def identity(self, module: Any) -> Hashable:
+        """Return what a module shares with its copies over the same arrays; None if nothing."""
+
+    def dtypes(self, module: Any) -> Collection[str]:
+        """Return the names of the floating dtypes that a module's parameters are held in."""
 
     def permute(self, value: Any, order: list[int]) -> Any:
         """Return a value with its axes in another order."""

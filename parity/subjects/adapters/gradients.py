@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxllama.config import LlamaConfig
@@ -11,9 +11,8 @@ from jaxllama.errors import InputError, join_problems
 from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Framework, Gradients, Values
 from parity.subjects.adapters.intercept import Seen
-from parity.subjects.adapters.layouts import Tap, canonical, kind_of, layer_of, sizes_of
+from parity.subjects.adapters.layouts import Tap, canonical, kind_of, layer_of, pattern, sizes_of
 from parity.subjects.adapters.names import Parameters, parameters_of
-from parity.subjects.adapters.recorder import pattern
 from parity.subjects.base import Arrays
 from parity.taps import GRAD_EMBED, GRAD_TAPS, split_name
 
@@ -97,9 +96,11 @@ class Backward:
                 whole = to_numpy(found.parameters.pop(one.own))
                 for i in one.layers:
                     array, tap = (whole, one.tap) if i is None else layer_of(whole, one.tap, i)
-                    taps[f"grad.{tap.name.replace('{i}', str(i))}"] = canonical(array, tap, sizes)
+                    name = tap.name.replace("{i}", str(i))
+                    taps[f"grad.{name}"] = canonical(array, _of_gradient(tap), sizes)
             for tap, value in found.taps:
-                taps[f"grad.{tap.name}"] = canonical(to_numpy(value), pattern(tap, "grad."), sizes)
+                like = _of_gradient(replace(pattern(tap), name=f"grad.{pattern(tap).name}"))
+                taps[f"grad.{tap.name}"] = canonical(to_numpy(value), like, sizes)
         return taps
 
 
@@ -140,6 +141,11 @@ def of_module(
         return framework.gradients(module, names, lambda one, seen: loss_of(one, inputs, seen))
 
     return differentiate
+
+
+def _of_gradient(tap: Tap) -> Tap:
+    """Return how the gradient of a value is laid out: of one that is scaled, by the inverse."""
+    return replace(tap, scale=1 / tap.scale)
 
 
 def _stage(name: str, layers: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy as np
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
 from parity.inputs import Inputs
-from parity.taps import AXES
+from parity.taps import AXES, split_name
 
-LETTERS = "BTSNKGHDFVL1"
+LETTERS = "BTSNKGHDFVLR21"
 # Parameters by canonical name, less the layer: PyTorch's [out, in], heads and their features in
 # one axis.
 PARAMETERS = {
@@ -45,19 +45,32 @@ class Tap:
         name: canonical, with `{i}` for the layer: `layers.{i}.q_proj`.
         axes: the value's, in the letters of `parity.taps`, G for query heads to a kv head, 1 for
             an axis of length one, axes in parentheses lie in one: `BNTH`, `BT(NH)`, `BKGTS`. L
-            is the axis of layers of a parameter that holds them all: `LDNH`. None where the
+            is the axis of layers of a parameter that holds them all: `LDNH`. R and 2 are an H
+            taken apart into rotated pairs and the two of a pair: where these lie side by side
+            (interleaved, as Meta's), `BTN(R2)`; canonical are halves, `BTN(2R)`. None where the
             layout is canonical.
-        item: of a tuple or mapping of results, which; of arguments, its number or its name.
+        item: of a tuple or mapping of results, which, `*` for its only array; of arguments, its
+            number or its name.
+        scale: what values are multiplied by before they are compared, where the other side has
+            folded a factor in: of a `q_rope` that is divided by sqrt(H) already, sqrt(H).
     """
 
     name: str
     axes: str | None = None
     item: int | str | None = None
+    scale: float = 1.0
 
 
 def kind_of(tap: Tap) -> str:
     """Return a tap's canonical name without its layer."""
     return tap.name.replace(".{i}", "")
+
+
+def pattern(tap: Tap) -> Tap:
+    """Return a tap of no layer in particular."""
+    kind, layer = split_name(tap.name)
+    name = kind if layer is None else kind.replace(".", ".{i}.", 1)
+    return Tap(name, tap.axes, scale=tap.scale)
 
 
 def misfit(axes: str | None, wanted: str, *, stacked: bool, name: str) -> list[str]:
@@ -75,7 +88,7 @@ def misfit(axes: str | None, wanted: str, *, stacked: bool, name: str) -> list[s
     given = letters.replace("1", "")
     if stacked and "L" in groups:
         given = given.replace("L", "", 1)
-    expanded = [sorted(one) for one in _expansions(_letters(wanted))]
+    expanded = [sorted(one) for one in _expansions(_letters(wanted)).values()]
     if groups and set(letters) <= set(LETTERS) and sorted(given) in expanded:
         return []
     return [f"axes {axes!r} of {name} do not hold those of {wanted!r}, once each"]
@@ -94,15 +107,18 @@ def sizes_of(
     """
     batch, columns = inputs.tokens.shape
     stop = columns if stop is None else stop
+    return {"B": batch, "T": stop - start, "S": stop, **weight_sizes(config)}
+
+
+def weight_sizes(config: LlamaConfig) -> dict[str, int]:
+    """Return how long the axes of parameters are."""
     return {
-        "B": batch,
-        "T": stop - start,
-        "S": stop,
         "N": config.num_attention_heads,
         "K": config.num_key_value_heads,
         "G": config.num_attention_heads // config.num_key_value_heads,
         "H": config.head_dim,
         "R": config.head_dim // 2,
+        "2": 2,
         "D": config.hidden_size,
         "F": config.intermediate_size,
         "V": config.vocab_size,
@@ -130,6 +146,8 @@ def canonical(
     Raises:
         InputError: it has the canonical shape where another is declared: it would pass for right.
     """
+    if tap.scale != 1:
+        array = _scaled(array, tap.scale)
     if tap.axes is None:
         return array
     letters, order, shape = _plan(tap, sizes)
@@ -147,6 +165,8 @@ def canonical(
 
 def native(array: np.ndarray, tap: Tap, sizes: Mapping[str, int]) -> np.ndarray:
     """Bring an array from the canonical layout into the declared one."""
+    if tap.scale != 1:
+        array = _scaled(array, 1 / tap.scale)
     if tap.axes is None:
         return array
     letters, order, _ = _plan(tap, sizes)
@@ -159,8 +179,19 @@ def layer_of(array: np.ndarray, tap: Tap, layer: int) -> tuple[np.ndarray, Tap]:
     groups = _groups(tap.axes or "")
     if "L" not in groups or array.ndim != len(groups):
         return array, tap
-    rest = "".join(f"({group})" if len(group) > 1 else group for group in groups if group != "L")
-    return array.take(layer, groups.index("L")), replace(tap, axes=rest)
+    return array.take(layer, groups.index("L")), replace(tap, axes=_without_layers(groups))
+
+
+def stacked(arrays: Sequence[np.ndarray], tap: Tap, sizes: Mapping[str, int]) -> np.ndarray:
+    """Return one array of all layers' in the declared layout, which has an axis L."""
+    one = replace(tap, axes=_without_layers(_groups(tap.axes or "")))
+    return np.stack(
+        [native(a, one, sizes) for a in arrays], axis=_groups(tap.axes or "").index("L")
+    )
+
+
+def _without_layers(groups: Sequence[str]) -> str:
+    return "".join(f"({group})" if len(group) > 1 else group for group in groups if group != "L")
 
 
 def drop_unfilled(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
@@ -177,6 +208,13 @@ def drop_unfilled(array: np.ndarray, tap: Tap, columns: int) -> np.ndarray:
     return array[(slice(None),) * groups.index("S") + (slice(columns),)]
 
 
+def _scaled(array: Any, scale: float) -> Any:
+    """Return an array times a number, rounded once, to its own dtype."""
+    if isinstance(array, np.ndarray) and array.dtype.itemsize < 8:
+        return (array.astype(np.float64) * scale).astype(array.dtype)
+    return array * scale
+
+
 def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(axes))
 
@@ -187,8 +225,7 @@ def _plan(tap: Tap, sizes: Mapping[str, int]) -> tuple[list[str], list[int], tup
     kind = kind_of(tap)
     axes = PARAMETERS[kind] if kind in PARAMETERS else AXES[kind]
     letters = list(_letters(tap.axes))
-    plain, grouped = _expansions(_letters(axes))
-    wanted = grouped if "G" in letters else plain
+    wanted = _expansions(_letters(axes))["G" in letters, "2" in letters]
     ones = [place for place, letter in enumerate(letters) if letter == "1"]
     order = [letters.index(letter) for letter in wanted] + ones
     return letters, order, _shape(axes, sizes)
@@ -198,9 +235,15 @@ def _letters(axes: str) -> str:
     return re.sub(r"[()]", "", axes)
 
 
-def _expansions(canonical: str) -> tuple[str, str]:
-    """Return canonical axes as they are, and with heads as kv heads by their groups."""
-    return canonical, canonical.replace("N", "KG")
+def _expansions(canonical: str) -> dict[tuple[bool, bool], str]:
+    """Return canonical axes, by whether heads are kv heads by their groups, features pairs."""
+    return {
+        (grouped, paired): canonical.replace("N", "KG" if grouped else "N").replace(
+            "H", "2R" if paired else "H"
+        )
+        for grouped in (False, True)
+        for paired in (False, True)
+    }
 
 
 def _groups(axes: str) -> list[str]:

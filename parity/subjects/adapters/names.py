@@ -5,7 +5,8 @@ Nothing is guessed: what is not named is declared absent, and no axes are moved 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxllama.errors import InputError, join_problems
@@ -16,14 +17,18 @@ from parity.taps import AXES, GRAD_TAPS
 SHOWN = {kind: axes for kind, axes in AXES.items() if kind not in GRAD_TAPS}
 
 
+# Places of those that showed nothing that a message names.
+_SAID = 6
+
+
 class Calls:
     """What successive calls of one function give, over and over.
 
     Args:
-        taps: of the first call, the second, and so on.
+        taps: of the first call, the second, and so on; None for a call that shows nothing.
     """
 
-    def __init__(self, *taps: str | Tap) -> None:
+    def __init__(self, *taps: str | Tap | None) -> None:
         self.taps = taps
 
 
@@ -82,6 +87,35 @@ def sites(names: Names) -> list[Site]:
     return found
 
 
+def unshown(names: Names, missing: Collection[str], layers: int) -> str | None:
+    """Say which names showed nothing of some taps, and what to do; None if all did.
+
+    Args:
+        names: from places to taps.
+        missing: full names of taps.
+        layers: L.
+    """
+    silent = []
+    for place, named in names.items():
+        for tap in (tap for call in _calls(named) for tap in call):
+            every = [tap.name.replace("{i}", str(i)) for i in range(layers)]
+            lost = [i for i, name in enumerate(every) if name in missing]
+            if "{i}" not in tap.name:
+                silent += [f"{place} ({tap.name})"] if lost else []
+            elif lost:
+                which = "" if len(lost) == layers else f", layers {', '.join(map(str, lost))}"
+                silent.append(f"{place} ({tap.name}{which})")
+    if not silent:
+        return None
+    some = ", ".join(silent[:_SAID]) + (f" and {len(silent) - _SAID} more" * (len(silent) > _SAID))
+    return (
+        f"names that never showed: {some}: nothing of that name was called in the pass. A module"
+        " that a transformation splits and merges (jit, scan, a remat bound when it was defined) is"
+        " another object in there: name its class's method, `package.Class.__call__()`, and run it"
+        " under jax.disable_jit(), or name what surrounds it"
+    )
+
+
 def kinds_of(places: Sequence[Site]) -> set[str]:
     """Return the kinds of taps that show at some places."""
     return {kind_of(tap) for site in places for call in site.calls for tap in call}
@@ -89,7 +123,7 @@ def kinds_of(places: Sequence[Site]) -> set[str]:
 
 def _calls(named: Named) -> tuple[tuple[Tap, ...], ...]:
     if isinstance(named, Calls):
-        return tuple((_tap(one),) for one in named.taps)
+        return tuple(() if one is None else (_tap(one),) for one in named.taps)
     several = [named] if isinstance(named, str | Tap) else named
     return (tuple(_tap(one) for one in several),)
 
@@ -141,4 +175,6 @@ def _faults(tap: Tap, known: Mapping[str, str]) -> list[str]:
         if known is PARAMETERS:
             what, example = "parameter", "model.layers.{i}.mlp.up_proj.weight or lm_head.weight"
         return [f"{tap.name!r} is no canonical {what}, such as {example}"]
+    if not (isinstance(tap.scale, int | float) and math.isfinite(tap.scale) and tap.scale):
+        return [f"scale {tap.scale!r} of {tap.name}: expected a number, and not 0"]
     return misfit(tap.axes, known[kind], stacked=known is PARAMETERS, name=tap.name)

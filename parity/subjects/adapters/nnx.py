@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -36,6 +36,8 @@ class NNX:
     """
 
     method = "__call__"
+    # Asked for anew by each call of `nnx.remat`, which hands on what it gives.
+    transparent: Sequence[tuple[Any, str]] = ((jax, "checkpoint"), (jax, "remat"))
 
     def __init__(self, dtype: str) -> None:
         self._dtype = dtype
@@ -50,6 +52,18 @@ class NNX:
 
     def like(self, array: np.ndarray, value: Any) -> Any:
         return jax.device_put(array.astype(value.dtype))
+
+    def identity(self, module: Any) -> Hashable:
+        if not isinstance(module, nnx.Module):
+            return None
+        held = tuple(id(leaf) for leaf in jax.tree.leaves(nnx.state(module)))
+        return (type(module), held) if held else None
+
+    def dtypes(self, module: Any) -> Collection[str]:
+        if not isinstance(module, nnx.Module):
+            return set()
+        leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
+        return {x.dtype.name for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)}
 
     def permute(self, value: Any, order: list[int]) -> Any:
         return jnp.transpose(value, order)

@@ -47,13 +47,13 @@ def find_targets(module: Any, method: str, places: list[Site], layers: int) -> l
 
 def _target(module: Any, method: str, path: str, layer: int | None, site: Site) -> Target:
     if not site.function:
-        inner = _walk(module, path)
+        inner = walk(module, path)
         if not callable(inner) or isinstance(inner, type):
             raise TypeError(path)
         return Target(type(inner), method, inner, layer, site)
     head, _, last = path.rpartition(".")
     try:
-        instance = _walk(module, head) if head else module
+        instance = walk(module, head) if head else module
         if not callable(getattr(type(instance), last)):
             raise AttributeError(path)
         return Target(type(instance), last, instance, layer, site)
@@ -64,7 +64,8 @@ def _target(module: Any, method: str, path: str, layer: int | None, site: Site) 
         return Target(owner, last, None, layer, site)
 
 
-def _walk(module: Any, path: str) -> Any:
+def walk(module: Any, path: str) -> Any:
+    """Return what lies at a path of attributes and numbers."""
     for part in path.split("."):
         if part.isdigit() and hasattr(module, "__getitem__"):
             module = module[int(part)]

@@ -28,6 +28,7 @@ class Torch:
     """See `parity.subjects.adapters.framework.Framework`."""
 
     method = "forward"
+    transparent: Sequence[tuple[Any, str]] = ()
 
     def settings(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
@@ -38,6 +39,13 @@ class Torch:
     def like(self, array: np.ndarray, value: Tensor) -> Tensor:
         # A copy: a module that works in place would write into the reference's own memory.
         return to_torch(np.ascontiguousarray(array)).to(value.dtype, copy=True)
+
+    def identity(self, module: Any) -> None:
+        return None  # a module is itself wherever it runs
+
+    def dtypes(self, module: nn.Module) -> Collection[str]:
+        held = {one.dtype for one in module.parameters() if one.is_floating_point()}
+        return {str(dtype).removeprefix("torch.") for dtype in held}
 
     def permute(self, value: Tensor, order: list[int]) -> Tensor:
         return value.permute(order)

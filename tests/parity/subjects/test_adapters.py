@@ -218,16 +218,29 @@ def test_a_function_of_its_own_names() -> None:
         ("layers.{i}.attn_probs", "BKGTS"),
         ("layers.{i}.attn_probs", "(BKG)TS"),
         ("layers.{i}.output", "TBD"),
+        ("layers.{i}.q_proj", "BTN(R2)"),
+        ("layers.{i}.q_proj", "BT(KGR2)"),
+        ("layers.{i}.k_rope", "2RBTK"),
     ],
 )
 def test_layouts_go_there_and_back(name: str, axes: str) -> None:
     inputs = inputs_for(CHECKPOINT, "causal", 7)
-    sizes, tap = sizes_of(CONFIG, inputs), Tap(name, axes)
+    sizes, tap = sizes_of(CONFIG, inputs), Tap(name, axes, scale=0.5)
     shape = [sizes[letter] for letter in AXES[name.replace(".{i}", "")]]
     array = np.random.default_rng(3).normal(size=shape)
     there = native(array, tap, sizes)
     assert np.array_equal(canonical(there, tap, sizes), array)
     assert np.array_equal(native(canonical(there, tap, sizes), tap, sizes), there)
+
+
+def test_pairs_lie_side_by_side_or_in_halves() -> None:
+    sizes = sizes_of(CONFIG, inputs_for(CHECKPOINT, "causal", 7))
+    H, R = sizes["H"], sizes["R"]
+    pairs = np.broadcast_to(np.arange(H), (1, 7, sizes["K"], H))
+    halves = canonical(pairs, Tap("layers.{i}.k_rope", "BTK(R2)"), sizes)
+    assert halves[0, 0, 0].tolist() == [*range(0, H, 2), *range(1, H, 2)]
+    same = canonical(halves, Tap("layers.{i}.k_rope", "BTK(2R)"), sizes)
+    assert np.array_equal(same, halves) and R * 2 == H
 
 
 def test_head_axes_are_grouped_as_query_heads_are_counted() -> None:
@@ -376,4 +389,4 @@ def test_what_a_given_subject_cannot_do() -> None:
 
 def test_calls_and_taps_are_what_the_page_says() -> None:
     assert Calls("a", "b").taps == ("a", "b")
-    assert Tap("norm") == Tap(name="norm", axes=None, item=None)
+    assert Tap("norm") == Tap(name="norm", axes=None, item=None, scale=1)

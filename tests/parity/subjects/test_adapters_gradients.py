@@ -228,12 +228,17 @@ def test_gradients_of_what_is_inside_a_transformation(jax_model: Any) -> None:
 
 def test_the_example_of_the_page_is_equal() -> None:
     page = (Path(parity.__file__).parent / "subjects/README.md").read_text()
-    (example,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "decode=" in b)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (example,) = (block for block in blocks if "decode=" in block)
     made: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), made)
     assert made["result"].verdict == "equal"
     taps = {row.tap for row in made["result"].rows}
     assert {"cache.0.k", "grad.layers.0.input", "grad.lm_head.weight"} <= taps
+    rest = [block for block in blocks if "load_into(" in block or "Takes(" in block]
+    for block in rest:
+        exec(compile(block, "README.md", "exec"), made)
+    assert len(rest) == 2 and made["takes"].positions == "columns"
 
 
 # What cannot be.

@@ -1,0 +1,122 @@
+"""`parity taps` and `parity names`: what can be shown, and what a subject shows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from witnesses import LAYERS, inputs_for, small
+
+from parity.cli import app
+from parity.subjects import from_callable
+from parity.subjects.base import Subject
+from parity.subjects.dry_run import dry_run
+from parity.subjects.torch_reference.subject import TorchReference
+from parity.taps import AXES, GRAD_TAPS, LETTERS, MEANINGS, meaning_of, template_of
+
+CHECKPOINT = small()
+CONFIG = CHECKPOINT.config
+
+
+def parity(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.output
+
+
+def test_every_tap_has_a_meaning_and_its_letters_too() -> None:
+    assert set(MEANINGS) == {kind for kind in AXES if kind not in GRAD_TAPS} | {"loss"}
+    assert set("".join(AXES.values())) == set(LETTERS)
+    assert "scaled, before the mask" in meaning_of("layers.attn_scores")
+    assert meaning_of("grad.norm") == "gradient of the loss by norm"
+
+
+def test_taps_are_listed() -> None:
+    code, text = parity("taps")
+    assert code == 0 and "H  features of a head" in text
+    for kind in AXES:
+        assert f"{template_of(kind)} " in text
+    code, text = parity("taps", "--json", "-")
+    rows = json.loads(text)["taps"]
+    assert code == 0 and len(rows) == len(AXES) and "shown" not in rows[0]
+
+
+def test_taps_of_a_subject() -> None:
+    code, text = parity("taps", "--subject", "dot_product", "--json", "-")
+    document = json.loads(text)
+    hidden = [row["name"] for row in document["taps"] if not row["shown"]]
+    assert code == 0 and hidden[:2] == ["layers.{i}.attn_scores", "layers.{i}.attn_probs"]
+    code, text = parity("taps", "--subject", "dot_product")
+    assert "- layers.{i}.attn_scores" in text and "+ layers.{i}.q_proj" in text
+
+
+def test_names_of_a_subject(tmp_path: Path) -> None:
+    code, text = parity("names", "tiny", "--subject", "dot_product", "--json", str(tmp_path / "n"))
+    assert code == 0
+    assert text.startswith("jaxllama-dot_product in f32, causal: shows 24 kinds of taps")
+    assert "layers.{i}.q_proj (0 to 4)  BTNH [1, 8, 6, 16]  float32" in text
+    assert "declared absent: layers.{i}.attn_scores, layers.{i}.attn_probs" in text
+    document = json.loads((tmp_path / "n").read_text())
+    assert document["faulty"] is False and document["silent"] == []
+    assert {one["tap"] for one in document["shown"]} >= {"cache.{i}.k", "logits"}
+
+
+def adapted(leave_out: str = "", *, flat: bool = False) -> Subject:
+    def shown(inputs: Any) -> dict[str, Any]:
+        run = TorchReference(CHECKPOINT, dtype="f32").start(inputs)
+        taps: dict[str, Any] = {}
+        for _ in range(LAYERS + 2):
+            taps |= run.step()
+        found = {f"block{i}": taps[f"layers.{i}.output"] for i in range(LAYERS)}
+        if flat:
+            found = {name: value.reshape(-1, value.shape[-1]) for name, value in found.items()}
+        found["scores"] = taps["logits"]
+        return {name: value for name, value in found.items() if name != leave_out}
+
+    names = {"block{i}": "layers.{i}.output", "scores": "logits"}
+    return from_callable(shown, names=names, config=CONFIG)
+
+
+def test_a_dry_run_tells_places_and_what_is_missing() -> None:
+    inputs = inputs_for(CHECKPOINT, "causal", 5)
+    report = dry_run(adapted(), inputs, CONFIG)
+    assert [(one.tap, one.place, one.layers) for one in report.shown] == [
+        ("layers.{i}.output", "block{i}", (0, 1, 2)),
+        ("logits", "scores", ()),
+    ]
+    assert not report.faulty and "layers.{i}.q_proj" in report.absent
+    assert not (report.cache or report.gradients)
+    lost = dry_run(adapted("block1"), inputs, CONFIG)
+    assert lost.faulty and lost.silent == ("layers.1.output",)
+    assert lost.shown[0].layers == (0, 2)
+    assert "block{i} (layers.{i}.output, layers 1)" in lost.notes[0]
+    bent = dry_run(adapted(flat=True), inputs_for(CHECKPOINT, "right_padded", 5), CONFIG)
+    assert bent.faulty and bent.shown[0].expected == (3, 5, 96)
+    assert bent.shown[0].shape == (15, 96)
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "\n".join([
+        "from parity.subjects import Takes, from_callable",
+        "def of(checkpoint, dtype, **more):",
+        "    return from_callable(lambda i: {}, names={'scores': 'logits'},",
+        "                         config=checkpoint.config, dtype=dtype, **more)",
+        "def mute(checkpoint, dtype): return of(checkpoint, dtype)",
+        "def narrow(checkpoint, dtype):",
+        "    return of(checkpoint, dtype, takes=Takes(masks=()))",
+    ])  # fmt: skip
+    (tmp_path / "planted_names.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    status, text = parity("names", "tiny", "--subject", "planted_names:mute")
+    assert status == 1 and "named and never shown: logits" in text
+    assert "note: names that never showed: scores (logits)" in text
+    status, text = parity(
+        "names", "tiny", "--subject", "planted_names:narrow", "--scenario", "packed"
+    )
+    assert status == 2 and "takes none of them" in text
+    status, text = parity("names", "tiny", "--subject", "planted_nams:mute")
+    assert status == 2 and "\n" not in text.strip()
