@@ -16,6 +16,7 @@ from parity.commands.offline import capture_command, compare_command, recheck_co
 from parity.commands.probe import probe_command
 from parity.commands.quality import quality_command
 from parity.commands.run import run_command
+from parity.commands.schema import schema_command
 from parity.commands.selftest import selftest_command
 
 app = command(
@@ -34,6 +35,7 @@ app.command("probe")(probe_command)
 app.command("health")(health_command)
 app.command("quality")(quality_command)
 app.command("explain")(explain_command)
+app.command("schema")(schema_command)
 app.command("selftest")(selftest_command)
 
 
