@@ -56,6 +56,8 @@ def examples(readme: str, torch: bool) -> Iterator[Example]:
         raise ValueError(f"not in README.md: {'; '.join(gone)}; mend scripts/package_examples.py")
     blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     for number, block in enumerate(blocks, 1):
+        if not torch and re.search(r"^(import|from) parity\b", block, re.MULTILINE):
+            continue
         yield Example(f"README's Python {number} of {len(blocks)}", ("python", "-c", block))
     for line, code in (commands | BESIDES | (BESIDES_WITH_TORCH if torch else {})).items():
         yield Example(line, tuple(shlex.split(line)), code)

@@ -76,9 +76,9 @@ def _versioned(properties: dict[str, Schema], optional: tuple[str, ...] = ()) ->
 
 
 def _result() -> Schema:
-    kind = _WORDS.record(result.Divergence, without=("row",))["properties"]
+    kind = _WORDS.record(result.Divergence, without=("row", "difference"))["properties"]
     first = _WORDS.record(result.TapResult, more=kind)
-    runs = {"type": "object", "additionalProperties": {}}
+    counts: Schema = {"type": "object", "additionalProperties": INTEGER}
     return _versioned(
         {
             "verdict": _WORDS.of(result.Verdict),
@@ -98,15 +98,15 @@ def _result() -> Schema:
                     "absent": STRINGS,
                     "unmatched": STRINGS,
                     "not_run": STRINGS,
-                    "runs": _array(runs),
-                    "witnesses": _array(runs),
+                    "runs": counts,
+                    "witnesses": counts,
                 }
             ),
             "tolerance": OBJECT,
             "environment": OBJECT,
-            "inputs": OBJECT,
+            "inputs": _array(OBJECT),
             "checkpoint": OBJECT,
-            "subject": OBJECT,
+            "subject": STRING,
             "command": STRING,
             "notes": STRINGS,
             "timing": OBJECT,

@@ -12,7 +12,7 @@ import bench_results
 import jsonschema
 import numpy as np
 import pytest
-from records import result, row, witness_row
+from records import result, row
 from typer.testing import CliRunner
 
 import parity
@@ -42,7 +42,14 @@ def valid(kind: str, document: Any) -> Any:
 @pytest.fixture(scope="module")
 def divergent() -> dict[str, Any]:
     """A run that has all parts: a divergence, its cause, suspects, experiments, witnesses."""
-    found = parity.run("tiny", dtypes="f64", modes="free", overrides={"rope_theta": 1e6}, length=24)
+    found = parity.run(
+        "tiny",
+        dtypes="f64",
+        modes="isolated",
+        scenarios="causal",
+        overrides={"rope_theta": 1e6},
+        length=24,
+    )
     return valid("result", found.to_dict())
 
 
@@ -53,11 +60,13 @@ def test_a_result(divergent: dict[str, Any]) -> None:
 
 def test_a_result_with_what_is_no_number() -> None:
     rows = [row("embed", error=np.inf, rho=np.inf, worst=None, facts={"kl": np.nan})]
-    assert valid("result", result(rows, [witness_row()]).to_dict())["taps"][0]["rho"] == "inf"
+    assert valid("result", result(rows).to_dict())["taps"][0]["rho"] == "inf"
 
 
 def test_a_result_of_fewer_bits() -> None:
-    found = parity.run("tiny", dtypes="f32", modes="free", quant="int8", length=24)
+    found = parity.run(
+        "tiny", dtypes="f32", modes="free", scenarios="causal", quant="int8", length=24
+    )
     assert valid("result", found.to_dict())["quality"]["quant"] == "int8"
 
 
@@ -75,13 +84,15 @@ def test_a_report_of_quality(tmp_path: Path) -> None:
 
 def test_reports_of_lint_and_probe() -> None:
     found = lint(Case(mask=np.tril(np.ones((1, 1, 6, 6))), use="additive"))
-    assert valid("lint", found.to_json())["findings"][0]["rule"] == "M01"
+    one = valid("lint", {"mask": "mask.npy", **found.to_json()})
+    assert one["findings"][0]["rule"] == "M01"
+    valid("lint", {"from": "a:b", "schema_version": 1, "verdict": "faulty", "masks": [one]})
     valid("probe", probe(resolve("xla")).to_json())
 
 
 def test_a_benchmark_and_a_plan() -> None:
     found = bench_results.result(
-        bench_results.measured("jaxllama", 1.0), bench_results.measured("transformers", 2.0)
+        bench_results.measured("jaxllama", 1.0), bench_results.measured("tunix", 2.0)
     )
     assert valid("bench", found.to_dict())["timings"]
     for device in (None, "h100"):
