@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := .venv-tools/.ready
 
-.PHONY: help setup browser machines mutants fuzz parity bench guard test lint types clean
+.PHONY: help setup package browser machines mutants fuzz parity bench guard test lint types clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
@@ -15,6 +16,7 @@ help:
 	@echo 'make mutants  edits of the source of jaxllama, which the comparison has to find and explain'
 	@echo 'make fuzz     files of every kind spoilt, and read: nothing crashes, hangs or passes for sound'
 	@echo 'make browser  install Chromium, which tests of the report need, where none is'
+	@echo 'make package  build the package, install it bare with the oldest and newest dependencies, run its examples'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
 	@echo 'make clean    remove .venv and caches'
@@ -60,6 +62,16 @@ browser:
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
 	else echo 'make browser: install Chromium or Chrome, or set BROWSER_PATH to one' >&2; exit 1; fi
 
+# Wheel and sdist, in environments of their own; bills of materials go to build/sbom. The matrix: noxfile.py.
+package: $(TOOLS)
+	.venv-tools/bin/python scripts/check_package.py --python $(PYTHON) \
+	  --constraints ci/oldest.txt ci/newest.txt --sbom build/sbom $(ARGS)
+
+$(TOOLS): ci/tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --requirement ci/tools.txt
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +89,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -18,6 +18,7 @@ from parity.commands.offline import capture_command, compare_command, recheck_co
 from parity.commands.probe import probe_command
 from parity.commands.quality import quality_command
 from parity.commands.run import run_command
+from parity.commands.schema import schema_command
 from parity.commands.selftest import selftest_command
 
 app = command(
@@ -86,6 +87,7 @@ app.command(
         "parity explain M01", "parity explain rope-theta", "parity explain --list causes"
     ),
 )(explain_command)
+app.command("schema", epilog=examples("parity schema", "parity schema result"))(schema_command)
 app.command(
     "selftest",
     epilog=examples("parity selftest --quick", "parity selftest --family R3,M1 --json matrix.json"),

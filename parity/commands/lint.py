@@ -188,11 +188,13 @@ def _observed_cases(place: str, facts: dict[str, Any]) -> dict[str, Case]:
 
 def _document(observed: str | None, reports: dict[str, LintReport]) -> dict[str, Any]:
     """Return the report of one mask, or those of all that a model was seen with."""
+    from parity.lint.linter import SCHEMA_VERSION
+
     masks = [{"mask": name, **report.to_json()} for name, report in reports.items()]
     if observed is None:
         return masks[0]
     verdict = _worst(reports)
-    return {"from": observed, "schema_version": 1, "verdict": verdict, "masks": masks}
+    return {"from": observed, "schema_version": SCHEMA_VERSION, "verdict": verdict, "masks": masks}
 
 
 def _worst(reports: dict[str, LintReport]) -> str:

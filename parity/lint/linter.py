@@ -13,6 +13,9 @@ from parity.lint.needs import lacks
 from parity.lint.probe_cases import Probed, cases
 from parity.lint.rule import CannotCheck, catalogue
 
+# 1: first published; `parity lint` and `parity probe` alike.
+SCHEMA_VERSION = 1
+
 
 @dataclass(frozen=True)
 class _Report:
@@ -54,7 +57,7 @@ class LintReport(_Report):
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's types."""
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
             "findings": [finding.to_json() for finding in self.findings],
             "explained": self.explained,
@@ -118,7 +121,7 @@ class ProbeReport(_Report):
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's types."""
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "attention": self.name,
             "verdict": self.verdict,
             "findings": [finding.to_json() for finding in self.findings],
