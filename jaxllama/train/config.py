@@ -213,7 +213,8 @@ class MonitorSettings:
     entropy: float = _not_negative(0.01)
     residual: float = _not_negative(0.02)
     gradient: float = _positive(1000.0)
-    update_ratio: float = _positive(0.1)
+    # Where half as much again as any sane run of docs/health-experiment.md moved in a step.
+    update_ratio: float = _positive(0.65)
     loss_spike: float = _positive(6.0)
     clip: tuple[str, ...] = _figures()
     skip: tuple[str, ...] = _figures()

@@ -202,7 +202,7 @@ class TrainingRun:
                 with held_back() as interrupted:
                     for number in range(first, config.run.steps):
                         try:
-                            told = self._one(number)
+                            told = self.advance(number)
                         except TrainingError:  # the state is the one before the step
                             states.save(self.state, self.batches.state)
                             raise
@@ -224,7 +224,16 @@ class TrainingRun:
         model = self.export() if config.run.export else None
         return Trained(Path(config.run.output), model, tuple(losses), notes)
 
-    def _one(self, number: int) -> Progressed:
+    def advance(self, number: int) -> Progressed:
+        """Make the next step, watched where that is due.
+
+        Args:
+            number: of the step, from 0.
+
+        Raises:
+            TrainingError: loss or gradients are not finite, or a warning is to stop the run; the
+                state is the one before the step.
+        """
         began = time.perf_counter()
         data = self.batches.state
         batch = self.on_devices(next(self.batches))

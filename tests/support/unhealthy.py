@@ -17,9 +17,19 @@ from parity.subjects.jaxllama.subject import JaxLlama
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
-def scaled(factor: float, *parts: str, layer: int, rows: slice = slice(None)) -> Checkpoint:
-    """Return `tiny` with some weights of one layer multiplied, `self_attn.q_proj` and the like."""
-    whole = tiny()
+def scaled(
+    factor: float, *parts: str, layer: int, rows: slice = slice(None), of: Checkpoint | None = None
+) -> Checkpoint:
+    """Return a checkpoint with some weights of one layer multiplied, such as `self_attn.q_proj`.
+
+    Args:
+        factor: on them.
+        parts: of the layer.
+        layer: which.
+        rows: of each weight.
+        of: what is changed; `tiny` if none.
+    """
+    whole = of or tiny()
     weights = {name: whole.read(name).copy() for name in whole.tensors}
     for part in parts:
         weights[f"model.layers.{layer}.{part}.weight"][rows] *= np.float32(factor)
@@ -32,18 +42,19 @@ def companions(checkpoint: Checkpoint) -> Mapping[str, bytes]:
 
 
 class Edited:
-    """`tiny`, in one or more places of which something else is computed than should be.
+    """A model in one or more places of which something else is computed than should be.
 
     Args:
         edits: by full tap name, what its value becomes; the pass goes on with that.
+        of: the model; `tiny` if none.
     """
 
     name, dtype, internal_dtype = "edited", "f32", "f32"
     absent: frozenset[str] = frozenset()
     can_force = False
 
-    def __init__(self, edits: Mapping[str, Edit]) -> None:
-        self._subject = JaxLlama(load_model(tiny(), dtype="float32"), "f32")
+    def __init__(self, edits: Mapping[str, Edit], of: Checkpoint | None = None) -> None:
+        self._subject = JaxLlama(load_model(of or tiny(), dtype="float32"), "f32")
         self._edits = edits
 
     def start(self, inputs: Inputs) -> EditedRun:

@@ -90,8 +90,18 @@ class HealthMonitor:
         self.warnings: list[HealthWarning] = []
 
     def is_due(self, step: int) -> bool:
-        """Return whether a step, counted from 1, is watched."""
-        return self._settings.every > 0 and step % self._settings.every == 0
+        """Return whether a step, counted from 1, is watched.
+
+        Before the first multiple of `every` these are the powers of 2: a rate that is far too high
+        has done its harm within a few steps.
+        """
+        every = self._settings.every
+        return every > 0 and (step % every == 0 or (step < every and step.bit_count() == 1))
+
+    def forget(self) -> None:
+        """Begin anew: losses and warnings so far are of another run."""
+        self._losses.clear()
+        self.warnings = []
 
     def note_loss(self, loss: float) -> None:
         """Remember the loss of a step."""

@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(tmp_path: Path) -> None:
     assert not run.step(batch).finite
     assert same(before, [*map(np.asarray, jax.tree.leaves(run.state))])
     with pytest.raises(TrainingError, match="step 1: the loss is nan"):
-        run._one(0)
+        run.advance(0)
 
 
 def test_the_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,9 +108,25 @@ def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
 def test_a_run_that_is_stopped_leaves_the_state_before(tmp_path: Path) -> None:
     given = config(tmp_path, monitor={"every": 3, "update_ratio": 1e-9, "stop": ["update_ratio"]})
     told: list[Progressed] = []
-    with pytest.raises(TrainingError, match=r"step 3: update_ratio .* the run is stopped; the st"):
+    with pytest.raises(TrainingError, match=r"step 1: update_ratio .* the run is stopped; the st"):
         train(given, progress=told.append)
-    assert latest_step(tmp_path / "out") == len(told) == 2
+    assert latest_step(tmp_path / "out") == len(told) == 0
+
+
+def test_the_first_steps_are_watched_more_often_than_the_rest(run: TrainingRun) -> None:
+    monitor = HealthMonitor(MonitorSettings(every=10), run.graph, run.optimiser)
+    assert [n for n in range(1, 41) if monitor.is_due(n)] == [1, 2, 4, 8, 10, 20, 30, 40]
+    never = HealthMonitor(MonitorSettings(every=0), run.graph, run.optimiser)
+    assert not any(never.is_due(n) for n in range(1, 41))
+
+
+def test_a_run_that_begins_anew_knows_no_losses(run: TrainingRun) -> None:
+    batch = run.on_devices(next(run.batches))
+    for number in range(30):
+        run.monitor.note_loss(0.1 + 0.001 * (number % 3))
+    run.monitor.forget()
+    assert not run.monitor.step(run.state, {}, batch)[3]
+    assert not run.monitor.warnings
 
 
 def test_a_loss_that_jumps_is_a_warning(run: TrainingRun) -> None:
@@ -171,6 +187,6 @@ def test_a_run_says_where_nan_began(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     run.state = spoilt(run, 3, 1e38, UP)
     with pytest.raises(TrainingError) as caught:
-        run._one(0)
+        run.advance(0)
     assert "step 1: the loss is nan" in str(caught.value)
     assert "forward, first at layers.3.up_proj" in str(caught.value)
