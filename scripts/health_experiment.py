@@ -52,7 +52,8 @@ from jaxllama.train.data import Batches
 from parity.runner import machine
 
 ROOT = Path(__file__).parents[1]
-TEXTS = ("explaining", "health", "independence", "machines", "noise", "performance", "quantisation")
+# Seven pages of docs as they once were: text that no later edit changes.
+TEXTS = ROOT / "docs" / "health-experiment-texts.jsonl"
 CHOSEN_ON, JUDGED_ON, DRAWN = (0, 1, 2), (3, 4, 5), 3
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1, 1.0, 3.0)
 STEPS, WARMUP, EVERY = 150, 20, 10
@@ -179,7 +180,7 @@ def prepared(
     sections: dict[str, dict[str, Any]] = {
         "model": {"checkpoint": str(start(kind, folder)), "dtype": kind.dtype},
         "data": {
-            "files": [str(ROOT / "docs" / f"{name}.md") for name in TEXTS],
+            "files": [str(TEXTS)],
             "length": 64,
             "batch": 8,
             "seed": kind.seed,
