@@ -317,6 +317,30 @@ ELSEWHERE = {
     "parity/runner/lora_step.py: --mode": (
         "tests/parity/runner/test_lora_step.py::test_what_has_no_step_of_factors_is_refused"
     ),
+    "jaxllama/lm_eval/model.py: --model": (
+        "tests/jaxllama/lm_eval/test_lm_eval.py::test_figures_are_those_of_transformers"
+    ),
+    "parity/commands/explain.py: --list": (
+        "tests/contracts/test_help.py::test_lists_have_all_that_there_is"
+    ),
+    **dict.fromkeys(
+        ("jaxllama/cli.py: --max-tokens", "parity/cli.py: --help", "parity/cli.py: --list"),
+        "tests/contracts/test_help.py::test_help_has_examples_that_parse",
+    ),
+    **dict.fromkeys(
+        ("parity/pytest_plugin.py: --parity-html", "parity/pytest_plugin.py: parity"),
+        "tests/parity/test_pytest_plugin.py::test_reports_have_names_of_their_own",
+    ),
+    "parity/schema/documents.py: --json": (
+        "tests/parity/schema/test_documents.py::test_reports_of_lint_and_probe"
+    ),
+    **dict.fromkeys(
+        (
+            "parity/schema/pages.py: parity schema NAME",
+            "parity/schema/pages.py: python -m parity.schema.pages docs/schema",
+        ),
+        "tests/parity/schema/test_documents.py::test_the_folder_is_as_it_would_be_written",
+    ),
     "jaxllama/train/command.py: --resume": TRAINING,
     "jaxllama/train/state.py: --resume": TRAINING,
     **{
@@ -425,7 +449,7 @@ def test_every_remedy_is_run_or_listed_with_a_reason() -> None:
 def test_every_extra_that_is_to_be_installed_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [one for said in collected().values() for one in said if "pip install" in one]
-    brought = {"cuda", "hub", "meta", "parity", "quality", "tpu", "train"}
+    brought = {"cuda", "eval", "hub", "meta", "parity", "quality", "tpu", "train"}
     assert {*PIP.findall(" ".join(named))} == brought
     assert {*PIP.findall(" ".join(named))} <= set(extras["optional-dependencies"])
 

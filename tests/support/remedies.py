@@ -20,6 +20,8 @@ _PROGRAM = re.compile(
     r"|Auto\w+\.from_pretrained|\{\w+\.fetch_command"
 )
 _PIP = re.compile(r"pip install [^;)\x60]+")
+# Calls whose texts are no messages: helps, and the examples in them, which test_help.py parses.
+_NO_MESSAGES = "Option", "Argument", "_flag", "examples"
 _OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
 _AT_FAULT = re.compile(r"--[a-z-]+")  # where a message begins with it
 
@@ -59,7 +61,7 @@ def _messages(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             left.add(id(node.value))
-        if isinstance(node, ast.Call) and _name(node.func) in ("Option", "Argument", "_flag"):
+        if isinstance(node, ast.Call) and _name(node.func) in _NO_MESSAGES:
             left.update(map(id, ast.walk(node)))
         if isinstance(node, ast.JoinedStr):
             left.update(id(part) for part in ast.walk(node) if part is not node)
