@@ -142,7 +142,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
                 first = min((found[0] for found in run["first"].values()), default=None)
                 if first is not None:
                     axes.plot(first, run["losses"][first - 1], "v", color=colour, mec="black")
-            axes.set_title(f"{dtype}, {'30 steps of warm-up' if warmup else 'no warm-up'}")
+            axes.set_title(f"{dtype}, {'warm-up' if warmup else 'no warm-up'}")
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.grid(alpha=0.3)
