@@ -179,12 +179,7 @@ def prepared(
     """Return a training at rate 1: each run's own is the state's factor on it."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"checkpoint": str(start(kind, folder)), "dtype": kind.dtype},
-        "data": {
-            "files": [str(TEXTS)],
-            "length": 64,
-            "batch": 8,
-            "seed": kind.seed,
-        },
+        "data": {"files": [str(TEXTS)], "length": 64, "batch": 8, "seed": kind.seed},
         "optimiser": {"learning_rate": 1.0, "warmup": WARMUP if kind.warmup else 0},
         "run": {"output": str(folder / "out"), "steps": steps},
         "monitor": {"every": EVERY},

@@ -24,9 +24,9 @@ from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.subjects import from_nnx
 from parity.subjects.adapters import peers
-from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject, require_gradients
 from parity.subjects.select import FromCheckpoint
+from parity.subjects.takes import takes_of
 from parity.taps import expected_names, gradient_names, split_name
 
 ROOT = Path(__file__).parents[3]
@@ -171,16 +171,14 @@ def test_a_compiled_model_shows_what_goes_into_layers(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("module", ["keras_hub", "skyrl", "litgpt"])
-def test_a_scenario_that_a_peer_has_no_mask_for_is_refused(
+def test_scenarios_that_a_peer_has_no_mask_for_are_declared(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     getattr(peer_stubs, module)(monkeypatch)
     one = adapter(module)
-    packed = inputs_for(CHECKPOINT, "packed", 7)
-    with pytest.raises(InputError, match="scenario packed: the subject has no mask"):
-        taken(packed, one.SCENARIOS)
-    assert "taken(i, SCENARIOS)" in Path(one.__file__).read_text()
-    assert taken(inputs_for(CHECKPOINT, "causal", 7), one.SCENARIOS).name == "causal"
+    given = [inputs_for(CHECKPOINT, name, 7) for name in ("packed", "causal")]
+    kept, refused = takes_of(one.subject(CHECKPOINT, "f32")).sort(given)
+    assert [inputs.name for inputs in kept] == ["causal"] and {*refused} == {"packed"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,10 +14,9 @@ from typing import Any
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.dtypes import parse
 from parity.inputs import Inputs
-from parity.subjects import Calls, Tap, from_nnx
+from parity.subjects import Calls, Takes, Tap, from_nnx
 from parity.subjects.adapters.hf_directory import hf_directory
 from parity.subjects.adapters.module_names import layer_names
-from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject
 
 REQUIREMENT = "keras-hub==0.32.0"
@@ -49,7 +48,8 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
             str(directory), preprocessor=None, dtype=parse(dtype).name
         )
     return from_nnx(
-        model, config=checkpoint.config, dtype=dtype, internal_dtype="f32", name="keras-hub",
+        model, config=checkpoint.config, takes=Takes(scenarios=SCENARIOS),
+        dtype=dtype, internal_dtype="f32", name="keras-hub",
         call=lambda model, i: decode(model, i, 0, i.tokens.shape[1], None)[0],
         decode=decode, names=NAMES,
     )  # fmt: skip
@@ -65,5 +65,5 @@ def decode(model: Any, i: Inputs, start: int, stop: int, cache: Any) -> tuple[An
         head = b.hidden_dim // b.num_query_heads
         shape = (rows, b.num_layers, 2, columns, b.num_key_value_heads, head)
         cache = jnp.zeros(shape, model.compute_dtype)
-    result = model.call_with_cache(taken(i, SCENARIOS).tokens[:, start:stop], cache, start)
+    result = model.call_with_cache(i.tokens[:, start:stop], cache, start)
     return result, result[2]

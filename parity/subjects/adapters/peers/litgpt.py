@@ -12,9 +12,8 @@ from typing import Any
 
 from jaxllama.checkpoint import Checkpoint
 from parity.inputs import Inputs
-from parity.subjects import Calls, Tap, from_torch
+from parity.subjects import Calls, Takes, Tap, from_torch
 from parity.subjects.adapters.module_names import as_in_torch, layer_names, parameter_names
-from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject
 from parity.subjects.torch.arrays import to_torch, torch_dtype
 
@@ -59,6 +58,7 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
     model.load_state_dict(found)
     return from_torch(
         model.to(torch_dtype(dtype)), config=c, dtype=dtype, internal_dtype="f32", name="litgpt",
+        takes=Takes(scenarios=SCENARIOS),
         call=lambda model, i: model(columns(i, 0, i.tokens.shape[1])), names=NAMES, decode=decode,
         parameters=parameter_names(RENAMED, as_in_torch, tied=c.tie_word_embeddings, lacks=FUSED),
     )  # fmt: skip
@@ -66,7 +66,7 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
 
 def columns(i: Inputs, start: int, stop: int) -> Any:
     """Return the tokens of some columns."""
-    return to_torch(taken(i, SCENARIOS).tokens[:, start:stop].astype("int64"))
+    return to_torch(i.tokens[:, start:stop].astype("int64"))
 
 
 def decode(model: Any, i: Inputs, start: int, stop: int, cache: Any) -> tuple[Any, Any]:

@@ -13,10 +13,9 @@ from typing import Any
 from jaxllama.checkpoint import Checkpoint
 from jaxllama.dtypes import parse
 from parity.inputs import Inputs
-from parity.subjects import Calls, Tap, from_nnx
+from parity.subjects import Calls, Takes, Tap, from_nnx
 from parity.subjects.adapters.hf_directory import hf_directory
 from parity.subjects.adapters.module_names import kernel_axes, layer_names, parameter_names
-from parity.subjects.adapters.scenarios import taken
 from parity.subjects.base import Subject
 
 REQUIREMENT = "skyrl-tx==0.3.0"
@@ -54,14 +53,13 @@ def subject(checkpoint: Checkpoint, dtype: str) -> Subject:
         model = Llama3ForCausalLM(config, dtype=parse(dtype), rngs=nnx.Rngs(0))
         load_safetensors(directory, config, model)
     return from_nnx(
-        model, config=checkpoint.config, dtype=dtype, name="skyrl", names=NAMES, call=call,
+        model, config=checkpoint.config, takes=Takes(scenarios=SCENARIOS), dtype=dtype,
+        name="skyrl", names=NAMES, call=call,
         parameters=parameter_names(PARAMETERS, kernel_axes, tied=tied),
     )  # fmt: skip
 
 
 def call(model: Any, i: Inputs) -> Any:
     """Run it on a scenario; logits are made of its result, as its own sampler and trainer do."""
-    result = model(
-        taken(i, SCENARIOS).tokens, attention_mask=i.valid.astype(int), positions=i.positions
-    )
+    result = model(i.tokens, attention_mask=i.valid.astype(int), positions=i.positions)
     return model.compute_logits(result.last_hidden_state)
