@@ -64,7 +64,7 @@ def train(
             for note in done.notes:
                 print(f"note: {one_line(note)}")
             last = f"loss {done.losses[-1]:.4f}, " if done.losses else "nothing left to train, "
-            print(f"{done.model or done.output}: {last}{settings.run.steps} steps")
+            print(f"{done.model or done.output}: {last}{done.steps} steps")
 
 
 def _left(output: Path) -> str:

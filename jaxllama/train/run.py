@@ -68,12 +68,14 @@ class Trained:
         output: its directory.
         model: the trained checkpoint, or of LoRA the adapter; None where none was to be written.
         losses: of the steps that this run made.
+        steps: that it has been trained for, earlier runs' among them.
         notes: remarks.
     """
 
     output: Path
     model: Path | None
     losses: tuple[float, ...]
+    steps: int
     notes: tuple[str, ...]
 
 
@@ -195,7 +197,8 @@ class TrainingRun:
         states = SavedStates(config, digest_of(self.rows))
         try:
             if resume:
-                self.state, self.batches.state = states.restore(self.state)
+                self.state, self.batches.state, watched = states.restore(self.state)
+                self.monitor.recall(watched)
             first = int(self.state.step)
             events = Events(Path(config.run.output) / "events", speaks=is_first())
             try:
@@ -204,25 +207,25 @@ class TrainingRun:
                         try:
                             told = self.advance(number)
                         except TrainingError:  # the state is the one before the step
-                            states.save(self.state, self.batches.state)
+                            states.save(self.state, self.batches.state, self.monitor.memory())
                             raise
                         losses.append(told.loss)
                         events.write(number + 1, _curves(told))
                         progress(told)
                         every = config.run.save_every
                         if interrupted():
-                            states.save(self.state, self.batches.state)
+                            states.save(self.state, self.batches.state, self.monitor.memory())
                             raise KeyboardInterrupt
                         if every and (number + 1) % every == 0:
-                            states.save(self.state, self.batches.state)
-                    states.save(self.state, self.batches.state)
+                            states.save(self.state, self.batches.state, self.monitor.memory())
+                    states.save(self.state, self.batches.state, self.monitor.memory())
             finally:
                 events.close()
         finally:
             states.close()
         notes = () if self.adaptation is None else (self.adaptation.note(),)
         model = self.export() if config.run.export else None
-        return Trained(Path(config.run.output), model, tuple(losses), notes)
+        return Trained(Path(config.run.output), model, tuple(losses), int(self.state.step), notes)
 
     def advance(self, number: int) -> Progressed:
         """Make the next step, watched where that is due.

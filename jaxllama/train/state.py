@@ -45,12 +45,13 @@ class SavedStates:
             self._path, preservation_policy=kept, context=how, cleanup_tmp_directories=True
         )
 
-    def save(self, state: TrainState, data: str) -> None:
+    def save(self, state: TrainState, data: str, watched: Mapping[str, Any]) -> None:
         """Save a state, whole or not at all.
 
         Args:
             state: to save.
             data: where the batches stand.
+            watched: what the monitor remembers.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -60,14 +61,19 @@ class SavedStates:
         if latest is not None and latest.step == step:
             return
         try:
-            noted = {"rows": self._rows, "settings": self._settings, "data": data}
+            noted = {
+                "rows": self._rows,
+                "settings": self._settings,
+                "data": data,
+                "watched": dict(watched),
+            }
             self._orbax.save(step, _as_tree(state), force=True, custom_metadata=noted)
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(f"{self._path}: cannot be written: {reason}") from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, str]:
-        """Return the last state, and where the batches stood.
+    def restore(self, like: TrainState) -> tuple[TrainState, str, Mapping[str, Any]]:
+        """Return the last state, where the batches stood, and what the monitor remembered.
 
         Args:
             like: a state of the same shapes, which lies where it is to lie.
@@ -96,7 +102,7 @@ class SavedStates:
                 f"{place}: cannot be read ({type(error).__name__}: {reason}); remove it to go on "
                 "from the state before"
             ) from None
-        return TrainState(**found), str(noted["data"])
+        return TrainState(**found), str(noted["data"]), noted.get("watched", {})
 
     def _differences(self, noted: Mapping[str, Any]) -> list[str]:
         def default(section: str, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ from jaxllama.train.weights import Weights, holding
 # Losses that a new one is held to, and how many there must be.
 _HISTORY, _LEAST = 100, 20
 _ABOVE, _BELOW = "above", "below"
+# Share of its first watched value below which a head's entropy has fallen.
+_FALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class HealthMonitor:
         self._watched = jax.jit(partial(_watched_step, graph, optimiser, z_loss, mitigation))
         self._cut: Callable[..., TrainState] = jax.jit(partial(_cut_step, optimiser))
         self.warnings: list[HealthWarning] = []
+        self._begun: np.ndarray | None = None
 
     def is_due(self, step: int) -> bool:
         """Return whether a step, counted from 1, is watched.
@@ -101,7 +104,19 @@ class HealthMonitor:
     def forget(self) -> None:
         """Begin anew: losses and warnings so far are of another run."""
         self._losses.clear()
-        self.warnings = []
+        self.warnings, self._begun = [], None
+
+    def memory(self) -> dict[str, Any]:
+        """Return what later steps are held to, as JSON has it."""
+        begun = None if self._begun is None else self._begun.tolist()
+        return {"losses": [*self._losses], "entropy": begun}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on with what `memory` gave."""
+        self.forget()
+        self._losses.extend(memory.get("losses", ()))
+        begun = memory.get("entropy")
+        self._begun = None if begun is None else np.asarray(begun, np.float64)
 
     def note_loss(self, loss: float) -> None:
         """Remember the loss of a step."""
@@ -119,14 +134,15 @@ class HealthMonitor:
 
         Returns:
             The state after, the step's usual figures, what was watched, and what was found. Where
-            that is to stop the run, the state is the one before.
+            that is to stop the run, or the step is not finite, the state is the one before, and
+            nothing else is done.
         """
         after, figures, watched, asked = self._watched(state, frozen, batch)
         shown: WatchedFigures = jax.tree.map(host_array, watched)
         found = [*self._beyond(int(state.step) + 1, shown, float(figures.loss))]
         self.warnings += found
         actions = {one.action for one in found}
-        if "stop" in actions:
+        if "stop" in actions or not figures.finite:
             return state, figures, shown, found
         if "skip" in actions:
             after = state._replace(step=state.step + 1)
@@ -150,7 +166,11 @@ class HealthMonitor:
                 yield HealthWarning(step, figure, where, value, side, limit, action)
 
         yield from beyond("max_logit", shown.max_logit, _ABOVE, settings.max_logit)
-        yield from beyond("entropy", shown.entropy, _BELOW, settings.entropy)
+        # Collapse is a fall: a head that rests on one key from the start, a sink, is none.
+        if self._begun is None:
+            self._begun = np.asarray(shown.entropy, np.float64)
+        fallen = np.where(shown.entropy < _FALL * self._begun, shown.entropy, np.nan)
+        yield from beyond("entropy", fallen, _BELOW, settings.entropy)
         yield from beyond("residual", shown.residual, _BELOW, settings.residual)
         for name, norms in shown.gradient.items():
             if np.ndim(norms) and (middle := float(np.median(norms))) > 0:

@@ -92,7 +92,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 def restored(made: TrainConfig) -> tuple[TrainingRun, steps.TrainState]:
     run = TrainingRun(made)
     states = SavedStates(made, digest(run))
-    state, _ = states.restore(run.state)
+    state, _, _ = states.restore(run.state)
     states.close()
     return run, state
 

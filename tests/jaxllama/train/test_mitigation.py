@@ -71,7 +71,7 @@ def apart(first: Any, second: Any) -> float:
 def last_state(given: TrainConfig) -> list[bytes]:
     run = TrainingRun(given)
     states = SavedStates(given, trainings.digest(run))
-    state, _ = states.restore(run.state)
+    state, _, _ = states.restore(run.state)
     states.close()
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
 

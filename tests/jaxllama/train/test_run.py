@@ -39,7 +39,7 @@ def bits(folder: Path, given: TrainConfig | None = None) -> list[np.ndarray]:
     given = given or config(folder)
     run = TrainingRun(given)
     states = SavedStates(given, trainings.digest(run))
-    state, data = states.restore(run.state)
+    state, data, _ = states.restore(run.state)
     states.close()
     return [*map(np.asarray, jax.tree.leaves(state)), np.frombuffer(data.encode(), np.uint8)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from pathlib import Path
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trainings import config
+from trainings import config, digest
 
 from jaxllama.errors import TrainingError
 from jaxllama.train import Progressed, TrainingRun, train
-from jaxllama.train.state import latest_step
-from jaxllama.train.watch import locate_nonfinite
+from jaxllama.train.config import MonitorSettings
+from jaxllama.train.state import SavedStates, latest_step
+from jaxllama.train.watch import HealthMonitor, locate_nonfinite
 
 LAYERS, HEADS = 5, 6
 Q_PROJ, UP = "layers.self_attn.q_proj.weight", "layers.mlp.up_proj.weight"
@@ -103,6 +105,44 @@ def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
     good = plain.monitor.step(first.state, {}, batch)[0]
     for one in made.values():
         assert same(one.monitor.step(first.state, {}, batch)[0], good)
+
+
+def test_a_step_that_is_not_finite_moves_nothing_whatever_is_to_be_done(folder: Path) -> None:
+    actions = ("clip", "skip", "lower")
+    for one in (run_of(folder, **{action: ["max_logit"]}) for action in actions):
+        bad = spoilt(one, 2, 100.0)
+        huge = bad.weights[UP].at[3].multiply(1e38)
+        bad = bad._replace(weights=bad.weights | {UP: huge})
+        batch = one.on_devices(next(one.batches))
+        after, figures, _, found = one.monitor.step(bad, {}, batch)
+        assert not figures.finite and {w.figure for w in found} >= {"max_logit"}
+        assert same(after, bad)
+
+
+def test_entropy_that_is_low_from_the_start_is_no_collapse_and_a_fall_is(folder: Path) -> None:
+    one = run_of(folder, entropy=0.2)
+    batch = one.on_devices(next(one.batches))
+    low = spoilt(one, 1, 1000.0)
+    found = one.monitor.step(low, {}, batch)[3]
+    assert not [w for w in found if w.figure == "entropy"]
+    one.monitor.forget()
+    one.monitor.step(one.state, {}, batch)
+    again = run_of(folder, entropy=0.2)
+    again.monitor.recall(json.loads(json.dumps(one.monitor.memory())))  # as a resumed run
+    for monitor in (one.monitor, again.monitor):
+        fallen = [w for w in monitor.step(low, {}, batch)[3] if w.figure == "entropy"]
+        assert fallen and {w.where.split(",")[0] for w in fallen} == {"layer 1"}
+
+
+def test_a_run_gone_on_with_remembers_its_losses(tmp_path: Path) -> None:
+    train(config(tmp_path, run={"steps": 3}))
+    run = TrainingRun(config(tmp_path, run={"steps": 4}))
+    states = SavedStates(run.config, digest(run))
+    run.state, run.batches.state, watched = states.restore(run.state)
+    states.close()
+    assert len(watched["losses"]) == 3 and np.shape(watched["entropy"]) == (LAYERS, HEADS)
+    run.monitor.recall(watched)
+    assert [*run.monitor._losses] == watched["losses"]
 
 
 def test_a_run_that_is_stopped_leaves_the_state_before(tmp_path: Path) -> None:
