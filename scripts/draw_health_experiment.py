@@ -9,6 +9,7 @@ between its marks, docs/health-experiment.md.
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,19 +38,20 @@ def share(part: int, whole: int, interval: Sequence[float]) -> str:
     return f"{part} of {whole} ({low} to {high} %)"
 
 
-def warned(reports: Mapping[str, Any]) -> str:
-    """Return the table of warnings in time and of silence."""
+def warned(content: Mapping[str, Any]) -> str:
+    """Return the table of warnings in time and of silence, with and without the update's figure."""
     rows = []
-    for name, found in reports.items():
-        middle = found["notice"]
-        said = "-"
-        if middle:
-            said = f"{statistics.median(middle):g} ({min(middle)} to {max(middle)})"
+    for name, found in content["reports"].items():
+        notices, runs = found["notice"], content["runs"][name]
+        said = f"{statistics.median(notices):g} ({min(notices)} to {max(notices)})"
+        first = sorted({min(one[0] for one in run["first"].values()) for run in lost(runs)})
         rows.append(
             [
                 name,
                 share(found["warned_in_time"], found["diverging"], found["warned_interval"]),
+                ", ".join(map(str, first)),
                 said,
+                f"{sum(in_time(run, but='update_ratio') for run in lost(runs))}",
                 share(found["silent"], found["sane"], found["silent_interval"]),
                 f"{found['neither_warned']} of {found['neither']}",
             ]
@@ -57,11 +59,24 @@ def warned(reports: Mapping[str, Any]) -> str:
     head = (
         "model, seeds",
         "diverging runs warned in time",
+        "first warned at step",
         "steps of notice: median, range",
+        "in time without `update_ratio`",
         "sane runs silent",
         "of the rest warned",
     )
     return table(head, rows)
+
+
+def lost(runs: Rows) -> list[Any]:
+    """Return the runs that diverge and were warned."""
+    return [run for run in runs if run["outcome"] == "diverging" and run["first"]]
+
+
+def in_time(run: Any, *, but: str) -> bool:
+    """Return whether a run was warned in time by another figure."""
+    steps = [first[0] for figure, first in run["first"].items() if figure != but]
+    return min(steps, default=math.inf) < run["exceeds"]
 
 
 def by_figure(content: Mapping[str, Any]) -> str:
@@ -171,7 +186,7 @@ def main() -> None:
     path = DOCS / "health-experiment.md"
     page = path.read_text()
     for name, text in (
-        ("warned", warned(content["reports"])),
+        ("warned", warned(content)),
         ("figures", by_figure(content)),
         ("outcomes", outcomes(content)),
         ("mitigations", mitigated(content)),

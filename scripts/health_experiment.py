@@ -13,7 +13,7 @@ The loss exceeds its start at the first step of the stretch above it in which th
 watched step comes before that, or does not count.
 
     python scripts/health_experiment.py --json docs/health-experiment.json [--jobs 2]
-    python scripts/draw_health_experiment.py docs/health-experiment.json     # page and curves
+    python scripts/draw_health_experiment.py                                 # page and curves
 """
 
 from __future__ import annotations

@@ -138,9 +138,16 @@ def look(name: str) -> Iterator[Found]:
             failure=failure.name,
             layer=layer,
             named=named,
-            first="" if first is None else f"{first.rule}, layer {first.layer}, {first.heads}",
+            first="" if first is None else _said(first, config.num_attention_heads),
             others=sorted({one.rule for one in grave[1:]}),
         )
+
+
+def _said(finding: Any, heads: int) -> str:
+    """Return a finding's name and place in words."""
+    where = ", ".join(f"head {head}" for head in finding.heads) or "as a whole"
+    where = "all heads" if len(finding.heads) == heads else where
+    return f"{finding.rule}, layer {finding.layer}, {where}"
 
 
 def _grave(report: HealthReport) -> list[Any]:

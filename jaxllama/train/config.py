@@ -194,7 +194,7 @@ class MonitorSettings:
     Attributes:
         every: steps from one that is watched to the next; 0 for none.
         max_logit: a head's largest score, above which (ViT-22B, arXiv 2302.05442; Kimi K2).
-        entropy: a head's, over that of equal weights, below which.
+        entropy: a head's, over that of equal weights, below which; it must have fallen, too.
         residual: of a layer's states, below which.
         gradient: of a layer, times or part of the median layer's.
         update_ratio: norm of an update over the weight's, above which.
