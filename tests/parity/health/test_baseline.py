@@ -76,7 +76,7 @@ def test_gradients_are_compared_too() -> None:
 
 def test_the_terminal_says_it_after_the_verdict(tmp_path: Path) -> None:
     convert(scaled(30, *QK, layer=2), tmp_path / "hot", to="hf")
-    app = command("parity", about="", exit_codes="", no_cache=lambda: None)
+    app = command("parity", about="", shown=(), exit_codes="", no_cache=lambda: None)
     app.command("health")(health_command)
     app.command("other")(lambda: None)
     words = [str(tmp_path / "hot"), "--baseline", "tiny", "--length", "48", "--no-gradients"]

@@ -22,7 +22,7 @@ from parity.commands.health import health_command
 from parity.health.rule import catalogue
 from parity.subjects import from_torch
 
-app = command("parity", about="", exit_codes="", no_cache=lambda: None)
+app = command("parity", about="", shown=(), exit_codes="", no_cache=lambda: None)
 app.command("health")(health_command)
 app.command("explain")(explain_command)
 

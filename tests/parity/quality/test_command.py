@@ -20,7 +20,7 @@ from parity.commands.quality import quality_command
 from parity.quality import page
 from parity.quality.report import QualityChange
 
-app = command("parity", about="", exit_codes="", no_cache=lambda: None)
+app = command("parity", about="", shown=(), exit_codes="", no_cache=lambda: None)
 app.command("quality")(quality_command)
 app.command("other")(lambda: None)
 
