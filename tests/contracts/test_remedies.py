@@ -409,7 +409,6 @@ NOT_RUN = {
         for option in ("calibrate", "family", "mutants", "quick")
     },
     "jaxllama/cli_generate.py: --mesh": "takes several processes: test_hosts.py",
-    "parity/subjects/adapters/scenarios.py: --scenario": "takes a library that is not here",
     "parity/subjects/jaxllama/streamed.py: --mesh": "is what is refused",
     "parity/runner/quality.py: --mode": "is what is refused",
     "parity/runner/quality.py: --quant": "takes a reader that is at fault",

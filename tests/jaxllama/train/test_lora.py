@@ -363,7 +363,7 @@ def test_factors_are_of_float32_beside_weights_of_bfloat16(base: Path, tmp_path:
     with pytest.raises(
         TrainingError, match=r"in the weights: layers.self_attn.q_proj.lora_B of layer 1"
     ):
-        run._one(1)
+        run.advance(1)
 
 
 def test_no_gradient_of_a_weights_size_is_made(
