@@ -78,7 +78,7 @@ def run_command(
         str | None,
         typer.Option(
             help="Of training, each one more step for --mode step: attention_dropout, "
-            "residual_dropout, qk_norm, qk_clip, score_cap, logit_cap, z_loss, or all."
+            "residual_dropout, qk_norm, qk_clip, score_cap, logit_cap, z_loss, clip, or all."
         ),
     ] = None,
     seconds: Annotated[

@@ -25,6 +25,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "score_cap": {"score_cap": 3.0},
     "logit_cap": {"logit_cap": 5.0},
     "z_loss": {},
+    "clip": {},
 }
 MITIGATIONS = tuple(_SETTINGS)
 # Of the mask of each tap; as docs/train.md has it, not as jaxllama.train does.
@@ -39,11 +40,13 @@ class StepCase:
         name: in rows; empty for a plain one.
         settings: what is done.
         z_loss: weight of z-loss.
+        clip: norm that all gradients together are cut down to.
     """
 
     name: str = ""
     settings: MitigationSettings = field(default_factory=MitigationSettings)
     z_loss: float = 0.0
+    clip: float | None = None
 
     def row(self, parameter: str) -> str:
         """Return what a parameter's row is called."""
@@ -59,6 +62,21 @@ class StepCase:
             return self
         middle = float(np.median(np.concatenate([*largest.values()])))
         return replace(self, settings=replace(self.settings, qk_clip=max(middle, 1e-3)))
+
+    def with_clip(self, norm: float, count: int, eps: float) -> StepCase:
+        """Return the case with a norm that AdamW's step depends on, and that is not reached yet.
+
+        The first step divides a gradient by itself and epsilon, so that all of them made larger or
+        smaller move the same; not where they are as small as epsilon.
+
+        Args:
+            norm: of all gradients.
+            count: of their numbers.
+            eps: AdamW's epsilon.
+        """
+        if self.name != "clip":
+            return self
+        return replace(self, clip=min(norm / 2, eps * count**0.5))
 
 
 PLAIN = StepCase()

@@ -115,18 +115,25 @@ def problems_of(
 def _by_torch(
     checkpoint: CheckpointLike, inputs: Inputs, case: StepCase
 ) -> tuple[Arrays, Arrays, StepCase]:
-    """Return the parameters before and after a step of PyTorch's AdamW, and QK-clip's tau."""
+    """Return the parameters before and after a step of PyTorch's AdamW, and what it clipped at."""
     settings, norms = case.settings, norm_weights(case, checkpoint.config)
     reference = MitigatedReference(
         checkpoint, settings, case.z_loss, inputs, kept_by(settings), norms
     )
-    gradients = gradients_by_torch(reference, inputs)
+    gradients = {
+        name: torch.from_numpy(np.array(gradient))
+        for name, gradient in gradients_by_torch(reference, inputs).items()
+    }
+    norm = torch.nn.utils.get_total_norm([*gradients.values()])
+    case = case.with_clip(float(norm), sum(x.numel() for x in gradients.values()), EPS)
+    if case.clip is not None:
+        reference.clip_gradients([*gradients.values()], case.clip)
     weights = {
         name: torch.nn.Parameter(reference.weights[name].to(torch.float64).clone())
         for name in gradients
     }
     for name, gradient in gradients.items():
-        weights[name].grad = torch.from_numpy(np.array(gradient))
+        weights[name].grad = gradient
     begun = {name: to_numpy(weight.detach()).copy() for name, weight in weights.items()}
     vectors = [weight for name, weight in weights.items() if "norm" in name]
     matrices = [weight for name, weight in weights.items() if "norm" not in name]
@@ -227,7 +234,8 @@ def weights_after(
         from jaxllama.train.config import OptimiserSettings
     graph, _ = wide_weights(model)
     inputs = with_rows(inputs, rows_added(model, len(inputs.tokens)))
-    optimiser = optimisers.make_optimiser(OptimiserSettings(**SETTINGS), steps=10)
+    settings = OptimiserSettings(**SETTINGS, clip=case.clip)
+    optimiser = optimisers.make_optimiser(settings, steps=10)
 
     def everywhere(value: Any) -> jax.Array:
         return _everywhere(model, value)

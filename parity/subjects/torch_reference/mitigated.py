@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, N query heads, K kv heads, H head dim, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -114,6 +114,15 @@ class MitigatedReference(TorchReference):
         rows, columns, _ = (torch.tensor(x) for x in zip(*successors(inputs), strict=True))
         normaliser = torch.logsumexp(logits[rows, columns], dim=-1)
         return plain + self._z_loss * normaliser.square().mean()
+
+    def clip_gradients(self, gradients: Sequence[Tensor], most: float) -> None:
+        """Cut all gradients together down to a norm, in place.
+
+        `torch.nn.utils.clip_grad_norm_` adds 1e-6 to what it divides by, which is seen here.
+        """
+        norm = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients:
+            gradient.mul_((most / norm).clamp(max=1))
 
     def clip(self, weights: Mapping[str, Tensor], tau: float) -> None:
         """Scale the projections of every head whose logits were above tau, in place.

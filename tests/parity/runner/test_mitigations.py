@@ -72,6 +72,7 @@ def test_against_pytorch_without_it_each_diverges(monkeypatch: pytest.MonkeyPatc
         "head_norm": lambda self, heads, weight: heads + 0 * weight,
         "cap": lambda self, value, cap: value,
         "clip": lambda self, weights, tau: None,
+        "clip_gradients": lambda self, gradients, most: None,
         "loss": TorchReference.loss,
     }
     for name, method in without.items():
@@ -92,6 +93,11 @@ def clipped_at_99(self: Any, weights: Any, tau: float) -> None:
     CLIP(self, weights, 0.99 * tau)
 
 
+def clipped_each_by_itself(self: Any, gradients: Any, most: float) -> None:
+    for gradient in gradients:
+        CLIP_GRADIENTS(self, [gradient], most)
+
+
 def over_all_heads(self: Any, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     mean = heads.square().mean((-1, -2), keepdim=True)
     return heads * torch.rsqrt(mean + self.config.rms_norm_eps) * weight
@@ -104,11 +110,13 @@ def clipped_by_roots(self: Any, weights: Any, tau: float) -> None:
 
 
 DROP, CAP, CLIP = (getattr(MitigatedReference, name) for name in ("drop", "cap", "clip"))
+CLIP_GRADIENTS = MitigatedReference.clip_gradients
 WRONG = {
     "not scaled up": ("drop", not_scaled_up, DROPOUTS),
     "cap before the scale": ("cap", capped_before_the_scale, ("score_cap",)),
     "tau 99 %": ("clip", clipped_at_99, ("qk_clip",)),
     "clip by roots": ("clip", clipped_by_roots, ("qk_clip",)),
+    "clip each gradient": ("clip_gradients", clipped_each_by_itself, ("clip",)),
     "norm over all heads": ("head_norm", over_all_heads, ("qk_norm",)),
 }
 
