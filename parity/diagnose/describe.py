@@ -176,6 +176,16 @@ def describe_precision(row: TapResult) -> CauseReport:
     )
 
 
+def describe_unused(row: TapResult) -> CauseReport:
+    """Return what is known where a table or a mask differs, and nothing that is computed by it."""
+    return CauseReport(
+        id="",
+        title="unexplained",
+        summary=f"unexplained: {row.tap} differs, and nothing that is computed by it",
+        evidence=["what is shown under that name is not what the subject's own operators use"],
+    )
+
+
 def describe_mixture(row: TapResult) -> CauseReport:
     """Return what is known where no scenario shows a divergence by itself."""
     return CauseReport(

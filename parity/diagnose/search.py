@@ -23,6 +23,7 @@ from parity.diagnose.describe import (
     describe_mixture,
     describe_precision,
     describe_search,
+    describe_unused,
 )
 from parity.diagnose.elsewhere import Elsewhere, record_elsewhere
 from parity.diagnose.evidence import Evidence
@@ -34,6 +35,7 @@ from parity.inputs import Inputs
 from parity.result import CauseReport, Divergence, TapResult
 from parity.subjects.base import CheckpointLike, Subject, WholeSubject
 from parity.subjects.torch_reference.subject import TorchReference
+from parity.taps import SETUP_TAPS
 
 # Modes in which a cause is looked for.
 EXPLAINED = ("free", "decode", "isolated", "grad", whole_pass.MODE)
@@ -218,8 +220,9 @@ def find_cause(
     if narrow and row.lane == "f32" and not (found and found.confirmed):
         return describe_precision(narrow[0])
     # What is near its limit may be within it where fewer tokens are looked at.
-    mixed = found is None and same_checkpoint and not rounding
-    return describe_mixture(row) if mixed else found
+    if found is not None or rounding or not same_checkpoint:
+        return found
+    return describe_unused(row) if row.tap in SETUP_TAPS else describe_mixture(row)
 
 
 def _cause_in(
@@ -264,11 +267,13 @@ def _recorded(
 ) -> Recording:
     """Record a subject on as much of a scenario as can be kept, in a row's mode forwards."""
     layers = checkpoint.config.num_hidden_layers
+    # What is handed the reference's rotations shows nothing of a wrong table of its own.
+    isolated = row.mode == "isolated" and row.tap not in SETUP_TAPS
     # An isolated run is kept with the reference's values, in float64.
-    kept = "f64" if row.mode == "isolated" else subject.dtype
+    kept = "f64" if isolated else subject.dtype
     chosen = truncated_to_fit(chosen, checkpoint.config, kept, layers)
     chunks = decode_chunks(chosen) if row.mode == "decode" else None
-    f64_reference = TorchReference(checkpoint) if row.mode == "isolated" else None
+    f64_reference = TorchReference(checkpoint) if isolated else None
     return record(subject, chosen, chunks, layers, f64_reference)
 
 

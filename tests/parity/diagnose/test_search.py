@@ -312,3 +312,34 @@ def test_a_path_of_one_dtype_s_own_keeps_its_cause() -> None:
     assert (result.verdict, result.difference) == ("divergent", "computation")
     assert result.cause is not None
     assert (result.cause.id, result.cause.confirmed) == ("rope-theta", True)
+
+
+class ShownWrong(TorchReference):
+    """Shows another table of frequencies than it rotates by."""
+
+    def start(self, inputs: Any) -> Any:
+        run = super().start(inputs)
+        step = run.step
+
+        def shown(*given: Any) -> Any:
+            taps = step(*given)
+            return taps | {n: 2 * taps[n] for n in ("rope.inv_freq",) if n in taps}
+
+        run.step = shown  # type: ignore[method-assign]
+        return run
+
+
+@pytest.mark.parametrize("mode", ["free", "isolated"])
+def test_a_wrong_table_has_its_cause_where_operators_are_handed_the_right_one(mode: str) -> None:
+    asked = {"dtypes": "f64", "scenarios": "causal", "length": 13, "modes": mode}
+    wrong = TorchReference(CHECKPOINT, config=CHECKPOINT.config.replace(rope_theta=1e6))
+    result = parity.run(CHECKPOINT, subject=lambda model, dtype: wrong, **asked)
+    assert result.cause is not None
+    assert (result.cause.id, result.cause.confirmed) == ("rope-theta", True)
+    shown = ShownWrong(CHECKPOINT)
+    result = parity.run(CHECKPOINT, subject=lambda model, dtype: shown, **asked)
+    assert result.verdict == "divergent"
+    assert result.cause is not None
+    assert result.cause.summary == (
+        "unexplained: rope.inv_freq differs, and nothing that is computed by it"
+    )
