@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -258,7 +259,8 @@ class TrainingRun:
         if stopping := [one for one in found if one.action == "stop"]:
             self.batches.state = data
             raise TrainingError(
-                f"{stopping[0]}; the state before the step is saved in {self.config.run.output}"
+                f"{stopping[0]}{_beside(stopping[0], found)}; the state before the step is saved "
+                f"in {self.config.run.output}"
             )
         self.monitor.note_loss(float(figures.loss))
         return Progressed(
@@ -303,6 +305,13 @@ class TrainingRun:
             overwrite=not several,
         )
         return target
+
+
+def _beside(said: HealthWarning, found: Sequence[HealthWarning]) -> str:
+    """Return what else was found in a step that stops a run: no progress will tell of it."""
+    others = Counter(one.figure for one in found if one is not said)
+    listed = ", ".join(f"{count} of {figure}" for figure, count in sorted(others.items()))
+    return f"; further warnings of this step: {listed}" if others else ""
 
 
 def _curves(told: Progressed) -> dict[str, float]:

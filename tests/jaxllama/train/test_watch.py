@@ -148,9 +148,13 @@ def test_a_run_gone_on_with_remembers_its_losses(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_leaves_the_state_before(tmp_path: Path) -> None:
     given = config(tmp_path, monitor={"every": 3, "update_ratio": 1e-9, "stop": ["update_ratio"]})
     told: list[Progressed] = []
-    with pytest.raises(TrainingError, match=r"step 1: update_ratio .* the run is stopped; the st"):
+    with pytest.raises(TrainingError, match=r"step 1: update_ratio .* the run is stopped; "):
         train(given, progress=told.append)
     assert latest_step(tmp_path / "out") == len(told) == 0
+    # No progress tells what else was found in that step: the error does.
+    also = {"max_logit": 1e-9, "stop": ["update_ratio"], "update_ratio": 1e-9}
+    with pytest.raises(TrainingError, match=r"step: \d+ of max_logit, \d+ of update_ratio; the st"):
+        train(config(tmp_path / "also", monitor=also))
 
 
 def test_the_first_steps_are_watched_more_often_than_the_rest(run: TrainingRun) -> None:
