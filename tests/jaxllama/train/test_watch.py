@@ -153,6 +153,7 @@ def test_a_run_that_is_stopped_leaves_the_state_before(tmp_path: Path) -> None:
     assert latest_step(tmp_path / "out") == len(told) == 0
     # No progress tells what else was found in that step: the error does.
     also = {"max_logit": 1e-9, "stop": ["update_ratio"], "update_ratio": 1e-9}
+    (tmp_path / "also").mkdir()
     with pytest.raises(TrainingError, match=r"step: \d+ of max_logit, \d+ of update_ratio; the st"):
         train(config(tmp_path / "also", monitor=also))
 
