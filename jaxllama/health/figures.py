@@ -75,20 +75,20 @@ def entropy(weights: Float[Array, "B N T S"], mask: Bool[Array, "B T S"]) -> Flo
 
     Source: Zhai et al. 2023 (arXiv 2303.06296).
     """
-    wide = _wide(weights)
+    wide = widened(weights)
     shown = jnp.where(mask[:, None], wide, 0)
     logs = jnp.log(jnp.where(shown > 0, shown, 1))
     count = mask.sum(axis=-1, dtype=jnp.int32)[:, None].astype(wide.dtype)
     choice = count >= 2
     normal = -(shown * logs).sum(axis=-1) / jnp.log(jnp.where(choice, count, 2))
-    return _mean(normal, choice)
+    return mean_of(normal, choice)
 
 
 def largest_logit(
     scores: Float[Array, "B N T S"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B N"]:
     """Return each head's largest scaled score of a visible key; NaN where none is visible."""
-    wide = _wide(scores)
+    wide = widened(scores)
     largest = jnp.where(mask[:, None], wide, -jnp.inf).max(axis=(-2, -1))
     return jnp.where(mask.any(axis=(-2, -1))[:, None], largest, jnp.nan)
 
@@ -101,7 +101,7 @@ def rank_residual(states: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> F
 
     Source: Dong, Cordonnier and Loukas 2021 (arXiv 2103.03404).
     """
-    wide = _wide(states)
+    wide = widened(states)
     real = valid[:, :, None]
     count = valid.sum(axis=1, dtype=jnp.int32)[:, None, None]
     shown = jnp.where(real, wide, 0)
@@ -112,12 +112,12 @@ def rank_residual(states: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> F
     return jnp.where(count[:, 0, 0] >= 2, ratio, jnp.nan)
 
 
-def _wide(values: Array) -> Array:
+def widened(values: Array) -> Array:
     """Return values in at least float32, cut off from gradients."""
     return jax.lax.stop_gradient(values.astype(at_least_float32(values.dtype)))
 
 
-def _mean(values: Array, counted: Array) -> Array:
+def mean_of(values: Array, counted: Array) -> Array:
     """Return the mean over the last axis of what counts; NaN where nothing does."""
     counted = jnp.broadcast_to(counted, values.shape)
     number = counted.sum(axis=-1, dtype=jnp.int32).astype(values.dtype)
