@@ -157,10 +157,9 @@ class Run:
         return min((step for step, _, _ in self.first.values()), default=None)
 
 
-def start(kind: Kind, folder: Path) -> Path:
+def start(config: LlamaConfig, seed: int, folder: Path) -> Path:
     """Write a model as it is before any training, and return where it is."""
-    config = SIZES[kind.size]
-    rng = np.random.default_rng(kind.seed)
+    rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in expected_tensors(config):
         values = np.ones(shape)
@@ -178,7 +177,10 @@ def prepared(
 ) -> TrainingRun:
     """Return a training at rate 1: each run's own is the state's factor on it."""
     sections: dict[str, dict[str, Any]] = {
-        "model": {"checkpoint": str(start(kind, folder)), "dtype": kind.dtype},
+        "model": {
+            "checkpoint": str(start(SIZES[kind.size], kind.seed, folder)),
+            "dtype": kind.dtype,
+        },
         "data": {"files": [str(TEXTS)], "length": 64, "batch": 8, "seed": kind.seed},
         "optimiser": {"learning_rate": 1.0, "warmup": WARMUP if kind.warmup else 0},
         "run": {"output": str(folder / "out"), "steps": steps},

@@ -58,6 +58,22 @@ def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iter
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_in_a_hurry(request: pytest.FixtureRequest) -> None:
+    """Have XLA leave most optimisations out of programs of tests/jaxllama, which run once.
+
+    Here and in processes that are started from here. Not where a module is marked `optimised`, nor
+    in other tests: what users run is judged as it is compiled for them by those of `parity`.
+    """
+    module = request.node
+    ours = Path(__file__).parent / "jaxllama" in module.path.parents
+    hurried = ours and module.get_closest_marker("optimised") is None
+    if hurried != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", hurried)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(hurried)
+        jax.clear_caches()  # which do not tell the two kinds apart
+
+
 @pytest.fixture
 def kept_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return where `compilation_cache.turn_on()` keeps programs: a folder of one test alone."""

@@ -14,6 +14,8 @@ from jaxllama.forms import Form
 from jaxllama.masks import Tokens, causal
 from jaxllama.model import Llama
 
+pytestmark = pytest.mark.optimised
+
 
 def sizes(layers: int, form: Form) -> tuple[int, int]:
     """Return how many lines a forward pass has as it is traced, and as it is compiled."""

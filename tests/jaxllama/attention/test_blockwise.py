@@ -21,6 +21,8 @@ from jaxllama.masks import BoundMask, Mask, Tokens, causal, explicit, padding, s
 from jaxllama.model import Llama
 from jaxllama.taps import Taps, untapped
 
+pytestmark = pytest.mark.optimised
+
 # Neither length is a whole number of blocks.
 B, T, S, N, K, H, SIZE = 2, 13, 21, 6, 3, 5, 4
 SCALE = 0.4

@@ -13,6 +13,8 @@ from jaxllama.layers.linear import product
 from jaxllama.quantisation import Int4Array, Int8Array, Quantised
 from jaxllama.quantisation import product as ways
 
+pytestmark = pytest.mark.optimised
+
 OUT, INTO = 12, 40
 
 
