@@ -15,7 +15,8 @@ from jinja2 import Environment
 
 from jaxllama.files.output import write_text
 from parity.comparison.quality import QualityReport
-from parity.report import figures
+from parity.report import figures, spoken
+from parity.report.environment import cost_line
 from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spelled_out, templates
 from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
@@ -70,6 +71,7 @@ def _render(model: PageModel, result: Result) -> str:
             logits=logits_figures(result),
             overrides=_overrides(result),
             drawing=figures,
+            spoken=spoken,
             scales=_scales(),
             violation=VIOLATION,
             style=source("report.css"),
@@ -104,6 +106,7 @@ def _templates() -> Environment:
         "spread": spread,
         "token": readable,
         "bar": _bar,
+        "cost": cost_line,
     }
     return environment
 
