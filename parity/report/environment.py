@@ -94,5 +94,20 @@ def cost_line(timing: Mapping[str, float]) -> str:
     )
 
 
+def plainly(value: Any) -> str:
+    """Say plain data without the marks of Python's, what is not there left out."""
+    if isinstance(value, Mapping):
+        pairs = ((name, item) for name, item in value.items() if item is not None)
+        return ", ".join(f"{name} {_inside(item)}" for name, item in pairs)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_inside, value))
+    return str(value)
+
+
+def _inside(value: Any) -> str:
+    said = plainly(value)
+    return f"({said})" if isinstance(value, Mapping | list | tuple) else said
+
+
 def _many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -16,7 +16,7 @@ from jinja2 import Environment
 from jaxllama.files.output import write_text
 from parity.comparison.quality import QualityReport
 from parity.report import figures, spoken
-from parity.report.environment import cost_line
+from parity.report.environment import cost_line, plainly
 from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spelled_out, templates
 from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
@@ -107,6 +107,7 @@ def _templates() -> Environment:
         "token": readable,
         "bar": _bar,
         "cost": cost_line,
+        "plainly": plainly,
     }
     return environment
 

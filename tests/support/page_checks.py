@@ -27,7 +27,8 @@ _CLIPPED = """() => {
   const cut = (e, box) => {
     for (let up = e; up; up = up.parentElement) {
       const style = getComputedStyle(up), outer = up.getBoundingClientRect();
-      if (["auto", "scroll"].includes(style.overflowX)) return "";
+      if (["auto", "scroll"].includes(style.overflowX))  // what is before its start stays out
+        return box.left < outer.left - up.scrollLeft - 1 ? ` by ${name(up)}` : "";
       if (style.overflowX !== "visible" || style.overflowY !== "visible")
         if (box.left < outer.left - 1 || box.right > outer.right + 1 ||
             box.top < outer.top - 1 || box.bottom > outer.bottom + 1) return ` by ${name(up)}`;

@@ -85,7 +85,7 @@ class Visit:
             if tip.inner_text() != "…":
                 break
             self.page.wait_for_timeout(20)
-        assert self.page.locator("#said").inner_text() == tip.inner_text(), "seen and heard"
+        assert self.page.locator("#said").text_content() == tip.text_content(), "seen and heard"
         return tip.inner_text()
 
     def pixels(self, tile: Locator, x: int, y: int, side: int = 9) -> np.ndarray:
