@@ -42,8 +42,8 @@ def _show(result: PlanResult, console: Console) -> None:
 
 
 def _table(request: PlanRequest, columns: dict[str, MeshPlan]) -> SafeTable:
-    table = make_table(gap=2, frame=None)
-    table.add_column("on each device")
+    table = make_table("on each device", gap=2, frame=None)
+    table.add_column("")
     for title, one in columns.items():
         name = mesh_in_words(one.sizes)
         table.add_column(f"{title}: {name}" if title else name, justify="right")

@@ -114,14 +114,16 @@ def test_everyone_can_read_it_in_every_state(visit: Visit) -> None:
 
 
 def test_keys_read_what_the_pointer_reads(visit: Visit) -> None:
-    for kind in ("grid", "head", "small", "mask"):
+    for kind in ("grid", "head", "mask"):
         one = tile(visit, kind)
         by_pointer = visit.hover(one, 1, 2)
         visit.page.mouse.move(0, 0)
         by_keys = visit.read_by_keys(one, "ArrowRight", "ArrowDown", "ArrowDown")
         assert by_keys == by_pointer != ""
+    small = visit.read_by_keys(tile(visit, "small", 2), "End", "PageDown")
+    assert small.startswith("layer 0, head 2\nquery 10 “") and small.endswith("weight hidden")
     chart = visit.page.locator(".points").first
-    assert visit.read_by_keys(chart, "End", "ArrowDown").startswith("layer 3: mean cosine ")
+    assert visit.read_by_keys(chart, "End", "ArrowDown").startswith("layer 4: mean cosine ")
 
 
 def test_a_full_page_leaves_out_and_says_so(
