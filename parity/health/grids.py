@@ -28,7 +28,7 @@ class GridKind:
     Attributes:
         name: of the figure.
         title: on the page.
-        said: what dark is, in words.
+        said: what its scale goes from and to, in words that hold in the dark, too.
         low, high: ends of its scale; of powers of ten where `log`.
         log: whether it is logarithmic.
         wrong: which values are marked.
@@ -48,15 +48,15 @@ def _none(values: np.ndarray) -> np.ndarray:
 
 
 KINDS = (
-    GridKind("entropy", "entropy", "light peaked, dark uniform", 0, 1, wrong=_none),
-    GridKind("lazy_k", "lazy k", "light one singular value, dark 512", 0, 2.71, True, _none),
-    GridKind("sink", "sink", "dark all on the first token", 0, 1, wrong=_none),
-    GridKind("leakage", "leakage", "dark much; any is marked", -8, 2, True, lambda v: v > 0),
+    GridKind("entropy", "entropy", "from peaked to uniform", 0, 1, wrong=_none),
+    GridKind("lazy_k", "lazy k", "from one singular value to 512", 0, 2.71, True, _none),
+    GridKind("sink", "sink", "to all on the first token", 0, 1, wrong=_none),
+    GridKind("leakage", "leakage", "any is marked", -8, 2, True, lambda v: v > 0),
     GridKind("max_logit", "largest score", "to 1000", 0, 3, True, lambda v: v > max_logit.LIMIT),
-    GridKind("peaked", "peaked queries", "dark all", 0, 1, wrong=_none),
-    GridKind("column", "largest column", "dark all on one key", 0, 1, wrong=_none),
+    GridKind("peaked", "peaked queries", "to all", 0, 1, wrong=_none),
+    GridKind("column", "largest column", "to all on one key", 0, 1, wrong=_none),
     GridKind("reach", "reach", "1 to 10,000 tokens", 0, 4, True, _none),
-    GridKind("nearest", "nearest head", "light alike, dark disjoint", 0, 1, wrong=_none),
+    GridKind("nearest", "nearest head", "from alike to disjoint", 0, 1, wrong=_none),
     GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, lambda v: v > 5e-3),
 )
 _OVER_MEDIAN = "over the median, 1e-3 to 1e3"
@@ -119,7 +119,7 @@ def group_grids(groups: GroupComparison) -> list[HeadGrid]:
             if one.figure == name:
                 wrong[one.layer, one.head] = True
         kind = GridKind(
-            f"p_{name}", f"{FIGURE_WORDS[name]}, p", "dark 1e-4; marked: significant", 0, 4
+            f"p_{name}", f"{FIGURE_WORDS[name]}, p", "from 1 to 1e-4; marked: significant", 0, 4
         )
         grid = _grid(kind, -np.log10(p), wrong)
         values = [None if math.isnan(v) else float(f"{v:.2g}") for v in p.ravel()]
