@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import REMEDY, find_browser
-from page_checks import barriers, check_in_every_state, check_on_paper, clipped, unreached
+from page_checks import barriers, check_in_every_state, check_on_paper, clipped, on_paper, unreached
 from pages import Visit, opened_browser
 from playwright.sync_api import Browser, Page
-from records import result
+from records import result, row
 from snapshots import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 
+from parity.comparison.quality import LayerLoss, QualityFigures, QualityReport
 from parity.report import html_file
 from parity.report.sprites import VIOLATION
 
@@ -243,6 +244,38 @@ def test_figures_say_what_they_found(visit: Visit) -> None:
         "mask, intended, row 0",
     ):
         assert words in said, (words, said)
+
+
+def test_a_wide_matrix_of_runs_is_whole_on_paper(browser: Browser, tmp_path: Path) -> None:
+    names = [f"a_scenario_with_a_long_name_{i}" for i in range(9)]
+    found = result(
+        [row("layers.0.q_proj", scenario=name, failed=name[-1] == "3") for name in names]
+    )
+    html_file.write(found, tmp_path / "many.html")
+    visit = Visit(browser, tmp_path / "many.html")
+    check_on_paper(visit.page)
+    with on_paper(visit.page):
+        said = visit.page.locator(".matrix button").all_inner_texts()
+        assert said[2:4] == [
+            f"{names[2]}, free in f64: equal, rho 0.5",
+            f"{names[3]}, free in f64: diverges, rho ✗ 1e+06",
+        ]
+    visit.page.evaluate("document.querySelector('.many').classList.remove('many')")
+    with pytest.raises(AssertionError):
+        check_on_paper(visit.page)
+    visit.page.close()
+
+
+def test_what_rounding_costs_can_be_read_by_everyone(browser: Browser, tmp_path: Path) -> None:
+    layers = tuple(LayerLoss(i, 1e-2, 2e-2, 3e-3, 4e-3) for i in range(3))
+    lane = QualityFigures("f32", 64, 4e-4, 9e-4, 0.95, 63, 439.7, 441.6, layers)
+    measured = QualityReport("int8", None, 410_400, 740_928, (lane,))
+    html_file.write(result([], quality=measured), tmp_path / "quant.html")
+    visit = Visit(browser, tmp_path / "quant.html")
+    check_in_every_state(visit.page)
+    visit.page.evaluate("document.querySelector('html').removeAttribute('lang')")
+    assert barriers(visit.page) != []
+    visit.page.close()
 
 
 def test_without_scripts_the_verdict_is_still_there(browser: Browser, tmp_path: Path) -> None:
