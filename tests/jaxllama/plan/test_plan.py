@@ -157,7 +157,9 @@ def test_the_mesh_that_was_asked_for_is_one_of_those_that_may_fit(
     assert unreadable(lambda console: show(found, console)) == []
     check_verdict_last(lambda console: show(found, console))
     lines = terminal_lines(lambda console: show(found, console), 120)
-    assert lines[0].startswith("cheapest that fits: 128 x h100") and lines[1].startswith("405b: ")
+    assert lines[0].startswith("cheapest that fits: 128 x h100") and lines[1].startswith(
+        "llama-3.1-405b: "
+    )
 
 
 def test_a_search_ends() -> None:
