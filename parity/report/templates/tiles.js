@@ -88,7 +88,6 @@ const answerKeys = (element, name, sizes, said) => {
   element.addEventListener("focus", () => element.matches(":focus-visible") && said(x, y));
   element.addEventListener("blur", () => tell(""));
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") return tell("");
     const step = STEPS[event.key];
     if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -124,6 +123,7 @@ const answerTiles = (load, kinds) => {
   document.addEventListener("pointermove", point);
   document.addEventListener("pointerdown", point);
   document.addEventListener("pointerleave", () => tell(""));
+  document.addEventListener("keydown", (event) => event.key === "Escape" && tell(""));
 
   // Of tiles that stand side by side each tells of all: one stop of the keys is enough.
   for (const tile of document.querySelectorAll(".tile:not(.three > div + div > .tile)")) {

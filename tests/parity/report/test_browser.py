@@ -208,6 +208,9 @@ def test_keys_read_what_the_pointer_reads(visit: Visit) -> None:
         assert visit.read_by_keys(tile, "Escape") == ""
         visit.page.keyboard.press("Tab")
         assert not tile.locator(".cursor").is_visible()
+        visit.hover(tile, x, y)
+        visit.page.keyboard.press("Escape")
+        assert not visit.page.locator("#tip").is_visible()
     chart = visit.page.locator(".points:visible").first
     first = visit.read_by_keys(chart, "Home")
     assert re.match(r"\S+: error .*, noise .*, limit ", first)
