@@ -21,7 +21,7 @@ from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spell
 from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION
-from parity.report.wording import DIFFERENCES, KINDS, logits_figures, place, spread
+from parity.report.wording import DIFFERENCES, logits_figures, origin_of, place, spread
 from parity.result import Result
 
 
@@ -48,15 +48,15 @@ def page(result: Result) -> str:
 
 
 def _render(model: PageModel, result: Result) -> str:
-    script = source("tiles.js") + source("report.js")
+    script, first = source("tiles.js") + source("report.js"), result.first_divergence
     return (
         _templates()
         .get_template("report.html")
         .render(
             result=result,
-            first=result.first_divergence,
+            first=first,
             cause=result.cause,
-            kinds=KINDS,
+            origin=first and origin_of(first, result),
             differences=DIFFERENCES,
             runs=model.runs,
             matrix=model.matrix(),

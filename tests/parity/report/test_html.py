@@ -78,6 +78,16 @@ def test_the_verdict_comes_first_with_cause_and_experiment() -> None:
         assert words in said, words
 
 
+def test_the_origin_is_what_the_runs_have_shown() -> None:
+    found = pictured(rotated)
+    said = Page(html_file.page(found)).text
+    assert "the operator itself: on the reference's inputs it is wrong too" in said
+    alone = result([one for one in found.rows if one.mode == "free"])
+    said = Page(html_file.page(alone)).text
+    assert "it or what it was given: nothing was run on the reference's inputs" in said
+    assert "it is right" not in said
+
+
 def test_an_equal_and_an_open_result() -> None:
     equal = Page(html_file.page(pictured())).text
     assert "42 taps agree within measured rounding" in equal and "Where it begins" not in equal
