@@ -7,7 +7,7 @@ Exit codes: 0 done or equal, 1 different, or a training that cannot go on, 2 bad
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ from jaxllama.command_line.console import SafeConsole, SafeTable
 from jaxllama.command_line.group import CHECKPOINT, command
 from jaxllama.command_line.help import examples
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.layout import say, with_verdict
 from jaxllama.command_line.printable import one_line
 from jaxllama.plan.command import plan
 from jaxllama.train.command import train
@@ -199,6 +200,7 @@ def verify(
             "--manifest/--no-manifest", help="Compare with the manifest written at conversion."
         ),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="The verdict alone.")] = False,
 ) -> None:
     """Prove two checkpoints of any formats equal to the bit, or say what differs and why."""
     from jaxllama.checkpoint import check_manifest, open_checkpoint
@@ -210,33 +212,39 @@ def verify(
         raise InputError("give two checkpoints, or one and --manifest")
     if second is None and is_adapter(Path(first)):
         check_adapter(Path(first))
-        print(f"equal: {first} is as its manifest says")
+        _verdict(f"equal: {first} is as its manifest says")
         return
     if second is None:
-        for note in check_manifest(open_checkpoint(first)):
-            print(f"note: {note}")
-        print(f"equal: {first} is as its manifest says")
+        notes = check_manifest(open_checkpoint(first))
+        _verdict(f"equal: {first} is as its manifest says", notes=notes, quiet=quiet)
         return
     result = compare(first, second)
     if result.equal:
-        print(f"equal: {len(result.digests)} tensors, to the bit")
+        verdict = f"equal: {len(result.digests)} tensors, to the bit"
     else:
-        _print_differences(result)
-    for note in result.notes:
-        print(f"note: {one_line(note)}")
+        count = len(result.differences)
+        total = len({*result.digests, *(found.name for found in result.differences)})
+        verdict = f"different: {count} of {total} tensors" if count else "different: settings"
+    _verdict(verdict, _differences(result), notes=result.notes, quiet=quiet)
     if not result.equal:
         raise typer.Exit(1)
 
 
-def _print_differences(result: Verification) -> None:
-    count = len(result.differences)
-    total = len({*result.digests, *(found.name for found in result.differences)})
-    print(f"different: {count} of {total} tensors" if count else "different: settings")
+def _verdict(
+    verdict: str, lines: Iterable[str] = (), *, notes: Iterable[str] = (), quiet: bool = False
+) -> None:
+    """Print a verdict first, and last where what is below it fills the screen."""
+    console = SafeConsole()
+    below = [] if quiet else [*lines, *(f"note: {note}" for note in notes)]
+    with_verdict(console, verdict, lambda: say(console, below))
+
+
+def _differences(result: Verification) -> Iterator[str]:
     # The configuration first: it may be why the tensors differ.
     for line in (*result.config, *result.differences[:MOST_DIFFERENCES]):
-        print(f"  {one_line(str(line))}")
-    if count > MOST_DIFFERENCES:
-        print(f"  and {count - MOST_DIFFERENCES} more tensors")
+        yield f"  {line}"
+    if len(result.differences) > MOST_DIFFERENCES:
+        yield f"  and {len(result.differences) - MOST_DIFFERENCES} more tensors"
 
 
 app.command(

@@ -7,7 +7,7 @@ from rich.console import Console
 from jaxllama.bench.result import BenchResult
 from jaxllama.bench.variants import FLOOR, OURS
 from jaxllama.command_line.console import SafeTable
-from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.layout import make_table, print_table, say
 from jaxllama.memory import size_in_words
 
 
@@ -21,25 +21,26 @@ def show(result: BenchResult, console: Console) -> None:
     rounds = {len(t.seconds) for p in result.variants for t in p.timings.values()}
     counts = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{max(rounds, default=0)}"
     label, parameters = result.checkpoint["label"], result.checkpoint["parameters"]
-    for line in (
-        f"{label}: {parameters:,} parameters; medians of {counts} interleaved rounds",
-        f"machine: {result.machine['line']}",
-    ):
-        console.print(one_line(line), markup=False, highlight=False)
+    say(
+        console,
+        (
+            f"{label}: {parameters:,} parameters; medians of {counts} interleaved rounds",
+            f"machine: {result.machine['line']}",
+        ),
+    )
     for title, table in (
         ("tokens a second", _speeds(result)),
         ("measured once; nothing compiled is kept from before", _costs(result)),
         (f"{OURS} against others: above 1 it is better; of a floor, the share", _ratios(result)),
     ):
-        console.print(f"\n{title}", markup=False, highlight=False)
-        console.print(table)
-    for note in result.notes():
-        console.print(f"note: {one_line(note)}", markup=False, highlight=False)
+        say(console, ["", title])
+        print_table(console, table)
+    say(console, (f"note: {note}" for note in result.notes()))
 
 
 def _speeds(result: BenchResult) -> SafeTable:
     names = list(dict.fromkeys(p.variant for p in result.variants))
-    table = SafeTable(box=None, pad_edge=False)
+    table = make_table(gap=2, frame=None)
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")
@@ -51,7 +52,7 @@ def _speeds(result: BenchResult) -> SafeTable:
 
 def _costs(result: BenchResult) -> SafeTable:
     columns = ("", "first token", "compiling", "peak memory", "of it loading")
-    table = SafeTable(box=None, pad_edge=False)
+    table = make_table(gap=2, frame=None)
     for n, name in enumerate(columns):
         table.add_column(name, justify="right" if n else "left")
     for one in result.variants:
@@ -71,7 +72,7 @@ def _costs(result: BenchResult) -> SafeTable:
 
 
 def _ratios(result: BenchResult) -> SafeTable:
-    table = SafeTable(box=None, pad_edge=False)
+    table = make_table(gap=2, frame=None)
     table.add_column("")
     for name in ("median", "quartiles", "rounds"):
         table.add_column(name, justify="right")

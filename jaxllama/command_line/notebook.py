@@ -9,6 +9,17 @@ from jaxllama.command_line.printable import one_line
 
 # Characters of a cell.
 _LONGEST = 400
+# A picture of this class has the lightness of a notebook's dark theme: of Jupyter, VS Code, Colab,
+# or of a page which a notebook was made into. What the system prefers is not asked: a notebook's
+# theme is chosen apart from it.
+PICTURE = "jaxllama-picture"
+_DARK = ("[data-jp-theme-light=false]", ".vscode-dark", "[theme=dark]", "[data-theme=dark]")
+
+
+def themed(html: str) -> str:
+    """Return a piece of HTML whose pictures follow the notebook's theme."""
+    pictures = ",".join(f"{theme} .{PICTURE}" for theme in _DARK)
+    return f"<style>{pictures}{{filter:invert(1) hue-rotate(180deg)}}</style>{html}"
 
 
 def in_html(value: object) -> str:

@@ -28,7 +28,8 @@ BLOCK_CELLS = 1 << 24
 class BoundMask:
     """A rule, its queries and its keys. Made by `Mask.bind`; a pytree whose leaves are tokens.
 
-    `print(mask)` draws it; `mask.explain(q, k)` says which part shows or hides a cell.
+    `print(mask)` draws it in few lines, `mask.draw()` as large as a terminal has room for, and
+    `mask.explain(q, k)` says which part shows or hides a cell.
 
     What kernels may be told by name was proved for the tokens given to `bind` and is static: bind
     again for other tokens, rather than replacing the arrays inside.
@@ -117,8 +118,19 @@ class BoundMask:
         """
         return draw.explain(self, q, k, row)
 
+    def draw(self, width: int | None = None) -> str:
+        """Return the mask drawn in text: queries down, keys across.
+
+        A mask of more than 64 keys or 32 queries is drawn in blocks; a block is `+` where only some
+        of its cells are seen, so no lone cell is averaged away. Of a batch four rows are drawn.
+
+        Args:
+            width: columns that a line may take, 24 at least; of 64 keys if None.
+        """
+        return draw.draw(self, width)
+
     def __str__(self) -> str:
-        return draw.draw(self)
+        return draw.in_brief(self)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the same picture in colours."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxllama.command_line.notebook import PICTURE, themed
 from jaxllama.concrete import is_concrete
 from jaxllama.errors import InputError
 from jaxllama.masks.algebra import And, Mask, Not, Or
@@ -19,39 +20,60 @@ if TYPE_CHECKING:
 SEEN, PARTLY, HIDDEN, EMPTY = "#", "+", ".", "!"
 _SEEN_COLOUR, _PARTLY_COLOUR, _EMPTY_COLOUR = "#1f639f", "#8db9dd", "#d55e00"
 _WIDTH, _HEIGHT = 64, 32  # characters of one picture
+_NARROWEST = 24  # columns of a line, with what stands before a query
 _ROWS = 4  # rows of the batch that are drawn
+_BRIEF = 5  # queries of a picture that a `print` shows whole
 # Up to here every cell is looked at (0.3 s on two cores); beyond, five queries and keys of a block.
 _EXACT_CELLS = 1 << 24
 _LEGEND = f"{SEEN} seen  {PARTLY} partly  {HIDDEN} hidden  {EMPTY} a query that sees nothing"
 
 
-def draw(bound: BoundMask) -> str:
-    """Return the mask drawn in text: queries down, keys across.
+def draw(bound: BoundMask, width: int | None = None) -> str:
+    """Return the mask drawn in text, see `BoundMask.draw`."""
+    label = _label(bound) + 2
+    columns = _WIDTH if width is None else min(_WIDTH, max(width, _NARROWEST) - label)
+    return "\n".join(_drawn(bound, columns, _HEIGHT, _ROWS))
 
-    A mask wider than 64 keys or higher than 32 queries is drawn in blocks; a block is `+` where
-    only some of its cells are seen, so no lone cell is averaged away.
-    """
-    if not is_concrete(bound):
-        return f"{bound!r} (being traced: no values to draw)"
+
+def in_brief(bound: BoundMask) -> str:
+    """Return the mask drawn in under 12 lines: small ones whole, of others one row in blocks."""
     (batch, t), s = bound.q.shape, bound.k.shape[1]
-    queries, keys = _blocks(t, _HEIGHT), _blocks(s, _WIDTH)
+    if batch == 1 and t <= _BRIEF:
+        return "\n".join(_drawn(bound, _WIDTH, _BRIEF, 1))
+    padded = is_concrete(bound) and not np.asarray(bound.k.valid)[0].all()
+    height = _BRIEF + 1 - (s <= _WIDTH) - padded
+    lines = [line for line in _drawn(bound, _WIDTH, height, 1) if line]
+    if len(lines) == 1:  # no values to draw
+        return lines[0]
+    more = f"{lines.pop()[1:-1]}; " if batch > 1 else ""
+    return "\n".join([*lines, f"({more}mask.draw() draws more)"])
+
+
+def _drawn(bound: BoundMask, width: int, height: int, most_rows: int) -> list[str]:
+    """Return a heading and pictures of so many rows, of so many characters each."""
+    if not is_concrete(bound):
+        return [f"{bound!r} (being traced: no values to draw)"]
+    (batch, t), s = bound.q.shape, bound.k.shape[1]
+    queries, keys = _blocks(t, height), _blocks(s, width)
     exact = batch * t * s <= _EXACT_CELLS
-    lines = [
-        f"{bound.spec}   {batch} x {t} queries x {s} keys   empty row: {bound.empty_row}",
-        _LEGEND,
-    ]
+    lines = [_heading(bound), _LEGEND]
     if len(queries) < t or len(keys) < s:
         how = "every cell" if exact else "5 x 5 cells of each"
-        height, width = _largest(queries), _largest(keys)
-        lines.append(f"blocks of up to {height} queries x {width} keys; {how} looked at")
+        tall, wide = _largest(queries), _largest(keys)
+        lines.append(f"blocks of up to {tall} queries x {wide} keys; {how} looked at")
     asked_q = queries if exact else [_sampled(block) for block in queries]
     asked_k = keys if exact else [_sampled(block) for block in keys]
     some, every, live = _summaries(bound, asked_q, asked_k)
-    for row in range(min(batch, _ROWS)):
+    for row in range(min(batch, most_rows)):
         lines += ["", *_picture(bound, row, queries, keys, some[row], every[row], live[row])]
-    if batch > _ROWS:
-        lines += ["", f"({batch - _ROWS} more rows)"]
-    return "\n".join(lines)
+    if batch > most_rows:
+        lines += ["", f"({batch - most_rows} more row{'s' * (batch - most_rows > 1)})"]
+    return lines
+
+
+def _heading(bound: BoundMask) -> str:
+    (batch, t), s = bound.q.shape, bound.k.shape[1]
+    return f"{bound.spec}   {batch} x {t} queries x {s} keys   empty row: {bound.empty_row}"
 
 
 def draw_html(bound: BoundMask) -> str:
@@ -66,7 +88,7 @@ def draw_html(bound: BoundMask) -> str:
     some, every, live = _summaries(bound, asked_q, asked_k)
     side = max(2, min(14, 288 // max(len(queries), len(keys))))
     width, height = side * len(keys), side * len(queries)
-    parts = [f"<p style='margin:0'>{escape(draw(bound).splitlines()[0])}</p>"]
+    parts = [f"<p style='margin:0'>{escape(_heading(bound))}</p>"]
     for row in range(min(batch, _ROWS)):
         cells = {
             _SEEN_COLOUR: every[row],
@@ -81,12 +103,13 @@ def draw_html(bound: BoundMask) -> str:
         label = f"row {row}: queries downwards, keys to the right"
         parts.append(
             f"<figure style='display:inline-block;margin:6px 12px 0 0'><figcaption>{label}"
-            f"</figcaption><svg role='img' aria-label='{label}' width='{width}' height='{height}' "
-            f"style='border:1px solid #8a949e'>{paths}</svg></figure>"
+            f"</figcaption><svg class='{PICTURE}' role='img' aria-label='{label}' "
+            f"width='{width}' height='{height}' style='background:#fff;border:1px solid #8a949e'>"
+            f"{paths}</svg></figure>"
         )
-    legend = "blue seen, light blue partly, orange a query that sees nothing"
+    legend = "blue seen, paler blue partly, orange a query that sees nothing"
     more = f"; {batch - _ROWS} more rows" if batch > _ROWS else ""
-    return "".join([*parts, f"<p style='margin:0'><small>{legend}{more}</small></p>"])
+    return themed("".join([*parts, f"<p style='margin:0'><small>{legend}{more}</small></p>"]))
 
 
 def _squares(which: np.ndarray, side: int) -> str:
@@ -99,6 +122,11 @@ def _squares(which: np.ndarray, side: int) -> str:
             for a, b in edges.reshape(-1, 2)
         ]
     return "".join(found)
+
+
+def _label(bound: BoundMask) -> int:
+    """Return the width of what stands before a query."""
+    return max(len(f"q {bound.q.shape[1] - 1}"), len("valid"))
 
 
 def _blocks(size: int, most: int) -> list[np.ndarray]:
@@ -139,7 +167,7 @@ def _picture(
     every: np.ndarray,
     live: np.ndarray,
 ) -> list[str]:
-    label = max(len(f"q {bound.q.shape[1] - 1}"), len("valid"))
+    label = _label(bound)
     q_valid, k_valid = np.asarray(bound.q.valid)[row], np.asarray(bound.k.valid)[row]
     lines = [f"row {row}"]
     if len(keys) == bound.k.shape[1]:

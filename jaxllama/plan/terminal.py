@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from jaxllama.command_line.console import SafeTable
-from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.layout import make_table, print_table, say, with_verdict
 from jaxllama.memory import size_in_words
 from jaxllama.plan.devices import Accelerator
 from jaxllama.plan.request import MOST_DEVICES, PlanRequest
@@ -14,36 +14,36 @@ from jaxllama.sharding.mesh import mesh_in_words
 
 
 def show(result: PlanResult, console: Console) -> None:
-    """Print a plan.
+    """Print a plan; what fits comes first, and last where a terminal is filled.
 
     Args:
         result: the plan.
         console: where to.
     """
+    verdict = _verdict(result)
+    if verdict:
+        with_verdict(console, verdict, lambda: _show(result, console))
+    else:
+        _show(result, console)
+
+
+def _show(result: PlanResult, console: Console) -> None:
     request = result.request
     held = request.dtype.name if request.quant is None else request.quant.name
-    console.print(
-        one_line(
-            f"{request.model}: batch {request.batch}, context {request.context} tokens, weights "
-            f"{held}, cache {request.cache_dtype.name}"
-        ),
-        markup=False,
-        highlight=False,
-    )
+    model = f"{request.model}: batch {request.batch}, context {request.context} tokens"
+    say(console, [f"{model}, weights {held}, cache {request.cache_dtype.name}"])
     shown = {"": result.given, "cheapest": result.cheapest}
     if result.given is not None and result.cheapest == result.given:
         shown = {"": result.given}
     columns = {title: one for title, one in shown.items() if one is not None}
     if columns:
-        console.print(_table(request, columns))
-    for line in (_verdict(result), *(f"note: {note}" for note in result.notes)):
-        if line:
-            console.print(one_line(line), markup=False, highlight=False)
+        print_table(console, _table(request, columns))
+    say(console, (f"note: {note}" for note in result.notes))
 
 
 def _table(request: PlanRequest, columns: dict[str, MeshPlan]) -> SafeTable:
-    table = SafeTable(box=None, pad_edge=False)
-    table.add_column("on each device")
+    table = make_table("on each device", gap=2, frame=None)
+    table.add_column("")
     for title, one in columns.items():
         name = mesh_in_words(one.sizes)
         table.add_column(f"{title}: {name}" if title else name, justify="right")

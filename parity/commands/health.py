@@ -56,6 +56,9 @@ def health_command(
     ] = None,
     json_path: options.Json = None,
     html_path: options.Html = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Verdict, the gravest finding, and where to read more.")
+    ] = False,
 ) -> None:
     """Measure a model by itself: collapse, sinks, leaks, gradients, by layer and head."""
     from parity.health import terminal
@@ -82,7 +85,7 @@ def health_command(
             progress=progress,
         )
     report = report.said(on_the_command_line)
-    terminal.show(report, SafeConsole())
+    terminal.show(report, SafeConsole(), quiet=quiet)
     with outputs.after_verdict():
         if json_path is not None:
             document = json.dumps(report.to_dict(), indent=1, allow_nan=False)

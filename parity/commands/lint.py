@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.layout import say, with_verdict
 from jaxllama.errors import InputError, on_the_command_line
 from jaxllama.files.output import check_outputs, write_text
 from parity.commands import options
@@ -101,6 +103,9 @@ def lint_command(
     sarif_path: Annotated[
         Path | None, typer.Option("--sarif", help="Write SARIF 2.1.0 here, for code hosts.")
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="The verdict and the findings: no drawing, no notes.")
+    ] = False,
 ) -> None:
     """Check an attention mask by every rule that has what it needs."""
     # Here, as in all verbs: what a verb needs is not loaded for the help of another.
@@ -162,7 +167,12 @@ def lint_command(
     cases = _observed_cases(observed, said) if observed else _given_case(str(mask), said)
     reports = {name: lint(case, on_the_command_line) for name, case in cases.items()}
     document = json.dumps(_document(observed, reports), indent=1)
-    typer.echo(document if options.is_stdout(json_path) else _text(observed, reports, cases))
+    if options.is_stdout(json_path):
+        typer.echo(document)
+    else:
+        console = SafeConsole()
+        verdict, *lines = _lines(observed, reports, cases, console, quiet=quiet)
+        with_verdict(console, verdict, lambda: say(console, lines))
     with after_verdict():
         if json_path is not None and not options.is_stdout(json_path):
             write_text(json_path, document + "\n")
@@ -202,18 +212,31 @@ def _worst(reports: dict[str, LintReport]) -> str:
     return next(verdict for verdict in ("faulty", "suspect", "clean") if verdict in found)
 
 
-def _text(observed: str | None, reports: dict[str, LintReport], cases: dict[str, Case]) -> str:
+def _lines(
+    observed: str | None,
+    reports: dict[str, LintReport],
+    cases: dict[str, Case],
+    console: SafeConsole,
+    *,
+    quiet: bool,
+) -> list[str]:
     """Return the same for people: the masks with findings whole, of the others a line."""
-    from parity.lint.report import headline, text
+    from parity.lint.report import headline, in_lines
 
+    width = console.width if console.is_terminal else None
+    whole = {
+        name: list(in_lines(report, cases[name], name, width=width, quiet=quiet))
+        for name, report in reports.items()
+    }
     if observed is None:
-        return "\n".join(text(report, cases[name], name) for name, report in reports.items())
+        return [line for lines in whole.values() for line in lines]
     lines = [f"{_worst(reports)}: {len(reports)} masks of {observed}"]
     for name, report in reports.items():
-        whole = report.findings or len(reports) == 1
-        shown = text(report, cases[name], name) if whole else headline(report, cases[name], name)
-        lines += ["", shown] if whole else [shown]
-    return "\n".join(lines)
+        if report.findings or len(reports) == 1:
+            lines += whole[name] if quiet else ["", *whole[name]]
+        elif not quiet:
+            lines.append(headline(report, cases[name], name))
+    return lines
 
 
 def _subject(mask: str) -> dict[str, Any]:

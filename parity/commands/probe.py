@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.layout import say, with_verdict
 from jaxllama.files.output import check_writable, write_text
 from parity.commands import options
 from parity.report.outputs import after_verdict
@@ -22,6 +24,7 @@ def probe_command(
     ],
     dtype: Annotated[str | None, typer.Option(help="f16, bf16, f32 or f64.")] = None,
     json_path: options.JsonOrStdout = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="The verdict and the findings.")] = False,
 ) -> None:
     """Ask a running attention which mask it obeys, and compare with the mask it is given."""
     from parity.lint.attentions import resolve
@@ -32,7 +35,11 @@ def probe_command(
     compilation_cache.turn_on()
     report = probe(resolve(attention, dtype))
     document = json.dumps(report.to_json(), indent=1)
-    typer.echo(document if options.is_stdout(json_path) else report.text())
+    if options.is_stdout(json_path):
+        typer.echo(document)
+    else:
+        console, (verdict, *lines) = SafeConsole(), report.text(quiet=quiet).splitlines()
+        with_verdict(console, verdict, lambda: say(console, lines))
     if json_path is not None and not options.is_stdout(json_path):
         with after_verdict():
             write_text(json_path, document + "\n")

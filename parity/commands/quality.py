@@ -51,6 +51,9 @@ def quality_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     json_path: options.Json = None,
     html_path: options.Html = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="The verdict, and conditions of failing that are met.")
+    ] = False,
 ) -> None:
     """Measure perplexity, BLEU, chrF and ROUGE, before and after a change, with intervals."""
     from parity.lint.spec_text import parse_spec
@@ -76,7 +79,7 @@ def quality_command(
             progress=progress,
         )
     report = report.said(on_the_command_line)
-    terminal.show(report, SafeConsole())
+    terminal.show(report, SafeConsole(), quiet=quiet)
     with outputs.after_verdict():
         if json_path is not None:
             write_text(json_path, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")

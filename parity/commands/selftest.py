@@ -58,6 +58,9 @@ def selftest_command(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core, at most 4.")
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="The sums, and what was missed or a false alarm.")
+    ] = False,
 ) -> None:
     """Inject every catalogued fault; print detected, located, named, false alarms."""
     from parity.selftest.faults import catalogue
@@ -86,7 +89,7 @@ def selftest_command(
         check_writable(json_path)
     processes = jobs or min(os.cpu_count() or 1, MOST_JOBS)
     if mutants is not None:
-        raise typer.Exit(_mutants(mutants, seed or 0, group, processes, json_path))
+        raise typer.Exit(_mutants(mutants, seed or 0, group, processes, json_path, quiet=quiet))
     compilation_cache.turn_on()
     with progress_bar() as progress:
         matrix = selftest(
@@ -94,14 +97,16 @@ def selftest_command(
             jobs=processes,
             progress=progress,
         )
-    show(matrix, SafeConsole())
+    show(matrix, SafeConsole(), quiet=quiet)
     if json_path is not None:
         with after_verdict():
             write_text(json_path, json.dumps(matrix.to_dict(), indent=1) + "\n")
     raise typer.Exit(0 if matrix.passed else 1)
 
 
-def _mutants(count: int, seed: int, group: str | None, jobs: int, path: Path | None) -> int:
+def _mutants(
+    count: int, seed: int, group: str | None, jobs: int, path: Path | None, *, quiet: bool
+) -> int:
     """Examine mutants, print what was found, and return the exit code."""
     from parity.selftest.mutants.population import examine_population
     from parity.selftest.mutants.report import show
@@ -112,5 +117,5 @@ def _mutants(count: int, seed: int, group: str | None, jobs: int, path: Path | N
         found = examine_population(
             count, seed, groups=groups, jobs=jobs, path=path, progress=progress
         )
-    show(found, SafeConsole())
+    show(found, SafeConsole(), quiet=quiet)
     return 0 if found.passed else 1

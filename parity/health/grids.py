@@ -28,7 +28,7 @@ class GridKind:
     Attributes:
         name: of the figure.
         title: on the page.
-        said: what dark is, in words.
+        said: what its scale goes from and to, in words that hold in the dark, too.
         low, high: ends of its scale; of powers of ten where `log`.
         log: whether it is logarithmic.
         wrong: which values are marked.
@@ -48,15 +48,15 @@ def _none(values: np.ndarray) -> np.ndarray:
 
 
 KINDS = (
-    GridKind("entropy", "entropy", "light peaked, dark uniform", 0, 1, wrong=_none),
-    GridKind("lazy_k", "lazy k", "light one singular value, dark 512", 0, 2.71, True, _none),
-    GridKind("sink", "sink", "dark all on the first token", 0, 1, wrong=_none),
-    GridKind("leakage", "leakage", "dark much; any is marked", -8, 2, True, lambda v: v > 0),
+    GridKind("entropy", "entropy", "from peaked to uniform", 0, 1, wrong=_none),
+    GridKind("lazy_k", "lazy k", "from one singular value to 512", 0, 2.71, True, _none),
+    GridKind("sink", "sink", "to all on the first token", 0, 1, wrong=_none),
+    GridKind("leakage", "leakage", "any is marked", -8, 2, True, lambda v: v > 0),
     GridKind("max_logit", "largest score", "to 1000", 0, 3, True, lambda v: v > max_logit.LIMIT),
-    GridKind("peaked", "peaked queries", "dark all", 0, 1, wrong=_none),
-    GridKind("column", "largest column", "dark all on one key", 0, 1, wrong=_none),
+    GridKind("peaked", "peaked queries", "to all", 0, 1, wrong=_none),
+    GridKind("column", "largest column", "to all on one key", 0, 1, wrong=_none),
     GridKind("reach", "reach", "1 to 10,000 tokens", 0, 4, True, _none),
-    GridKind("nearest", "nearest head", "light alike, dark disjoint", 0, 1, wrong=_none),
+    GridKind("nearest", "nearest head", "from alike to disjoint", 0, 1, wrong=_none),
     GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, lambda v: v > 5e-3),
 )
 _OVER_MEDIAN = "over the median, 1e-3 to 1e3"
@@ -77,11 +77,21 @@ class HeadGrid:
         kind: which.
         picture: codes.
         values: line by line, for the pointer; None where there is none.
+        marked: how many cells are.
     """
 
     kind: GridKind
     picture: Picture
     values: list[float | None]
+    marked: int
+
+    @property
+    def spoken(self) -> str:
+        """What it shows, for who does not see it."""
+        known = [value for value in self.values if value is not None]
+        range_ = f"{min(known):g} to {max(known):g}" if known else "not known"
+        marked = f", {self.marked} of {len(self.values)} marked" if self.marked else ""
+        return f"{self.kind.title} of each head in each layer: {range_}{marked}"
 
 
 def head_grids(report: HealthReport) -> list[HeadGrid]:
@@ -109,7 +119,7 @@ def group_grids(groups: GroupComparison) -> list[HeadGrid]:
             if one.figure == name:
                 wrong[one.layer, one.head] = True
         kind = GridKind(
-            f"p_{name}", f"{FIGURE_WORDS[name]}, p", "dark 1e-4; marked: significant", 0, 4
+            f"p_{name}", f"{FIGURE_WORDS[name]}, p", "from 1 to 1e-4; marked: significant", 0, 4
         )
         grid = _grid(kind, -np.log10(p), wrong)
         values = [None if math.isnan(v) else float(f"{v:.2g}") for v in p.ravel()]
@@ -145,10 +155,11 @@ def _grid(kind: GridKind, values: np.ndarray, wrong: np.ndarray) -> HeadGrid:
     codes = np.where(np.isnan(values), float(NOTHING), codes).astype(np.uint8)
     drawn = Picture(picture(codes), marks(wrong, strip=True), 1, 1, codes.shape[1], codes.shape[0])
     said = [None if math.isnan(v) else float(f"{v:.3g}") for v in values.ravel()]
-    return HeadGrid(kind, drawn, said)
+    return HeadGrid(kind, drawn, said, int(wrong.sum()))
 
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 200, 46, 24, 8, 12
+# What is left free around, so that a point at an edge is whole.
+WIDTH, HEIGHT, EDGE = 720, 180, 8
 _COLOURS = ("one", "two", "three")
 
 
@@ -185,6 +196,12 @@ class LayerChart:
     ticks: list[tuple[float, str]]
     layers: list[tuple[float, str]]
 
+    @property
+    def spoken(self) -> str:
+        """What it shows, for who does not see it: where each line begins and ends."""
+        ends = [f"{line.dots[0][2]}, {line.dots[-1][2]}" for line in self.lines if line.dots]
+        return f"{self.title} {'; '.join(ends)}"
+
 
 def layer_charts(report: HealthReport) -> list[LayerChart]:
     """Return the charts of token states, of sizes, and of gradients."""
@@ -219,12 +236,12 @@ def _chart(
     count = max(map(len, figures.values()))
 
     def x(layer: int) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * layer / max(count - 1, 1), 1)
+        return round(EDGE + (WIDTH - 2 * EDGE) * layer / max(count - 1, 1), 1)
 
     def y(value: float) -> float:
         at = math.log10(max(value, 1e-300)) if log else value
         at = min(max(at, low), high)
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - at) / (high - low), 1)
+        return round(EDGE + (HEIGHT - 2 * EDGE) * (high - at) / (high - low), 1)
 
     lines = []
     for style, (name, values) in zip(_COLOURS, figures.items(), strict=False):

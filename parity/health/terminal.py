@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from jaxllama.command_line.console import SafeTable
-from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.layout import make_table, print_table, say, verdict_line, with_verdict
 from parity.health.figures import LayerSummary
 from parity.health.groups import FIGURE_WORDS, GroupComparison
 from parity.health.report import HealthReport, summary_line
@@ -25,30 +22,40 @@ MOST_CHANGES = 12
 MOST_DIFFERENCES = 20
 
 
-def show(report: HealthReport, console: Console) -> None:
-    """Print a report; the first line is the verdict."""
+def show(report: HealthReport, console: Console, *, quiet: bool = False) -> None:
+    """Print a report; the first line is the verdict, and on a terminal that it fills the last.
 
-    def say(lines: Iterable[str], style: str | None = None) -> None:
-        for line in lines:
-            console.print(
-                one_line(line), style=style, soft_wrap=True, highlight=False, markup=False
-            )
+    Args:
+        report: what was found.
+        console: where to.
+        quiet: the verdict, the gravest finding and the command that explains it alone.
+    """
+    verdict = verdict_line(summary_line(report), STYLES[report.verdict])
+    if quiet:
+        worst = report.findings[0] if report.verdict != "healthy" else None
+        say(console, [verdict, *([] if worst is None else [*finding_lines(worst)][:1])])
+        say(console, [] if worst is None else [_more(report)])
+    else:
+        with_verdict(console, verdict, lambda: _show(report, console))
 
-    verdict = Text(one_line(summary_line(report)))
-    verdict.stylize(STYLES[report.verdict], 0, len(report.verdict))
-    console.print(verdict, soft_wrap=True)
+
+def _show(report: HealthReport, console: Console) -> None:
     if report.comparison is not None:
-        say(_comparison_lines(report))
+        say(console, _comparison_lines(report))
     if report.groups is not None:
-        say(_group_lines(report.groups))
+        say(console, _group_lines(report.groups))
     for finding in report.findings:
-        say(finding_lines(finding), _COLOURS[finding.severity])
-    console.print(_table(report))
+        say(console, finding_lines(finding), _COLOURS[finding.severity])
+    print_table(console, _table(report))
     if np.isfinite(report.loss):
-        say([f"text: {report.loss:.3g} nats a token, chance {report.chance:.3g}"])
-    say(f"note: {note}" for note in report.notes)
+        say(console, [f"text: {report.loss:.3g} nats a token, chance {report.chance:.3g}"])
+    say(console, (f"note: {note}" for note in report.notes))
     if report.findings:
-        say([f"more: parity explain {report.findings[0].rule}"])
+        say(console, [_more(report)])
+
+
+def _more(report: HealthReport) -> str:
+    return f"more: parity explain {report.findings[0].rule}"
 
 
 def finding_lines(finding: HealthFinding) -> Iterator[str]:
@@ -113,12 +120,7 @@ def _group_lines(groups: GroupComparison) -> Iterator[str]:
 
 def _table(report: HealthReport) -> Table:
     """One row a layer: of heads the range, or the one that says most."""
-    table = SafeTable(
-        title="layers; of heads from lowest to highest",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = make_table("layers; of heads from lowest to highest")
     for column in ("layer", "entropy", "sink", "lazy k", "logit", "reach", "residual", "added"):
         table.add_column(column, justify="right", no_wrap=True)
     if report.gradients is not None:

@@ -129,15 +129,16 @@ class ProbeReport(_Report):
             "unchecked": self.unchecked,
         }
 
-    def text(self) -> str:
-        """Return the report for people; the verdict comes first."""
+    def text(self, *, quiet: bool = False) -> str:
+        """Return the report for people; the verdict comes first, `quiet` has findings alone."""
         warnings = len(self.findings) - self.errors
         lines = [
             f"{self.verdict}: {self.name}: {self.errors} errors, {warnings} warnings"
             f" in {len(cases())} cases ({', '.join(self.checked)})"
         ]
         lines += [f"{f.severity} {f.rule}: {f.message}" for f in self.findings]
-        lines += [f"not checked: {rule}: {why}" for rule, why in self.unchecked.items()]
+        if not quiet:
+            lines += [f"not checked: {rule}: {why}" for rule, why in self.unchecked.items()]
         return "\n".join(lines)
 
 

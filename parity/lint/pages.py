@@ -27,7 +27,7 @@ def page(file: RuleFile) -> str:
         f"## Example\n\n```python\n{rule.example}\n```",
         f"It says, of its own example:\n\n```text\n{_wrapped(message)}\n```",
     ]
-    picture = drawing(mutant) if rule.kind == "static" else ""
+    picture = "\n".join(drawing(mutant)) if rule.kind == "static" else ""
     if picture:
         sections.append(f"```text\n{picture}\n```")
     sections.append(f"## What to do\n\n{_capital(on_the_command_line(rule.remedy))}.")

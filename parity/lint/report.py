@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from jaxllama.masks import Tokens, explicit
@@ -9,19 +11,32 @@ from parity.lint.case import Case
 from parity.lint.linter import LintReport
 
 
-def text(report: LintReport, case: Case, name: str) -> str:
-    """Return the verdict, every finding, a drawing, and what was not looked at."""
-    lines = [headline(report, case, name), *(f"note: {note}" for note in report.notes)]
+def in_lines(
+    report: LintReport, case: Case, name: str, *, width: int | None = None, quiet: bool = False
+) -> Iterator[str]:
+    """Yield the verdict, every finding, a drawing, and what was not looked at.
+
+    Args:
+        report: of a mask.
+        case: the mask.
+        name: what it is called.
+        width: columns that the drawing may take; as many as a drawing has at most if None.
+        quiet: verdict and findings alone.
+    """
+    yield headline(report, case, name)
+    yield from () if quiet else (f"note: {note}" for note in report.notes)
     for finding in report.findings:
-        lines.append(f"{finding.severity} {finding.rule}: {finding.message}")
+        yield f"{finding.severity} {finding.rule}: {finding.message}"
+    if quiet:
+        return
     for rule_id, cause in report.explained.items():
-        lines.append(f"{rule_id} fired too, as a consequence of {cause}")
-    lines += ["", drawing(case), ""] if drawing(case) else []
+        yield f"{rule_id} fired too, as a consequence of {cause}"
+    if drawn := drawing(case, width):
+        yield from ("", *drawn, "")
     if report.unchecked:
-        lines.append("not checked, for want of")
+        yield "not checked, for want of"
         for want, rules in _by_want(report).items():
-            lines.append(f"  {want}: {', '.join(rules)}")
-    return "\n".join(lines)
+            yield f"  {want}: {', '.join(rules)}"
 
 
 def headline(report: LintReport, case: Case, name: str) -> str:
@@ -32,16 +47,15 @@ def headline(report: LintReport, case: Case, name: str) -> str:
     return f"{report.verdict}: {said} in {name} ({_described(case)})"
 
 
-def drawing(case: Case) -> str:
+def drawing(case: Case, width: int | None = None) -> list[str]:
     """Return the mask drawn as its writer meant it, first head; empty if its shape is unclear."""
     if case.seen is None:
-        return ""
+        return []
     batch, t, s = case.sizes
     seen = np.broadcast_to(case.seen[:, 0], (batch, t, s))
     q, k = case.tokens
     bound = explicit(seen).bind(Tokens(q.positions, q.valid), Tokens(k.positions, k.valid))
-    lines = str(bound).splitlines()
-    return "\n".join(lines[1:])  # the first says "explicit", which is no news
+    return bound.draw(width).splitlines()[1:]  # the first says "explicit", which is no news
 
 
 def _count(number: int, name: str) -> str:

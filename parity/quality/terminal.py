@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from jaxllama.command_line.console import SafeTable
-from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.layout import make_table, print_table, say, verdict_line, with_verdict
 from parity.quality.bootstrap import CONFIDENCE, LEAST_EXAMPLES, RESAMPLES, Interval
 from parity.quality.report import QualityChange, summary_line
 from parity.quality.verdict import MeasuredChange
@@ -19,18 +16,28 @@ STYLES = {"worse": "bold red", "mixed": "bold yellow", "better": "bold green"}
 _COLOURS = {"worse": "red", "better": "green"}
 
 
-def show(report: QualityChange, console: Console) -> None:
-    """Print a report; the first line is the verdict."""
-    verdict = Text(one_line(summary_line(report)))
-    verdict.stylize(STYLES.get(report.verdict, "bold"), 0, len(report.verdict))
-    console.print(verdict, soft_wrap=True)
-    console.print(_table(report))
-    for line in _lines(report):
-        console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
+def show(report: QualityChange, console: Console, *, quiet: bool = False) -> None:
+    """Print a report; the first line is the verdict, and on a terminal that it fills the last.
+
+    Args:
+        report: what was measured.
+        console: where to.
+        quiet: the verdict and the conditions of failing that are met alone.
+    """
+    verdict = verdict_line(summary_line(report), STYLES.get(report.verdict, "bold"))
+    if quiet:
+        say(console, [verdict, *_failed(report)])
+    else:
+        with_verdict(console, verdict, lambda: _show(report, console))
+
+
+def _show(report: QualityChange, console: Console) -> None:
+    print_table(console, _table(report))
+    say(console, _lines(report))
 
 
 def _table(report: QualityChange) -> Table:
-    table = SafeTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = make_table()
     pair = bool(report.change)
     table.add_column("", no_wrap=True)
     for column in ("before", "after", "change", "interval") if pair else ("", "interval"):
@@ -81,5 +88,9 @@ def _lines(report: QualityChange) -> Iterator[str]:
         )
     for note in report.notes:
         yield f"note: {note}"
+    yield from _failed(report)
+
+
+def _failed(report: QualityChange) -> Iterator[str]:
     for condition in report.failed:
         yield f"failed: {condition}"

@@ -92,6 +92,7 @@ class TokenGrid:
         names: of operators.
         step: tokens that a column stands for.
         columns, batch, stages: how many there are.
+        beyond: cells beyond the limit.
     """
 
     picture: Picture
@@ -101,6 +102,7 @@ class TokenGrid:
     columns: int
     batch: int
     stages: int
+    beyond: int
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def token_grid(grid: ErrorGrid, limit: float) -> TokenGrid:
         columns=columns,
         batch=batch,
         stages=stages,
+        beyond=int((rho > limit).sum()),
     )
 
 
@@ -274,7 +277,8 @@ def growth(rows: Sequence[TapResult], stages: int) -> Growth | None:
     return _draw(points) if len(points) > 1 else None
 
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 240, 46, 24, 8
+# What is left free around, so that a point at an edge is whole.
+WIDTH, HEIGHT, EDGE = 720, 220, 8
 
 
 def _draw(points: list[GrowthPoint]) -> Growth:
@@ -287,11 +291,11 @@ def _draw(points: list[GrowthPoint]) -> Growth:
     first, last = points[0].stage, points[-1].stage
 
     def x(stage: int) -> float:
-        return round(LEFT + (WIDTH - LEFT - 12) * (stage - first) / max(last - first, 1), 1)
+        return round(EDGE + (WIDTH - 2 * EDGE) * (stage - first) / max(last - first, 1), 1)
 
     def y(value: float) -> float:
         at = math.log10(min(max(value, 10.0**low), 10.0**high)) if value == value else high
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - at) / (high - low), 1)
+        return round(EDGE + (HEIGHT - 2 * EDGE) * (high - at) / (high - low), 1)
 
     placed = [replace(p, x=x(p.stage), y=y(p.error)) for p in points]
     upper = [f"{p.x},{y(p.limit)}" for p in placed]

@@ -15,12 +15,13 @@ from jinja2 import Environment
 
 from jaxllama.files.output import write_text
 from parity.comparison.quality import QualityReport
-from parity.report import figures
+from parity.report import figures, spoken
+from parity.report.environment import cost_line, plainly
 from parity.report.page_parts import MOST_BYTES, SPARE, digest_of, source, spelled_out, templates
 from parity.report.quality import ABOUT, quality_lines, what
 from parity.report.sections import PageModel, readable
 from parity.report.sprites import VIOLATION
-from parity.report.wording import DIFFERENCES, KINDS, logits_figures, place, spread
+from parity.report.wording import DIFFERENCES, logits_figures, origin_of, place, spread
 from parity.result import Result
 
 
@@ -47,15 +48,15 @@ def page(result: Result) -> str:
 
 
 def _render(model: PageModel, result: Result) -> str:
-    script = source("tiles.js") + source("report.js")
+    script, first = source("tiles.js") + source("report.js"), result.first_divergence
     return (
         _templates()
         .get_template("report.html")
         .render(
             result=result,
-            first=result.first_divergence,
+            first=first,
             cause=result.cause,
-            kinds=KINDS,
+            origin=first and origin_of(first, result),
             differences=DIFFERENCES,
             runs=model.runs,
             matrix=model.matrix(),
@@ -70,6 +71,7 @@ def _render(model: PageModel, result: Result) -> str:
             logits=logits_figures(result),
             overrides=_overrides(result),
             drawing=figures,
+            spoken=spoken,
             scales=_scales(),
             violation=VIOLATION,
             style=source("report.css"),
@@ -104,6 +106,8 @@ def _templates() -> Environment:
         "spread": spread,
         "token": readable,
         "bar": _bar,
+        "cost": cost_line,
+        "plainly": plainly,
     }
     return environment
 

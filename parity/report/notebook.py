@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxllama.command_line.notebook import in_html
+from jaxllama.command_line.notebook import PICTURE, in_html, themed
 from parity.comparison.attention_image import LEAKED, LOST, AttentionImages
 from parity.report.figures import operator_grid
 from parity.report.sprites import marks, picture
@@ -51,12 +51,16 @@ def result_html(result: Result) -> str:
             )
         )
     if (images := _shown_maps(result)) is not None:
-        parts.append(attention_html(images))
-    return f"<div style='font-size:13px;max-width:720px'>{''.join(parts)}</div>"
+        parts.append(_attention(images))
+    return themed(f"<div style='font-size:13px;max-width:720px'>{''.join(parts)}</div>")
 
 
 def attention_html(images: AttentionImages) -> str:
     """Return a layer's attention maps: of some heads both and their difference."""
+    return themed(_attention(images))
+
+
+def _attention(images: AttentionImages) -> str:
     figures = []
     order = sorted(range(len(images.heads)), key=lambda i: -images.moved[i])[:_MOST_HEADS]
     for i in sorted(order):
@@ -113,6 +117,7 @@ def _picture(data: str, wrong: str | None, label: str, width: int, height: int) 
     over = f"<img alt='' src='{wrong}' style='{fill}'>" if wrong else ""
     said = f"{label}{', violations marked' if wrong else ''}"
     return (
-        f"<div style='position:relative;width:{width}px;height:{height}px;background:#dfe4e8'>"
-        f"<img alt='{in_html(said)}' src='{data}' style='{fill}'>{over}</div>"
+        f"<div style='position:relative;width:{width}px;height:{height}px;max-width:100%'>"
+        f"<img class='{PICTURE}' alt='{in_html(said)}' src='{data}' "
+        f"style='{fill};background:#dfe4e8'>{over}</div>"
     )

@@ -8,9 +8,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from jaxllama.command_line.printable import spell_out
+from parity.report.environment import environment_sentences
 
 # A report is to be mailed and attached.
 MOST_BYTES = 5_000_000
@@ -41,12 +42,17 @@ def digest_of(script: str) -> str:
 
 @cache
 def templates(package: str) -> Environment:
-    """Return a package's templates: they escape what they are given, and miss nothing silently."""
-    return Environment(
-        loader=PackageLoader(package),
+    """Return a package's templates: they escape what they are given, and miss nothing silently.
+
+    All of them may be put together from `parts.html`.
+    """
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("parity.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=spelled_out,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["in_words"] = environment_sentences
+    return found

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.table import Table
 
-from jaxllama.command_line.console import SafeTable
+from jaxllama.command_line.layout import make_table
 from parity.comparison.quality import QualityFigures, QualityReport
 
 # What the figures are, for who reads a page without its documentation.
@@ -56,7 +55,7 @@ def quality_lines(report: QualityReport) -> Iterator[str]:
 
 def figures_table(report: QualityReport) -> Table:
     """One row a dtype."""
-    table = _table("quality against the float64 reference (KL in nats)")
+    table = make_table("quality against the float64 reference (KL in nats)")
     for column in ("dtype", "tokens", "KL mean", "KL max", "top-1", "perplexity", "reference"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in report.lanes:
@@ -74,7 +73,9 @@ def figures_table(report: QualityReport) -> Table:
 
 def layers_table(figures: QualityFigures) -> Table:
     """One row a layer: what its output has lost."""
-    table = _table(f"loss of each layer's output in {figures.lane}, relative (mean, worst token)")
+    table = make_table(
+        f"loss of each layer's output in {figures.lane}, relative (mean, worst token)"
+    )
     table.add_column("layer", justify="right", no_wrap=True)
     for column in ("after all before it", "worst", "by itself", "worst"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -92,7 +93,3 @@ def shown_layers(figures: QualityFigures) -> Sequence[int]:
     """Return the layers that lose most by themselves, as many as a table has."""
     ranked = sorted(figures.layers, key=lambda layer: -layer.isolated)
     return [layer.layer for layer in ranked[:MOST_LAYERS]]
-
-
-def _table(title: str) -> Table:
-    return SafeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxllama.command_line.console import SafeTable
-from jaxllama.command_line.printable import one_line
+from jaxllama.command_line.layout import (
+    fits,
+    make_table,
+    print_table,
+    say,
+    verdict_line,
+    with_verdict,
+)
 from parity.comparison.quality import QualityReport
+from parity.report.environment import cost_line, environment_line
 from parity.report.quality import figures_table, layers_table, quality_lines
 from parity.report.wording import (
     brief,
@@ -39,8 +43,6 @@ STYLES = {
 }
 # A grid of layers by operators stays readable up to this many layers; more are folded.
 MOST_LAYERS = 40
-# Characters that a column keeps whose cells are folded.
-_FOLDED = 8
 # Modes that a grid of the subject's own runs is not about.
 _BESIDE_GRID = ("isolated", "probe")
 
@@ -55,112 +57,54 @@ def show(result: Result, console: Console, *, quiet: bool = False) -> None:
     """
     verdict = _verdict(result)
     if quiet:
-        say_on(console, [verdict, *brief(result)[1:]])
-        return
-    if not console.is_terminal:
-        _show(result, console)
-        return
-    with console.capture() as captured:
-        _show(result, console)
-    console.file.write(captured.get())
-    lines = Text.from_ansi(captured.get()).wrap(console, console.width)
-    if len(lines) >= console.height:
-        say_on(console, [verdict])
-
-
-def say_on(console: Console, lines: Iterable[str | Text], style: str | None = None) -> None:
-    """Print lines; a terminal wraps them at words, but for a command, which is to be copied.
-
-    In a file or a pipe they stay whole.
-    """
-    for line in lines:
-        text = line if isinstance(line, Text) else Text(one_line(line))
-        whole = not console.is_terminal or text.plain.startswith("again: ")
-        if whole:
-            console.print(text, style=style, soft_wrap=True, highlight=False)
-            continue
-        indent = len(text.plain) - len(text.plain.lstrip())
-        body = Padding(text[indent:], (0, 0, 0, indent)) if indent else text
-        console.print(body, style=style, highlight=False)
+        say(console, [verdict, *brief(result)[1:]])
+    else:
+        with_verdict(console, verdict, lambda: _show(result, console))
 
 
 def _verdict(result: Result) -> Text:
-    verdict = Text(one_line(headline(result)))
-    verdict.stylize(STYLES[result.verdict], 0, len(result.verdict))
-    return verdict
+    return verdict_line(headline(result), STYLES[result.verdict])
 
 
 def _show(result: Result, console: Console) -> None:
-    say = partial(say_on, console)
-    say([_verdict(result)])
     if result.quality is not None:
-        return _show_quality(result, result.quality, console, say)
-    say(not_run_lines(result))
-    say(machine_lines(result))
+        return _show_quality(result, result.quality, console)
+    say(console, not_run_lines(result))
+    say(console, machine_lines(result))
     if result.first_divergence is not None:
-        say(divergence_lines(result.first_divergence, result))
-    say(cause_lines(result))
-    say(inconclusive_lines(result), "yellow")
-    console.print(_fitting(_lane_table(result, True), _lane_table(result, False), console=console))
+        say(console, divergence_lines(result.first_divergence, result))
+    say(console, cause_lines(result))
+    say(console, inconclusive_lines(result), "yellow")
+    print_table(console, _lane_table(result, True), _lane_table(result, False))
     if any(row.tap == "logits" for row in result.rows):
-        say([_logits_line(result)])
+        say(console, [_logits_line(result)])
     if result.witnesses:
-        console.print(_fitting(_witness_table(result.witnesses), console=console))
+        print_table(console, _witness_table(result.witnesses))
     grid = _grid(result)
-    if grid.row_count and _fits(grid, console):  # none of a backward pass
+    if grid.row_count and fits(grid, console):  # none of a backward pass
         console.print(grid)
     elif grid.row_count:
-        say(_layer_lines(result))
-    say(f"note: {note}" for note in result.notes)
-    say([_coverage_line(result)])
+        say(console, _layer_lines(result))
+    say(console, (f"note: {note}" for note in result.notes))
+    say(console, [_coverage_line(result)])
     if result.reading is not None:
-        say([reading_line(result.reading)])
-    if cost := _cost_line(result.timing):
-        say([cost])
-    say([_environment_line(result), f"again: {result.command}"])
+        say(console, [reading_line(result.reading)])
+    if cost := cost_line(result.timing):
+        say(console, [cost])
+    say(console, [environment_line(result.environment), f"again: {result.command}"])
 
 
-def _show_quality(
-    result: Result, report: QualityReport, console: Console, say: Callable[[Iterable[str]], None]
-) -> None:
+def _show_quality(result: Result, report: QualityReport, console: Console) -> None:
     """Print what was lost; a table of layers for each dtype."""
-    say(machine_lines(result))
-    console.print(_fitting(figures_table(report), console=console))
+    say(console, machine_lines(result))
+    print_table(console, figures_table(report))
     for figures in report.lanes:
-        console.print(_fitting(layers_table(figures), console=console))
-    say(quality_lines(report))
-    say(f"note: {note}" for note in result.notes)
+        print_table(console, layers_table(figures))
+    say(console, quality_lines(report))
+    say(console, (f"note: {note}" for note in result.notes))
     if result.reading is not None:
-        say([reading_line(result.reading)])
-    say([_environment_line(result), f"again: {result.command}"])
-
-
-def _fits(table: Table, console: Console, *, folded: bool = False) -> bool:
-    """Return whether no cell is clipped, or, folded, none but those that may be folded."""
-    room = console.options.update(max_width=10 * console.width)
-    width = console.measure(table, options=room).maximum
-    for column in table.columns if folded else ():
-        if column.overflow == "fold":
-            width -= max(0, max(len(str(cell)) for cell in column.cells) - _FOLDED)
-    return width <= console.width
-
-
-def _fitting(*tables: Table, console: Console) -> RenderableType:
-    """Return the first table that there is room for, and of none the last one's cells as lines."""
-    if found := [one for one in tables if _fits(one, console)]:
-        return found[0]
-    last = tables[-1]
-    return last if _fits(last, console, folded=True) else _as_lines(last)
-
-
-def _as_lines(table: Table) -> RenderableType:
-    """Return a table's rows below each other, every figure behind its name."""
-    columns = [(str(c.header), [str(cell) for cell in c.cells]) for c in table.columns]
-    lines = [Text(str(table.title))]
-    for number in range(table.row_count):
-        cells = [f"{name} {cells[number]}" for name, cells in columns if cells[number]]
-        lines.append(Text(f"- {', '.join(cells)}", style=table.rows[number].style or ""))
-    return Group(*lines)
+        say(console, [reading_line(result.reading)])
+    say(console, [environment_line(result.environment), f"again: {result.command}"])
 
 
 def _layer_lines(result: Result) -> Iterable[str]:
@@ -180,7 +124,7 @@ def _layer_lines(result: Result) -> Iterable[str]:
 
 def _lane_table(result: Result, errors: bool) -> Table:
     """One row a run: its largest error, and the tap that comes closest to its limit."""
-    table = _table("subject against the float64 reference (^ by its largest element)")
+    table = make_table("subject against the float64 reference (^ by its largest element)")
     for column in ("dtype", "scenario", "mode"):
         table.add_column(column, no_wrap=True)
     for column in ("error", "rho", "limit") if errors else ("rho", "limit"):
@@ -212,7 +156,7 @@ def _logits_line(result: Result) -> str:
 
 def _witness_table(witnesses: list[WitnessResult]) -> Table:
     """One row a witness and dtype, the worst of its scenarios."""
-    table = _table("witnesses (gap: to the subject)")
+    table = make_table("witnesses (gap: to the subject)")
     for column in ("witness", "dtype"):
         table.add_column(column)
     for column in ("taps", "error", "rho", "limit", "gap"):
@@ -238,10 +182,6 @@ def _gap(forward: list[WitnessResult]) -> str:
     return f"{max(r.subject_gap for r in forward):.1e}" if forward else "-"
 
 
-def _table(title: str, gap: int = 1) -> Table:
-    return SafeTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0))
-
-
 def _grid(result: Result) -> Table:
     """Draw layers by operators; a cell is log10 of the worst rho of the subject's own run."""
     worst: dict[tuple[int, str], float] = {}
@@ -255,7 +195,7 @@ def _grid(result: Result) -> Table:
         if not row.passed:
             failed.add(key)
     # 19 columns in 80 characters: no gap beside the one that the box makes.
-    table = _table("log10 rho, layers by operators, on its own values", gap=0)
+    table = make_table("log10 rho, layers by operators, on its own values", gap=0)
     table.add_column("layer", justify="right", no_wrap=True)
     for name in LAYER_TAPS:
         table.add_column(_short(name), justify="right", no_wrap=True)
@@ -300,39 +240,3 @@ def _coverage_line(result: Result) -> str:
     absent = f", declared absent: {', '.join(result.absent)}" if result.absent else ""
     unmatched = f", unmatched {len(result.unmatched)}" if result.unmatched else ", none unmatched"
     return f"coverage: {result.compared} of {result.expected} taps compared{unmatched}{absent}"
-
-
-# What a mode's seconds are of.
-PASSES = {
-    "free": "forward passes",
-    "isolated": "on the reference's inputs",
-    "decode": "through caches",
-    "grad": "gradients",
-}
-
-
-def _cost_line(timing: Mapping[str, float]) -> str:
-    """Say what showing and comparing tensors costs, each mode against a run that shows none."""
-    costs = []
-    for mode, passes in PASSES.items():
-        bare, shown = timing.get(f"bare_{mode}_s"), timing.get(f"subject_{mode}_s")
-        if shown is not None:
-            users = "" if bare is None else f"{bare:.1f} s as users run them, "
-            costs.append(f"{passes} {users}{shown:.1f} s with taps")
-    if not costs:
-        return ""
-    return (
-        f"cost: {'; '.join(costs)}; comparing {timing.get('comparing_s', 0.0):.1f} s of a "
-        f"processor; compiling {timing.get('compiling_s', 0.0):.1f} s, not in these"
-    )
-
-
-def _environment_line(result: Result) -> str:
-    env = result.environment
-    precision = env["matmul_precision"]
-    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items() if v)
-    return (
-        f"environment: {env['backend']} ({env['device']}), float32 matmuls "
-        f"{precision['float32_at_highest']} as run, {precision['float32_at_default']} by default; "
-        f"{versions}"
-    )

@@ -174,8 +174,7 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         yield f"  beyond the limit: {spread(row.extent)}"
     for problem in row.problems:
         yield f"  {problem}"
-    alone = result is not None and not _isolated(result, row)
-    yield f"  origin: {NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]}"
+    yield f"  origin: {origin_of(first, result)}"
     partial = result is not None and result.absent
     unseen = (
         ()
@@ -186,6 +185,12 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         yield f"  not shown just before it: {_few(unseen)}"
     if first.flagged:
         yield f"  flagged: {', '.join(first.flagged)}"
+
+
+def origin_of(first: Divergence, result: Result | None = None) -> str:
+    """Say what kind of start a divergence is; with a result, no more than its runs have shown."""
+    alone = result is not None and not _isolated(result, first.row)
+    return NOT_ASKED if alone and first.kind in ASKED else KINDS[first.kind]
 
 
 def _isolated(result: Result, row: TapResult) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from jaxllama.command_line.layout import make_table
 from parity.result import TapResult
 
 
@@ -89,7 +90,7 @@ def ranges(runs: Iterable[tuple[str, str, Sequence[Figure]]]) -> list[Range]:
 
 def table(found: Sequence[Range]) -> Table:
     """Return seen, limit and headroom of every quantity, lane and mode."""
-    made = Table(title="the largest of clean runs beside its limit", title_justify="left")
+    made = make_table("the largest of clean runs beside its limit")
     for column in ("quantity", "lane", "mode"):
         made.add_column(column, no_wrap=True)
     for column in ("runs", "seen", "limit", "headroom"):

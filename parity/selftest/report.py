@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from jaxllama.command_line.layout import make_table, print_table, say, with_verdict
 from parity.selftest.calibration import table
 from parity.selftest.machines.table import tables
 from parity.selftest.results import SelftestResult, by_family
@@ -15,59 +18,64 @@ from parity.selftest.results import SelftestResult, by_family
 KINDS_WIDTH = 26
 
 
-def show(matrix: SelftestResult, console: Console) -> None:
-    """Print the sums first, then a line for each family, then every miss by name."""
+def show(matrix: SelftestResult, console: Console, *, quiet: bool = False) -> None:
+    """Print the sums first, then a line for each family, then every miss by name.
+
+    Args:
+        matrix: what was found.
+        console: where to; on a terminal that it fills the sums are the last line, too.
+        quiet: the sums and the misses alone.
+    """
     sums = matrix.summary()
-    style = "bold green" if matrix.passed else "bold red"
     injected = (
         f"{sums['detected']} of {sums['injections']} injections of {sums['kinds']} kinds detected, "
         f"{sums['located']} located, {sums['named']} named, {sums['confirmed']} confirmed; "
     )
-    console.print(
-        (injected if matrix.injections else "")
-        + f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs",
-        style=style,
-        highlight=False,
-        soft_wrap=True,
+    line = (injected if matrix.injections else "") + (
+        f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs"
     )
+    verdict = Text(line, style="bold green" if matrix.passed else "bold red")
+    if quiet:
+        say(console, [verdict, *_misses(matrix)])
+    else:
+        with_verdict(console, verdict, lambda: _show(matrix, console))
+
+
+def _show(matrix: SelftestResult, console: Console) -> None:
     if matrix.injections:
-        console.print(_table(matrix))
+        print_table(console, _table(matrix))
     if matrix.ranges:
-        console.print(table(matrix.ranges))
+        print_table(console, table(matrix.ranges))
     if not matrix.injections:  # a calibration, which is about figures
         for made in tables(matrix.imitated):
-            console.print(made)
+            print_table(console, made)
+    say(console, _misses(matrix))
+    say(console, [f"{matrix.seconds:.0f} s"])
+
+
+def _misses(matrix: SelftestResult) -> Iterator[str]:
     for row in matrix.misses:
         what = "not located" if row.detected else "NOT DETECTED"
-        _line(console, f"{what}: {row.id}")
-        _line(
-            console, f"    expected {row.expected}, found {row.found or row.error or row.verdict}"
-        )
+        yield f"{what}: {row.id}"
+        yield f"    expected {row.expected}, found {row.found or row.error or row.verdict}"
     for row in matrix.unnamed:
         said = f"cause {row.cause_found}" if row.cause_found else "no cause"
         wanted = "not confirmed" if row.named else f"expected {row.cause_expected}"
-        _line(console, f"{said}, {wanted}: {row.id} {row.error}")
+        yield f"{said}, {wanted}: {row.id} {row.error}"
     for run in matrix.alarms:
         where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
-        _line(
-            console, f"FALSE ALARM: {run.kind} [{where}]: {run.found or run.error or run.verdict}"
-        )
+        yield f"FALSE ALARM: {run.kind} [{where}]: {run.found or run.error or run.verdict}"
     for run in matrix.missed_controls:
         where = f"{run.model} {run.scenario} {run.lane} {run.mode}"
-        _line(console, f"NO ALARM: {run.kind} [{where}]: {run.error or run.verdict}")
-    _line(console, f"{matrix.seconds:.0f} s")
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+        yield f"NO ALARM: {run.kind} [{where}]: {run.error or run.verdict}"
 
 
 def _table(matrix: SelftestResult) -> Table:
-    table = Table(title="faults injected into the JAX side", title_justify="left")
-    table.add_column("family")
+    table = make_table("faults injected into the JAX side")
+    table.add_column("family", no_wrap=True)
     table.add_column("kinds", no_wrap=True)
     for column in ("faults", "found", "located", "named", "confirmed"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for family, rows in by_family(matrix.injections).items():
         counts = (
             len(rows),

@@ -32,7 +32,7 @@ def test_drawing_in_blocks_loses_no_lone_cell():
     lone = np.zeros((128, 128), bool)
     lone[:, 0] = True
     lone[37, 101] = True
-    text = str(explicit(lone).bind(tokens, tokens))
+    text = explicit(lone).bind(tokens, tokens).draw()
     (line,) = (line for line in text.splitlines() if line.startswith(" q 36 "))
     assert line.split()[-1] == "+" + "." * 49 + "+" + "." * 13
     assert "4 queries x 2 keys; every cell" in text
@@ -40,9 +40,32 @@ def test_drawing_in_blocks_loses_no_lone_cell():
 
 def test_drawing_a_huge_mask_samples():
     tokens = contiguous([8192], 8192)
-    text = str(causal().bind(tokens, tokens))
+    text = causal().bind(tokens, tokens).draw()
     assert "5 x 5 cells of each" in text
     assert text.splitlines()[-1].split()[-1] == "#" * 62 + "++"
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("length", [1, 5, 6, 40, 64, 65, 3000])
+@pytest.mark.parametrize("pads", [False, True])
+def test_what_is_printed_is_under_12_lines(rows, length, pads):
+    tokens = contiguous([length - (pads and length > 1)] * rows, length)
+    bound = causal().bind(tokens, tokens)
+    lines = str(bound).splitlines()
+    assert len(lines) < 12 and max(map(len, lines)) < 90
+    assert ("mask.draw() draws more" in lines[-1]) == (rows > 1 or length > 5)
+    assert "row 0" in lines and "row 1" not in lines
+    # Control: the whole picture is longer.
+    assert length < 6 or rows == 1 or len(bound.draw().splitlines()) > 12
+
+
+def test_a_drawing_is_as_narrow_as_asked():
+    tokens = contiguous([200], 200)
+    bound = causal().bind(tokens, tokens)
+    picture = [line for line in bound.draw(40).splitlines() if line.lstrip().startswith("q ")]
+    assert len(picture) == 32 and set(map(len, picture)) == {40}
+    assert len(bound.draw(1).splitlines()[-1]) == 24
+    assert len(bound.draw().splitlines()[-1]) == 64 + 7
 
 
 def test_drawing_while_traced_says_so():
@@ -54,7 +77,7 @@ def test_drawing_while_traced_says_so():
 
 def test_drawing_stops_after_four_rows():
     tokens = contiguous([3] * 6, 3)
-    text = str(causal().bind(tokens, tokens))
+    text = causal().bind(tokens, tokens).draw()
     assert "row 3" in text
     assert "row 4" not in text
     assert "(2 more rows)" in text

@@ -70,9 +70,22 @@ class Visit:
         for _ in range(500):  # the picture is read when the pointer first comes to it
             self.page.mouse.move(left + 0.5, top)
             self.page.mouse.move(left, top)
-            if tip.is_visible() and tip.inner_text() != "…":
+            if tip.is_visible() and tip.inner_text() not in ("", "…"):
                 break
             self.page.wait_for_timeout(20)
+        return tip.inner_text()
+
+    def read_by_keys(self, tile: Locator, *keys: str) -> str:
+        """Return what the page says when keys are pressed on an element, from its first cell on."""
+        tile.focus()
+        for key in keys:
+            self.page.keyboard.press(key)
+        tip = self.page.locator("#tip")
+        for _ in range(500):
+            if tip.inner_text() != "…":
+                break
+            self.page.wait_for_timeout(20)
+        assert self.page.locator("#said").text_content() == tip.text_content(), "seen and heard"
         return tip.inner_text()
 
     def pixels(self, tile: Locator, x: int, y: int, side: int = 9) -> np.ndarray:

@@ -1,9 +1,7 @@
-// What the pointer is on in a report of health; tiles.js comes before.
+// What the pointer or the keys are on in a report of health; tiles.js comes before.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { load, codeAt, said, weight, span } = readTiles(data);
-  document.getElementById("marks").addEventListener("change", (event) =>
-    document.body.classList.toggle("unmarked", !event.target.checked));
 
   const place = (tile, x, y) => {
     const { row, step } = tile.dataset;
@@ -43,5 +41,5 @@
       return lines.join("\n");
     },
   };
-  answerPointer(load, kinds);
+  answerReader(load, kinds);
 })();

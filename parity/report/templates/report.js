@@ -1,5 +1,4 @@
-// Which run is shown, whether violations are marked, and what the pointer is on; tiles.js comes
-// before.
+// Which run is shown, and what the pointer or the keys are on; tiles.js comes before.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { load, codeAt, said, weight, span } = readTiles(data);
@@ -17,10 +16,14 @@
     }
     document.getElementById("no-pass").hidden = found;
   };
+  const choose = (id) => {
+    show(id);
+    tell("");
+    const heading = document.getElementById(id).querySelector("h2").textContent;
+    document.getElementById("said").textContent = `shown below: ${heading}`;
+  };
   for (const button of document.querySelectorAll("[data-run]"))
-    button.addEventListener("click", () => show(button.dataset.run));
-  document.getElementById("marks").addEventListener("change", (event) =>
-    document.body.classList.toggle("unmarked", !event.target.checked));
+    button.addEventListener("click", () => choose(button.dataset.run));
 
   const kinds = {
     operators(tile, x, y, sprite) {
@@ -75,5 +78,5 @@
     },
   };
 
-  answerPointer(load, kinds);
+  answerReader(load, kinds);
 })();

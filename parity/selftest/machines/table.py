@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rich.table import Table
+from rich.text import Text
 
+from jaxllama.command_line.layout import make_table
 from parity.comparison.tolerance import LIMITS
 from parity.selftest.calibration import Figure
 from parity.selftest.machines.catalogue import WORKLOADS
@@ -46,7 +48,7 @@ def tables(runs: Iterable[RunFigures]) -> Iterator[Table]:
 def _table(title: str, lane: str, runs: Sequence[RunFigures]) -> Table:
     seen = {figure.mode for run in runs for figure in run.figures}
     modes = [mode for mode in MODES if mode in seen]
-    made = Table(title=title, title_justify="left")
+    made = make_table(title)
     made.add_column("machine", no_wrap=True)
     for mode in modes:
         limits = LIMITS[lane].rho(MODES[mode]), LIMITS[lane].peak(MODES[mode])
@@ -57,8 +59,8 @@ def _table(title: str, lane: str, runs: Sequence[RunFigures]) -> Table:
     return made
 
 
-def _cell(figures: Sequence[Figure], mode: str) -> str:
+def _cell(figures: Sequence[Figure], mode: str) -> Text:
     """Return rho and the largest single element of a mode, red where one is over its limit."""
     shown = [f for q in QUANTITIES for f in figures if (f.mode, f.quantity) == (mode, q)]
     text = " ".join(f"{f.seen:.{1 if f.seen >= 1 else 2}f}" for f in shown)
-    return f"[red]{text}[/]" if any(f.seen > f.limit for f in shown) else text
+    return Text(text, style="red" if any(f.seen > f.limit for f in shown) else "")

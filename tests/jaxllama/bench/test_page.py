@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from bench_results import measured, result
+from page_checks import check_in_every_state
 from pages import PATIENCE_MS, opened_browser
+from terminals import terminal_lines, unreadable
 
 from jaxllama.bench.page import page, panels
 from jaxllama.bench.result import BenchResult
+from jaxllama.bench.terminal import show
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +49,13 @@ def test_a_browser_shows_it_at_any_width(found: BenchResult, tmp_path: Path) -> 
     file.write_text(page(found))
     said: list[str] = []
     with opened_browser() as browser:
+        shown = browser.new_page(viewport={"width": 1280, "height": 900})
+        shown.on("console", lambda message: said.append(message.text))
+        shown.on("request", lambda request: said.append(request.url))
+        shown.goto(file.as_uri())
+        check_in_every_state(shown)
         for width in (1280, 400):
-            shown = browser.new_page(viewport={"width": width, "height": 900})
-            shown.on("console", lambda message: said.append(message.text))
-            shown.on("request", lambda request: said.append(request.url))
-            shown.goto(file.as_uri())
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            shown.set_viewport_size({"width": width, "height": 900})
             (drawn,) = shown.get_by_role("img").all()
             assert drawn.get_attribute("aria-label", timeout=PATIENCE_MS).startswith(
                 "Prefill of 512"
@@ -59,4 +63,12 @@ def test_a_browser_shows_it_at_any_width(found: BenchResult, tmp_path: Path) -> 
             bars = [bar.bounding_box() for bar in shown.locator(".bar").all()]
             widths = [round(bar["width"] / bars[0]["width"], 2) for bar in bars if bar]
             assert widths == pytest.approx([1, 0.5, 0.25, 0.125], abs=0.02)
-    assert said == [file.as_uri()] * 2
+    assert said == [file.as_uri()]
+
+
+def test_a_terminal_of_40_columns_shows_all_of_it(found: BenchResult) -> None:
+    assert unreadable(lambda console: show(found, console)) == []
+    lines = terminal_lines(lambda console: show(found, console), 120)
+    assert any(line.split() == ["prefill_512", "512", "256", "128", "1,024"] for line in lines) or [
+        line for line in lines if line.startswith("prefill_512")
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from planting import planted
+from terminals import check_verdict_last, terminal_lines, unreadable
 
 from jaxllama import cli
 from jaxllama.bench.floors import prefill_flops
@@ -23,6 +24,7 @@ from jaxllama.plan.process import MeasuredPrograms
 from jaxllama.plan.request import check_plan
 from jaxllama.plan.result import MeshPlan, step_seconds
 from jaxllama.plan.run import plan
+from jaxllama.plan.terminal import show
 from jaxllama.presets import PRESETS
 from jaxllama.quantisation import step_bytes, weights_bytes
 from jaxllama.sharding import parse_mesh
@@ -152,6 +154,12 @@ def test_the_mesh_that_was_asked_for_is_one_of_those_that_may_fit(
     request = check_plan("405b", mesh="data=2,fsdp=8,tensor=8", batch=16, device="h100")
     found = plan(request)
     assert found.given is not None and found.cheapest is found.given
+    assert unreadable(lambda console: show(found, console)) == []
+    check_verdict_last(lambda console: show(found, console))
+    lines = terminal_lines(lambda console: show(found, console), 120)
+    assert lines[0].startswith("cheapest that fits: 128 x h100") and lines[1].startswith(
+        "llama-3.1-405b: "
+    )
 
 
 def test_a_search_ends() -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from page_checks import check_in_every_state
 from pages import Visit, opened_browser
-from PIL import Image
 from playwright.sync_api import Browser, Locator
+from terminals import check_verdict_last, terminal_lines, unreadable
 from unhealthy import Edited, leaking, on_column
 
 import parity
-from parity.health import page
+from parity.health import page, terminal
 from parity.health.report import HealthReport
 from parity.report.page_parts import MOST_BYTES
 from parity.report.sprites import VIOLATION
@@ -109,16 +108,22 @@ def test_every_layer_has_a_sheet(visit: Visit, report: HealthReport) -> None:
     assert visit.page.locator("#charts circle").count() == 5 * len(report.layers)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_widths_and_schemes(browser: Browser, file: Path, width: int, scheme: str) -> None:
-    seen = Visit(browser, file, viewport={"width": width, "height": 800}, color_scheme=scheme)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-    shot = Image.open(io.BytesIO(seen.page.screenshot())).convert("L")
-    ground = np.bincount(np.array(shot).reshape(-1)).argmax()
-    assert ground > 200 if scheme == "light" else ground < 60
-    assert seen.complaints == []
-    seen.page.close()
+def test_everyone_can_read_it_in_every_state(visit: Visit) -> None:
+    check_in_every_state(visit.page)
+    assert visit.complaints == []
+
+
+def test_keys_read_what_the_pointer_reads(visit: Visit) -> None:
+    for kind in ("grid", "head", "mask"):
+        one = tile(visit, kind)
+        by_pointer = visit.hover(one, 1, 2)
+        visit.page.mouse.move(0, 0)
+        by_keys = visit.read_by_keys(one, "ArrowRight", "ArrowDown", "ArrowDown")
+        assert by_keys == by_pointer != ""
+    small = visit.read_by_keys(tile(visit, "small", 2), "End", "PageDown")
+    assert small.startswith("layer 0, head 2\nquery 10 “") and small.endswith("weight hidden")
+    chart = visit.page.locator(".points").first
+    assert visit.read_by_keys(chart, "End", "ArrowDown").startswith("layer 4: mean cosine ")
 
 
 def test_a_full_page_leaves_out_and_says_so(
@@ -134,3 +139,16 @@ def test_a_full_page_leaves_out_and_says_so(
 def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
     blind = parity.check_health("tiny", subject="blockwise", length=20, gradients=False)
     assert "The subject shows no attention weights." in page.page(blind)
+
+
+def test_a_terminal_of_40_columns_shows_all_of_it(report: HealthReport) -> None:
+    assert unreadable(lambda console: terminal.show(report, console)) == []
+    check_verdict_last(lambda console: terminal.show(report, console))
+
+
+def test_quiet_is_the_verdict_and_the_gravest_finding(report: HealthReport) -> None:
+    lines = terminal_lines(lambda console: terminal.show(report, console, quiet=True), 300)
+    assert [line.partition(":")[0] for line in lines] == ["faulty", "error", "more"]
+    sound = replace(report, findings=[one for one in report.findings if one.severity[0] == "i"])
+    lines = terminal_lines(lambda console: terminal.show(sound, console, quiet=True), 300)
+    assert len(lines) == 1 and lines[0].startswith("healthy: ")

@@ -14,7 +14,7 @@ from witnesses import small
 import parity
 from jaxllama import compilation_cache
 from parity.lockstep.timing import Timer, on_event
-from parity.report.terminal import PASSES, _cost_line
+from parity.report.environment import PASSES, cost_line
 
 
 def test_what_is_compiled_is_counted_apart() -> None:
@@ -54,7 +54,7 @@ def test_a_run_says_what_each_mode_cost(modes: str, shown: set[str], bare: set[s
     passes = {f"subject_{mode}_s" for mode in shown} | {f"bare_{mode}_s" for mode in bare}
     assert passes == {key for key in timing if key.startswith(("subject_", "bare_"))}
     assert all(0 < timing[key] < timing["total_s"] for key in passes)
-    said = [words for mode, words in PASSES.items() if f"{words} " in _cost_line(timing)]
+    said = [words for mode, words in PASSES.items() if f"{words} " in cost_line(timing)]
     assert said == [words for mode, words in PASSES.items() if mode in shown]
 
 
@@ -78,9 +78,9 @@ def test_programs_kept_from_before_cost_less_and_change_no_figure(kept_programs:
 def test_a_mode_is_set_against_its_own_run_without_taps() -> None:
     timing = {"bare_free_s": 1.0, "subject_free_s": 2.0, "subject_decode_s": 3.0, "total_s": 9.0}
     timing |= {"bare_grad_s": 4.0, "subject_grad_s": 5.0, "comparing_s": 6.0, "compiling_s": 7.0}
-    assert _cost_line(timing) == (
+    assert cost_line(timing) == (
         "cost: forward passes 1.0 s as users run them, 2.0 s with taps; "
         "through caches 3.0 s with taps; gradients 4.0 s as users run them, 5.0 s with taps; "
         "comparing 6.0 s of a processor; compiling 7.0 s, not in these"
     )
-    assert _cost_line({"subject_s": 1.0}) == ""  # judged again, nothing was run
+    assert cost_line({"subject_s": 1.0}) == ""  # judged again, nothing was run

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import REMEDY, find_browser
+from page_checks import barriers, check_in_every_state, check_on_paper, clipped, on_paper, unreached
 from pages import Visit, opened_browser
-from PIL import Image
-from playwright.sync_api import Browser
-from records import result
+from playwright.sync_api import Browser, Page
+from records import result, row
 from snapshots import CAUSE, SCRIPT, decoded, leaking, pictured, rotated
 
+from parity.comparison.quality import LayerLoss, QualityFigures, QualityReport
 from parity.report import html_file
 from parity.report.sprites import VIOLATION
 
@@ -64,7 +65,7 @@ def test_it_renders_without_complaint(visit: Visit) -> None:
 def test_nothing_is_fetched(visit: Visit, browser: Browser, report: Path, tmp_path: Path) -> None:
     assert visit.fetched == []
     planted = '<img src="http://127.0.0.1:9/seen.png">'
-    text = report.read_text(encoding="utf-8").replace("<main>", f"<main>{planted}")
+    text = report.read_text(encoding="utf-8").replace("</header>", f"</header>{planted}")
     (tmp_path / "held.html").write_text(text, encoding="utf-8")
     held = Visit(browser, tmp_path / "held.html")
     held.page.wait_for_timeout(200)
@@ -115,9 +116,9 @@ def test_violations_have_a_colour_and_a_layer_of_their_own(visit: Visit) -> None
     leak = visit.tile("weights", 3)
     assert (visit.pixels(leak, 4, 2) == VERMILION).all()
     assert not (visit.pixels(leak, 1, 2) == VERMILION).all(-1).any()
-    visit.page.locator("#marks").uncheck()
+    visit.page.locator("#marks").click()
     assert not (visit.pixels(leak, 4, 2) == VERMILION).all(-1).any()
-    visit.page.locator("#marks").check()
+    visit.page.locator("#marks").click()
 
 
 def test_hidden_cells_are_hatched_and_others_are_plain(visit: Visit) -> None:
@@ -136,16 +137,148 @@ def test_another_run_can_be_chosen(visit: Visit) -> None:
     assert visit.page.locator(".run:visible").get_attribute("id") == before
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_widths_and_schemes(browser: Browser, report: Path, width: int, scheme: str) -> None:
-    seen = Visit(browser, report, viewport={"width": width, "height": 800}, color_scheme=scheme)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-    shot = Image.open(io.BytesIO(seen.page.screenshot())).convert("L")
-    ground = np.bincount(np.array(shot).reshape(-1)).argmax()
-    assert ground > 200 if scheme == "light" else ground < 60
-    assert seen.complaints == []
-    seen.page.close()
+def test_everyone_can_read_it_in_every_state(visit: Visit) -> None:
+    check_in_every_state(visit.page)
+    for width in (360, 768):
+        visit.page.set_viewport_size({"width": width, "height": 800})
+        assert clipped(visit.page) == []
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
+    assert visit.complaints == []
+
+
+# A check, and what is done to the page for it to fire.
+SPOILT: list[tuple[Callable[[Page], list[str]], str]] = [
+    (barriers, "document.querySelector('#marks').textContent = ''"),
+    (barriers, "document.querySelector('.map').removeAttribute('aria-label')"),
+    (barriers, "document.querySelector('.muted').style.color = '#ccc'"),
+    (clipped, "document.querySelector('.ylabels span').textContent = 'layer '.repeat(30)"),
+    (clipped, "document.querySelector('.xlabels').style.cssText = 'height:40px;overflow:clip'"),
+    (clipped, "document.querySelector('.places span').style.left = '99%'"),
+    (clipped, "document.querySelector('h1').style.cssText = 'width:3000px'"),
+    (unreached, "document.querySelector('.run:not([hidden]) .tile').removeAttribute('tabindex')"),
+    (unreached, "document.querySelector('.chip').title = 'more'"),
+]
+
+
+def test_each_check_fires(visit: Visit) -> None:
+    for found, spoilt in SPOILT:
+        visit.page.evaluate(spoilt)
+        assert found(visit.page) != [], spoilt
+        visit.page.reload()
+    wide = "const e = document.querySelector('.scroll'); e.style.overflow = 'auto'"
+    visit.page.evaluate(f"{wide}; e.firstElementChild.style.width = '2000px'")
+    with pytest.raises(AssertionError, match="cut off on paper"):
+        check_on_paper(visit.page)
+    visit.page.reload()
+
+
+def test_heatmaps_are_in_the_colours_of_the_theme_in_use(visit: Visit) -> None:
+    """Of two cells the one that holds more is the further one from the paper."""
+
+    def lightness() -> list[float]:
+        maps = visit.tile("weights")
+        return [float(visit.pixels(maps, x, y, side=3).mean()) for x, y in ((0, 0), (1, 3))]
+
+    said = [visit.hover(visit.tile("weights"), x, y) for x, y in ((0, 0), (1, 3))]
+    large, small = (float(re.findall(r"jaxllama about ([\d.e-]+)", one)[0]) for one in said)
+    assert large == 1 and small < 0.5
+    light = lightness()
+    visit.page.emulate_media(color_scheme="dark")  # while the page is open
+    dark = lightness()
+    leak = visit.tile("weights", 3)
+    assert (visit.pixels(leak, 4, 2) == VERMILION).all(), "kept for what is wrong in both"
+    assert visit.hover(visit.tile("weights"), 1, 3) == said[1], "what is read is of no colour"
+    visit.page.emulate_media(color_scheme="light")
+    assert light[0] < light[1] and dark[0] > dark[1]
+    assert lightness() == light
+
+
+def test_keys_read_what_the_pointer_reads(visit: Visit) -> None:
+    down, right = ["ArrowDown"] * 2, ["ArrowRight"] * 2
+    for kind, x, y in (("weights", 2, 2), ("operators", 2, 0), ("tokens", 2, 2), ("mask", 2, 2)):
+        tile = visit.tile(kind)
+        by_pointer = visit.hover(tile, x, y)
+        visit.page.mouse.move(0, 0)
+        assert visit.read_by_keys(tile, *right[:x], *down[:y]) == by_pointer != ""
+        assert tile.locator(".cursor").is_visible()
+        assert tile.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+        back = visit.read_by_keys(tile, "End", "PageDown", "Home", "PageUp")
+        assert back == visit.hover(tile, 0, 0)
+        visit.page.mouse.move(0, 0)
+        assert visit.read_by_keys(tile, "Escape") == ""
+        visit.page.keyboard.press("Tab")
+        assert not tile.locator(".cursor").is_visible()
+        visit.hover(tile, x, y)
+        visit.page.keyboard.press("Escape")
+        assert not visit.page.locator("#tip").is_visible()
+    chart = visit.page.locator(".points:visible").first
+    first = visit.read_by_keys(chart, "Home")
+    assert re.match(r"\S+: error .*, noise .*, limit ", first)
+    assert visit.read_by_keys(chart, "ArrowRight") != first
+    assert visit.page.locator("circle.at").count() == 1
+
+
+def test_the_first_stop_of_the_keys_leads_past_the_heading(visit: Visit) -> None:
+    visit.page.reload()
+    visit.page.keyboard.press("Tab")
+    skip = visit.page.locator(".skip")
+    assert skip.evaluate("e => e === document.activeElement")
+    box = skip.bounding_box()
+    assert box is not None and box["x"] >= 0, "it is seen once it is come to"
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate("document.activeElement.id") == "main"
+    visit.page.locator("#marks").focus()
+    visit.page.keyboard.press("Space")
+    assert visit.page.locator("#marks").get_attribute("aria-pressed") == "false"
+    visit.page.keyboard.press("Space")
+    assert visit.page.locator("#marks").get_attribute("aria-pressed") == "true"
+
+
+def test_figures_say_what_they_found(visit: Visit) -> None:
+    said = " ".join(
+        one.get_attribute("aria-label") or "" for one in visit.page.get_by_role("img").all()
+    )
+    for words in (
+        "each operator in each layer: 1 of 36 beyond their limit, most layers.1.attn_probs",
+        "error of each layer's output over the noise band: ",
+        "attention of layer 1, head 1, jaxllama: the sides differ by up to 2.5e-01, 2 violations",
+        "attention of layer 1, head 0, PyTorch: the sides differ by up to ",
+        "mask, observed: who carries weight in layer 1, row 0, 2 violations",
+        "mask, intended, row 0",
+    ):
+        assert words in said, (words, said)
+
+
+def test_a_wide_matrix_of_runs_is_whole_on_paper(browser: Browser, tmp_path: Path) -> None:
+    names = [f"a_scenario_with_a_long_name_{i}" for i in range(9)]
+    found = result(
+        [row("layers.0.q_proj", scenario=name, failed=name[-1] == "3") for name in names]
+    )
+    html_file.write(found, tmp_path / "many.html")
+    visit = Visit(browser, tmp_path / "many.html")
+    check_on_paper(visit.page)
+    with on_paper(visit.page):
+        said = visit.page.locator(".matrix button").all_inner_texts()
+        assert said[2:4] == [
+            f"{names[2]}, free in f64: equal, rho 0.5",
+            f"{names[3]}, free in f64: diverges, rho ✗ 1e+06",
+        ]
+    visit.page.evaluate("document.querySelector('.many').classList.remove('many')")
+    with pytest.raises(AssertionError):
+        check_on_paper(visit.page)
+    visit.page.close()
+
+
+def test_what_rounding_costs_can_be_read_by_everyone(browser: Browser, tmp_path: Path) -> None:
+    layers = tuple(LayerLoss(i, 1e-2, 2e-2, 3e-3, 4e-3) for i in range(3))
+    lane = QualityFigures("f32", 64, 4e-4, 9e-4, 0.95, 63, 439.7, 441.6, layers)
+    measured = QualityReport("int8", None, 410_400, 740_928, (lane,))
+    html_file.write(result([], quality=measured), tmp_path / "quant.html")
+    visit = Visit(browser, tmp_path / "quant.html")
+    check_in_every_state(visit.page)
+    visit.page.evaluate("document.querySelector('html').removeAttribute('lang')")
+    assert barriers(visit.page) != []
+    visit.page.close()
 
 
 def test_without_scripts_the_verdict_is_still_there(browser: Browser, tmp_path: Path) -> None:

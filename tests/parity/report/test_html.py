@@ -38,7 +38,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [value or "" for name, value in attrs if name in FETCHING]
+        self.fetched += [
+            value or ""
+            for name, value in attrs
+            if name in FETCHING and not (value or "").startswith("#")  # a place on the page itself
+        ]
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -74,6 +78,16 @@ def test_the_verdict_comes_first_with_cause_and_experiment() -> None:
         assert words in said, words
 
 
+def test_the_origin_is_what_the_runs_have_shown() -> None:
+    found = pictured(rotated)
+    said = Page(html_file.page(found)).text
+    assert "the operator itself: on the reference's inputs it is wrong too" in said
+    alone = result([one for one in found.rows if one.mode == "free"])
+    said = Page(html_file.page(alone)).text
+    assert "it or what it was given: nothing was run on the reference's inputs" in said
+    assert "it is right" not in said
+
+
 def test_an_equal_and_an_open_result() -> None:
     equal = Page(html_file.page(pictured())).text
     assert "42 taps agree within measured rounding" in equal and "Where it begins" not in equal
@@ -92,13 +106,45 @@ def test_nothing_is_fetched() -> None:
         assert external(text + planted) != []
 
 
+MACHINE = {
+    "processor": "Some CPU",
+    "processor_instructions": "AVX-512",
+    "processors": 2,
+    "xla_instructions": "AVX2",
+    "xla_threads": 2,
+    "xla_products": "YNNPACK",
+    "torch_instructions": "AVX2",
+    "torch_threads": 1,
+    "torch_libraries": "MKL 2024.2, oneDNN 3.7",
+    "settings": "OMP_NUM_THREADS=1",
+}
+
+
+def test_the_environment_is_in_sentences() -> None:
+    found = pictured()
+    here = {"machine": MACHINE, "python": "3.11.9", "platform": "Linux", "x64": True}
+    found = replace(found, environment=found.environment | here)
+    said = Page(html_file.page(found)).text
+    for words in (
+        "The machine is Some CPU: 2 processors, AVX-512 at the widest.",
+        "XLA computes with AVX2 on 2 threads, matrix products by YNNPACK with AVX-512; PyTorch "
+        "with AVX2 on 1 thread, matrix products by MKL 2024.2, oneDNN 3.7.",
+        "JAX ran on 1 device, cpu, with float64 on; it multiplies float32 matrices in float32 as "
+        "run, in tf32 by default.",
+        "Software: Linux, Python 3.11.9, jax 1.2.3.",
+        "Settings of the process: OMP_NUM_THREADS=1.",
+    ):
+        assert words in said, words
+
+
 def test_both_environments_of_a_comparison_are_readable() -> None:
     found = pictured()
     other = {"python": "3.12.9", "versions": {"torch": "9.8", "jax": None}, "x64": False}
     text = html_file.page(replace(found, environment=found.environment | {"reference": other}))
     said = Page(text).text
-    assert "Of the reference python 3.12.9 versions torch 9.8 x64 False" in said
-    assert "backend cpu" in said and "{" not in said[said.index("Environment") :].split("Inputs")[0]
+    assert "Environment of the reference Software: Python 3.12.9, torch 9.8." in said
+    assert "JAX ran on 1 device, cpu;" in said
+    assert "{" not in said[said.index("Environment") :].split("Inputs")[0]
 
 
 def test_text_stays_text() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from records import result, row
+from pages import opened_browser
+from records import result, row, witness_row
 from snapshots import CAUSE, SCRIPT, leaking, pictured
 
 from jaxllama.checkpoint.samples import tiny
@@ -95,6 +96,39 @@ def test_a_mask_is_drawn_cell_by_cell() -> None:
     assert "#d55e00" in html  # in the second row there is nothing to see
     long = Tokens.contiguous(np.array([3000]), 3000)
     assert len((causal() & window(100)).bind(long, long)._repr_html_()) < 20_000
+
+
+def test_pictures_follow_the_theme_of_the_notebook() -> None:
+    tokens = Tokens.contiguous(np.array([5]), 5)
+    pieces = [result_html(pictured(leaking)), causal().bind(tokens, tokens)._repr_html_()]
+    drawn = "[...document.querySelectorAll('.jaxllama-picture')]"
+    colours = f"[...new Set({drawn}.map((one) => getComputedStyle(one).filter))]"
+    with opened_browser() as browser:
+        page = browser.new_page()
+        for theme, dark in (
+            ("data-jp-theme-light='false'", True),
+            ("data-jp-theme-light='true'", False),
+            ("class='vscode-dark'", True),
+            ("data-theme='dark'", True),
+            ("", False),
+        ):
+            page.set_content(f"<body {theme}>{''.join(pieces)}</body>")
+            assert page.evaluate(f"{drawn}.length") > 10
+            (found,) = page.evaluate(colours)
+            assert (found != "none") == dark, theme
+
+
+def test_what_is_printed_of_a_result_is_under_12_lines() -> None:
+    open_ = {
+        "unmatched": tuple(f"layers.{i}.odd" for i in range(40)),
+        "witnesses": [witness_row(witness=f"w{i}", rho=77.0) for i in range(9)],
+        "notes": ["a note"] * 30,
+        "not_run": ("decode", "grad"),
+    }
+    found = pictured(leaking, cause=CAUSE, **open_)
+    for shown in (str(found), str(found.snapshots[0].sheets[1])):
+        assert 1 < len(shown.splitlines()) < 12
+    assert max(map(len, str(found).splitlines())) < 500
 
 
 @pytest.mark.parametrize("config", [tiny().config, *PRESETS.values()])

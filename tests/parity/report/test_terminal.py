@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from records import result, row, witness_row
 from rich.console import Console
+from terminals import terminal_lines
 
-from jaxllama.command_line.console import SafeConsole
 from parity.comparison.extent import Extent
 from parity.report.terminal import MOST_LAYERS, show
 from parity.report.wording import place, summary
@@ -235,11 +235,7 @@ def test_places_are_named_in_words() -> None:
 
 
 def on_terminal(found: Result, width: int, height: int, **options: Any) -> list[str]:
-    console = SafeConsole(
-        file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None
-    )
-    show(found, console, **options)
-    return console.file.getvalue().splitlines()
+    return terminal_lines(lambda console: show(found, console, **options), width, height)
 
 
 def test_quiet_is_verdict_place_cause_and_command() -> None:

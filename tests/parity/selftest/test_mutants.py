@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from terminals import check_verdict_last, terminal_lines, unreadable
 
 from jaxllama import rope
 from jaxllama.errors import InputError
@@ -34,6 +35,7 @@ from parity.selftest.mutants.population import (
     read_document,
 )
 from parity.selftest.mutants.reach import is_reached, lines_run
+from parity.selftest.mutants.report import show
 from parity.selftest.mutants.rules import MODULES, Mutant, mutants_of, mutated_tree, source_of
 
 SOURCE = '''
@@ -203,6 +205,17 @@ def test_figures_count_what_is_not_equivalent() -> None:
     ):
         assert not replace(population, results=[*rows, bad]).passed
     assert not _result(**(found | {"expected": ("mask", "0")})).placed
+
+
+def test_a_terminal_of_40_columns_shows_all_of_it() -> None:
+    missed = _result(explained="none")
+    tabled = replace(missed, mutant=replace(missed.mutant, module="jaxllama.tokenizer.bpe"))
+    found = Population(0, "", 9, 9, [missed, tabled])
+    assert unreadable(lambda console: show(found, console)) == []
+    check_verdict_last(lambda console: show(found, console))
+    quiet = terminal_lines(lambda console: show(found, console, quiet=True), 250)
+    assert len(quiet) == 4 and quiet[0].startswith("2 mutants of 9 (seed 0): ")
+    assert all(line.startswith("NOT DETECTED: ") for line in quiet[2:])
 
 
 def test_an_exception_of_the_checker_is_none_of_the_mutant() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from records import row
 from rich.console import Console
+from terminals import check_verdict_last, terminal_lines, unreadable
 
 from parity.result import CauseReport, Divergence
 from parity.selftest.fault import Fault
@@ -131,3 +132,16 @@ def test_every_miss_and_alarm_is_listed_by_name() -> None:
     assert "not located: R3 theta falls back to a default [1e6;" in text
     assert "cause other, expected rope-theta: R3 theta falls back to a default [1e7;" in text
     assert "FALSE ALARM: attention sinks [peaked causal f32 free]: logits" in text
+
+
+def test_a_terminal_of_40_columns_shows_all_of_it() -> None:
+    alarm = CleanResult("attention sinks", "peaked", "causal", "f32", "free", "divergent", "logits")
+    matrix = SelftestResult(
+        [injection(FAULT, judged()), injection(FAULT, Outcome("equal", None))], [alarm]
+    )
+    assert unreadable(lambda console: show(matrix, console)) == []
+    check_verdict_last(lambda console: show(matrix, console))
+    quiet = terminal_lines(lambda console: show(matrix, console, quiet=True), 200)
+    assert quiet[0].startswith("1 of 2 injections of 1 kinds detected, 1 located, ")
+    assert quiet[0].endswith("1 false alarms in 1 clean runs")
+    assert [line.split()[0] for line in quiet[1:]] == ["NOT", "expected", "no", "FALSE"]
