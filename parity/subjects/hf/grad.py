@@ -31,6 +31,9 @@ def by_stage(model: Any, inputs: Inputs, mask: Tensor) -> Iterator[Arrays]:
         The loss, the parameters' gradients and those of the layers' inputs.
     """
     streams: list[Tensor] = []
+    # Where the pad's id stands for a token, its row has a gradient like any other's; with this set
+    # PyTorch leaves it at zero.
+    model.model.embed_tokens.padding_idx = None
 
     def keep(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         arguments[0].retain_grad()

@@ -28,6 +28,7 @@ from parity.result import Divergence, TapResult
 from parity.runner import gradients, run
 from parity.subjects import select
 from parity.subjects.base import Arrays, GeneratedRun
+from parity.subjects.hf.subject import HFLlama
 from parity.subjects.jaxllama.grad import Loss, by_stage, loss_of
 from parity.subjects.jaxllama.run import mask_spec, tokens_of
 from parity.subjects.jaxllama.subject import JaxLlama
@@ -313,3 +314,15 @@ def test_a_subject_without_gradients_is_told_so(checkpoint: Checkpoint, packed: 
 
     with pytest.raises(InputError, match="mine: offers no gradients"):
         judged(checkpoint, Forward(), packed)
+
+
+def test_the_pads_id_as_a_token_has_a_gradient_in_transformers_too(checkpoint: Checkpoint) -> None:
+    padded = replace(checkpoint, config=checkpoint.config.replace(pad_token_id=7))
+    inputs = inputs_for(padded, "causal", T)
+    tokens = inputs.tokens.copy()
+    tokens[0, 4] = 7
+    inputs = replace(inputs, tokens=tokens)
+    found = [steps(one.start_grad(inputs)) for one in (HFLlama(padded), TorchReference(padded))]
+    ours, wanted = (one["grad.model.embed_tokens.weight"] for one in found)
+    assert np.abs(wanted[7]).max() > 0
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6)
