@@ -316,8 +316,8 @@ def test_a_subject_without_gradients_is_told_so(checkpoint: Checkpoint, packed: 
         judged(checkpoint, Forward(), packed)
 
 
-def test_the_pads_id_as_a_token_has_a_gradient_in_transformers_too(checkpoint: Checkpoint) -> None:
-    padded = replace(checkpoint, config=checkpoint.config.replace(pad_token_id=7))
+def test_the_pads_id_as_a_token_has_a_gradient_in_transformers_too() -> None:
+    padded = small(pad_token_id=7)
     inputs = inputs_for(padded, "causal", T)
     tokens = inputs.tokens.copy()
     tokens[0, 4] = 7
