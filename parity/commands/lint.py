@@ -208,7 +208,8 @@ def _text(observed: str | None, reports: dict[str, LintReport], cases: dict[str,
 
     if observed is None:
         return "\n".join(text(report, cases[name], name) for name, report in reports.items())
-    lines = [f"{_worst(reports)}: {len(reports)} masks of {observed}"]
+    many = "mask" if len(reports) == 1 else "masks"
+    lines = [f"{_worst(reports)}: {len(reports)} {many} of {observed}"]
     for name, report in reports.items():
         whole = report.findings or len(reports) == 1
         shown = text(report, cases[name], name) if whole else headline(report, cases[name], name)
