@@ -152,7 +152,7 @@ def convert(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console, disable=quiet)
+    bar = Progress(*columns, console=console, disable=quiet or not console.is_terminal)
     task = bar.add_task(f"to {to}", total=None)
 
     def advance(name: str, nbytes: int, total: int) -> None:

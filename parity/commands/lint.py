@@ -230,7 +230,8 @@ def _lines(
     }
     if observed is None:
         return [line for lines in whole.values() for line in lines]
-    lines = [f"{_worst(reports)}: {len(reports)} masks of {observed}"]
+    many = "mask" if len(reports) == 1 else "masks"
+    lines = [f"{_worst(reports)}: {len(reports)} {many} of {observed}"]
     for name, report in reports.items():
         if report.findings or len(reports) == 1:
             lines += whole[name] if quiet else ["", *whole[name]]

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 import typer
 import yaml
+from snippets import snippets
 
 from parity.cli import app
 
@@ -115,9 +116,25 @@ def test_the_hook_lints_each_file_and_keeps_the_gravest(tmp_path: Path) -> None:
     assert re.search(hook["files"], "a/mask.npz") and not re.search(hook["files"], "a/mask.py")
 
 
-@pytest.mark.parametrize("place", ["docs/ci/parity.yml", ".pre-commit-hooks.yaml"])
+def copied_from(place: str) -> list[object]:
+    """Return the documents in YAML that users copy: a file, or the blocks of a page."""
+    text = (ROOT / place).read_text()
+    found = [one.text for one in snippets(text) if one.language == "yaml"]
+    return [yaml.safe_load(one) for one in (found if place.endswith(".md") else [text])]
+
+
+def test_the_tutorials_hooks_are_there() -> None:
+    (config,) = (one for one in copied_from("docs/tutorials/in-ci.md") if "repos" in one)
+    named = {hook["id"] for repo in config["repos"] for hook in repo["hooks"]}
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert named == {hook["id"] for hook in hooks}
+
+
+@pytest.mark.parametrize(
+    "place", ["docs/ci/parity.yml", ".pre-commit-hooks.yaml", "docs/tutorials/in-ci.md"]
+)
 def test_what_users_copy_says_commands_that_parse(place: str) -> None:
-    copied = yaml.safe_load((ROOT / place).read_text())
+    copied = copied_from(place)[0]
     jobs = copied["jobs"].values() if "jobs" in copied else ()
     said = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
     said += [one["entry"] for one in copied if isinstance(one, dict)]

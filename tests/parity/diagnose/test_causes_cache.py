@@ -265,6 +265,16 @@ def test_too_few_bits_are_named(subject: Any, dtype: str, name: str, expected: s
     assert (found.id, found.confirmed, found.others) == (expected, True, [])
 
 
+def test_an_empty_row_is_borne_out_by_scenarios_that_have_none() -> None:
+    inputs = [inputs_for(CHECKPOINT, name, 11) for name in ("causal", "left_padded")]
+    divergent = row("layers.0.attn_probs", failed=True, lane="f64", scenario="left_padded")
+    first = Divergence(divergent, "operator", ())
+    subject = Planes(CHECKPOINT, dtype="f64")
+    found = find_cause(first, [divergent], inputs, CHECKPOINT, lambda _: subject, lambda i: [])
+    assert found is not None
+    assert (found.id, found.confirmed, found.others) == ("mask-empty-row", True, [])
+
+
 class Norms(TorchReference):
     def rms_norm(self, x: Tensor, name: str) -> Tensor:
         """Sum squares one after another, without more bits."""

@@ -150,7 +150,7 @@ def test_the_command(run_lint, tmp_path):
     place = "observed_models:transformers_without_mask"
     result = run_lint("--from", place, "--valid", valid, "--json", out, "--sarif", sarif)
     assert result.exit_code == 1
-    assert result.output.startswith(f"faulty: 1 masks of {place}")
+    assert result.output.startswith(f"faulty: 1 mask of {place}")
     said = json.loads(out.read_text())
     assert (said["from"], said["verdict"], len(said["masks"])) == (place, "faulty", 1)
     assert said["masks"][0]["mask"] == "calls 0 to 1 of scaled_dot_product_attention in PyTorch"

@@ -39,7 +39,9 @@ def propose(e: Evidence) -> Iterator[Hypothesis]:
     assert e.layer is not None
     facts: Facts = {"effective": "NaN", "configured": "zeros"}
     seen = e.inputs.mask if e.observed_mask is None else e.observed_mask
-    mask = np.where(e.inputs.valid[:, :, None], e.inputs.mask, seen)
+    obeyed = np.where(e.inputs.valid[:, :, None], e.inputs.mask, seen)
+    # As it was meant, nothing is read off this scenario, and the others can bear it out.
+    mask = None if np.array_equal(obeyed, e.inputs.mask) else obeyed
     for said, wrong in (("-inf added to scores", added), ("scores filled with -inf", filled)):
         for layers in (None, frozenset({e.layer}), frozenset({e.layer - 1})):
             change = Mutation("attn_probs", wrong, layers)
