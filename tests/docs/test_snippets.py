@@ -57,7 +57,7 @@ def problems(text: str, place: Path, page: Page) -> list[str]:
     return [said for one in done if (said := problem(*one, page.tolerance))]
 
 
-@pytest.mark.ill_typed  # as readers have it: annotations are not checked, shapes may stand for arrays
+@pytest.mark.ill_typed  # as readers have it: no annotations are checked
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_a_page_does_what_it_says(page: Page, tmp_path: Path) -> None:
     if page.linked:
