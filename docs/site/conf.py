@@ -5,12 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from jaxllama import __doc__ as about  # noqa: F401
-
 project = "jaxllama"
 author = "The jaxllama authors"
 copyright = author
 language = "en"
+smartquotes = False  # of `--mask` they make a dash
 root_doc = "index"
 
 extensions = [
@@ -47,6 +46,8 @@ napoleon_custom_sections = ["Source"]
 napoleon_use_ivar = True
 default_role = "code"
 python_use_unqualified_type_names = True
+# Unions of a dozen types, which say less than their names.
+autodoc_type_aliases = {name: name for name in ("DTypeLike", "Dtypes", "Prompts", "SubjectSpec")}
 nitpicky = True
 # Types of others, whose pages take a network to link to; shapes and aliases in annotations.
 nitpick_ignore_regex = [
@@ -54,7 +55,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"'.*'|Path|ndarray|DTypeLike|(tuple|dict|list)\[.*"),
     # Of parts that are not for users.
     ("py:.*", r".*\.(Cells|Int8Array|KernelArguments|KeptPictures|Parts|TorchReference)"),
-    ("py:.*", r"Backend|EmptyRow|Form|Index|MeshLike|Parts|Prompts"),
+    ("py:.*", r"Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|Prompts|SubjectSpec"),
 ]
 
 html_theme = "sphinx_book_theme"
@@ -69,4 +70,9 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "navigation_with_keys": False,
+    # One place to search from, that of the sidebar.
+    "navbar_start": [],
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
 }

@@ -48,11 +48,15 @@ ALSO = {
         "parity.health.metrics.states.StateFigures",
         "parity.health.metrics.gradients.GradientFigures",
         "parity.health.baseline.HealthComparison",
+        "parity.health.baseline.HealthChange",
         "parity.health.groups.GroupComparison",
+        "parity.health.groups.GroupDifference",
         "parity.quality.report.QualityChange",
         "parity.quality.verdict.MeasuredChange",
         "parity.quality.report.WrittenText",
         "parity.comparison.quality.QualityFigures",
+        "parity.comparison.quality.LayerLoss",
+        "parity.quality.bootstrap.Interval",
     ),
 }
 SECTIONS = ("Functions", "Classes", "Errors", "Data")

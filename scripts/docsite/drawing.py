@@ -31,13 +31,19 @@ def _panel(title: str, rows: Sequence[str]) -> str:
     height, width = cells.shape
     side = min(SIDE, max(3, WIDEST // max(height, width)))
     parts = [_rect("ground", 0, 0, width * side, height * side)]
-    for kind, state in (("seen", SEEN), ("leaked", LEAKED), ("lost", LOST)):
-        if (cells == state).any():
-            parts.append(f'<path class="{kind}" d="{_runs(cells == state, side)}"/>')
+    states = (("seen", SEEN), ("leaked", LEAKED), ("lost", LOST))
+    drawn = [
+        f'<path class="{kind}" d="{_runs(cells == state, side)}"/>'
+        for kind, state in states
+        if (cells == state).any()
+    ]
     if side > 5:
         across = "".join(f"M{x * side} 0v{height * side}" for x in range(1, width))
         down = "".join(f"M0 {y * side}h{width * side}" for y in range(1, height))
-        parts.append(f'<path class="rule" d="{across}{down}"/>')
+        # Below the frames of cells that are lost.
+        at = len(drawn) - bool((cells == LOST).any())
+        drawn.insert(at, f'<path class="rule" d="{across}{down}"/>')
+    parts += drawn
     return f"<div><b>{escape(title)}</b>{_svg(parts, width * side, height * side)}</div>"
 
 

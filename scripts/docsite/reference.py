@@ -70,9 +70,10 @@ def block(lines: list[str]) -> str:
 CAUSES = """\
 # Causes
 
-What `parity run` may name, once an experiment has shown it: the reference, made wrong in that way,
-agrees with the subject. `parity explain ID` prints the same pages. Each has what was found where the
-selftest's fault of that kind was planted in a small model (`python scripts/docs_findings.py causes`).
+What `parity run` may name, once an experiment has shown it: the reference, made wrong in that
+way, agrees with the subject. `parity explain ID` prints the same pages. Each has what was found
+where the selftest's fault of that kind was planted in a small model
+(`python scripts/docs_findings.py causes`).
 """
 
 
@@ -207,9 +208,9 @@ def _letters(observed: np.ndarray, intended: np.ndarray) -> list[str]:
 HEALTH = """\
 # Rules of health
 
-What `parity health` may find in a model by itself ([the health of a model's attention](../health.md)).
-Each page has what was found in a small model made to fail in that way
-(`python scripts/docs_findings.py health`).
+What `parity health` may find in a model by itself
+([the health of a model's attention](../health.md)). Each page has what was found in a small model
+made to fail in that way (`python scripts/docs_findings.py health`).
 """
 
 
@@ -296,7 +297,7 @@ def _metric_picture(
     if name in figures:
         yield "Of `tiny`, whose weights are random:"
         yield _figure(name, figures[name])
-    rules = [rule for rule, one in kept.items() if one["figure"] == name]
+    rules = [rule for rule, one in kept.items() if one["figure"] == name and np.any(one["flagged"])]
     for rule in rules:
         planted = plain(kept[rule]["planted"])
         yield f"Where [{rule}](../health-rules/{rule}.md) is found ({planted}):"

@@ -38,7 +38,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
             path = file.relative_to(root).as_posix()
             found[path] = _place(path)
     for file in sorted(root.glob("*.md")):
-        found[file.name] = f"project/{file.name}"
+        found[file.name] = f"project/{file.name}"  # no index: the packages have theirs below
     return found
 
 
@@ -55,8 +55,7 @@ def _place(path: str) -> str:
             break
     else:
         place = f"project/{path}"
-    folder, _, name = place.rpartition("/")
-    return f"{folder}/index.md" if name == "README.md" else place
+    return re.sub(r"(^|/)README\.md$", r"\1index.md", place)
 
 
 class Stage:
