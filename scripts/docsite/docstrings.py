@@ -33,7 +33,21 @@ def _process(app: Any, what: str, name: str, member: Any, options: Any, lines: l
     lines[:] = apart(lines)
 
 
+def named(annotation: str | None) -> str | None:
+    """Return a signature in which an alias within a union is its name.
+
+    >>> named("(dtype: TypeAliasForwardRef('DTypeLike') | None = None)")
+    '(dtype: DTypeLike | None = None)'
+    """
+    return annotation and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", annotation)
+
+
+def _sign(app: Any, what: str, name: str, member: Any, options: Any, *said: str | None) -> Any:
+    return tuple(map(named, said))
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx, before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-process-signature", _sign)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

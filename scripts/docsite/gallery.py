@@ -56,6 +56,15 @@ REPORTS = (
         "quality.html",
     ),
     Report(
+        "Bench",
+        "Tokens a second beside transformers, in rounds that take turns. This one is of `tiny`, on "
+        "the machine that built the site, beside its other work: see [performance](performance.md) "
+        "for a trained model on a quiet one.",
+        "jaxllama bench tiny --quick --prompt 64 --dtype f32 --variants jaxllama,eager "
+        "--new-tokens 8 --quiet --html bench.html",
+        "bench.html",
+    ),
+    Report(
         "Lint",
         "A mask of zeros and ones that is added to the scores. There is no page: this is what the "
         "terminal shows.",
