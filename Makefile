@@ -84,7 +84,7 @@ types: $(READY)
 
 # Warnings are errors, and so are links that lead nowhere and pages that fetch anything.
 docs: $(DOCS)
-	$(BIN)/python scripts/build_docs.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/build_docs.py $(ARGS)
 
 # Sphinx and its theme, 60 MB that nothing else needs.
 $(DOCS): $(READY)

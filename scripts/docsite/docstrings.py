@@ -33,17 +33,20 @@ def _process(app: Any, what: str, name: str, member: Any, options: Any, lines: l
     lines[:] = apart(lines)
 
 
-def named(annotation: str | None) -> str | None:
-    """Return a signature in which an alias within a union is its name.
+def readable(signature: str | None) -> str | None:
+    """Return a signature that parses: an alias in a union is its name, an odd default `...`.
 
-    >>> named("(dtype: TypeAliasForwardRef('DTypeLike') | None = None)")
-    '(dtype: DTypeLike | None = None)'
+    >>> readable("(dtype: TypeAliasForwardRef('DTypeLike') | None = None, seen: list = <factory>)")
+    '(dtype: DTypeLike | None = None, seen: list = ...)'
     """
-    return annotation and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", annotation)
+    if signature is None:
+        return None
+    named = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    return re.sub(r"<[^<>]*>", "...", named)
 
 
 def _sign(app: Any, what: str, name: str, member: Any, options: Any, *said: str | None) -> Any:
-    return tuple(map(named, said))
+    return tuple(map(readable, said))
 
 
 def setup(app: Any) -> dict[str, bool]:
