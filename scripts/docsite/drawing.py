@@ -31,19 +31,15 @@ def _panel(title: str, rows: Sequence[str]) -> str:
     height, width = cells.shape
     side = min(SIDE, max(3, WIDEST // max(height, width)))
     parts = [_rect("ground", 0, 0, width * side, height * side)]
-    states = (("seen", SEEN), ("leaked", LEAKED), ("lost", LOST))
-    drawn = [
-        f'<path class="{kind}" d="{_runs(cells == state, side)}"/>'
-        for kind, state in states
-        if (cells == state).any()
-    ]
+    for kind, state in (("seen", SEEN), ("leaked", LEAKED)):
+        if (cells == state).any():
+            parts.append(f'<path class="{kind}" d="{_runs(cells == state, side)}"/>')
     if side > 5:
         across = "".join(f"M{x * side} 0v{height * side}" for x in range(1, width))
         down = "".join(f"M0 {y * side}h{width * side}" for y in range(1, height))
-        # Below the frames of cells that are lost.
-        at = len(drawn) - bool((cells == LOST).any())
-        drawn.insert(at, f'<path class="rule" d="{across}{down}"/>')
-    parts += drawn
+        parts.append(f'<path class="rule" d="{across}{down}"/>')
+    if (cells == LOST).any():
+        parts.append(f'<path class="lost" d="{_frames(cells == LOST, side)}"/>')
     return f"<div><b>{escape(title)}</b>{_svg(parts, width * side, height * side)}</div>"
 
 
@@ -56,6 +52,12 @@ def _runs(where: np.ndarray, side: int) -> str:
             width = (end - start) * side
             parts.append(f"M{start * side} {y * side}h{width}v{side}h{-width}z")
     return "".join(parts)
+
+
+def _frames(where: np.ndarray, side: int) -> str:
+    """Return a path around each cell, within it."""
+    inner = f"h{side - 2}v{side - 2}h{2 - side}z"
+    return "".join(f"M{x * side + 1} {y * side + 1}{inner}" for y, x in np.argwhere(where))
 
 
 # Of a drawing of taps: pixels a tap, to the left, above, and high; powers of ten below the limit.
