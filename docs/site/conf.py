@@ -55,7 +55,11 @@ nitpick_ignore_regex = [
     ("py:.*", r"'.*'|Path|ndarray|DTypeLike|(tuple|dict|list)\[.*"),
     # Of parts that are not for users.
     ("py:.*", r".*\.(Cells|Int8Array|KernelArguments|KeptPictures|Parts|TorchReference)"),
-    ("py:.*", r"Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|Prompts|SubjectSpec"),
+    (
+        "py:.*",
+        r"Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|PassSnapshot|Prompts|QualityReport",
+    ),
+    ("py:.*", "SubjectSpec"),
 ]
 
 html_theme = "sphinx_book_theme"
