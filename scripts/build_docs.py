@@ -77,14 +77,14 @@ def main() -> int:
     source, reports = out.with_name("docs-source"), out.with_name("docs-gallery")
     for folder in (out, reports):
         shutil.rmtree(folder, ignore_errors=True)
+    try:
+        stage = lay_out(source)
+    except BrokenLinks as error:
+        print(error, file=sys.stderr)
+        return 1
+    problems = [f"no page: {place}" for place in reference.missing(stage)]
     with ThreadPoolExecutor(1) as beside:
         written = beside.submit(gallery.write, reports, ROOT)
-        try:
-            stage = lay_out(source)
-        except BrokenLinks as error:
-            print(error, file=sys.stderr)
-            return 1
-        problems = [f"no page: {place}" for place in reference.missing(stage)]
         if sphinx(source, out):
             problems.append("Sphinx has warned, see above")
         problems += written.result()
