@@ -22,7 +22,7 @@ from docsite.stage import ROOT, SITE, BrokenLinks, Stage
 
 GALLERY = "<!-- gallery -->"
 # The first tutorials, in the order in which they are read; others follow.
-TUTORIALS = ("port-a-model", "debug-a-mask", "read-an-attention-map", "load-train-save")
+TUTORIALS = ("index", "port-a-model", "debug-a-mask", "read-an-attention-map", "load-train-save")
 
 
 def lay_out(out: Path) -> Stage:
@@ -54,7 +54,7 @@ def navigation(stage: Stage) -> str:
     text = (ROOT / SITE / "navigation.txt").read_text(encoding="utf-8")
     there = {Path(place).stem for place in stage.places.values() if place.startswith("tutorials/")}
     first = [name for name in TUTORIALS if name in there]
-    names = [*first, *sorted(there - {*first, "index"})]
+    names = [*first, *sorted(there - {*first})]
     if not names:
         return text
     entries = (f"tutorials/{name}" for name in names)

@@ -29,6 +29,8 @@ myst_heading_anchors = 4
 myst_dmath_double_inline = False
 myst_dmath_allow_space = False
 myst_update_mathjax = False
+# What a terminal shows is not always what a lexer knows; it is shown without colours then.
+suppress_warnings = ["misc.highlighting_failure"]
 html_math_renderer = "mathml"
 pygments_style = "a11y-high-contrast-light"
 copybutton_prompt_text = "$ "
