@@ -6,6 +6,7 @@ built.
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from build_docs import lay_out
-from docsite import drawing, gallery, links, reference
+from docsite import docstrings, drawing, gallery, links, reference
 from docsite.stage import ROOT, BrokenLinks, Stage
 
 import parity.commands.catalogue as names
@@ -191,6 +192,11 @@ def test_pictures_are_whole() -> None:
 
 def test_an_explained_text_is_shown_as_it_is() -> None:
     assert reference.plain("N*H < 2 of `a*b`") == r"N\*H \< 2 of `a*b`"
+
+
+def test_docstrings_are_made_readable() -> None:
+    done = doctest.testmod(docstrings)
+    assert done.attempted == 2 and not done.failed
 
 
 def test_the_lists_of_names_are_those_of_the_command() -> None:
