@@ -33,6 +33,7 @@ myst_update_mathjax = False
 suppress_warnings = ["misc.highlighting_failure"]
 html_math_renderer = "mathml"
 pygments_style = "a11y-high-contrast-light"
+highlight_language = "none"  # a block that names none is what a terminal shows
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 copybutton_line_continuation_character = "\\"
