@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 TOOLS := .venv-tools/.ready
 
-.PHONY: help setup package browser machines mutants fuzz parity bench guard test lint types clean
+.PHONY: help setup package browser machines mutants fuzz parity bench guard test lint types docs clean
 
 help:
 	@echo 'make parity   compare jaxllama with PyTorch, layer by layer, on SmolLM2-135M'
@@ -17,6 +18,7 @@ help:
 	@echo 'make fuzz     files of every kind spoilt, and read: nothing crashes, hangs or passes for sound'
 	@echo 'make browser  install Chromium, which tests of the report need, where none is'
 	@echo 'make package  build the package, install it bare with the oldest and newest dependencies, run its examples'
+	@echo 'make docs     build the documentation site into build/docs, to be opened without a network'
 	@echo 'make lint     check style and formatting'
 	@echo 'make types    check types'
 	@echo 'make clean    remove .venv and caches'
@@ -79,6 +81,15 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# Warnings are errors, and so are links that lead nowhere and pages that fetch anything.
+docs: $(DOCS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/build_docs.py $(ARGS)
+
+# Sphinx and its theme, 60 MB that nothing else needs.
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; say PYTHON=python3.12 or another to make")'

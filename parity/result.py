@@ -413,7 +413,7 @@ class Result:
 
     @property
     def shows_meaning(self) -> bool:
-        """Whether the model was run in float64: a tokenizer has no dtype."""
+        """Whether the model was run in float64; a tokenizer has no dtype."""
         return "f64" in self.lanes
 
     @property

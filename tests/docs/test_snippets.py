@@ -36,6 +36,10 @@ PAGES = (
         for name in ("port-a-model", "debug-a-mask", "load-train-save", "convert", "shard", "in-ci")
     ),
     Page("tutorials/read-an-attention-map.md", 0.02),
+    *(
+        Page(f"{name}.md")
+        for name in ("verdict", "comparison", "metrics", "exit-codes", "site/index")
+    ),
     Page("quality-example.md", TOLERANCE, linked=True),
     # Minutes of SmolLM2 are left out: what they show is tested on `tiny`.
     Page("kv-heads.md", TOLERANCE, but="parity quality", linked=True),
