@@ -141,11 +141,24 @@ CALLS: dict[str, Callable[[Stage], Any]] = {
     "BoundMask.explain, a predicate": lambda s: EVEN.bind(s.tokens, s.tokens).explain(1, 0),
     "BoundMask.block": lambda s: s.mask.block(np.arange(2), np.arange(3)),
     "BoundMask.blocks": lambda s: next(EVEN.bind(s.tokens, s.tokens).blocks())[1],
+    "BoundMask.draw": lambda s: EVEN.bind(s.tokens, s.tokens).draw(),
     "BoundMask.__str__": lambda s: str(EVEN.bind(s.tokens, s.tokens)),
     "entropy": lambda s: health.entropy(s.weights, s.mask.to_bool()),
     "largest_logit": lambda s: health.largest_logit(s.weights, s.mask.to_bool()),
     "rank_residual": lambda s: health.rank_residual(s.weights[:, 0], s.valid),
     "health_figures": lambda s: health.health_figures(s.shown, s.valid),
+    "map_figures": lambda s: health.map_figures(s.weights, s.mask.to_bool()).sink,
+    "rollout": lambda s: health.rollout(s.weights[None], s.mask.to_bool()),
+    "stream_figures": lambda s: (
+        health.stream_figures(s.q[:, :, 0], s.q[:, :, 1], s.q, s.valid).cosine
+    ),
+    "gradient_norms": lambda s: (
+        health.gradient_norms(
+            dict.fromkeys(("q_proj", "k_proj", "v_proj"), s.q[..., 0]), T, 1
+        ).query
+    ),
+    "mean_of": lambda s: health.figures.mean_of(s.logits[..., 0], s.valid),
+    "widened": lambda s: health.figures.widened(s.q),
     "Tokens.contiguous": lambda s: Tokens.contiguous(jnp.asarray([2, 5]), T).valid,
 }
 TRANSFORMATIONS: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
@@ -179,7 +192,10 @@ def arrays(value: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
 
 
-PUBLIC = [Llama, KVCache, BoundMask, attention, generate, health.figures, loss, rope, sampling]
+PUBLIC = [
+    *(Llama, KVCache, BoundMask, attention, generate, loss, rope, sampling),
+    *(health.figures, health.maps, health.states),
+]
 # Not of arrays, or a part of a program: `feed` is one of that of `generate`.
 LEFT_OUT = {
     "BoundMask.tree_flatten_with_keys",
