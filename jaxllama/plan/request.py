@@ -157,11 +157,7 @@ def _noted(refused: list[JaxLlamaError]) -> Iterator[None]:
 
 
 def _problems(
-    batch: int,
-    context: int | None,
-    chunk: int | None,
-    compiler: str,
-    config: LlamaConfig | None,
+    batch: int, context: int | None, chunk: int | None, compiler: str, config: LlamaConfig | None
 ) -> list[str]:
     """Return what is wrong with sizes and names; of the model, as far as it is known."""
     problems = []
