@@ -1,7 +1,7 @@
 """What a GPU or TPU that is lent for minutes is used for, in the order of what matters.
 
-First the verdict there, in three minutes: `parity run` of a small model and of SmolLM2. Then speed: a
-model of 8B's shapes with random weights made on the device, in bfloat16, beside what the device
+First the verdict there, in three minutes: `parity run` of a small model and of SmolLM2. Then speed:
+a model of 8B's shapes with random weights made on the device, in bfloat16, beside what the device
 does at best: reading its memory, and one large product. Then verdicts at the default precision, and
 the tests marked `gpu`. Each is a process of its own that ends when its time does, and what is done
 is written at once: an end in the midst loses little.

@@ -33,8 +33,9 @@ def candidates(request: PlanRequest, device: Accelerator) -> list[tuple[Sizes, D
     """Return meshes on which weights and cache fit, the best first.
 
     Sizes are powers of two, of as many devices as can be had together; along `tensor` no more than
-    share every product at full speed. Of one number of devices the mesh with the shortest step is best, then the one with the
-    shortest prefill, then the one that puts the fewest weights together.
+    share every product at full speed. Of one number of devices the mesh with the shortest step is
+    best, then the one with the shortest prefill, then the one that puts the fewest weights
+    together.
 
     Args:
         request: what is planned.
