@@ -21,7 +21,6 @@ from jaxllama.command_line.streams import as_is, is_unread, libraries_on_stderr
 
 if TYPE_CHECKING:
     import numpy as np
-    from jax.sharding import Mesh
     from jax.typing import DTypeLike
 
     from jaxllama.checkpoint import Checkpoint
@@ -141,7 +140,7 @@ def generate(
             joined.enter_context(several_hosts(hosts))
         speaks = is_first()
         compilation_cache.turn_on()
-        opened, devices = _open(checkpoint, wanted, quant, held, mesh, quiet=quiet or not speaks)
+        opened = _open(checkpoint, wanted, quant, held, mesh, quiet=quiet or not speaks)
         tokenizer = opened.tokenizer()
         # What is too long is said before the weights are read, as far as it is known by then.
         ids: list[int] = []
@@ -152,7 +151,7 @@ def generate(
         elif prompt is not None:
             ids = tokenizer.encode_chat(_messages(system, prompt))
         _new_tokens(opened.config, len(ids), max_tokens)
-        model = Llama.from_pretrained(opened, dtype=wanted, quant=quant, mesh=devices)
+        model = Llama.from_pretrained(opened, dtype=wanted, quant=quant, mesh=mesh)
         if not chat:
             results = [_as_dict(run(ids))]
         else:
@@ -170,27 +169,28 @@ def _open(
     mesh: str | None,
     *,
     quiet: bool,
-) -> tuple[Checkpoint, Mesh | None]:
-    """Return what is to be loaded, and where to, once it is known that it can be."""
+) -> Checkpoint:
+    """Return what is to be loaded, once it is known that it can be."""
     import jax
 
     from jaxllama.checkpoint import open_checkpoint
     from jaxllama.errors import argument
     from jaxllama.quantisation import checked_cache_dtype, checked_quant
-    from jaxllama.sharding import make_mesh, model_sharding
+    from jaxllama.sharding import model_sharding, parse_mesh
 
     if dtype.name == "float64":
         jax.config.update("jax_enable_x64", True)
     checked_cache_dtype(held, argument("cache_dtype"))
-    devices = None if mesh is None else make_mesh(mesh)
+    if mesh is not None:
+        parse_mesh(mesh)
     opened = open_checkpoint(checkpoint, quiet=quiet)
     checked_quant(quant, opened.config)
-    laid_out = None if devices is None else model_sharding(devices, opened.config)
+    laid_out = None if mesh is None else model_sharding(mesh, opened.config)
     tokenizer = opened.tokenizer()
     notes = (*opened.notes, *tokenizer.notes, *(() if laid_out is None else laid_out.notes))
     for note in () if quiet else notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    return opened, devices
+    return opened
 
 
 def _new_tokens(config: LlamaConfig, prompt: int, wanted: int | None) -> int:

@@ -334,7 +334,9 @@ class Llama(nnx.Module):
         tap = placed(tap, self.sharding)
         x, cos_sin, mask = self.embed(tokens, positions, mask, tap=tap)
         as_asked = self.sharding is not None or tap.watched
-        backend = self.backend if as_asked else fastest_backend(self.backend, mask, x)
+        backend = self.backend
+        if not as_asked:
+            backend = fastest_backend(backend, mask, x, self.config.head_dim)
 
         def run(
             layer: DecoderLayer, index: Array | int, x: Array, cache: KVCache | None, forced: Values

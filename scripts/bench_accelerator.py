@@ -1,9 +1,10 @@
 """What a GPU or TPU that is lent for minutes is used for, in the order of what matters.
 
-First the verdict there: `parity run` of a small model and of SmolLM2, at the highest precision and
-at the default one, and the tests marked `gpu`. Then speed: a model of 8B's shapes with random
-weights made on the device, in bfloat16, beside what the device does at best: reading its memory,
-and one large product. What is done is written at once: an end in the midst loses little.
+First the verdict there, in three minutes: `parity run` of a small model and of SmolLM2. Then speed:
+a model of 8B's shapes with random weights made on the device, in bfloat16, beside what the device
+does at best: reading its memory, and one large product. Then verdicts at the default precision, and
+the tests marked `gpu`. Each is a process of its own that ends when its time does, and what is done
+is written at once: an end in the midst loses little.
 
     python scripts/bench_accelerator.py --json accelerator.json
     python scripts/bench_accelerator.py --rehearse      # on a CPU, with a small model
@@ -26,9 +27,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllama import KVCache, Llama
+from jaxllama.attention import Backend
 from jaxllama.bench.floors import prefill_flops
 from jaxllama.config import LlamaConfig
-from jaxllama.masks import Tokens, causal, padding
+from jaxllama.generate import feed
 from jaxllama.presets import PRESETS
 from jaxllama.quantisation import step_bytes
 
@@ -36,6 +38,10 @@ ROOT = Path(__file__).parents[1]
 ROUNDS, DTYPE, FORMS = 5, "bf16", ("stacked", "unrolled")
 # What a form takes to compile and to be timed: less is too little to begin with it.
 FORM_SECONDS = 90
+# Attention as users get it, and in our blocks, where that is a kernel.
+PREFILLS: dict[Backend, str] = {"xla": "prefill", "blockwise": "prefill_blocks"}
+PARITY = [sys.executable, "-m", "parity", "run"]
+BRIEF, DEFAULT = ["--scenario", "causal,right_padded"], ["--precision", "default"]
 # What is aimed at, of what the device does at best.
 TARGETS = {"decode_b1_vs_read": 0.85, "prefill_vs_product": 0.60}
 REHEARSED = PRESETS["llama-3.2-1b"].replace(
@@ -89,21 +95,24 @@ def decode_seconds(model: Llama, prompt: int, steps: int) -> float:
     return (seconds(steps + 8) - seconds(8)) / steps
 
 
-def prefill_seconds(model: Llama, tokens: int) -> float:
-    """Return what reading a prompt takes, to the logits after it."""
-    config = model.config
-    ids = jnp.arange(tokens, dtype=jnp.int32)[None] % config.vocab_size
-    given = Tokens.contiguous(jnp.array([tokens], jnp.int32), tokens)
-    cache = KVCache.empty(config, 1, tokens, DTYPE, apart=model.form != "stacked")
+def prefill_seconds(model: Llama, tokens: int, backend: Backend) -> float:
+    """Return what reading a prompt takes, to the logits after it.
+
+    Args:
+        model: whose backend of attention is set to the one given.
+        tokens: of the prompt.
+        backend: `xla` is what users get: a kernel where one is chosen for it.
+    """
+    model.backend = backend
+    ids = jnp.arange(tokens, dtype=jnp.int32)[None] % model.config.vocab_size
+    cache = KVCache.empty(model.config, 1, tokens, DTYPE, apart=model.form != "stacked")
 
     @jax.jit
-    def read(model: Llama, ids: Any, given: Tokens, cache: KVCache) -> Any:
-        cache = cache.extend(given.positions, given.valid)
-        mask = (causal() & padding()).bind(given, cache.tokens())
-        x, filled = model.hidden(ids, positions=given.positions, mask=mask, cache=cache)
-        return model.head(x[:, -1:]), filled
+    def read(model: Llama, ids: Any, lengths: Any, cache: KVCache) -> Any:
+        return feed(model, cache, ids, jnp.ones(ids.shape, bool), lengths)
 
-    return median_seconds(lambda: read(model, ids, given, cache)[0])
+    lengths = jnp.array([tokens], jnp.int32)
+    return median_seconds(lambda: read(model, ids, lengths, cache)[0])
 
 
 def run(words: list[str], limit: float) -> dict[str, Any]:
@@ -125,13 +134,16 @@ def run(words: list[str], limit: float) -> dict[str, Any]:
 
 def verdicts(small: bool) -> list[tuple[list[str], float]]:
     """Return the commands whose verdict is asked for first, and their limits in seconds."""
-    parity = [sys.executable, "-m", "parity", "run"]
-    brief = ["--scenario", "causal,right_padded"]
-    found = [([*parity, "tiny"], 90.0), ([*parity, "tiny", "--precision", "default"], 60.0)]
+    found = [([*PARITY, "tiny"], 60.0)]
+    return found if small else [*found, ([*PARITY, "smollm2", *BRIEF], 120.0)]
+
+
+def later_verdicts(small: bool) -> list[tuple[list[str], float]]:
+    """Return those that are asked for when speed is known, likewise."""
+    found = [([*PARITY, "tiny", *DEFAULT], 60.0)]
     if not small:
-        found += [([*parity, "smollm2", *brief], 150.0)]
-        found += [([*parity, "smollm2", *brief, "--dtype", "f32", "--precision", "default"], 60.0)]
         found += [([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/jaxllama"], 150.0)]
+        found += [([*PARITY, "smollm2", *BRIEF, "--dtype", "f32", *DEFAULT], 60.0)]
     return found
 
 
@@ -152,50 +164,85 @@ def measured(
         step = decode_seconds(model, 128, steps)
         note(f"{form}_decode_b1_tokens_s", 1 / step)
         note(f"{form}_decode_b1_vs_read", step_bytes(config, DTYPE) / reading / step)
-        prompt = prefill_seconds(model, tokens)
-        note(f"{form}_prefill_tokens_s", tokens / prompt)
-        note(f"{form}_prefill_vs_product", prefill_flops(config, tokens) / multiplying / prompt)
+        for backend, name in PREFILLS.items():
+            prompt = prefill_seconds(model, tokens, backend)
+            note(f"{form}_{name}_tokens_s", tokens / prompt)
+            note(f"{form}_{name}_vs_product", prefill_flops(config, tokens) / multiplying / prompt)
         del model
 
 
-def main(words: list[str]) -> int:
-    """Do all of it; return 1 where a verdict or a target is missed."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--json", type=Path, default=Path("accelerator.json"))
-    options.add_argument("--seconds", type=float, default=720, help="when nothing new is begun")
-    options.add_argument("--rehearse", action="store_true", help="a small model, on any device")
-    asked = options.parse_args(words)
-    begun = time.perf_counter()
-    # In a process of its own: a device's memory belongs to the first that asks for it.
-    code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=chr(10))"
-    platform, kind = run([sys.executable, "-c", code], 120)["said"].strip().splitlines()[-2:]
-    if platform == "cpu" and not asked.rehearse:
-        options.error("JAX finds no GPU or TPU here; --rehearse tries the script on a CPU")
-    found: dict[str, Any] = {"device": kind, "jax": jax.__version__, "verdicts": []}
+def options() -> argparse.ArgumentParser:
+    """Return what may be asked for."""
+    known = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    known.add_argument("--json", type=Path, default=Path("accelerator.json"))
+    known.add_argument("--seconds", type=float, default=720, help="that all of it may take")
+    known.add_argument("--rehearse", action="store_true", help="a small model, on any device")
+    known.add_argument("--speed", action="store_true", help="measure speed alone")
+    return known
 
-    def note(name: str, value: Any) -> None:
-        found[name] = value
-        asked.json.write_text(json.dumps(found, indent=2))
-        print(f"{name}: {value:.4g}", flush=True)
 
-    for command, limit in verdicts(asked.rehearse):
-        left = asked.seconds - (time.perf_counter() - begun)
+def speed_command(asked: argparse.Namespace, left: float) -> list[str]:
+    """Return the command of the process that measures speed, into the same file."""
+    words = [sys.executable, __file__, "--speed", "--json", str(asked.json.resolve())]
+    return [*words, "--seconds", f"{left:.0f}", *["--rehearse"] * asked.rehearse]
+
+
+class Findings:
+    """What is known, in a file at once."""
+
+    def __init__(self, path: Path, **known: Any) -> None:
+        self.path, self.known = path, known
+
+    def note(self, name: str, value: Any) -> None:
+        """Write one more."""
+        self.known[name] = value
+        self.path.write_text(json.dumps(self.known, indent=2))
+        if isinstance(value, float):
+            print(f"{name}: {value:.4g}", flush=True)
+
+    def ask(self, command: list[str], limit: float, left: float) -> None:
+        """Run a command within its limit and what is left, and write how it ended."""
         if left < limit / 2:
             ended = {"command": " ".join(command[1:]), "exit_code": None, "seconds": 0.0}
             ended["said"] = f"not begun: {left:.0f} s are left"
         else:
             ended = run(command, min(limit, left))
-        found["verdicts"].append(ended)
-        asked.json.write_text(json.dumps(found, indent=2))
+            if self.path.exists():  # the command may have written to it
+                self.known |= json.loads(self.path.read_text())
         print(f"[{ended['exit_code']}] {ended['seconds']:.0f} s {ended['command']}", flush=True)
         print("\n".join(ended["said"].splitlines()[:12]), flush=True)
-    config = REHEARSED if asked.rehearse else PRESETS["llama-3.1-8b"]
-    measured(config, asked.rehearse, note, lambda: asked.seconds - (time.perf_counter() - begun))
-    best = {name: max(found.get(f"{form}_{name}", 0.0) for form in FORMS) for name in TARGETS}
+        self.note("commands", [*self.known["commands"], ended])
+
+
+def main(words: list[str]) -> int:
+    """Do all of it; return 1 where a verdict or a target is missed."""
+    known = options()
+    asked, begun = known.parse_args(words), time.perf_counter()
+
+    def left() -> float:
+        return float(asked.seconds) - (time.perf_counter() - begun)
+
+    if asked.speed:
+        found = Findings(asked.json, **json.loads(asked.json.read_text()))
+        config = REHEARSED if asked.rehearse else PRESETS["llama-3.1-8b"]
+        measured(config, asked.rehearse, found.note, left)
+        return 0
+    # In a process of its own: a device's memory belongs to the first that asks for it.
+    code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep=chr(10))"
+    platform, kind = run([sys.executable, "-c", code], 120)["said"].strip().splitlines()[-2:]
+    if platform == "cpu" and not asked.rehearse:
+        known.error("JAX finds no GPU or TPU here; --rehearse tries the script on a CPU")
+    found = Findings(asked.json, device=kind, jax=jax.__version__, commands=[])
+    for command, limit in verdicts(asked.rehearse):
+        found.ask(command, limit, left())
+    found.ask(speed_command(asked, left()), left(), left())
+    for command, limit in later_verdicts(asked.rehearse):
+        found.ask(command, limit, left())
+    best = {name: max(found.known.get(f"{form}_{name}", 0.0) for form in FORMS) for name in TARGETS}
     for name, target in TARGETS.items():
         print(f"{name}: {best[name]:.2f}, aimed at {target}")
     # At the default precision a device may round more than a verdict allows: told, not counted.
-    judged = [one for one in found["verdicts"] if "--precision" not in one["command"]]
+    judged = [one for one in found.known["commands"] if "--precision" not in one["command"]]
     missed = any(best[name] < target for name, target in TARGETS.items()) and not asked.rehearse
     return int(missed or any(one["exit_code"] != 0 for one in judged))
 

@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxllama import KVCache, Llama
 from jaxllama.checkpoint import open_checkpoint
-from jaxllama.generate import _feed
+from jaxllama.generate import feed
 from jaxllama.request import bucket
 
 
@@ -61,7 +61,7 @@ def compiled_bytes(model: Llama, variant: Variant, rows: int, capacity: int) -> 
     cache = KVCache.empty(model.config, rows, capacity, variant.cache or model.dtype, apart=True)
 
     def step(weights: nnx.State, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
-        return _feed(nnx.merge(graph, weights), cache, tokens, jnp.ones(tokens.shape, bool))
+        return feed(nnx.merge(graph, weights), cache, tokens, jnp.ones(tokens.shape, bool))
 
     tokens = jax.device_put(np.zeros((rows, 1), np.int32))
     program = jax.jit(step, donate_argnums=1).lower(weights, cache, tokens).compile()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxllama.attention import cudnn
 from jaxllama.attention.blockwise import attend_blockwise, block_size
 from jaxllama.attention.reference import attend_reference
 from jaxllama.attention.splash import LEAST_QUERIES, attend_splash, splash_arguments
@@ -25,8 +26,7 @@ from jaxllama.taps import Tapper, untapped
 Backend = Literal["xla", "blockwise", "dot_product", "cudnn", "splash"]
 
 _SPLASH_DTYPES = ("bfloat16", "float32")
-# What cuDNN's flash attention takes; its own limit is 128 before Hopper.
-_CUDNN_DTYPES = ("bfloat16", "float16")
+# Of cuDNN's flash attention; 128 before Hopper.
 _CUDNN_MAX_HEAD_DIM = 256
 
 
@@ -96,11 +96,14 @@ def attend(
 
 def knows_rules(backend: Backend) -> bool:
     """Whether a backend would make use here of a mask that is proved to be rules by name."""
-    return backend != "xla" or jax.default_backend() == "tpu"
+    return backend != "xla" or jax.default_backend() in ("gpu", "tpu")
 
 
 def fastest_backend(
-    backend: Backend, mask: Bool[Array, "B T S"] | BoundMask, x: Float[Array, "B T D"]
+    backend: Backend,
+    mask: Bool[Array, "B T S"] | BoundMask,
+    x: Float[Array, "B T D"],
+    head_dim: int,
 ) -> Backend:
     """Return the backend in place of `xla` that is exact, too, and faster; else the one given.
 
@@ -108,11 +111,16 @@ def fastest_backend(
         backend: asked for.
         mask: what may be seen.
         x: input of the layers, on one device, of which nobody looks at scores.
+        head_dim: H.
     """
-    if backend != "xla" or jax.default_backend() != "tpu" or x.dtype.name not in _SPLASH_DTYPES:
+    if backend != "xla":
         return backend
-    T = x.shape[1]
-    return "splash" if T >= LEAST_QUERIES and splash_arguments(T, mask) is not None else backend
+    T, platform = x.shape[1], jax.default_backend()
+    if platform == "gpu" and cudnn.takes(T, mask, x.dtype, head_dim):
+        return "cudnn"
+    if platform == "tpu" and x.dtype.name in _SPLASH_DTYPES and T >= LEAST_QUERIES:
+        return "splash" if splash_arguments(T, mask) is not None else backend
+    return backend
 
 
 def check_backend(backend: str, dtype: jnp.dtype, head_dim: int, *, on_mesh: bool = False) -> None:
@@ -144,9 +152,11 @@ def check_backend(backend: str, dtype: jnp.dtype, head_dim: int, *, on_mesh: boo
     if backend == "cudnn":
         if platform != "gpu":
             problems.append(f"JAX runs on {platform}, expected gpu; use xla")
-        if name not in _CUDNN_DTYPES:
+        if on_mesh:
+            problems.append("the model lies on a mesh, which the kernel was not tried on; use xla")
+        if name not in cudnn.DTYPES:
             problems.append(
-                f"dtype {name}, expected one of {', '.join(_CUDNN_DTYPES)}; give "
+                f"dtype {name}, expected one of {', '.join(cudnn.DTYPES)}; give "
                 f"{argument('dtype', 'bf16')}, or use xla"
             )
         if head_dim % 8 or head_dim > _CUDNN_MAX_HEAD_DIM:

@@ -35,7 +35,11 @@ def bench(
     ] = "f32,bf16",
     variants: Annotated[str, typer.Option(help=f"All, or some of {', '.join(VARIANTS)}.")] = "all",
     rounds: Annotated[
-        int, typer.Option(help="Of each measure; after 20 s it ends early, but not before 3.")
+        int,
+        typer.Option(
+            help="Of each measure; after 20 s it ends early, but not before 5, or 3 of a prompt "
+            "above 512 tokens."
+        ),
     ] = ROUNDS,
     new_tokens: Annotated[
         int, typer.Option(help="Steps of writing that are timed, after a prompt of 128 tokens.")
@@ -45,7 +49,7 @@ def bench(
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="No measure begins after so many seconds.")
-    ] = 450.0,
+    ] = 540.0,
     quick: Annotated[
         bool,
         typer.Option(

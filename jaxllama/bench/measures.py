@@ -52,6 +52,11 @@ class Measure:
         return self.batch * (self.new or self.prompt)
 
     @property
+    def least_rounds(self) -> int:
+        """Rounds before it may end early: of a long prompt few, which take most of the time."""
+        return 3 if self.prompt > LONG else 5
+
+    @property
     def context(self) -> int:
         """Tokens that a row holds in the end."""
         return self.prompt + (UNTIMED + self.new if self.new else 1)

@@ -64,6 +64,7 @@ class BenchRequest:
             "rounds": [self.rounds],
             "new-tokens": [decodes[0].new],
             "threads": [self.threads],
+            "seconds": [f"{self.seconds:g}"],
         }
         words = [f"--{name} {','.join(map(str, values))}" for name, values in options.items()]
         return " ".join(["jaxllama bench", shlex.quote(self.checkpoint), *words])

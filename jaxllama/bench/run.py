@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
 
 # Rounds of a measure end early once they have taken so long, but for the least.
-MEASURE_SECONDS, LEAST_ROUNDS = 20.0, 3
+MEASURE_SECONDS = 20.0
 Say = Callable[[str], None]
 
 
@@ -146,7 +146,7 @@ class Session:
             self._run(measure, one, first=True)
         started, done = time.monotonic(), 0
         while done < self.request.rounds:
-            if done >= LEAST_ROUNDS and time.monotonic() - started > MEASURE_SECONDS:
+            if done >= measure.least_rounds and time.monotonic() - started > MEASURE_SECONDS:
                 break
             turn = done % len(cells)
             for one in cells[turn:] + cells[:turn]:

@@ -73,6 +73,15 @@ class Accelerator:
         """Bytes that a model may take."""
         return int(USABLE * self.memory)
 
+    def slice_problem(self, count: int) -> str | None:
+        """Return why so many devices cannot be had together; None if they can."""
+        if self.slices is None or count in self.slices:
+            return None
+        return (
+            f"no slice of {self.name} has {count} chips; there are those of "
+            f"{', '.join(map(str, self.slices))}"
+        )
+
 
 # cloud.google.com/tpu/docs/v5e and v6e: 2D tori; a slice of 256 chips is the largest.
 _FLAT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,8 @@ def check_plan(
     with _noted(refused):
         if quant is not None:
             scheme = parse_quant(quant) if known is None else checked_quant(quant, known)
-    problems = _problems(sizes, batch, context, chunk, compiler, known)
+    problems = [] if sizes is None else _mesh_problems(sizes, known, found)
+    problems += _problems(batch, context, chunk, compiler, known)
     if compiler == "device" and device is None:
         problems.append(
             f"{argument('compiler', 'device')}: whose? name one with {argument('device')}"
@@ -155,12 +157,7 @@ def _noted(refused: list[JaxLlamaError]) -> Iterator[None]:
 
 
 def _problems(
-    sizes: Sizes | None,
-    batch: int,
-    context: int | None,
-    chunk: int | None,
-    compiler: str,
-    config: LlamaConfig | None,
+    batch: int, context: int | None, chunk: int | None, compiler: str, config: LlamaConfig | None
 ) -> list[str]:
     """Return what is wrong with sizes and names; of the model, as far as it is known."""
     problems = []
@@ -169,7 +166,6 @@ def _problems(
             problems.append(f"{argument(name, value)}: expected a whole number above 0")
     stated = None if config is None else config.max_position_embeddings
     if config is not None:
-        problems += [] if sizes is None else _mesh_problems(sizes, config)
         if context is None and stated is None:
             problems.append(f"{argument('context')}: give one; the configuration states none")
         if context is not None:
@@ -219,9 +215,14 @@ def _dtype(given: DTypeLike, name: str) -> np.dtype:
     return found
 
 
-def _mesh_problems(sizes: Sizes, config: LlamaConfig) -> list[str]:
-    said = argument("mesh", mesh_in_words(sizes))
-    problems = [f"{said}: {one}" for one in mesh_problems(sizes, config, "stacked")]
-    if (count := int(np.prod(list(sizes.values())))) > MOST_DEVICES:
-        problems.append(f"{said}: takes {count} devices; give at most {MOST_DEVICES}")
-    return problems
+def _mesh_problems(
+    sizes: Sizes, config: LlamaConfig | None, device: Accelerator | None
+) -> list[str]:
+    """Return why there is no such mesh; of the model and the device, as far as they are known."""
+    problems = [] if config is None else mesh_problems(sizes, config, "stacked")
+    count = math.prod(sizes.values())
+    if device is not None and (problem := device.slice_problem(count)) is not None:
+        problems.append(problem)
+    elif count > MOST_DEVICES:
+        problems.append(f"takes {count} devices; give at most {MOST_DEVICES}")
+    return [f"{argument('mesh', mesh_in_words(sizes))}: {one}" for one in problems]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from jaxllama.plan.devices import Accelerator
@@ -31,9 +32,10 @@ def share_of(request: PlanRequest, sizes: Sizes) -> DeviceShare:
 def candidates(request: PlanRequest, device: Accelerator) -> list[tuple[Sizes, DeviceShare]]:
     """Return meshes on which weights and cache fit, the best first.
 
-    Sizes are powers of two; along `tensor` no more devices than share every product at full
-    speed. Of one number of devices the mesh with the shortest step is best, then the one with the
-    shortest prefill, then the one that puts the fewest weights together.
+    Sizes are powers of two, of as many devices as can be had together; along `tensor` no more than
+    share every product at full speed. Of one number of devices the mesh with the shortest step is
+    best, then the one with the shortest prefill, then the one that puts the fewest weights
+    together.
 
     Args:
         request: what is planned.
@@ -41,6 +43,8 @@ def candidates(request: PlanRequest, device: Accelerator) -> list[tuple[Sizes, D
     """
     found = []
     for sizes in _meshes(device.most_tensor):
+        if device.slice_problem(math.prod(sizes.values())):
+            continue
         if mesh_problems(sizes, request.config, "stacked"):
             continue
         share = share_of(request, sizes)
@@ -49,7 +53,7 @@ def candidates(request: PlanRequest, device: Accelerator) -> list[tuple[Sizes, D
 
     def cost(one: tuple[Sizes, DeviceShare]) -> tuple[float, ...]:
         sizes, share = one
-        count = sizes["data"] * sizes["fsdp"] * sizes["tensor"]
+        count = math.prod(sizes.values())
         return count, step_seconds(share, device), prefill_seconds(share, device), sizes["fsdp"]
 
     return sorted(found, key=cost)

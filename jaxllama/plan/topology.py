@@ -31,15 +31,12 @@ XLA_FLAGS = "--xla_gpu_autotune_level=0"
 
 def why_not(device: Accelerator, count: int) -> str | None:
     """Return why the device's own compiler cannot be asked here; None if it can."""
+    if (problem := device.slice_problem(count)) is not None:
+        return problem
     if device.slices is not None:
         if find_spec("libtpu") is None:
             return (
                 "libtpu is not installed; pip install 'jaxllama[tpu]' brings it, and needs no TPU"
-            )
-        if count not in device.slices:
-            return (
-                f"no slice of {device.name} has {count} chips; there are those of "
-                f"{', '.join(map(str, device.slices))}"
             )
         return None
     if not any(_is_installed(plugin) for plugin in _PLUGINS):

@@ -71,6 +71,7 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
             shutdown_timeout_seconds=LEAVING_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
+        _watch_no_more()
         raise InputError(_unmet(given, error)) from error
     _state["line"] = (
         f"process {jax.process_index()} of {jax.process_count()}: another process of this run is "
@@ -84,8 +85,9 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not _SIGNS.search(str(error)):
             raise
-        traceback.print_exception(error)
-        _end()
+        if "--debug" in sys.argv:
+            traceback.print_exception(error)
+        _end(f" (JAX: {' '.join(str(error).split())[:200]})")
     except Exception as error:
         atexit.register(_leave, getattr(error, "exit_code", EXIT_CODE))
         raise
@@ -201,9 +203,13 @@ def _leave(code: int) -> None:
         os._exit(1 if hasattr(sys, "last_value") else code)
 
 
-def _end() -> None:
-    """Say that another process is lost, and end: JAX cannot go on without it."""
+def _end(known: str = "") -> None:
+    """Say that another process is lost, and end: JAX cannot go on without it.
+
+    Args:
+        known: what else there is to say, in the same line.
+    """
     if _state["ending"].acquire(blocking=False):
         # Not by a stream, whose lock a thread may hold that goes on no more.
-        os.write(_STDERR, spell_out(f"jaxllama: {_state['line']}\n").encode())
+        os.write(_STDERR, spell_out(f"jaxllama: {_state['line']}{known}\n").encode())
         os._exit(EXIT_CODE)

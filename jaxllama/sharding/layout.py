@@ -13,7 +13,15 @@ from jaxtyping import Array
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.forms import Form, Path, parts_of
-from jaxllama.sharding.mesh import AXES, MeshLike, Sizes, make_mesh, mesh_in_words, parse_mesh
+from jaxllama.sharding.mesh import (
+    AXES,
+    MeshLike,
+    Sizes,
+    device_problem,
+    make_mesh,
+    mesh_in_words,
+    parse_mesh,
+)
 from jaxllama.sharding.rules import PARAMETERS, RULES, Names
 
 
@@ -140,15 +148,16 @@ def model_sharding(
         form: how it holds its layers, if that is known.
 
     Raises:
-        InputError: as for `make_mesh`, or a mesh that does not divide the model; before anything is
-            loaded.
+        InputError: as for `make_mesh`, and a mesh that does not divide the model, in one message;
+            before anything is loaded.
     """
     if isinstance(given, ModelSharding):
         return given
     sizes = parse_mesh(given)
     if problems := mesh_problems(sizes, config, form):
-        what = argument("mesh", mesh_in_words(sizes))
-        raise InputError(join_problems(what, problems))
+        lacking = device_problem(sizes, may_grow=False)
+        problems += [] if lacking is None else [lacking]
+        raise InputError(join_problems(argument("mesh", mesh_in_words(sizes)), problems))
     return ModelSharding(make_mesh(given), config)
 
 

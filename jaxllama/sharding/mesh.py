@@ -69,6 +69,29 @@ def mesh_in_words(sizes: Mapping[str, int]) -> str:
     return ",".join(said) or f"{AXES[-1]}=1"
 
 
+def device_problem(sizes: Sizes, *, may_grow: bool = True) -> str | None:
+    """Return why there are not the devices of a mesh; None if there are.
+
+    Args:
+        sizes: devices along each axis.
+        may_grow: whether more devices would help: not of a mesh that cannot be for another reason.
+    """
+    wanted, there = math.prod(sizes.values()), jax.device_count()
+    said = f"takes {wanted} devices, JAX sees {there}"
+    if wanted > there:
+        backend = jax.default_backend()
+        remedy = "; give a smaller mesh"
+        if backend == "cpu":
+            remedy += f", or set JAX_NUM_CPU_DEVICES={wanted}, which makes as many out of one"
+        return f"{said} ({backend}){remedy if may_grow else ''}"
+    if (processes := jax.process_count()) > 1 and wanted < there:
+        return (
+            f"{said} in {processes} processes; the mesh has to take all of them, or a process "
+            "would wait for one that has nothing to do"
+        )
+    return None
+
+
 def make_mesh(given: MeshLike) -> Mesh:
     """Return a mesh of devices that are there, with all of `AXES`.
 
@@ -80,23 +103,13 @@ def make_mesh(given: MeshLike) -> Mesh:
             processes, not all devices of all of them.
     """
     sizes = parse_mesh(given)
-    wanted, there = math.prod(sizes.values()), jax.device_count()
-    said = f"{argument('mesh', mesh_in_words(sizes))}: takes {wanted} devices, JAX sees {there}"
-    backend = jax.default_backend()
-    if wanted > there:
-        remedy = "give a smaller mesh"
-        if backend == "cpu":
-            remedy += f", or set JAX_NUM_CPU_DEVICES={wanted}, which makes as many out of one"
-        raise InputError(f"{said} ({backend}); {remedy}")
-    if (processes := jax.process_count()) > 1 and wanted < there:
-        raise InputError(
-            f"{said} in {processes} processes; the mesh has to take all of them, or a process "
-            "would wait for one that has nothing to do"
-        )
+    if (problem := device_problem(sizes)) is not None:
+        raise InputError(f"{argument('mesh', mesh_in_words(sizes))}: {problem}")
+    wanted = math.prod(sizes.values())
     if isinstance(given, Mesh):
         order = [list(given.axis_names).index(name) for name in AXES if name in given.axis_names]
         laid = given.devices.transpose(order).reshape(tuple(sizes.values()))
         return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     kinds = (AxisType.Auto,) * len(AXES)
-    devices = jax.devices()[:wanted] if wanted < there else None
+    devices = jax.devices()[:wanted] if wanted < jax.device_count() else None
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)

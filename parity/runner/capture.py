@@ -103,6 +103,8 @@ def capture(
                 open_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
             )
             config = apply_overrides(opened.config, override_texts(overrides))
+            if isinstance(resolved, select.Named):
+                resolved.sharding(config)
             encode, _ = encoder(opened, prompt)
             shapes = [shape(n, encode, opened.config, prompt=prompt, length=length) for n in names]
             check_room(shapes, opened.config.num_attention_heads, maps=CAPTURED_MAPS)

@@ -16,7 +16,7 @@ from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument, meant
 from jaxllama.forms import Form, checked_form
 from jaxllama.model import Llama
-from jaxllama.sharding import ModelSharding, make_mesh, model_sharding
+from jaxllama.sharding import ModelSharding, model_sharding, parse_mesh
 from parity.comparison.tolerance import UNIT_ROUNDOFF
 from parity.options import LANES, Dtypes, choose_dtypes, lane_of
 from parity.subjects.base import CheckpointLike, Subject
@@ -160,9 +160,10 @@ def on_mesh(named: Named, mesh: str) -> Named:
     """Return the same, laid out on devices.
 
     Raises:
-        InputError: there are none of these.
+        InputError: it is no mesh. Whether there are such devices is said with what else is wrong,
+            once the model is known: by `Named.sharding`.
     """
-    make_mesh(mesh)
+    parse_mesh(mesh)
     return replace(named, name=f"{named.name}-sharded", mesh=mesh)
 
 

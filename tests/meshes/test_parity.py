@@ -36,6 +36,11 @@ def test_a_mesh_is_equal(mesh: str) -> None:
     assert result.subject == "jaxllama-sharded" and f"mesh={mesh!r}" in result.command
 
 
+def test_a_step_of_training_on_a_mesh_is_equal() -> None:
+    result = run("data=2,fsdp=2,tensor=2", "step")
+    assert result.verdict == "equal" and result.rows, result.first_divergence
+
+
 @pytest.mark.parametrize("mesh", ["tensor=8", "data=2,fsdp=2,tensor=2"])
 def test_what_a_mesh_writes_is_equal(mesh: str) -> None:
     result = run(mesh, "generate")

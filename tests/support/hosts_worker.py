@@ -41,8 +41,8 @@ def step(model: Llama, tokens: jax.Array) -> tuple[jax.Array, Llama]:
     return value, nnx.merge(graph, jax.tree.map(lambda w, g: w - 0.01 * g, weights, slopes))
 
 
-def whole(checkpoint: Path, folder: Path, mesh: str | None, other: str | None) -> dict[str, Any]:
-    """Load, generate, train a step, save, restore onto another mesh, capture."""
+def counted(checkpoint: Path, mesh: str | None) -> tuple[Llama, int]:
+    """Return a loaded model, and the bytes of weights that this process has read for it."""
     read: list[int] = []
     read_into = safetensors_file.read_into
 
@@ -53,6 +53,13 @@ def whole(checkpoint: Path, folder: Path, mesh: str | None, other: str | None) -
     safetensors_file.read_into = counting
     model = Llama.from_pretrained(checkpoint, dtype="f64", mesh=mesh, form="stacked")
     safetensors_file.read_into = read_into
+    return model, sum(read)
+
+
+def whole(checkpoint: Path, folder: Path, mesh: str | None, other: str | None) -> dict[str, Any]:
+    """Load, generate, train a step, save, restore onto another mesh, capture."""
+    model, read = counted(checkpoint, mesh)
+    parts = None if other is None else counted(checkpoint, other)[1]
     written = model.generate(PROMPTS, max_new_tokens=8, eos_ids=())
     first, model = step(model, jnp.asarray(TRAINED))
     if mesh is not None:
@@ -63,7 +70,7 @@ def whole(checkpoint: Path, folder: Path, mesh: str | None, other: str | None) -
     return {
         "tokens": written.tokens.tolist(),
         "losses": [float(host_array(one)) for one in (first, second)],
-        "bytes": [sum(read), open_checkpoint(checkpoint).nbytes],
+        "bytes": [read, open_checkpoint(checkpoint).nbytes, parts],
         "devices": [jax.device_count(), jax.local_device_count()],
     }
 

@@ -179,3 +179,6 @@ def test_memory_of_a_gradient_is_linear_in_the_length() -> None:
     # A mask of T times T bytes, kept for the way back, would be seven eighths of the longer one's.
     short, long = (_memory("xla", n, gradient=True) for n in (8192, 32768))
     assert long < 4.2 * short
+    # Negative control: of whole maps it is not.
+    whole = [_memory("dot_product", n, gradient=True) for n in (2048, 8192)]
+    assert whole[1] > 10 * whole[0]

@@ -156,16 +156,16 @@ def test_what_it_cannot_be_told_is_not_left_to_it() -> None:
 def test_on_a_tpu_it_is_chosen_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     x = jnp.zeros((B, T, 3), jnp.bfloat16)
     mask, other = bound("causal"), bound("causal").to_bool()
-    assert fastest_backend("xla", mask, x) == "xla"
+    assert fastest_backend("xla", mask, x, H) == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert fastest_backend("xla", mask, x) == "splash"
+    assert fastest_backend("xla", mask, x, H) == "splash"
     for backend, given, inputs in (
         ("xla", other, x),
         ("xla", mask, x.astype(jnp.float64)),
         ("xla", mask, x[:, :127]),
         ("blockwise", mask, x),
     ):
-        assert fastest_backend(backend, given, inputs) == backend  # type: ignore[arg-type]
+        assert fastest_backend(backend, given, inputs, H) == backend  # type: ignore[arg-type]
     # Asked for by name it takes what it can, and leaves the rest to what is exact.
     q, k, v = heads(4)
     interpreted = partial(attend_splash, interpret=True)

@@ -166,6 +166,32 @@ def test_measures_that_time_does_not_reach_are_named(
     assert code == 0 and "decode_b1_bf16: not run: no time left after 1e-09 s (--seconds)" in said
 
 
+def test_slow_measures_keep_five_rounds_but_for_long_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that has an aim has as many rounds as the aim is said of."""
+    said: list[str] = []
+    monkeypatch.setattr(run, "MEASURE_SECONDS", -1.0)
+    monkeypatch.setattr(run.Session, "open_all", lambda self, dtype: None)
+    opened = tiny(max_position_embeddings=4096)
+    asked = request.check_request(
+        "tiny",
+        opened,
+        prompt="512,2048",
+        batch="1,8",
+        dtype="f32",
+        variants="jaxllama",
+        rounds=7,
+        new_tokens=16,
+        threads=1,
+        seconds=77,
+    )
+    run.bench(asked, opened, said.append)
+    rounds = {line.split(":")[0]: int(line.split()[1]) for line in said}
+    assert rounds == {"prefill_512": 5, "decode_b1": 5, "decode_b8": 5, "prefill_2048": 3}
+    assert asked.command.endswith("--rounds 7 --new-tokens 16 --threads 1 --seconds 77")
+
+
 def started(*more: str) -> tuple[subprocess.Popen[str], list[int]]:
     """Start a long run in a process of its own; return it once its processes have loaded."""
     # A shell may have told its background jobs to ignore the signal.

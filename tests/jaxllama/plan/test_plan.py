@@ -202,6 +202,8 @@ def test_a_plan_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
         ("8b --mesh tensor=3", "intermediate_size 14336 does not divide by tensor=3"),
         ("8b --mesh fsdp=2048", "takes 2048 devices; give at most 1024"),
         ("8b --mesh pipe=2", "axis 'pipe'"),
+        ("tiny --mesh data=3 --device v5e --context 256", "no slice of v5e has 3 chips"),
+        ("8b --mesh fsdp=512 --device v6e", "has 512 chips; there are those of 1, 2, 4,"),
         ("8b --context 131073", "a context of 131072"),
         ("8b --batch 0", "--batch 0"),
         ("8b --context 64 --chunk 65", "--chunk 65"),
@@ -270,10 +272,21 @@ def test_a_device_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slice_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "find_spec", lambda name: object())
-    assert topology.why_not(DEVICES["v5e"], 256) is None
-    assert "has 512 chips" in str(topology.why_not(DEVICES["v5e"], 512))
-    assert topology.why_not(DEVICES["h100"], 512) is None
+    for installed in (object(), None):
+        monkeypatch.setattr(topology, "find_spec", lambda name, found=installed: found)
+        assert "has 512 chips" in str(topology.why_not(DEVICES["v5e"], 512))
+        assert (topology.why_not(DEVICES["v5e"], 256) is None) == (installed is not None)
+        assert (topology.why_not(DEVICES["h100"], 512) is None) == (installed is not None)
+
+
+@pytest.mark.parametrize(("name", "batch", "largest"), [("v5e", 64, 256), ("v5p", 64, 1024)])
+def test_a_search_is_among_slices_that_there_are(name: str, batch: int, largest: int) -> None:
+    """Of v5e 405B would need 512 chips with a cache of so many tokens: there are not as many."""
+    device = DEVICES[name]
+    known = search.candidates(check_plan("405b", batch=batch, context=131_072, device=name), device)
+    counts = {math.prod(sizes.values()) for sizes, _ in known}
+    assert counts <= set(device.slices or {}) and max(counts, default=0) <= largest
+    assert bool(counts) == (name == "v5p")
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+import typer.testing
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from witnesses import small
 
+import parity
 from jaxllama.checkpoint import Checkpoint, load_model
+from jaxllama.cli import app as jaxllama_app
 from jaxllama.errors import InputError
 from jaxllama.sharding import AXES, ModelSharding, make_mesh, model_sharding, parse_mesh
 from jaxllama.sharding.layout import mesh_problems, whole_heads
 from jaxllama.sharding.rules import ACTIVATIONS, PARAMETERS, RULES
 from jaxllama.taps import CACHE_TAPS, LAYER_TAPS, MODEL_TAPS
+from parity.cli import app as parity_app
 
 
 def sizes(**named: int) -> dict[str, int]:
@@ -76,6 +82,19 @@ def test_devices_that_are_not_there_are_refused_before_anything_is_read() -> Non
         load_model(checkpoint, dtype="float32", mesh=f"tensor={2 * count}")
     with pytest.raises(InputError, match=f"JAX_NUM_CPU_DEVICES={2 * count}"):
         make_mesh(f"data={2 * count}")
+
+
+def test_no_devices_are_asked_for_to_no_avail(tmp_path: Path) -> None:
+    """Of `tiny`, which 16 does not divide: who made as many devices would be refused again."""
+    run = typer.testing.CliRunner().invoke
+    for app, words in ((jaxllama_app, ["generate", "tiny", "Once"]), (parity_app, ["run", "tiny"])):
+        for mesh, count in (("tensor=16", 16), ("tensor=7,data=2", 14)):
+            ended = run(app, [*words, "--mesh", mesh])
+            assert ended.exit_code == 2 and f"takes {count} devices, JAX sees " in ended.stderr
+            assert "intermediate_size 136 does not divide" in ended.stderr
+            assert "JAX_NUM_CPU_DEVICES" not in ended.stderr
+    with pytest.raises(InputError, match="does not divide by tensor=16"):
+        parity.capture("tiny", tmp_path / "traces", mesh="tensor=16")
 
 
 def test_a_mesh_of_jax_keeps_its_devices_whatever_the_order_of_its_axes() -> None:

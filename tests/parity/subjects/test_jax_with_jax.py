@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from jax_subjects import quantised
 from witnesses import small
 
 import parity
+from jaxllama import Llama
+from jaxllama.checkpoint import from_model
 from parity.result import Divergence, Result
+from parity.subjects.jaxllama.subject import JaxLlama
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = ["--dtype", "f64,f32", "--scenario", "packed", "--length", "11"]
@@ -97,3 +101,19 @@ def test_a_quantised_model_is_held_to_itself(tmp_path: Path) -> None:
     result = parity.compare(once, again)
     assert result.verdict == "equal" and result.compared == result.expected
     assert any(row.error > 0 for row in result.rows if row.lane == "f32")
+
+
+def exchanged(model: Llama, lane: str) -> JaxLlama:
+    """Return a fused model with two layers in each other's place."""
+    fused = Llama.from_pretrained(from_model(model), dtype=lane, form="fused")
+    fused.layers[0], fused.layers[1] = fused.layers[1], fused.layers[0]
+    return JaxLlama(fused, lane)
+
+
+def test_the_forms_of_a_model_are_equal_and_exchanged_layers_are_not(tmp_path: Path) -> None:
+    made = {form: captured(tmp_path / form, form) for form in ("stacked", "unrolled", "fused")}
+    for one, other in combinations(made.values(), 2):
+        result = parity.compare(one, other)
+        assert result.verdict == "equal" and result.compared == result.expected
+    found = first(parity.compare(captured(tmp_path / "exchanged", exchanged), made["stacked"]))
+    assert found.row.tap == "layers.0.input_layernorm"
