@@ -104,7 +104,8 @@ def head_grids(report: HealthReport) -> list[HeadGrid]:
             found.append(_grid(kind, values, kind.wrong(values) | _found(report, kind)))
     for kind in GRADIENT_KINDS if report.gradients else ():
         values = np.stack([getattr(one, kind.name) for one in report.gradients or ()])
-        median = float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0
+        known = values[np.isfinite(values)]
+        median = float(np.median(known)) if known.size else 0.0
         if median > 0:
             found.append(_grid(kind, values / median, _none(values)))
     return found
@@ -224,7 +225,8 @@ def layer_charts(report: HealthReport) -> list[LayerChart]:
         }
         if report.gradients:
             whole = np.array([g.whole for g in report.gradients])
-            median = float(np.median(whole)) or 1.0
+            known = whole[np.isfinite(whole)]
+            median = (float(np.median(known)) if known.size else 0.0) or 1.0
             sizes["gradients over the median"] = (whole / median).tolist()
         charts.append(_chart("Sizes, as ratios", sizes, -4.0, 4.0, log=True))
     return charts

@@ -175,11 +175,13 @@ def test_a_fault_planted_in_the_states_is_seen(before: str, after: str, figure: 
     assert not np.allclose(getattr(found, figure)[:2], states_in_numpy()[figure], atol=1e-4)
 
 
-def test_gradients() -> None:
+@pytest.mark.parametrize("broken", [1.0, np.inf, np.nan])
+def test_gradients(broken: float) -> None:
     drawn = np.random.default_rng(3)
     shapes = {"q_proj": (N * H, D), "k_proj": (K * H, D), "v_proj": (K * H, D), "norm": (D,)}
     stacks = {name: drawn.standard_normal((L, *shape)) for name, shape in shapes.items()}
     stacks["v_proj"][1] *= 50
+    stacks["norm"][2] *= broken  # a layer that hides no other
     layers = [
         gradient_figures({name: stack[layer] for name, stack in stacks.items()}, N, K)
         for layer in range(L)
@@ -187,9 +189,11 @@ def test_gradients() -> None:
     found = jax.jit(gradient_norms, static_argnums=(1, 2))(
         {name: jnp.asarray(stack) for name, stack in stacks.items()}, N, K
     )
-    for name in set(found._fields) - {"over_median"}:
+    over = {"over_median": "all weights", "value_over_median": "values' weights"}
+    for name in set(found._fields) - {*over}:
         wanted = np.stack([getattr(one, name) for one in layers])
         np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-12, err_msg=name)
-    over = [one["all weights"] for one in over_median(layers)]
-    np.testing.assert_allclose(found.over_median, over, rtol=1e-12)
+    for name, part in over.items():
+        wanted = [one.get(part, np.nan) for one in over_median(layers)]
+        np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-12, err_msg=name)
     assert len({float(x) for x in found.query_to_value}) == L

@@ -11,7 +11,7 @@ MOST = 1
 
 RULE = HealthRule(
     id="lazy-layer",
-    rank=15,
+    rank=16,
     severity="information",
     title="all maps of a layer are of rank one",
     checks="How many singular values of a head's map have nine tenths of their squares, over the "

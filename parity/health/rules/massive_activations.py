@@ -11,7 +11,7 @@ MAGNITUDE, RATIO = 100.0, 1000.0
 
 RULE = HealthRule(
     id="massive-activations",
-    rank=14,
+    rank=15,
     severity="information",
     title="a few features are huge",
     checks="A magnitude in the states after a layer above 100 that is at least 1000 times the "

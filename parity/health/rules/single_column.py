@@ -15,7 +15,7 @@ SATURATED = 100.0
 
 RULE = HealthRule(
     id="single-column",
-    rank=5,
+    rank=6,
     severity="warning",
     title="a head looks at one key, which is not the first",
     checks="The mean weight that one key has from all queries that see it: above 0.9, of another "

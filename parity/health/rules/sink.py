@@ -11,7 +11,7 @@ SHARE = 0.3
 
 RULE = HealthRule(
     id="sink",
-    rank=13,
+    rank=14,
     severity="information",
     title="heads rest on the first token",
     checks="The share of heads that give the first token more than 0.3 of their weight, mean over "

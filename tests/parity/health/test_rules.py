@@ -117,6 +117,12 @@ CASES: dict[str, tuple[Callable[[], ModelFigures], int | None, tuple[int, ...], 
         (2,),
         lambda: mapped(maps.previous(T)),
     ),
+    "gradient-not-finite": (
+        lambda: sound(gradients=[gradients(), gradients(np.nan), gradients()]),
+        1,
+        (),
+        lambda: sound(gradients=[gradients(), gradients(900.0), gradients()]),
+    ),
     "single-column": (
         lambda: mapped(maps.column(T, 7)),
         1,
@@ -219,6 +225,16 @@ def test_an_embedding_of_any_size_is_no_explosion() -> None:
     grown = replace(first, states=replace(first.states, growth=50.0))
     assert find_all(with_layer(grown, at=0)) == []
     assert found(with_layer(grown, at=1))["residual-exploding"].value == 50.0
+
+
+def test_gradients_that_are_no_numbers_hide_no_others() -> None:
+    """They break in the last layer that has them, and the median is that of the others."""
+    both = sound(gradients=[gradients(np.inf), gradients(np.nan), gradients(), gradients(1e-4)])
+    both = replace(both, gradients=[*both.gradients, gradients()])  # type: ignore[misc]
+    broken, vanishing = find_all(both)
+    assert (broken.rule, broken.layer, broken.value) == ("gradient-not-finite", 1, 2)
+    assert broken.message == "layer 1: gradients are not finite, nor are those of 1 layer before it"
+    assert (vanishing.rule, vanishing.layer) == ("gradient-vanishing", 3)
 
 
 def test_bfloat16_rows_may_be_off_by_more() -> None:
