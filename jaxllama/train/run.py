@@ -243,6 +243,7 @@ class TrainingRun:
         batch = self.on_devices(next(self.batches))
         watched: WatchedFigures | None = None
         found: list[HealthWarning] = []
+        rate = float(self.rate_of(number)) * float(self.state.rate)  # before a warning lowers it
         if self.monitor.is_due(number + 1):
             self.state, figures, watched, found = self.monitor.step(self.state, self.frozen, batch)
         else:
@@ -268,7 +269,7 @@ class TrainingRun:
             steps=self.config.run.steps,
             loss=float(figures.loss),
             gradient=float(figures.gradient),
-            rate=float(self.rate_of(number)) * float(self.state.rate),
+            rate=rate,
             tokens=int(figures.tokens),
             seconds=time.perf_counter() - began,
             watched=watched,

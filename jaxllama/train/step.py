@@ -192,6 +192,20 @@ def updated(
     return TrainState(state.step + 1, moved, kept, state.rate)
 
 
+def skipped(state: TrainState) -> TrainState:
+    """Return the state after a step that moves nothing; the schedule's next rate is the next."""
+
+    def of_schedule(path: Any, _: Any) -> bool:
+        return isinstance(path[-1], optax.tree_utils.NamedTupleKey) and (
+            path[-1].tuple_name == optax.ScaleByScheduleState.__name__
+        )
+
+    # Adam's own count stays: it says of how many gradients the means are.
+    count = optax.tree.get(state.optimiser, "count", filtering=of_schedule)
+    kept = optax.tree.set(state.optimiser, of_schedule, count=count + 1)
+    return state._replace(step=state.step + 1, optimiser=kept)
+
+
 def train_step(
     graph: Graph,
     optimiser: optax.GradientTransformation,

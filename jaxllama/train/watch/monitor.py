@@ -21,6 +21,7 @@ from jaxllama.train.step import (
     StepFigures,
     TrainState,
     loss_and_gradients,
+    skipped,
     updated,
 )
 from jaxllama.train.watch.figures import WatchedFigures, watched_figures
@@ -145,7 +146,7 @@ class HealthMonitor:
         if "stop" in actions or not figures.finite:
             return state, figures, shown, found
         if "skip" in actions:
-            after = state._replace(step=state.step + 1)
+            after = skipped(state)
         elif "clip" in actions:
             after = self._cut(state, *asked, figures.gradient, self._settings.clip_norm)
         if "lower" in actions:

@@ -107,6 +107,23 @@ def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
         assert same(one.monitor.step(first.state, {}, batch)[0], good)
 
 
+@pytest.mark.parametrize(("action", "factor"), [("skip", 1.0), ("lower", 0.25)])
+def test_the_rate_that_is_told_is_applied(folder: Path, action: str, factor: float) -> None:
+    plain = {"schedule": "linear", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0}
+    monitor = {"every": 1, "max_logit": 1e-9, action: ["max_logit"], "lower_by": 0.25}
+    run = TrainingRun(
+        config(folder, optimiser=plain | {"beta1": 0.0, "beta2": 0.0}, monitor=monitor)
+    )
+    assert run.advance(0).rate == pytest.approx(0.01)
+    run.monitor = HealthMonitor(MonitorSettings(every=0), run.graph, run.optimiser)
+    before = jax.tree.map(np.asarray, run.state.weights)
+    told = run.advance(1).rate
+    assert told == pytest.approx(factor * float(run.rate_of(1))) and told < 0.0095
+    # Without memory of earlier gradients an update is the rate times a sign.
+    moved = max(float(np.abs(run.state.weights[name] - before[name]).max()) for name in before)
+    assert moved == pytest.approx(told, rel=1e-3)
+
+
 def test_a_step_that_is_not_finite_moves_nothing_whatever_is_to_be_done(folder: Path) -> None:
     actions = ("clip", "skip", "lower")
     for one in (run_of(folder, **{action: ["max_logit"]}) for action in actions):
