@@ -90,9 +90,10 @@ def measure_quality(
     lane = _checked(mask, baseline, quant, dtype, length, layout)
     path = Path(data)
     examples = read_examples(path)
-    prompts = any(one.prompt is not None for one in examples)
+    asked_for = sum(one.prompt is not None for one in examples)
+    prompts = asked_for > 0
     pair = bool(mask or baseline is not None or quant is not None)
-    check_fail_on(fail_on, pair=pair, prompts=prompts)
+    check_fail_on(fail_on, pair=pair, examples=len(examples), prompts=asked_for)
     if prompts:
         check_libraries()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
