@@ -75,6 +75,8 @@ def measure_model(
     """
     config = opened.config
     layers, notes = config.num_hidden_layers, []
+    # Beforehand: what no text of these reads, or only another subject, would pass unseen.
+    check_finite_weights(opened, label)
     try:
         measured = measure(
             subject,
@@ -86,7 +88,6 @@ def measure_model(
             what=what,
         )
     except NotFinite as error:
-        check_finite_weights(opened, label)
         raise out_of_range(subject.dtype, error) from None
     of_gradients, counted = None, 0
     if gradients and can_differentiate(subject):
