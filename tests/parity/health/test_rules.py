@@ -254,7 +254,7 @@ def test_findings_come_gravest_first() -> None:
 
 
 def test_what_a_model_does_not_show_is_not_judged() -> None:
-    blind = LayerSummary(None, None, float("nan"), np.zeros(0), 0)
+    blind = LayerSummary(None, None, float("nan"), *[np.zeros(0, int)] * 3, 0)
     assert find_all(sound(layers=[blind] * LAYERS, gradients=None, spectra={})) == []
 
 
@@ -268,6 +268,17 @@ def test_rows_are_put_together() -> None:
     np.testing.assert_allclose(both.heads.entropy, np.mean(each, 0))
     assert both.heads.leakage[1] == 0.25
     assert (both.leak_row[1], both.heads.leak_query[1], both.heads.leak_key[1]) == (1, 3, 8)
+
+
+def test_a_place_is_of_the_row_that_has_it() -> None:
+    on_seven, on_nine = maps.soft(N, T, 4), maps.soft(N, T, 5)
+    on_seven[1], on_nine[1] = 0.95 * maps.column(T, 7) + 0.05 * on_seven[1], maps.column(T, 9)
+    on_nine[3, 8] *= 0.5
+    both = with_layer(summarise_layer([layer(on_seven, 3), layer(on_nine, 4)]))
+    both = replace(both, token=lambda row, at: f"{at} of text {row}")
+    said = found(both)
+    assert said["single-column"].message.endswith("on one key, in row 1 on key 9 of text 1")
+    assert "weights of query 8 of text 1 in row 1 are off by 0.5" in said["row-sum"].message
 
 
 def test_heads_are_said_shortly() -> None:
