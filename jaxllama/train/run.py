@@ -250,8 +250,15 @@ class TrainingRun:
             figures = self.step(batch)
         if not figures.finite:
             self.batches.state = data
-            weights = self.state.weights | self.frozen
-            where = locate_nonfinite(self.graph, weights, batch, self.config.mitigation, number)
+            where = locate_nonfinite(
+                self.graph,
+                self.state.weights | self.frozen,
+                batch,
+                self.config.mitigation,
+                number,
+                z_loss=self.config.optimiser.z_loss,
+                trained=self.state.weights,
+            )
             raise TrainingError(
                 f"step {number + 1}: the loss is {float(figures.loss):g}, the norm of its "
                 f"gradients {float(figures.gradient):g}: {where}; the state before the step is "

@@ -93,6 +93,10 @@ class SummedLoss(NamedTuple):
     normaliser: Float[Array, ""]
     tokens: Int[Array, ""]
 
+    def minimised(self, z_loss: float) -> Float[Array, ""]:
+        """Return what gradients are of; see `loss_and_gradients`."""
+        return self.loss + z_loss * self.normaliser if z_loss else self.loss
+
 
 class Graded(NamedTuple):
     """What a batch asks of the weights.
@@ -151,9 +155,8 @@ def loss_and_gradients(
         shown = one.shown() if mitigation.qk_clip is not None else None
         tap = mitigated(mitigation, model, weights, key=key, shown=shown)
         sums = summed_loss(model, one, tap=tap)
-        total = sums.loss + z_loss * sums.normaliser if z_loss else sums.loss
         largest = tap.largest if isinstance(tap, Mitigated) else None
-        return total, ((sums.loss, sums.tokens), largest)
+        return sums.minimised(z_loss), ((sums.loss, sums.tokens), largest)
 
     graded = jax.value_and_grad(part, has_aux=True)
     first = Batch(*(x[0] for x in batch))

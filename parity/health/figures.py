@@ -97,7 +97,7 @@ def _largest_row(rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Return of each head the row with the largest figure [N], the first of equal ones."""
     if not len(rows):
         return np.zeros(0, int)
-    return np.asarray(np.nan_to_num(np.stack(rows), nan=-1.0).argmax(axis=0))
+    return np.asarray(np.nan_to_num(np.asarray(rows), nan=-1.0).argmax(axis=0))
 
 
 def _over_heads(rows: Sequence[HeadFigures]) -> HeadFigures:

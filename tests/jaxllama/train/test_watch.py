@@ -221,8 +221,8 @@ def test_it_costs_less_than_a_twentieth(folder: Path) -> None:
 def test_nan_is_located_forwards_and_backwards(run: TrainingRun) -> None:
     batch, weights = run.on_devices(next(run.batches)), run.state.weights
 
-    def located(**changed: Any) -> str:
-        return locate_nonfinite(run.graph, weights | changed, batch)
+    def located(z_loss: float = 0.0, **changed: Any) -> str:
+        return locate_nonfinite(run.graph, weights | changed, batch, z_loss=z_loss)
 
     assert located().startswith("nowhere")
     broken = weights[UP].at[2, 0, 0].set(jnp.nan)
@@ -243,6 +243,11 @@ def test_nan_is_located_forwards_and_backwards(run: TrainingRun) -> None:
         head: weights[head] * 1000,
     }
     assert located(**deep) == "backward, first in the gradient of layers.4.mlp_act"
+    # All of it is finite, but for squares: of gradients in their norm, of logits in z-loss.
+    steep = located(**{head: weights[head] * 1e22})
+    assert steep.startswith("backward, in their squares: the gradients are finite, the sum of ")
+    assert " is of layers." in steep or f" is of {head}" in steep
+    assert located(z_loss=1e-4, **{head: weights[head] * 1e22}) == "forward, first at z_loss"
 
 
 def test_a_run_says_where_nan_began(tmp_path: Path) -> None:
