@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,6 +62,19 @@ class HealthWarning:
             f"step {self.step}: {self.figure} {self.value:.4g} in {self.where}, {self.side} "
             f"{self.threshold:g}{done}"
         )
+
+
+def shortly(found: Iterable[HealthWarning]) -> list[str]:
+    """Return a line a figure: the worst place, and of how many more it is said."""
+    kinds: dict[tuple[str, str], list[HealthWarning]] = {}
+    for one in found:
+        kinds.setdefault((one.figure, one.side), []).append(one)
+    lines = []
+    for (_, side), alike in kinds.items():
+        worst = (max if side == _ABOVE else min)(alike, key=lambda one: one.value)
+        more = f"; and {len(alike) - 1} more such" if len(alike) > 1 else ""
+        lines.append(f"{worst}{more}")
+    return lines
 
 
 class HealthMonitor:

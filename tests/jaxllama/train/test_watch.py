@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from jaxllama.errors import TrainingError
 from jaxllama.train import Progressed, TrainingRun, train
 from jaxllama.train.config import MonitorSettings
 from jaxllama.train.state import SavedStates, latest_step
-from jaxllama.train.watch import HealthMonitor, locate_nonfinite
+from jaxllama.train.watch import HealthMonitor, HealthWarning, locate_nonfinite
+from jaxllama.train.watch.monitor import shortly
 
 LAYERS, HEADS = 5, 6
 Q_PROJ, UP = "layers.self_attn.q_proj.weight", "layers.mlp.up_proj.weight"
@@ -82,6 +84,18 @@ def test_a_layer_whose_scores_explode_is_named(run: TrainingRun) -> None:
     assert logits[0].value > logits[0].threshold == 100 and logits[0].action == "warn"
     assert str(logits[0]).startswith("step 1: max_logit ")
     assert str(logits[0]).endswith(" in layer 3, head 0, above 100")
+
+
+def test_of_many_warnings_a_figure_the_worst_is_told() -> None:
+    above = [
+        HealthWarning(1, "max_logit", f"layer {i}", 100.0 + i % 3, "above", 100.0, "warn")
+        for i in range(72)
+    ]
+    below = HealthWarning(1, "entropy", "layer 4, head 2", 0.002, "below", 0.01, "skip")
+    assert shortly([*above, below]) == [f"{above[2]}; and 71 more such", str(below)]
+    low = [replace(below, value=value) for value in (0.003, 0.001)]
+    assert shortly(low) == [f"{low[1]}; and 1 more such"]
+    assert shortly([]) == []
 
 
 def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
