@@ -14,7 +14,7 @@ import numpy as np
 from parity.comparison.attention_image import LEVELS, NO_NUMBER, NOTHING
 from parity.health.groups import FIGURE_WORDS, GroupComparison
 from parity.health.report import HealthReport
-from parity.health.rules import entropy_collapse, max_logit, single_column
+from parity.health.rules import entropy_collapse, max_logit, row_sum, single_column
 from parity.report.figures import Picture
 from parity.report.sprites import marks, picture
 
@@ -57,7 +57,7 @@ KINDS = (
     GridKind("column", "largest column", "to all on one key", 0, 1, wrong=_none),
     GridKind("reach", "reach", "1 to 10,000 tokens", 0, 4, True, _none),
     GridKind("nearest", "nearest head", "from alike to disjoint", 0, 1, wrong=_none),
-    GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, lambda v: v > 5e-3),
+    GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, _none),
 )
 _OVER_MEDIAN = "over the median, 1e-3 to 1e3"
 GRADIENT_KINDS = (
@@ -133,6 +133,7 @@ _MARKED = {
     "peaked": entropy_collapse.RULE.id,
     "entropy": entropy_collapse.RULE.id,
     "column": single_column.RULE.id,
+    "row_sum": row_sum.RULE.id,  # whose limit is the dtype's
 }
 
 

@@ -12,6 +12,7 @@ import parity
 from jaxllama import masks
 from jaxllama.checkpoint import in_memory
 from jaxllama.checkpoint.samples import tiny
+from parity.health.grids import head_grids
 from parity.health.report import HealthReport
 from parity.subjects.jaxllama import run as jax_run
 
@@ -131,6 +132,13 @@ def test_tokens_that_are_all_alike_collapse_from_there_on() -> None:
 def test_rows_that_do_not_add_up_are_found() -> None:
     report = health(subject=Edited({"layers.0.attn_probs": times(0.9)}))
     assert grave(report) == [("row-sum", 0, (0, 1, 2, 3, 4, 5))]
+
+
+def test_rows_that_are_off_by_little_are_marked_where_they_are_found() -> None:
+    report = health(subject=Edited({"layers.0.attn_probs": times(0.999)}))
+    assert grave(report) == [("row-sum", 0, (0, 1, 2, 3, 4, 5))]
+    marked = {grid.kind.name: grid.marked for grid in head_grids(report)}
+    assert marked["row_sum"] == 6 and sum(marked.values()) == 6
 
 
 def test_the_made_to_fail_subject_is_sound_without_edits() -> None:

@@ -227,6 +227,17 @@ def test_an_embedding_of_any_size_is_no_explosion() -> None:
     assert found(with_layer(grown, at=1))["residual-exploding"].value == 50.0
 
 
+def test_what_is_said_once_names_its_layers_and_holds_like_to_like() -> None:
+    one = mapped(maps.column(T, 0)).layers[1]
+    assert one.heads is not None and one.states is not None
+    one = replace(one, states=replace(one.states, largest=2000.0, ratio=1500.0))
+    apart = found(sound(layers=[one, sound_layer(0), one]))
+    sink = apart["sink"]
+    assert sink.message.startswith("2 of 12 heads rest on the first token (layers 0, 2, most in l")
+    assert sink.value == one.heads.sink.max() > sink.threshold == 0.3
+    assert apart["massive-activations"].message.startswith("layers 0, 2: up to 2000 in layer 0")
+
+
 def test_gradients_that_are_no_numbers_hide_no_others() -> None:
     """They break in the last layer that has them, and the median is that of the others."""
     both = sound(gradients=[gradients(np.inf), gradients(np.nan), gradients(), gradients(1e-4)])
