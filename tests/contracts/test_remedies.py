@@ -394,6 +394,7 @@ NOT_RUN = {
         f"parity/health/rules/{said}": "said on a page that explains, of no file in particular"
         for said in (
             "single_column.py: --html",
+            "gradient_not_finite.py: --dtype",
             "entropy_collapse.py: --baseline",
             "leakage.py: --mask",
             "leakage.py: --html",
