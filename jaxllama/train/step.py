@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllama.loss import successors
+from jaxllama.loss import successors, token_losses
 from jaxllama.masks import BoundMask, Tokens, causal, padding, segments
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, untapped
@@ -118,11 +118,9 @@ def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> Summed
     """Return the sums of a part's losses."""
     logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
     squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return SummedLoss(
-        loss=-jnp.where(counted, chosen, 0).sum(),
+        loss=jnp.where(counted, token_losses(logits, targets), 0).sum(),
         normaliser=jnp.where(counted, squares, 0).sum(),
         tokens=counted.sum(dtype=jnp.int32),
     )
@@ -229,14 +227,25 @@ def train_step(
         z_loss: see `loss_and_gradients`.
         mitigation: see `jaxllama.train.mitigation`.
     """
-    loss, tokens, gradients, factors = loss_and_gradients(
-        graph, state.weights, frozen, batch, z_loss, mitigation, state.step
-    )
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after = updated(optimiser, state, gradients, factors)
+    return graded_step(graph, optimiser, z_loss, mitigation, state, frozen, batch)[:2]
+
+
+def graded_step(
+    graph: Graph,
+    optimiser: optax.GradientTransformation,
+    z_loss: float,
+    mitigation: MitigationSettings,
+    state: TrainState,
+    frozen: Weights,
+    batch: Batch,
+) -> tuple[TrainState, StepFigures, Graded]:
+    """Return what `train_step` does, and what it was made by."""
+    made = loss_and_gradients(graph, state.weights, frozen, batch, z_loss, mitigation, state.step)
+    norm = optax.tree.norm(made.gradients)
+    finite = jnp.isfinite(made.loss) & jnp.isfinite(norm)
+    after = updated(optimiser, state, made.gradients, made.factors)
     chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    return chosen, StepFigures(loss, norm, tokens, finite)
+    return chosen, StepFigures(made.loss, norm, made.tokens, finite), made
 
 
 def initial_state(
