@@ -32,10 +32,15 @@ def next_token_loss(
         The mean over all tokens with a successor; 0 when none has one.
     """
     targets, counted = successors(tokens, valid=valid, segments=segments)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
-    total = -jnp.sum(jnp.where(counted, chosen, jnp.zeros_like(chosen)))
+    losses = token_losses(logits, targets)
+    total = jnp.sum(jnp.where(counted, losses, jnp.zeros_like(losses)))
     return total / jnp.maximum(jnp.sum(counted), 1).astype(logits.dtype)
+
+
+def token_losses(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """Return the cross-entropy of each target, in nats."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
 
 
 def successors(

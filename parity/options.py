@@ -65,6 +65,12 @@ def lane_of(dtype: DTypeLike) -> str:
         return getattr(word, "__name__", str(word))
 
 
+def in_wider(dtype: str) -> str:
+    """Return what to do about numbers that a dtype cannot hold; nothing where none is wider."""
+    wider = {"bf16": "f32", "f32": "f64"}.get(dtype)
+    return f"; run it with {argument('dtype', wider)}" if wider else ""
+
+
 def checked_length(length: int | None, default: int, config: LlamaConfig) -> int:
     """Return tokens of a row: as many as asked for, or else the default where the context has them.
 

@@ -41,6 +41,8 @@ def share(part: int, whole: int, interval: Sequence[float]) -> str:
 def warned(content: Mapping[str, Any]) -> str:
     """Return the table of warnings in time and of silence, with and without the update's figure."""
     rows = []
+    # Results of before that was counted are without.
+    shipped = all("silent_shipped" in found for found in content["reports"].values())
     for name, found in content["reports"].items():
         notices, runs = found["notice"], content["runs"][name]
         said = f"{statistics.median(notices):g} ({min(notices)} to {max(notices)})"
@@ -54,6 +56,7 @@ def warned(content: Mapping[str, Any]) -> str:
                 f"{sum(in_time(run, but='update_ratio') for run in lost(runs))}",
                 share(found["silent"], found["sane"], found["silent_interval"]),
                 f"{found['neither_warned']} of {found['neither']}",
+                *([f"{found['silent_shipped']} of {found['sane']}"] if shipped else []),
             ]
         )
     head = (
@@ -64,6 +67,7 @@ def warned(content: Mapping[str, Any]) -> str:
         "in time without `update_ratio`",
         "sane runs silent",
         "of the rest warned",
+        *(["sane runs silent under the shipped thresholds"] if shipped else []),
     )
     return table(head, rows)
 

@@ -49,6 +49,7 @@ from jaxllama.errors import TrainingError
 from jaxllama.train import TrainConfig, TrainingRun
 from jaxllama.train.config import FIGURES, MonitorSettings
 from jaxllama.train.data import Batches
+from jaxllama.train.watch import HealthWarning
 from parity.runner import machine
 
 ROOT = Path(__file__).parents[1]
@@ -124,8 +125,9 @@ class Run:
         kind: what is trained.
         rate: the highest of the schedule.
         losses: of the steps; the last is not finite where it ended so.
-        first: by figure the first warning, as step, value and place.
-        extreme: by figure the value furthest on its wrong side, of all warnings.
+        first: by figure the first warning beyond the limits, as step, value and place.
+        extreme: by figure the value furthest on its wrong side, of all warnings, those within the
+            limits, too.
     """
 
     kind: Kind
@@ -191,7 +193,9 @@ def prepared(
     return TrainingRun(TrainConfig.from_dict(sections))
 
 
-def trained(run: TrainingRun, kind: Kind, rate: float, steps: int) -> Run:
+def trained(
+    run: TrainingRun, kind: Kind, rate: float, steps: int, limits: Mapping[str, float]
+) -> Run:
     """Make one training's steps, all of them unless the loss ceases to be finite."""
     run.state = run.state._replace(rate=jnp.float32(rate))
     run.batches = Batches(run.rows, run.config.data)
@@ -204,14 +208,21 @@ def trained(run: TrainingRun, kind: Kind, rate: float, steps: int) -> Run:
             losses.append(math.nan)
             break
     made = Run(kind, rate, [round(loss, 4) for loss in losses])
-    for one in run.monitor.warnings:
-        made.first.setdefault(one.figure, (one.step, float(f"{one.value:.4g}"), one.where))
+    take(made, run.monitor.warnings, limits)
+    return made
+
+
+def take(made: Run, warnings: Iterable[HealthWarning], limits: Mapping[str, float]) -> None:
+    """Take a run's warnings; those are told of that are beyond laxer limits, too."""
+    for one in warnings:
         value = one.value
         if one.figure == "gradient" and one.side == "below":  # how many times is what counts
             value = 1 / max(value, 1e-30)
         furthest = min if one.figure in BELOW else max
         made.extreme[one.figure] = furthest(value, made.extreme.get(one.figure, value))
-    return made
+        limit = limits.get(one.figure)
+        if limit is None or (value < limit if one.figure in BELOW else value > limit):
+            made.first.setdefault(one.figure, (one.step, float(f"{one.value:.4g}"), one.where))
 
 
 def runs_of(
@@ -219,14 +230,15 @@ def runs_of(
     rates: Sequence[float] = RATES,
     steps: int = STEPS,
     changed: Mapping[str, Mapping[str, Any]] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> list[Run]:
-    """Return the trainings of a kind at all rates."""
+    """Return the trainings of a kind at all rates, told of what is beyond `limits`."""
     with tempfile.TemporaryDirectory() as folder:
         run = prepared(kind, Path(folder), steps, changed or {})
         before, made = run.state, []
         for rate in rates:
             run.state = jax.tree.map(jnp.copy, before)
-            made.append(trained(run, kind, rate, steps))
+            made.append(trained(run, kind, rate, steps, limits or {}))
     return made
 
 
@@ -286,6 +298,7 @@ def report(runs: Sequence[Run]) -> dict[str, Any]:
         "sane": len(sane),
         "silent": silent,
         "silent_interval": interval(silent, len(sane)),
+        "silent_shipped": sum(not run.extreme for run in sane),
         "neither": len(rest),
         "neither_warned": sum(run.warned is not None for run in rest),
         "by_figure": {
@@ -319,6 +332,7 @@ def told(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "final": round(run.final, 4),
                 "exceeds": run.diverged,
                 "first": run.first,
+                "extreme": run.extreme,
                 "losses": run.losses if drawn else [],
             }
         )
@@ -375,10 +389,11 @@ def main() -> None:
             choosing = all_of(kinds("small", CHOSEN_ON), changed={"monitor": EVERYTHING})
             content["thresholds"] = chosen(choosing)
             note(f"thresholds {content['thresholds']}")
-        frozen = {"monitor": content["thresholds"]}
+        # Run under the monitor's own thresholds, which are never laxer: both are then told of.
+        frozen = content["thresholds"]
         for name, size, seeds in GROUPS:
             if name not in content["runs"]:
-                judged = all_of(kinds(size, seeds), changed=frozen)
+                judged = all_of(kinds(size, seeds), limits=frozen)
                 content["reports"][name] = report(judged)
                 content["runs"][name] = told(judged)
                 note(name)
@@ -386,7 +401,7 @@ def main() -> None:
         for name, sections in MITIGATIONS.items():
             if not any(one["name"] == name for one in content["mitigations"]):
                 todo = [replace(kind, warmup=name == WARMED) for kind in hard]
-                made = all_of(todo, rates=HARD_RATES, changed=frozen | sections)
+                made = all_of(todo, rates=HARD_RATES, changed=sections, limits=frozen)
                 content["mitigations"] += summed_up(name, made)
                 note(name)
 

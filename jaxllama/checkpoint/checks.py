@@ -139,6 +139,23 @@ def all_value_problems(checkpoint: Checkpoint) -> list[str]:
     return problems + head_problems(checkpoint)
 
 
+def check_finite(checkpoint: Checkpoint, label: str) -> None:
+    """Refuse a checkpoint with weights that are no numbers; they are read one after another.
+
+    Args:
+        checkpoint: whose.
+        label: what to call it.
+
+    Raises:
+        CheckpointError: with each such tensor, how many of its values, and the first.
+    """
+    problems = []
+    for name in checkpoint.tensors:
+        problems += value_problems(name, np.asarray(checkpoint.read(name)))
+    if problems:
+        raise CheckpointError(join_problems(label, problems))
+
+
 def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
     """Raise one `CheckpointError` for all problems, if there are any."""
     if problems:

@@ -34,9 +34,11 @@ class MapFigures(NamedTuple):
         sink: weight on the first key, mean over the queries that see it, of the first 64 tokens.
         column: the largest mean weight of a key that at least half of all queries see.
         column_at: which key that is.
+        column_first: 1 where it is the first key that is seen at all, else 0.
         lazy_k: how many singular values have nine tenths of the map's squared ones.
         reach: mean distance of what is attended to, in tokens.
         leakage: weight on keys that are hidden, summed.
+        leaking: how many such cells there are.
         leak_query, leak_key: the largest of it, -1 where there is none.
         row_sum: the largest distance of a row's sum from 1.
         row_sum_at: the query of that.
@@ -51,9 +53,11 @@ class MapFigures(NamedTuple):
     sink: Float[Array, "B N"]
     column: Float[Array, "B N"]
     column_at: Int[Array, "B N"]
+    column_first: Float[Array, "B N"]
     lazy_k: Float[Array, "B N"]
     reach: Float[Array, "B N"]
     leakage: Float[Array, "B N"]
+    leaking: Float[Array, "B N"]
     leak_query: Int[Array, "B N"]
     leak_key: Int[Array, "B N"]
     row_sum: Float[Array, "B N"]
@@ -111,9 +115,11 @@ def map_figures(
         sink=said(jnp.take_along_axis(sink, first[:, None, None], axis=-1)[..., 0]),
         column=said(jnp.take_along_axis(mass, column[..., None], axis=-1)[..., 0]),
         column_at=placed(column),
+        column_first=said((column == first[:, None]).astype(wide.dtype)),
         lazy_k=said(_lazy_k(wide, live)),
         reach=mean_of(at_query * sums - shown @ at_key, live[:, None]),
         leakage=said(hidden.sum(axis=(-2, -1))),
+        leaking=said((hidden > 0).sum(axis=(-2, -1), dtype=jnp.int32).astype(wide.dtype)),
         leak_query=placed(leak // hidden.shape[-1], any_live & leaks),
         leak_key=placed(leak % hidden.shape[-1], any_live & leaks),
         row_sum=said(off.max(axis=-1)),

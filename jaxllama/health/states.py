@@ -89,7 +89,8 @@ class GradientNorms(NamedTuple):
         query: of each query head's weights.
         key, value: of each key head's weights.
         query_to_value, key_to_value: norms of all of them over that of all values'.
-        over_median: `whole` over the median layer's.
+        over_median: `whole` over the median of the layers where it is finite; NaN in others.
+        value_over_median: the same of the norm of all values.
     """
 
     whole: Float[Array, "L"]
@@ -99,6 +100,7 @@ class GradientNorms(NamedTuple):
     query_to_value: Float[Array, "L"]
     key_to_value: Float[Array, "L"]
     over_median: Float[Array, "L"]
+    value_over_median: Float[Array, "L"]
 
 
 def gradient_norms(gradients: Mapping[str, Array], heads: int, key_heads: int) -> GradientNorms:
@@ -121,7 +123,6 @@ def gradient_norms(gradients: Mapping[str, Array], heads: int, key_heads: int) -
 
     query, key = by_head("q_proj", heads), by_head("k_proj", key_heads)
     value = by_head("v_proj", key_heads)
-    median = jnp.maximum(jnp.median(whole), jnp.finfo(whole.dtype).tiny)
     return GradientNorms(
         whole=whole,
         query=query,
@@ -129,8 +130,14 @@ def gradient_norms(gradients: Mapping[str, Array], heads: int, key_heads: int) -
         value=value,
         query_to_value=_norm(query) / _norm(value),
         key_to_value=_norm(key) / _norm(value),
-        over_median=whole / median,
+        over_median=_over_median(whole),
+        value_over_median=_over_median(_norm(value)),
     )
+
+
+def _over_median(norms: Float[Array, "L"]) -> Float[Array, "L"]:
+    finite = jnp.where(jnp.isfinite(norms), norms, jnp.nan)
+    return finite / jnp.maximum(jnp.nanmedian(finite), jnp.finfo(norms.dtype).tiny)
 
 
 def _flat(stack: Array) -> Array:

@@ -91,10 +91,12 @@ def _bar(silent: bool) -> Iterator[Any]:
     task = bar.add_task("train", total=None, loss=0.0, speed=0.0)
 
     def draw(told: Progressed) -> None:
+        from jaxllama.train.watch.monitor import shortly
+
         bar.start()  # the first time: nothing should stand above an early error
         speed = told.tokens / max(told.seconds, 1e-9)
-        for one in told.warnings:
-            bar.console.print(f"warning: {one_line(str(one))}", markup=False, highlight=False)
+        for line in shortly(told.warnings):
+            bar.console.print(f"warning: {one_line(line)}", markup=False, highlight=False)
         bar.update(task, completed=told.step, total=told.steps, loss=told.loss, speed=speed)
 
     try:

@@ -243,14 +243,22 @@ class TrainingRun:
         batch = self.on_devices(next(self.batches))
         watched: WatchedFigures | None = None
         found: list[HealthWarning] = []
+        rate = float(self.rate_of(number)) * float(self.state.rate)  # before a warning lowers it
         if self.monitor.is_due(number + 1):
             self.state, figures, watched, found = self.monitor.step(self.state, self.frozen, batch)
         else:
             figures = self.step(batch)
         if not figures.finite:
             self.batches.state = data
-            weights = self.state.weights | self.frozen
-            where = locate_nonfinite(self.graph, weights, batch, self.config.mitigation, number)
+            where = locate_nonfinite(
+                self.graph,
+                self.state.weights | self.frozen,
+                batch,
+                self.config.mitigation,
+                number,
+                z_loss=self.config.optimiser.z_loss,
+                trained=self.state.weights,
+            )
             raise TrainingError(
                 f"step {number + 1}: the loss is {float(figures.loss):g}, the norm of its "
                 f"gradients {float(figures.gradient):g}: {where}; the state before the step is "
@@ -268,7 +276,7 @@ class TrainingRun:
             steps=self.config.run.steps,
             loss=float(figures.loss),
             gradient=float(figures.gradient),
-            rate=float(self.rate_of(number)) * float(self.state.rate),
+            rate=rate,
             tokens=int(figures.tokens),
             seconds=time.perf_counter() - began,
             watched=watched,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllama.loss import successors
+from jaxllama.loss import successors, token_losses
 from jaxllama.masks import BoundMask, Tokens, causal, padding, segments
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, untapped
@@ -93,6 +93,10 @@ class SummedLoss(NamedTuple):
     normaliser: Float[Array, ""]
     tokens: Int[Array, ""]
 
+    def minimised(self, z_loss: float) -> Float[Array, ""]:
+        """Return what gradients are of; see `loss_and_gradients`."""
+        return self.loss + z_loss * self.normaliser if z_loss else self.loss
+
 
 class Graded(NamedTuple):
     """What a batch asks of the weights.
@@ -114,11 +118,9 @@ def summed_loss(model: Llama, batch: Batch, *, tap: Tapper = untapped) -> Summed
     """Return the sums of a part's losses."""
     logits, _ = model(batch.tokens, positions=batch.positions, mask=batch.mask(), tap=tap)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, targets[:, :, None], axis=2)[:, :, 0]
     squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return SummedLoss(
-        loss=-jnp.where(counted, chosen, 0).sum(),
+        loss=jnp.where(counted, token_losses(logits, targets), 0).sum(),
         normaliser=jnp.where(counted, squares, 0).sum(),
         tokens=counted.sum(dtype=jnp.int32),
     )
@@ -151,9 +153,8 @@ def loss_and_gradients(
         shown = one.shown() if mitigation.qk_clip is not None else None
         tap = mitigated(mitigation, model, weights, key=key, shown=shown)
         sums = summed_loss(model, one, tap=tap)
-        total = sums.loss + z_loss * sums.normaliser if z_loss else sums.loss
         largest = tap.largest if isinstance(tap, Mitigated) else None
-        return total, ((sums.loss, sums.tokens), largest)
+        return sums.minimised(z_loss), ((sums.loss, sums.tokens), largest)
 
     graded = jax.value_and_grad(part, has_aux=True)
     first = Batch(*(x[0] for x in batch))
@@ -192,6 +193,20 @@ def updated(
     return TrainState(state.step + 1, moved, kept, state.rate)
 
 
+def skipped(state: TrainState) -> TrainState:
+    """Return the state after a step that moves nothing; the schedule's next rate is the next."""
+
+    def of_schedule(path: Any, _: Any) -> bool:
+        return isinstance(path[-1], optax.tree_utils.NamedTupleKey) and (
+            path[-1].tuple_name == optax.ScaleByScheduleState.__name__
+        )
+
+    # Adam's own count stays: it says of how many gradients the means are.
+    count = optax.tree.get(state.optimiser, "count", filtering=of_schedule)
+    kept = optax.tree.set(state.optimiser, of_schedule, count=count + 1)
+    return state._replace(step=state.step + 1, optimiser=kept)
+
+
 def train_step(
     graph: Graph,
     optimiser: optax.GradientTransformation,
@@ -212,14 +227,25 @@ def train_step(
         z_loss: see `loss_and_gradients`.
         mitigation: see `jaxllama.train.mitigation`.
     """
-    loss, tokens, gradients, factors = loss_and_gradients(
-        graph, state.weights, frozen, batch, z_loss, mitigation, state.step
-    )
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after = updated(optimiser, state, gradients, factors)
+    return graded_step(graph, optimiser, z_loss, mitigation, state, frozen, batch)[:2]
+
+
+def graded_step(
+    graph: Graph,
+    optimiser: optax.GradientTransformation,
+    z_loss: float,
+    mitigation: MitigationSettings,
+    state: TrainState,
+    frozen: Weights,
+    batch: Batch,
+) -> tuple[TrainState, StepFigures, Graded]:
+    """Return what `train_step` does, and what it was made by."""
+    made = loss_and_gradients(graph, state.weights, frozen, batch, z_loss, mitigation, state.step)
+    norm = optax.tree.norm(made.gradients)
+    finite = jnp.isfinite(made.loss) & jnp.isfinite(norm)
+    after = updated(optimiser, state, made.gradients, made.factors)
     chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-    return chosen, StepFigures(loss, norm, tokens, finite)
+    return chosen, StepFigures(made.loss, norm, made.tokens, finite), made
 
 
 def initial_state(

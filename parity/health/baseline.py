@@ -14,10 +14,10 @@ from parity.health.rule import HealthFinding
 # What a figure that is a share, from 0 to 1, must have moved by to be said; what others must have
 # been multiplied by, or divided. Heuristic: two texts of one model differ by less.
 SHARE_MOVED, TIMES_MOVED = 0.1, 2.0
-_SHARES = ("entropy", "peaked", "sink", "column", "nearest")
-_SIZES = ("max_logit", "reach")
-# Of sizes below these a multiple says nothing.
-_FLOOR = {"max_logit": 1.0, "reach": 1.0}
+_SHARES = ("entropy", "peaked", "one_distance", "sink", "column", "nearest")
+# Sizes of heads, and below what a multiple says nothing: of row sums, what 16 bits round them by.
+_SIZES = {"max_logit": 1.0, "reach": 1.0, "lazy_k": 1.0, "leakage": 1e-6, "row_sum": 5e-3}
+_LEAST_ROLLOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,37 @@ class HealthComparison:
     loss: float
 
 
-def place_of(finding: HealthFinding) -> tuple[str, int | None]:
-    """Return what makes a finding of two models the same one."""
-    return finding.rule, finding.layer
+def new_among(
+    found: Sequence[HealthFinding], before: Sequence[HealthFinding]
+) -> list[HealthFinding]:
+    """Return the findings that are not among others, or are there of fewer heads."""
+    known: dict[object, set[int]] = {}
+    for one in before:
+        known.setdefault(_place_of(one), set()).update(one.heads)
+    return [
+        one
+        for one in found
+        if _place_of(one) not in known or not known[_place_of(one)].issuperset(one.heads)
+    ]
+
+
+def gone_from(
+    found: Sequence[HealthFinding], before: Sequence[HealthFinding]
+) -> list[HealthFinding]:
+    """Return the earlier findings of which no head is left."""
+    left: dict[object, set[int]] = {}
+    for one in found:
+        left.setdefault(_place_of(one), set()).update(one.heads)
+    return [
+        one
+        for one in before
+        if _place_of(one) not in left or (one.heads and left[_place_of(one)].isdisjoint(one.heads))
+    ]
+
+
+def _place_of(finding: HealthFinding) -> tuple[str, int | None, bool]:
+    """Return what makes a finding of two models the same one, but for its heads."""
+    return finding.rule, finding.layer, bool(finding.heads)
 
 
 def find_changes(
@@ -77,8 +105,12 @@ def find_changes(
         if one.states is not None and base.states is not None:
             for name in ("residual", "cosine"):
                 found += _share(name, layer, None, *_both(base.states, one.states, name))
-            for name in ("added", "growth", "largest"):
+            for name in ("added", "growth", "largest", "ratio"):
                 found += _times(name, layer, None, *_both(base.states, one.states, name))
+            values = zip(base.states.value_residual, one.states.value_residual, strict=False)
+            for head, (before, after) in enumerate(values):
+                found += _share("value_residual", layer, head, float(before), float(after))
+        found += _times("rollout", layer, None, base.rollout, one.rollout, _LEAST_ROLLOUT)
     for layer, (g, b) in enumerate(zip(gradients or (), base_gradients or (), strict=False)):
         for name in ("whole", "query_to_value", "key_to_value"):
             found += _times(f"gradient {name}", layer, None, *_both(b, g, name))
@@ -98,7 +130,7 @@ def _of_heads(layer: int, one: LayerSummary, base: LayerSummary) -> Iterator[Hea
             if name in _SHARES:
                 yield from _share(name, layer, head, float(a), float(b))
             else:
-                yield from _times(name, layer, head, float(a), float(b), _FLOOR[name])
+                yield from _times(name, layer, head, float(a), float(b), _SIZES[name])
 
 
 def _both(base: object, one: object, name: str) -> tuple[float, float]:

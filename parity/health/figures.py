@@ -26,13 +26,17 @@ class LayerSummary:
             has the largest.
         states: means over rows; of the largest magnitude the row's that has it.
         rollout: the mean.
-        leak_row, state_row: which row leaks most, of each head [N]; which has the largest state.
+        leak_row, row_sum_row, column_row: of each head [N], which row leaks most, has the row sum
+            furthest off, and the largest column.
+        state_row: which row has the largest state.
     """
 
     heads: HeadFigures | None
     states: StateFigures | None
     rollout: float
     leak_row: np.ndarray
+    row_sum_row: np.ndarray
+    column_row: np.ndarray
     state_row: int
 
 
@@ -78,14 +82,22 @@ def summarise_layer(rows: Sequence[LayerFigures]) -> LayerSummary:
     heads = [row.heads for row in rows if row.heads is not None]
     states = [row.states for row in rows if row.states is not None]
     through = [row.rollout for row in rows if not np.isnan(row.rollout)]
-    leakage = np.stack([one.leakage for one in heads]) if heads else np.zeros((1, 0))
     return LayerSummary(
         heads=_over_heads(heads) if heads else None,
         states=_over_states(states) if states else None,
         rollout=float(np.mean(through)) if through else float("nan"),
-        leak_row=np.nan_to_num(leakage).argmax(axis=0),
+        leak_row=_largest_row([one.leakage for one in heads]),
+        row_sum_row=_largest_row([one.row_sum for one in heads]),
+        column_row=_largest_row([one.column for one in heads]),
         state_row=int(np.argmax([one.largest for one in states])) if states else 0,
     )
+
+
+def _largest_row(rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return of each head the row with the largest figure [N], the first of equal ones."""
+    if not len(rows):
+        return np.zeros(0, int)
+    return np.asarray(np.nan_to_num(np.asarray(rows), nan=-1.0).argmax(axis=0))
 
 
 def _over_heads(rows: Sequence[HeadFigures]) -> HeadFigures:
@@ -93,8 +105,8 @@ def _over_heads(rows: Sequence[HeadFigures]) -> HeadFigures:
     found = {}
     for name, values in stacked.items():
         if name in _PLACED:
-            by = np.nan_to_num(stacked[_PLACED[name]], nan=-1.0)
-            chosen = by.argmin(axis=0) if name == "nearest_head" else by.argmax(axis=0)
+            by = stacked[_PLACED[name]]
+            chosen = _largest_row(1 - by if name == "nearest_head" else by)
             found[name] = np.take_along_axis(values, chosen[None], axis=0)[0]
         else:
             found[name] = _over(name, values.astype(np.float64))

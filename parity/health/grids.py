@@ -14,7 +14,7 @@ import numpy as np
 from parity.comparison.attention_image import LEVELS, NO_NUMBER, NOTHING
 from parity.health.groups import FIGURE_WORDS, GroupComparison
 from parity.health.report import HealthReport
-from parity.health.rules import entropy_collapse, max_logit, single_column
+from parity.health.rules import entropy_collapse, max_logit, row_sum, single_column
 from parity.report.figures import Picture
 from parity.report.sprites import marks, picture
 
@@ -57,7 +57,7 @@ KINDS = (
     GridKind("column", "largest column", "to all on one key", 0, 1, wrong=_none),
     GridKind("reach", "reach", "1 to 10,000 tokens", 0, 4, True, _none),
     GridKind("nearest", "nearest head", "from alike to disjoint", 0, 1, wrong=_none),
-    GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, lambda v: v > 5e-3),
+    GridKind("row_sum", "row sums off", "1e-9 to 1", -9, 0, True, _none),
 )
 _OVER_MEDIAN = "over the median, 1e-3 to 1e3"
 GRADIENT_KINDS = (
@@ -104,7 +104,8 @@ def head_grids(report: HealthReport) -> list[HeadGrid]:
             found.append(_grid(kind, values, kind.wrong(values) | _found(report, kind)))
     for kind in GRADIENT_KINDS if report.gradients else ():
         values = np.stack([getattr(one, kind.name) for one in report.gradients or ()])
-        median = float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0
+        known = values[np.isfinite(values)]
+        median = float(np.median(known)) if known.size else 0.0
         if median > 0:
             found.append(_grid(kind, values / median, _none(values)))
     return found
@@ -132,6 +133,7 @@ _MARKED = {
     "peaked": entropy_collapse.RULE.id,
     "entropy": entropy_collapse.RULE.id,
     "column": single_column.RULE.id,
+    "row_sum": row_sum.RULE.id,  # whose limit is the dtype's
 }
 
 
@@ -224,7 +226,8 @@ def layer_charts(report: HealthReport) -> list[LayerChart]:
         }
         if report.gradients:
             whole = np.array([g.whole for g in report.gradients])
-            median = float(np.median(whole)) or 1.0
+            known = whole[np.isfinite(whole)]
+            median = (float(np.median(known)) if known.size else 0.0) or 1.0
             sizes["gradients over the median"] = (whole / median).tolist()
         charts.append(_chart("Sizes, as ratios", sizes, -4.0, 4.0, log=True))
     return charts

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxllama.errors import InputError, argument
+from jaxllama.errors import InputError
+from parity.comparison.quality import token_loss
 from parity.health.figures import ModelFigures, summarise_layer
 from parity.health.metrics.attention import Rollout
 from parity.health.metrics.gradients import GradientFigures, gradient_figures
@@ -23,8 +24,8 @@ from parity.subjects.base import Arrays, Subject, require_gradients
 
 # Tokens that gradients are taken of: a layer's are those of all its maps at once.
 GRADIENT_TOKENS = 512
-# Queries whose logits are looked at together.
-_LOGIT_ROWS = 256
+# Of so many tokens every rule judges; heads are flagged whatever the text's length.
+_ENOUGH_TOKENS = 64
 # Told of every layer's weights while they are alive: layer, row, weights [N, T, S], visible [T, S].
 Watcher = Callable[[int, int, np.ndarray, np.ndarray], None]
 
@@ -121,7 +122,7 @@ def _flagged(one: LayerFigures, dtype: str) -> list[tuple[int, tuple[str, ...]]]
         layers=[summarise_layer([one])],
         gradients=None,
         dtype=dtype,
-        tokens=LEAST_FLAGGED,
+        tokens=_ENOUGH_TOKENS,
         spectra={},
         loss=float("nan"),
         chance=float("nan"),
@@ -132,9 +133,6 @@ def _flagged(one: LayerFigures, dtype: str) -> list[tuple[int, tuple[str, ...]]]
         for head in finding.heads:
             by_head.setdefault(head, []).append(finding.rule)
     return [(head, tuple(rules)) for head, rules in by_head.items()]
-
-
-LEAST_FLAGGED = 64
 
 
 def _check_finite(prefix: str, taps: Mapping[str, np.ndarray], inputs: Inputs) -> None:
@@ -155,18 +153,11 @@ def _check_finite(prefix: str, taps: Mapping[str, np.ndarray], inputs: Inputs) -
 
 def _loss(taps: Arrays, inputs: Inputs, row: int) -> float:
     """Return the mean cross-entropy of a row's tokens but the first, in nats."""
-    count = int(inputs.valid[row].sum())
-    if "logits" not in taps or count < 2:
+    valid = inputs.valid[row]
+    if "logits" not in taps or valid.sum() < 2:
         return float("nan")
-    logits = taps["logits"][row][inputs.valid[row]][:-1]
-    targets = inputs.tokens[row][inputs.valid[row]][1:]
-    total = 0.0
-    for first in range(0, len(logits), _LOGIT_ROWS):
-        part = logits[first : first + _LOGIT_ROWS].astype(np.float64)
-        part -= part.max(axis=1, keepdims=True)
-        own = np.take_along_axis(part, targets[first : first + len(part), None], axis=1)[:, 0]
-        total += float((np.log(np.exp(part).sum(axis=1)) - own).sum())
-    return total / len(logits)
+    pairs = zip(taps["logits"][row][valid][:-1], inputs.tokens[row][valid][1:], strict=True)
+    return float(np.mean([token_loss(logits, int(target)) for logits, target in pairs]))
 
 
 def can_differentiate(subject: Subject) -> bool:
@@ -210,10 +201,3 @@ def measure_gradients(
         }
         found.append(gradient_figures(named, heads, key_heads))
     return found[::-1], count
-
-
-def out_of_range(dtype: str, error: NotFinite) -> InputError:
-    """Return what to say of a pass that overflowed though all its weights are finite."""
-    wider = {"bf16": "f32", "f32": "f64"}.get(dtype)
-    remedy = f"; run it with {argument('dtype', wider)}" if wider else ""
-    return InputError(f"{error} in {dtype}, though every weight of the checkpoint is{remedy}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxllama.checkpoint import Checkpoint
+from jaxllama.checkpoint.checks import check_finite
+from jaxllama.errors import InputError
 from parity.health.figures import LayerSummary, ModelFigures, summarise_layer
 from parity.health.measure import (
     Measured,
@@ -15,13 +17,12 @@ from parity.health.measure import (
     can_differentiate,
     measure,
     measure_gradients,
-    out_of_range,
 )
 from parity.health.metrics.gradients import GradientFigures
 from parity.health.prepare import PreparedTexts
 from parity.health.rule import HealthFinding, find_all
-from parity.health.weights import check_finite_weights, weight_spectra
-from parity.options import Progress
+from parity.health.weights import weight_spectra
+from parity.options import Progress, in_wider
 from parity.subjects.base import Subject
 
 
@@ -75,6 +76,8 @@ def measure_model(
     """
     config = opened.config
     layers, notes = config.num_hidden_layers, []
+    # Beforehand: what no text of these reads, or only another subject, would pass unseen.
+    check_finite(opened, label)
     try:
         measured = measure(
             subject,
@@ -86,8 +89,10 @@ def measure_model(
             what=what,
         )
     except NotFinite as error:
-        check_finite_weights(opened, label)
-        raise out_of_range(subject.dtype, error) from None
+        raise InputError(
+            f"{error} in {subject.dtype}, though every weight of the checkpoint is"
+            f"{in_wider(subject.dtype)}"
+        ) from None
     of_gradients, counted = None, 0
     if gradients and can_differentiate(subject):
         heads = config.num_attention_heads, config.num_key_value_heads

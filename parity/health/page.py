@@ -21,7 +21,7 @@ from parity.comparison.attention_image import (
 )
 from parity.health import grids
 from parity.health.groups import FIGURE_WORDS
-from parity.health.pictures import MOST_HEADS, HeadPicture, ObservedRow
+from parity.health.pictures import HeadPicture, ObservedRow
 from parity.health.report import HealthReport, summary_line
 from parity.health.rule import catalogue
 from parity.report.figures import Picture
@@ -59,10 +59,11 @@ class MaskTile:
 
 @dataclass(frozen=True)
 class LayerSheet:
-    """All heads of a layer, small."""
+    """The first heads of a layer's `of`, small."""
 
     layer: int
     heads: int
+    of: int
     sprite: int
 
 
@@ -149,7 +150,9 @@ class HealthPage:
         made = Picture(picture(arrange_tiles([tiles])), wrong, len(tiles), 1, width, height)
         if not self._fits(made, f"layer {layer}"):
             return None
-        return LayerSheet(layer, len(tiles), self._keep(made))
+        figures = self.report.layers[layer].heads
+        of = len(tiles) if figures is None else len(figures.entropy)
+        return LayerSheet(layer, len(tiles), of, self._keep(made))
 
     def data(self) -> dict[str, Any]:
         """Return what the script needs to say what the pointer is on."""
@@ -210,7 +213,6 @@ def _render(model: HealthPage, report: HealthReport) -> str:
             figure_words=FIGURE_WORDS,
             data=spelled_out(model.data()),
             violation=VIOLATION,
-            most_heads=MOST_HEADS,
             style=source("report.css") + source("health.css", PACKAGE),
             script=script,
             script_digest=digest_of(script),

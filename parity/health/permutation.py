@@ -57,8 +57,8 @@ def compare_unpaired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Si
         chosen = np.concatenate([np.arange(total)[None] < count, order < count])
     weights = np.where(chosen, 1 / count, -1 / (total - count))
     moments = chosen.astype(np.float64), (~chosen).astype(np.float64)
-    squares = (both - both.mean(0)) ** 2
     values = both - both.mean(0)
+    squares = values**2
     variance = np.zeros((len(chosen), both.shape[1]))
     for of_group in moments:
         size = of_group.sum(1, keepdims=True)

@@ -141,7 +141,16 @@ def find_all(model: ModelFigures) -> list[HealthFinding]:
 
 def heads_in_words(heads: Iterable[int] | np.ndarray) -> str:
     """Return heads as `head 3` or `heads 0-2, 5`."""
-    numbers = sorted(int(head) for head in heads)
+    return _in_words("head", heads)
+
+
+def layers_in_words(layers: Iterable[int] | np.ndarray) -> str:
+    """Return layers as `layer 3` or `layers 0-2, 5`."""
+    return _in_words("layer", layers)
+
+
+def _in_words(what: str, given: Iterable[int] | np.ndarray) -> str:
+    numbers = sorted(int(number) for number in given)
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -149,4 +158,4 @@ def heads_in_words(heads: Iterable[int] | np.ndarray) -> str:
         else:
             runs.append([number, number])
     said = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"head{'s' * (len(numbers) != 1)} {said}"
+    return f"{what}{'s' * (len(numbers) != 1)} {said}"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
 from jaxllama.errors import InputError, argument
 from jaxllama.masks import Mask
-from parity.health.baseline import HealthComparison, find_changes, place_of
+from parity.health.baseline import HealthComparison, find_changes, gone_from, new_among
 from parity.health.groups import (
     GroupComparison,
     NamedMass,
@@ -188,11 +188,10 @@ def _against_baseline(
 
 
 def _compare(found: ModelPass, base: ModelPass, label: str) -> HealthComparison:
-    here, there = ({place_of(f) for f in one.findings} for one in (found, base))
     return HealthComparison(
         label=label,
-        new=[one for one in found.findings if place_of(one) not in there],
-        gone=[one for one in base.findings if place_of(one) not in here],
+        new=new_among(found.findings, base.findings),
+        gone=gone_from(found.findings, base.findings),
         changes=find_changes(found.layers, found.gradients, base.layers, base.gradients),
         loss=base.loss,
     )

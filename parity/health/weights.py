@@ -1,31 +1,12 @@
-"""What weights say by themselves: whether they are numbers, and whether they were trained."""
+"""What weights say by themselves: whether they were trained."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from jaxllama.checkpoint.checks import value_problems
-from jaxllama.errors import CheckpointError, join_problems
 from parity.subjects.base import CheckpointLike
 
 _STEPS = 60
-
-
-def check_finite_weights(checkpoint: CheckpointLike, label: str) -> None:
-    """Refuse a checkpoint with weights that are no numbers.
-
-    Args:
-        checkpoint: whose weights are read, one after another.
-        label: what to call it.
-
-    Raises:
-        CheckpointError: with the tensor, how many of its values, and the first.
-    """
-    problems = []
-    for name in checkpoint.tensors:
-        problems += value_problems(name, np.asarray(checkpoint.read(name)))
-    if problems:
-        raise CheckpointError(join_problems(label, problems))
 
 
 def weight_spectra(checkpoint: CheckpointLike) -> dict[str, float]:

@@ -10,13 +10,13 @@ from pathlib import Path
 import jax
 
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
+from jaxllama.checkpoint.checks import check_finite
 from jaxllama.errors import InputError, argument
 from jaxllama.masks import Mask
 from jaxllama.model import Llama
 from jaxllama.quantisation import checked_quant
 from jaxllama.quantisation.choice import parse_quant
-from parity.health.weights import check_finite_weights
-from parity.options import LANES, Progress, checked_length, lane_of
+from parity.options import LANES, Progress, checked_length, in_wider, lane_of
 from parity.quality.examples import EncodedExample, QualityExample, encode_examples, read_examples
 from parity.quality.foretelling import foretell, logits_of_model
 from parity.quality.layouts import LAYOUTS, lay_out, passages
@@ -48,10 +48,9 @@ class _Side:
 
     def refused(self, dtype: str) -> Exception:
         """Return the error of logits that are not finite."""
-        check_finite_weights(self.opened, self.label)
+        check_finite(self.opened, self.label)
         said = f"{self.label}: its logits are not finite in {dtype}, though its weights are"
-        wider = {"bf16": "f32", "f32": "f64"}.get(dtype)
-        return InputError(said + (f"; run it with {argument('dtype', wider)}" if wider else ""))
+        return InputError(said + in_wider(dtype))
 
 
 def measure_quality(
@@ -90,9 +89,10 @@ def measure_quality(
     lane = _checked(mask, baseline, quant, dtype, length, layout)
     path = Path(data)
     examples = read_examples(path)
-    prompts = any(one.prompt is not None for one in examples)
+    asked_for = sum(one.prompt is not None for one in examples)
+    prompts = asked_for > 0
     pair = bool(mask or baseline is not None or quant is not None)
-    check_fail_on(fail_on, pair=pair, prompts=prompts)
+    check_fail_on(fail_on, pair=pair, examples=len(examples), prompts=asked_for)
     if prompts:
         check_libraries()
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):

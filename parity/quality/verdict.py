@@ -125,16 +125,18 @@ def overall(changes: Sequence[MeasuredChange]) -> str:
     return next((word for word in order if word in said), "measured")
 
 
-def check_fail_on(fail_on: Sequence[str], *, pair: bool, prompts: bool) -> None:
+def check_fail_on(fail_on: Sequence[str], *, pair: bool, examples: int, prompts: int) -> None:
     """Refuse conditions that nothing could meet.
 
     Args:
         fail_on: see `fails`.
         pair: whether two models are compared.
-        prompts: whether the data has prompts, of which all measures but the perplexity are.
+        examples: how many the data has.
+        prompts: how many of them have one, of which all measures but the perplexity are.
 
     Raises:
-        InputError: an unknown measure, one that is not taken, or nothing to compare with.
+        InputError: an unknown measure, one that is not taken or is of too few examples for a
+            verdict, or nothing to compare with.
     """
     known = ", ".join((*ANY, *NAMES))
     for word in fail_on:
@@ -153,6 +155,12 @@ def check_fail_on(fail_on: Sequence[str], *, pair: bool, prompts: bool) -> None:
         if name in NAMES[1:] and not prompts:
             raise InputError(
                 f"{said}: of texts alone there is the perplexity; give prompts with references"
+            )
+        counted = prompts if name in NAMES[1:] else examples
+        if counted < LEAST_EXAMPLES:
+            raise InputError(
+                f"{said}: {counted} example{'s' * (counted != 1)}, and of fewer than "
+                f"{LEAST_EXAMPLES} nothing is said to be worse; give more, or leave it out"
             )
 
 

@@ -116,7 +116,8 @@ def _result() -> Schema:
 
 def _health() -> Schema:
     fields = _NULLS.record(health.HealthReport)["properties"]
-    layer = _NULLS.record(LayerSummary, without=("leak_row", "state_row"))["properties"]
+    rows = ("leak_row", "row_sum_row", "column_row", "state_row")
+    layer = _NULLS.record(LayerSummary, without=rows)["properties"]
     own = ("findings", "comparison", "groups", "checkpoint", "subject", "dtype", "mask")
     last = ("gradient_tokens", "spectra", "notes", "environment")
     return _versioned(

@@ -306,6 +306,7 @@ TRAINING = "tests/jaxllama/train/test_run.py::test_the_command_trains_and_goes_o
 CONTEXT = "tests/parity/health/test_command.py::test_texts_are_no_longer_than_the_context"
 PROMPT = "tests/parity/test_scenarios.py::test_more_than_the_context_is_refused_and_the_default_cut"
 ELSEWHERE = {
+    "parity/options.py: --dtype": HEALTH,
     "parity/options.py: --length": CONTEXT,
     "parity/scenarios.py: --length": PROMPT,
     "parity/runner/plan.py: --mode": (
@@ -347,16 +348,12 @@ ELSEWHERE = {
         f"parity/quality/{said}": QUALITY
         for said in (
             "examples.py: --length",
-            "run.py: --dtype",
             "verdict.py: --baseline",
             "verdict.py: --mask",
             "verdict.py: --quant",
         )
     },
-    **{
-        f"parity/health/{said}": HEALTH
-        for said in ("run.py: --against", "prepare.py: --length", "measure.py: --dtype")
-    },
+    **{f"parity/health/{said}": HEALTH for said in ("run.py: --against", "prepare.py: --length")},
     "parity/diagnose/whole_pass.py: --subject": WHOLE,
     "jaxllama/checkpoint/hub/download.py: {name.fetch_command()}": HUB,
     "jaxllama/checkpoint/hub/locate.py: {name.fetch_command()}": HUB,
@@ -394,6 +391,7 @@ NOT_RUN = {
         f"parity/health/rules/{said}": "said on a page that explains, of no file in particular"
         for said in (
             "single_column.py: --html",
+            "gradient_not_finite.py: --dtype",
             "entropy_collapse.py: --baseline",
             "leakage.py: --mask",
             "leakage.py: --html",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import attention_maps as known
@@ -12,6 +13,7 @@ import pytest
 from planting import planted
 
 from jaxllama.health import (
+    GradientNorms,
     MapFigures,
     StreamFigures,
     gradient_norms,
@@ -21,9 +23,9 @@ from jaxllama.health import (
 )
 from jaxllama.health import maps as in_jax
 from parity.health.metrics import attention as in_numpy
-from parity.health.metrics.attention import Rollout, head_figures
-from parity.health.metrics.gradients import gradient_figures, over_median
-from parity.health.metrics.states import state_figures
+from parity.health.metrics.attention import HeadFigures, Rollout, head_figures
+from parity.health.metrics.gradients import GradientFigures, gradient_figures, over_median
+from parity.health.metrics.states import StateFigures, state_figures
 
 B, N, K, T, D, H, L = 3, 5, 2, 23, 6, 4, 3
 LIMITS = {"float64": 1e-11, "float32": 3e-5, "bfloat16": 3e-5}
@@ -93,6 +95,8 @@ def test_maps(dtype: str) -> None:
         ("first = jnp.argsort(~live", "first = jnp.argsort(live", "lazy_k"),
         ("at_query * sums - shown", "at_query - shown", "reach"),
         ("0, wide))", "0, -wide).clip(0))", "leakage"),
+        ("(column == first[:, None])", "(column == 0)", "column_first"),
+        ("(hidden > 0).sum", "(hidden > 0.02).sum", "leaking"),
         ("leak % hidden", "leak // hidden", "leak_key"),
         ("jnp.abs(wide.sum(axis=-1) - 1)", "jnp.abs(sums - 1)", "row_sum"),
         ("evenly = step *", "evenly = 0 * step *", "nearest"),
@@ -105,6 +109,15 @@ def test_a_fault_planted_in_the_maps_is_seen(before: str, after: str, figure: st
     with planted("jaxllama.health.maps", before, after):
         found = getattr(in_jax.map_figures(jnp.asarray(weights), jnp.asarray(mask)), figure)
     assert not np.allclose(found, wanted, atol=1e-4, equal_nan=True)
+
+
+def test_every_figure_of_parity_has_a_twin() -> None:
+    for ours, theirs, beside in (
+        (MapFigures, HeadFigures, set[str]()),
+        (StreamFigures, StateFigures, set[str]()),
+        (GradientNorms, GradientFigures, {"over_median", "value_over_median"}),
+    ):
+        assert {*ours._fields} == {one.name for one in fields(theirs)} | beside
 
 
 def test_one_head_alone_has_no_nearest() -> None:
@@ -175,11 +188,13 @@ def test_a_fault_planted_in_the_states_is_seen(before: str, after: str, figure: 
     assert not np.allclose(getattr(found, figure)[:2], states_in_numpy()[figure], atol=1e-4)
 
 
-def test_gradients() -> None:
+@pytest.mark.parametrize("broken", [1.0, np.inf, np.nan])
+def test_gradients(broken: float) -> None:
     drawn = np.random.default_rng(3)
     shapes = {"q_proj": (N * H, D), "k_proj": (K * H, D), "v_proj": (K * H, D), "norm": (D,)}
     stacks = {name: drawn.standard_normal((L, *shape)) for name, shape in shapes.items()}
     stacks["v_proj"][1] *= 50
+    stacks["norm"][2] *= broken  # a layer that hides no other
     layers = [
         gradient_figures({name: stack[layer] for name, stack in stacks.items()}, N, K)
         for layer in range(L)
@@ -187,9 +202,11 @@ def test_gradients() -> None:
     found = jax.jit(gradient_norms, static_argnums=(1, 2))(
         {name: jnp.asarray(stack) for name, stack in stacks.items()}, N, K
     )
-    for name in set(found._fields) - {"over_median"}:
+    over = {"over_median": "all weights", "value_over_median": "values' weights"}
+    for name in set(found._fields) - {*over}:
         wanted = np.stack([getattr(one, name) for one in layers])
         np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-12, err_msg=name)
-    over = [one["all weights"] for one in over_median(layers)]
-    np.testing.assert_allclose(found.over_median, over, rtol=1e-12)
+    for name, part in over.items():
+        wanted = [one.get(part, np.nan) for one in over_median(layers)]
+        np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-12, err_msg=name)
     assert len({float(x) for x in found.query_to_value}) == L

@@ -12,6 +12,7 @@ import pytest
 from health_experiment import ABOVE, DIVERGING, NEITHER, SANE, STRETCH, Kind, Run
 
 from jaxllama.train.config import MonitorSettings
+from jaxllama.train.watch import HealthWarning
 
 ROOT = Path(__file__).parents[2]
 KIND = Kind("small", "f32", warmup=False, seed=3)
@@ -66,6 +67,24 @@ def test_thresholds_lie_beyond_sane_runs_alone() -> None:
     assert found["max_logit"] == 150 and found["update_ratio"] == pytest.approx(0.98)
     assert found["entropy"] == pytest.approx(0.0067) and found["residual"] == pytest.approx(0.013)
     assert found["loss_spike"] == usual.loss_spike  # never stricter than usual
+
+
+def test_both_the_frozen_and_the_shipped_thresholds_are_told_of() -> None:
+    logits = [
+        HealthWarning(n, "max_logit", "layer 0", 100.0 * n, "above", 100, "warn") for n in (2, 9)
+    ]
+    entropy = HealthWarning(3, "entropy", "layer 0", 0.005, "below", 0.01, "warn")
+    silent, warned = a_run([3.0] * 60, 1e-3), a_run([3.0] * 60, 1e-3)
+    experiment.take(silent, [logits[0], entropy], {"max_logit": 760, "entropy": 0.0012})
+    experiment.take(warned, [*logits, entropy], {"max_logit": 760, "entropy": 0.0012})
+    assert (silent.warned, silent.extreme) == (None, {"max_logit": 200, "entropy": 0.005})
+    assert warned.warned == 9 and [*warned.first] == ["max_logit"]
+    quiet = a_run([3.0] * 60, 1e-3)
+    found = experiment.report([silent, warned, quiet])
+    assert (found["sane"], found["silent"], found["silent_shipped"]) == (3, 2, 1)
+    content = {"reports": {"one": found | {"notice": [1]}}, "runs": {"one": []}}
+    assert drawing.warned(content).splitlines()[0].endswith("under the shipped thresholds |")
+    assert drawing.warned(content).endswith("| 1 of 3 |")
 
 
 def test_one_run_that_diverges_is_warned_in_time_and_one_that_is_sane_is_silent() -> None:

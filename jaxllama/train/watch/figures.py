@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxllama.health.figures import entropy, largest_logit, rank_residual
-from jaxllama.loss import successors
+from jaxllama.loss import successors, token_losses
 from jaxllama.model import Llama
 from jaxllama.taps import Tapper, Untapped, Values
 from jaxllama.train.config import MitigationSettings
@@ -116,8 +115,7 @@ def watched_figures(
     through = mitigated(mitigation, model, before, tap=tap)
     logits, _ = model(batch.tokens, positions=batch.positions, mask=mask, tap=through)
     targets, counted = successors(batch.tokens, valid=batch.valid, segments=batch.segments)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, :, None], axis=2)
-    losses = jnp.where(counted, -chosen[:, :, 0], jnp.nan)
+    losses = jnp.where(counted, token_losses(logits, targets), jnp.nan)
     return WatchedFigures(
         entropy=jnp.nanmin(tap.found["entropy"], axis=1),
         max_logit=jnp.nanmax(tap.found["max_logit"], axis=1),

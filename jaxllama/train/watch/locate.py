@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from jaxllama.sharding.hosts import host_array
@@ -52,6 +53,8 @@ def locate_nonfinite(
     batch: Batch,
     mitigation: MitigationSettings = NO_MITIGATION,
     step: int = 0,
+    z_loss: float = 0.0,
+    trained: Collection[str] | None = None,
 ) -> str:
     """Say where the first number that is not finite is, in the order of computing.
 
@@ -61,6 +64,8 @@ def locate_nonfinite(
         batch: in parts; each is looked at until one has such a number.
         mitigation: with which the step was taken.
         step: how many were made before it.
+        z_loss: with which it was taken.
+        trained: which of the weights it moves; all if None.
     """
 
     def summed(number: int, weights: Weights, part: Batch, tap: Tapper) -> SummedLoss:
@@ -76,33 +81,46 @@ def locate_nonfinite(
     for number in range(batch.tokens.shape[0]):
         part = Batch(*(x[number] for x in batch))
         run = partial(summed, number)
-        found = {n: bool(host_array(x)) for n, x in _forward(run, weights, part).items()}
+        found = {n: bool(host_array(x)) for n, x in _forward(run, weights, part, z_loss).items()}
         layers = sum(name.endswith(".output") for name in found)
         order = _in_order(found, layers)
         if bad := [name for name in order if not found[name]]:
             return f"forward, first at {bad[0]}"
-        back = {n: host_array(x) for n, x in _backward(run, weights, part, layers).items()}
+        looked_at, sizes = _backward(run, weights, part, layers, z_loss, trained or weights)
+        back = {n: host_array(x) for n, x in looked_at.items()}
         for name in reversed(order):
             if name in back and not back[name].all():
                 return f"backward, first in the gradient of {name}"
         for name, finite in back.items():
             if not finite.all():
                 return f"backward, in the gradient of {name}"
+        if not np.isfinite(host_array(sizes.norm)):
+            largest = {n: host_array(x) for n, x in sizes.largest.items()}
+            name = max(largest, key=lambda n: float(largest[n].max()))
+            where = f" of layer {int(largest[name].argmax())}" if largest[name].ndim else ""
+            return (
+                "backward, in their squares: the gradients are finite, the sum of their squares is "
+                f"not; the largest, {float(largest[name].max()):.2g}, is of {name}{where}"
+            )
     return "nowhere, where every intermediate is looked at; the compiled whole rounds otherwise"
 
 
 def _in_order(found: Mapping[str, Any], layers: int) -> list[str]:
     """Return taps in the order of computing."""
     named = [f"layers.{i}.{name}" for i in range(layers) for name in LAYER_TAPS]
-    return [n for n in ("embed", *named, "norm", "logits", "loss") if n in found]
+    return [n for n in ("embed", *named, "norm", "logits", "loss", "z_loss") if n in found]
+
+
+def _inner_axes(name: str, weight: Array) -> tuple[int, ...]:
+    """Return all axes but that of layers, of a stack of them."""
+    return tuple(range(int(name.startswith("layers.")), weight.ndim))
 
 
 def _finite_by_layer(name: str, weight: Array) -> Array:
-    first = int(name.startswith("layers."))
-    return jnp.isfinite(weight).all(axis=tuple(range(first, weight.ndim)))
+    return jnp.isfinite(weight).all(axis=_inner_axes(name, weight))
 
 
-def _forward(run: Summed, weights: Weights, part: Batch) -> Values:
+def _forward(run: Summed, weights: Weights, part: Batch, z_loss: float) -> Values:
     """Return whether each tap is finite."""
 
     @jax.jit
@@ -110,13 +128,24 @@ def _forward(run: Summed, weights: Weights, part: Batch) -> Values:
         taps = Taps()
         sums = run(weights, part, taps)
         recorded = taps.recorded() | {"loss": sums.loss}
+        if z_loss:
+            recorded["z_loss"] = sums.normaliser
         return {name: jnp.isfinite(value).all() for name, value in recorded.items()}
 
     return looked_at(weights, part)
 
 
-def _backward(run: Summed, weights: Weights, part: Batch, layers: int) -> Values:
-    """Return whether the loss's gradient is finite, of each tap and of each weight's layers."""
+class _Sizes(NamedTuple):
+    """The norm of a part's gradients as a step takes it, and each one's largest, by layer."""
+
+    norm: Array
+    largest: Values
+
+
+def _backward(
+    run: Summed, weights: Weights, part: Batch, layers: int, z_loss: float, trained: Collection[str]
+) -> tuple[Values, _Sizes]:
+    """Return whether what is minimised has a finite gradient, by tap and by weight and layer."""
 
     def recorded(weights: Weights, part: Batch) -> Values:
         taps = Taps()
@@ -130,7 +159,7 @@ def _backward(run: Summed, weights: Weights, part: Batch, layers: int) -> Values
     }
 
     @jax.jit
-    def looked_at(weights: Weights, part: Batch) -> Values:
+    def looked_at(weights: Weights, part: Batch) -> tuple[Values, _Sizes]:
         outer = {
             name: jnp.zeros(one.shape, one.dtype)
             for name, one in shapes.items()
@@ -142,14 +171,20 @@ def _backward(run: Summed, weights: Weights, part: Batch, layers: int) -> Values
             if (one := shapes.get(f"layers.0.{name}")) is not None
         }
 
-        def total(weights: Weights, outer: Values, layered: Values) -> Array:
-            return run(weights, part, Shifted(outer, layered)).loss
+        def total(weights: Weights, outer: Values, layered: Values) -> tuple[Array, Array]:
+            sums = run(weights, part, Shifted(outer, layered))
+            return sums.minimised(z_loss), sums.tokens
 
-        slopes, outer, layered = jax.grad(total, argnums=(0, 1, 2))(weights, outer, layered)
+        graded = jax.grad(total, argnums=(0, 1, 2), has_aux=True)
+        (slopes, outer, layered), tokens = graded(weights, outer, layered)
         every = {
             f"layers.{i}.{name}": value[i] for name, value in layered.items() for i in range(layers)
         }
         found = {name: jnp.isfinite(value).all() for name, value in (outer | every).items()}
-        return found | {name: _finite_by_layer(name, slope) for name, slope in slopes.items()}
+        found |= {name: _finite_by_layer(name, slope) for name, slope in slopes.items()}
+        count = jnp.maximum(tokens, 1)
+        mean = {name: slopes[name] / count.astype(slopes[name].dtype) for name in trained}
+        largest = {n: jnp.abs(slope).max(axis=_inner_axes(n, slope)) for n, slope in mean.items()}
+        return found, _Sizes(optax.tree.norm(mean), largest)
 
     return looked_at(weights, part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,8 @@ from jaxllama.train.step import (
     Batch,
     StepFigures,
     TrainState,
-    loss_and_gradients,
+    graded_step,
+    skipped,
     updated,
 )
 from jaxllama.train.watch.figures import WatchedFigures, watched_figures
@@ -63,6 +64,19 @@ class HealthWarning:
         )
 
 
+def shortly(found: Iterable[HealthWarning]) -> list[str]:
+    """Return a line a figure: the worst place, and of how many more it is said."""
+    kinds: dict[tuple[str, str], list[HealthWarning]] = {}
+    for one in found:
+        kinds.setdefault((one.figure, one.side), []).append(one)
+    lines = []
+    for (_, side), alike in kinds.items():
+        worst = (max if side == _ABOVE else min)(alike, key=lambda one: one.value)
+        more = f"; and {len(alike) - 1} more such" if len(alike) > 1 else ""
+        lines.append(f"{worst}{more}")
+    return lines
+
+
 class HealthMonitor:
     """Watches a training.
 
@@ -90,7 +104,7 @@ class HealthMonitor:
         self._watched = jax.jit(partial(_watched_step, graph, optimiser, z_loss, mitigation))
         self._cut: Callable[..., TrainState] = jax.jit(partial(_cut_step, optimiser))
         self.warnings: list[HealthWarning] = []
-        self._begun: np.ndarray | None = None
+        self._first_entropy: np.ndarray | None = None
 
     def is_due(self, step: int) -> bool:
         """Return whether a step, counted from 1, is watched.
@@ -104,11 +118,11 @@ class HealthMonitor:
     def forget(self) -> None:
         """Begin anew: losses and warnings so far are of another run."""
         self._losses.clear()
-        self.warnings, self._begun = [], None
+        self.warnings, self._first_entropy = [], None
 
     def memory(self) -> dict[str, Any]:
         """Return what later steps are held to, as JSON has it."""
-        begun = None if self._begun is None else self._begun.tolist()
+        begun = None if self._first_entropy is None else self._first_entropy.tolist()
         return {"losses": [*self._losses], "entropy": begun}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
@@ -116,7 +130,7 @@ class HealthMonitor:
         self.forget()
         self._losses.extend(memory.get("losses", ()))
         begun = memory.get("entropy")
-        self._begun = None if begun is None else np.asarray(begun, np.float64)
+        self._first_entropy = None if begun is None else np.asarray(begun, np.float64)
 
     def note_loss(self, loss: float) -> None:
         """Remember the loss of a step."""
@@ -145,7 +159,7 @@ class HealthMonitor:
         if "stop" in actions or not figures.finite:
             return state, figures, shown, found
         if "skip" in actions:
-            after = state._replace(step=state.step + 1)
+            after = skipped(state)
         elif "clip" in actions:
             after = self._cut(state, *asked, figures.gradient, self._settings.clip_norm)
         if "lower" in actions:
@@ -167,9 +181,9 @@ class HealthMonitor:
 
         yield from beyond("max_logit", shown.max_logit, _ABOVE, settings.max_logit)
         # Collapse is a fall: a head that rests on one key from the start, a sink, is none.
-        if self._begun is None:
-            self._begun = np.asarray(shown.entropy, np.float64)
-        fallen = np.where(shown.entropy < _FALL * self._begun, shown.entropy, np.nan)
+        if self._first_entropy is None:
+            self._first_entropy = np.asarray(shown.entropy, np.float64)
+        fallen = np.where(shown.entropy < _FALL * self._first_entropy, shown.entropy, np.nan)
         yield from beyond("entropy", fallen, _BELOW, settings.entropy)
         yield from beyond("residual", shown.residual, _BELOW, settings.residual)
         for name, norms in shown.gradient.items():
@@ -195,19 +209,13 @@ def _watched_step(
     frozen: Weights,
     batch: Batch,
 ) -> tuple[TrainState, StepFigures, WatchedFigures, tuple[Weights, Weights]]:
-    loss, tokens, gradients, factors = loss_and_gradients(
-        graph, state.weights, frozen, batch, z_loss, mitigation, state.step
-    )
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after = updated(optimiser, state, gradients, factors)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    after, figures, made = graded_step(graph, optimiser, z_loss, mitigation, state, frozen, batch)
     first = Batch(*(part[0] for part in batch))
     model = holding(graph, state.weights | frozen)
     watched = watched_figures(
-        model, first, gradients, state.weights, after.weights, frozen, mitigation
+        model, first, made.gradients, state.weights, after.weights, frozen, mitigation
     )
-    return after, StepFigures(loss, norm, tokens, finite), watched, (gradients, factors)
+    return after, figures, watched, (made.gradients, made.factors)
 
 
 def _cut_step(

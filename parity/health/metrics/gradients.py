@@ -62,13 +62,17 @@ def gradient_figures(
 
 
 def over_median(layers: Sequence[GradientFigures]) -> list[dict[str, float]]:
-    """Return of each layer the norms of all weights and of the values', over the median layer's."""
+    """Return of each layer the norms of all weights and of the values', over the median layer's.
+
+    The median is that of the finite norms; one that is not finite has no ratio.
+    """
     found: list[dict[str, float]] = [{} for _ in layers]
     for part, norms in {
         "all weights": [one.whole for one in layers],
         "values' weights": [_together(one.value) for one in layers],
     }.items():
-        median = max(float(np.median(norms)), np.finfo(np.float64).tiny) if norms else 1.0
+        finite = [norm for norm in norms if np.isfinite(norm)]
+        median = max(float(np.median(finite)), np.finfo(np.float64).tiny) if finite else 1.0
         for one, norm in zip(found, norms, strict=True):
             if np.isfinite(norm):
                 one[part] = norm / median

@@ -14,7 +14,7 @@ LIMIT, SINK = 0.05, 0.9
 
 RULE = HealthRule(
     id="alike-heads",
-    rank=16,
+    rank=17,
     severity="information",
     title="heads attend to the same",
     checks="The Jensen-Shannon distance of a head's rows to those of the most similar head of its "

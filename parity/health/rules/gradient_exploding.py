@@ -12,7 +12,7 @@ LIMIT = 1e3
 
 RULE = HealthRule(
     id="gradient-exploding",
-    rank=9,
+    rank=10,
     severity="warning",
     title="a layer's gradients are far larger than others'",
     checks="The norm of the gradients of all of a layer's weights, and of its values' weights "

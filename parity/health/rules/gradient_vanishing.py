@@ -12,7 +12,7 @@ LIMIT = 1e-3
 
 RULE = HealthRule(
     id="gradient-vanishing",
-    rank=10,
+    rank=11,
     severity="warning",
     title="a layer's gradients are far smaller than others'",
     checks="The norm of the gradients of all of a layer's weights, and of its values' weights "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parity.health.figures import ModelFigures
-from parity.health.rule import HealthFinding, HealthRule
+from parity.health.rule import HealthFinding, HealthRule, layers_in_words
 
 MOST = 1
 
 RULE = HealthRule(
     id="lazy-layer",
-    rank=15,
+    rank=16,
     severity="information",
     title="all maps of a layer are of rank one",
     checks="How many singular values of a head's map have nine tenths of their squares, over the "
@@ -35,8 +35,7 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
     ]
     if lazy and model.tokens > 8:  # the map of few tokens has few singular values
         yield RULE.finding(
-            f"layer{'s' * (len(lazy) > 1)} {', '.join(map(str, lazy))}: one singular value has "
-            "nine tenths of every head's map",
+            f"{layers_in_words(lazy)}: one singular value has nine tenths of every head's map",
             value=float(MOST),
             threshold=float(MOST),
             layer=lazy[0] if len(lazy) == 1 else None,

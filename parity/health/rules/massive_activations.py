@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parity.health.figures import ModelFigures
-from parity.health.rule import HealthFinding, HealthRule
+from parity.health.rule import HealthFinding, HealthRule, layers_in_words
 
 MAGNITUDE, RATIO = 100.0, 1000.0
 
 RULE = HealthRule(
     id="massive-activations",
-    rank=14,
+    rank=15,
     severity="information",
     title="a few features are huge",
     checks="A magnitude in the states after a layer above 100 that is at least 1000 times the "
@@ -39,7 +39,7 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
     assert states is not None
     place = model.token(found[layer].state_row, states.largest_token)
     yield RULE.finding(
-        f"layers {min(found)} to {max(found)}: up to {states.largest:.4g} in layer {layer}, "
+        f"{layers_in_words(found)}: up to {states.largest:.4g} in layer {layer}, "
         f"{states.ratio:.3g} times the median, token {place}, feature {states.largest_feature}",
         value=states.ratio,
         threshold=RATIO,

@@ -13,7 +13,7 @@ LIMIT = 100.0
 
 RULE = HealthRule(
     id="max-logit",
-    rank=6,
+    rank=7,
     severity="warning",
     title="attention scores are large",
     checks="The largest scaled score of a visible key, before the softmax: above 100.",

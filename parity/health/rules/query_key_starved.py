@@ -14,7 +14,7 @@ LIMIT = 1e-3
 
 RULE = HealthRule(
     id="query-key-starved",
-    rank=11,
+    rank=12,
     severity="warning",
     title="queries and keys have no gradient left",
     checks="The norm of the gradient of a layer's query or key weights over that of its value "

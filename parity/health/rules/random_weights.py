@@ -14,7 +14,7 @@ LIMIT = 1.2
 
 RULE = HealthRule(
     id="random-weights",
-    rank=12,
+    rank=13,
     severity="information",
     title="the weights look random",
     checks="The largest singular value of query and key weights, in the first, the middle and the "

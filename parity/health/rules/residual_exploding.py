@@ -12,7 +12,7 @@ LIMIT, FIRST_LIMIT = 10.0, 1000.0
 
 RULE = HealthRule(
     id="residual-exploding",
-    rank=7,
+    rank=8,
     severity="warning",
     title="a layer makes states far larger",
     checks="The norm of a token's state after a layer over that before; the median token's: above "

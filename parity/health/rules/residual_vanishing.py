@@ -13,7 +13,7 @@ DROWNED = 10.0
 
 RULE = HealthRule(
     id="residual-vanishing",
-    rank=8,
+    rank=9,
     severity="warning",
     title="a layer adds nothing, or leaves nothing",
     checks="The norm of what a layer adds to a token's state over that of the state: below 0.001; "

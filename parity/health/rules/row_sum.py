@@ -39,10 +39,11 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
         if not len(heads):
             continue
         worst = heads[one.heads.row_sum[heads].argmax()]
+        row = int(one.row_sum_row[worst])
+        query = model.token(row, int(one.heads.row_sum_at[worst]))
         yield RULE.finding(
-            f"layer {layer}, {heads_in_words(heads)}: weights of query "
-            f"{one.heads.row_sum_at[worst]} are off by {one.heads.row_sum[worst]:.3g} from a sum "
-            "of 1",
+            f"layer {layer}, {heads_in_words(heads)}: weights of query {query} in row {row} are "
+            f"off by {one.heads.row_sum[worst]:.3g} from a sum of 1",
             value=one.heads.row_sum[worst],
             threshold=limit,
             layer=layer,

@@ -15,7 +15,7 @@ SATURATED = 100.0
 
 RULE = HealthRule(
     id="single-column",
-    rank=5,
+    rank=6,
     severity="warning",
     title="a head looks at one key, which is not the first",
     checks="The mean weight that one key has from all queries that see it: above 0.9, of another "
@@ -43,9 +43,10 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
         if not len(heads):
             continue
         worst = heads[h.column[heads].argmax()]
+        row = int(one.column_row[worst])
         yield RULE.finding(
-            f"layer {layer}, {heads_in_words(heads)}: {h.column[worst]:.0%} of all weight on key "
-            f"{model.token(0, int(h.column_at[worst]))}",
+            f"layer {layer}, {heads_in_words(heads)}: {h.column[worst]:.0%} of all weight on one "
+            f"key, in row {row} on key {model.token(row, int(h.column_at[worst]))}",
             value=h.column[worst],
             threshold=SHARE,
             layer=layer,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from parity.health.figures import ModelFigures
-from parity.health.rule import HealthFinding, HealthRule
+from parity.health.rule import HealthFinding, HealthRule, layers_in_words
 
 SHARE = 0.3
 
 RULE = HealthRule(
     id="sink",
-    rank=13,
+    rank=14,
     severity="information",
     title="heads rest on the first token",
     checks="The share of heads that give the first token more than 0.3 of their weight, mean over "
@@ -31,19 +31,19 @@ def find(model: ModelFigures) -> Iterator[HealthFinding]:
     shown = [(layer, one.heads) for layer, one in enumerate(model.layers) if one.heads is not None]
     if not shown or model.tokens < 8:  # of few keys the first has 0.3 by chance
         return
-    sinks = {layer: int((heads.sink > SHARE).sum()) for layer, heads in shown}
-    total, count = sum(len(heads.sink) for _, heads in shown), sum(sinks.values())
-    if not count:
+    sinks = {layer: heads.sink[heads.sink > SHARE] for layer, heads in shown}
+    sinks = {layer: weights for layer, weights in sinks.items() if len(weights)}
+    if not sinks:
         return
-    most = max(sinks, key=lambda layer: sinks[layer])
+    count, total = sum(map(len, sinks.values())), sum(len(heads.sink) for _, heads in shown)
+    most = max(sinks, key=lambda layer: len(sinks[layer]))
     elsewhere = sum(
         int(((heads.column > SHARE) & (heads.column_first < 0.5)).sum()) for _, heads in shown
     )
     beside = f"; {elsewhere} heads give as much to another token" if elsewhere else ""
     yield RULE.finding(
-        f"{count} of {total} heads rest on the first token (layers "
-        f"{min(n for n in sinks if sinks[n])} to {max(n for n in sinks if sinks[n])}, most in "
+        f"{count} of {total} heads rest on the first token ({layers_in_words(sinks)}, most in "
         f"layer {most}), over the first {min(model.tokens, 64)} tokens{beside}",
-        value=count / total,
+        value=max(weights.max() for weights in sinks.values()),
         threshold=SHARE,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from jaxllama.errors import TrainingError
 from jaxllama.train import Progressed, TrainingRun, train
 from jaxllama.train.config import MonitorSettings
 from jaxllama.train.state import SavedStates, latest_step
-from jaxllama.train.watch import HealthMonitor, locate_nonfinite
+from jaxllama.train.watch import HealthMonitor, HealthWarning, locate_nonfinite
+from jaxllama.train.watch.monitor import shortly
 
 LAYERS, HEADS = 5, 6
 Q_PROJ, UP = "layers.self_attn.q_proj.weight", "layers.mlp.up_proj.weight"
@@ -84,6 +86,18 @@ def test_a_layer_whose_scores_explode_is_named(run: TrainingRun) -> None:
     assert str(logits[0]).endswith(" in layer 3, head 0, above 100")
 
 
+def test_of_many_warnings_a_figure_the_worst_is_told() -> None:
+    above = [
+        HealthWarning(1, "max_logit", f"layer {i}", 100.0 + i % 3, "above", 100.0, "warn")
+        for i in range(72)
+    ]
+    below = HealthWarning(1, "entropy", "layer 4, head 2", 0.002, "below", 0.01, "skip")
+    assert shortly([*above, below]) == [f"{above[2]}; and 71 more such", str(below)]
+    low = [replace(below, value=value) for value in (0.003, 0.001)]
+    assert shortly(low) == [f"{low[1]}; and 1 more such"]
+    assert shortly([]) == []
+
+
 def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
     made = {
         action: run_of(folder, **{action: ["max_logit"]}, clip_norm=1e-9, lower_by=0.25)
@@ -105,6 +119,23 @@ def test_what_is_done_beyond_a_threshold(folder: Path) -> None:
     good = plain.monitor.step(first.state, {}, batch)[0]
     for one in made.values():
         assert same(one.monitor.step(first.state, {}, batch)[0], good)
+
+
+@pytest.mark.parametrize(("action", "factor"), [("skip", 1.0), ("lower", 0.25)])
+def test_the_rate_that_is_told_is_applied(folder: Path, action: str, factor: float) -> None:
+    plain = {"schedule": "linear", "learning_rate": 0.01, "warmup": 0, "weight_decay": 0.0}
+    monitor = {"every": 1, "max_logit": 1e-9, action: ["max_logit"], "lower_by": 0.25}
+    run = TrainingRun(
+        config(folder, optimiser=plain | {"beta1": 0.0, "beta2": 0.0}, monitor=monitor)
+    )
+    assert run.advance(0).rate == pytest.approx(0.01)
+    run.monitor = HealthMonitor(MonitorSettings(every=0), run.graph, run.optimiser)
+    before = jax.tree.map(np.asarray, run.state.weights)
+    told = run.advance(1).rate
+    assert told == pytest.approx(factor * float(run.rate_of(1))) and told < 0.0095
+    # Without memory of earlier gradients an update is the rate times a sign.
+    moved = max(float(np.abs(run.state.weights[name] - before[name]).max()) for name in before)
+    assert moved == pytest.approx(told, rel=1e-3)
 
 
 def test_a_step_that_is_not_finite_moves_nothing_whatever_is_to_be_done(folder: Path) -> None:
@@ -204,8 +235,8 @@ def test_it_costs_less_than_a_twentieth(folder: Path) -> None:
 def test_nan_is_located_forwards_and_backwards(run: TrainingRun) -> None:
     batch, weights = run.on_devices(next(run.batches)), run.state.weights
 
-    def located(**changed: Any) -> str:
-        return locate_nonfinite(run.graph, weights | changed, batch)
+    def located(z_loss: float = 0.0, **changed: Any) -> str:
+        return locate_nonfinite(run.graph, weights | changed, batch, z_loss=z_loss)
 
     assert located().startswith("nowhere")
     broken = weights[UP].at[2, 0, 0].set(jnp.nan)
@@ -226,6 +257,11 @@ def test_nan_is_located_forwards_and_backwards(run: TrainingRun) -> None:
         head: weights[head] * 1000,
     }
     assert located(**deep) == "backward, first in the gradient of layers.4.mlp_act"
+    # All of it is finite, but for squares: of gradients in their norm, of logits in z-loss.
+    steep = located(**{head: weights[head] * 1e22})
+    assert steep.startswith("backward, in their squares: the gradients are finite, the sum of ")
+    assert " is of layers." in steep or f" is of {head}" in steep
+    assert located(z_loss=1e-4, **{head: weights[head] * 1e22}) == "forward, first at z_loss"
 
 
 def test_a_run_says_where_nan_began(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 from unhealthy import scaled
 
@@ -14,7 +16,7 @@ from jaxllama.checkpoint import convert
 from jaxllama.command_line.group import command
 from parity.commands.health import health_command
 from parity.health import page
-from parity.health.baseline import HealthComparison
+from parity.health.baseline import HealthComparison, find_changes
 from parity.health.report import HealthReport
 
 QK = ("self_attn.q_proj", "self_attn.k_proj")
@@ -91,3 +93,41 @@ def test_sizes_are_said_by_their_multiple() -> None:
     _, found = against(scaled(4, *QK, layer=1), "tiny")
     moved = [c for c in found.changes if c.figure == "max_logit" and c.layer == 1]
     assert moved and all(c.after > 8 * c.before for c in moved)
+
+
+def test_a_finding_that_spreads_to_more_heads_is_new_and_its_return_is_not() -> None:
+    one = scaled(900, QK[0], layer=1, rows=slice(4 * 16, 5 * 16))
+    every = scaled(30, *QK, layer=1)
+    _, found = against(every, one)
+    places = [("entropy-collapse", 1), ("max-logit", 1)]
+    assert [(f.rule, f.layer) for f in found.new] == places and found.gone == []
+    assert all(f.heads == (0, 1, 2, 3, 4, 5) for f in found.new)
+    _, back = against(one, every)
+    assert (back.new, back.gone) == ([], [])  # head 4 is left
+
+
+@pytest.mark.parametrize(
+    ("figure", "factor"),
+    [
+        *(("leakage", 900.0), ("row_sum", 3.0), ("lazy_k", 3.0), ("one_distance", 0.1)),
+        *(("value_residual", 0.1), ("ratio", 5.0), ("rollout", 3.0)),
+    ],
+)
+def test_every_figure_is_compared(figure: str, factor: float) -> None:
+    report = parity.check_health("tiny", length=48, gradients=False)
+    base = report.layers[1]
+    assert base.heads is not None and base.states is not None
+    faulty = replace(base.heads, leakage=base.heads.leakage + 0.01, row_sum=np.full(6, 0.01))
+    base = replace(base, heads=faulty)
+    if figure == "rollout":
+        moved = replace(base, rollout=base.rollout * factor)
+    elif hasattr(base.states, figure):
+        value = getattr(base.states, figure) * factor
+        moved = replace(base, states=replace(base.states, **{figure: value}))
+    else:
+        value = getattr(faulty, figure) * factor
+        moved = replace(base, heads=replace(faulty, **{figure: value}))
+    layers = report.layers[:1]
+    assert find_changes([*layers, base], None, [*layers, base], None) == []
+    found = find_changes([*layers, moved], None, [*layers, base], None)
+    assert found and {(one.figure, one.layer) for one in found} == {(figure, 1)}

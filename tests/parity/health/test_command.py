@@ -200,6 +200,16 @@ def test_weights_that_are_no_numbers_are_named(subject: str) -> None:
     )
 
 
+@pytest.mark.parametrize("subject", ["jaxllama", "torch"])
+def test_nan_that_no_text_reads_is_named_whoever_runs(subject: str) -> None:
+    whole = tiny()
+    weights = {name: whole.read(name).copy() for name in whole.tensors}
+    weights["model.embed_tokens.weight"][255] = np.nan
+    broken = in_memory(whole.config, weights, companions=companions(whole))
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight: 96 elements NaN"):
+        parity.check_health(broken, subject=subject, length=16, gradients=False)
+
+
 def test_a_pass_that_overflows_is_told_from_spoilt_weights() -> None:
     huge = scaled(1e30, "mlp.up_proj", "mlp.down_proj", layer=1)
     with pytest.raises(InputError, match=r"^layers\.1\.output is not finite at row 0, token 0 in "):

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unhealthy import Edited, leaking, on_column, one_vector, scaled, times
+from unhealthy import Edited, companions, leaking, on_column, one_vector, scaled, times
 
 import parity
 from jaxllama import masks
+from jaxllama.checkpoint import in_memory
 from jaxllama.checkpoint.samples import tiny
+from parity.health.grids import head_grids
 from parity.health.report import HealthReport
 from parity.subjects.jaxllama import run as jax_run
 
@@ -103,6 +105,17 @@ def test_a_residual_gain_that_vanishes_is_found_and_its_gradients_too() -> None:
     assert {f[0] for f in grave(report)} == {"residual-vanishing", "gradient-vanishing"}
 
 
+def test_gradients_that_overflow_are_found_at_the_layer_where_they_break() -> None:
+    """The forward pass is finite: what the huge weights are multiplied by is 0."""
+    spoilt = scaled(1e38, "mlp.down_proj", layer=4, of=scaled(0, "mlp.up_proj", layer=4))
+    weights = {name: spoilt.read(name) for name in spoilt.tensors}
+    weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1000)
+    spoilt = in_memory(spoilt.config, weights, companions=companions(spoilt))
+    report = health(spoilt, gradients=True)
+    assert grave(report) == [("gradient-not-finite", 4, ())]
+    assert (report.verdict, report.exit_code) == ("faulty", 1)
+
+
 def test_a_state_that_vanishes_is_found() -> None:
     report = health(subject=Edited({"layers.2.output": times(1e-3)}))
     assert ("residual-vanishing", 2, ()) in grave(report)
@@ -119,6 +132,13 @@ def test_tokens_that_are_all_alike_collapse_from_there_on() -> None:
 def test_rows_that_do_not_add_up_are_found() -> None:
     report = health(subject=Edited({"layers.0.attn_probs": times(0.9)}))
     assert grave(report) == [("row-sum", 0, (0, 1, 2, 3, 4, 5))]
+
+
+def test_rows_that_are_off_by_little_are_marked_where_they_are_found() -> None:
+    report = health(subject=Edited({"layers.0.attn_probs": times(0.999)}))
+    assert grave(report) == [("row-sum", 0, (0, 1, 2, 3, 4, 5))]
+    marked = {grid.kind.name: grid.marked for grid in head_grids(report)}
+    assert marked["row_sum"] == 6 and sum(marked.values()) == 6
 
 
 def test_the_made_to_fail_subject_is_sound_without_edits() -> None:

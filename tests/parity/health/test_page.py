@@ -14,7 +14,7 @@ from terminals import check_verdict_last, terminal_lines, unreadable
 from unhealthy import Edited, leaking, on_column
 
 import parity
-from parity.health import page, terminal
+from parity.health import page, pictures, terminal
 from parity.health.report import HealthReport
 from parity.report.page_parts import MOST_BYTES
 from parity.report.sprites import VIOLATION
@@ -134,6 +134,16 @@ def test_a_full_page_leaves_out_and_says_so(
     monkeypatch.setattr(page, "MOST_BYTES", len(whole.encode()) - 3000)
     small = page.page(report)
     assert len(small.encode()) <= page.MOST_BYTES and "Left out, for want of room" in small
+
+
+@pytest.mark.parametrize(("most", "said"), [(6, False), (4, True)])
+def test_heads_are_left_out_of_a_sheet_where_there_are_more(
+    most: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (page, pictures):
+        monkeypatch.setattr(module, "MOST_HEADS", most, raising=False)
+    text = page.page(parity.check_health("tiny", length=8, gradients=False))
+    assert ("; of 6 heads the first 4" in text) is said and "of more than" not in text
 
 
 def test_what_is_not_shown_is_said(tmp_path: Path) -> None:

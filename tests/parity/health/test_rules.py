@@ -117,6 +117,12 @@ CASES: dict[str, tuple[Callable[[], ModelFigures], int | None, tuple[int, ...], 
         (2,),
         lambda: mapped(maps.previous(T)),
     ),
+    "gradient-not-finite": (
+        lambda: sound(gradients=[gradients(), gradients(np.nan), gradients()]),
+        1,
+        (),
+        lambda: sound(gradients=[gradients(), gradients(900.0), gradients()]),
+    ),
     "single-column": (
         lambda: mapped(maps.column(T, 7)),
         1,
@@ -221,6 +227,27 @@ def test_an_embedding_of_any_size_is_no_explosion() -> None:
     assert found(with_layer(grown, at=1))["residual-exploding"].value == 50.0
 
 
+def test_what_is_said_once_names_its_layers_and_holds_like_to_like() -> None:
+    one = mapped(maps.column(T, 0)).layers[1]
+    assert one.heads is not None and one.states is not None
+    one = replace(one, states=replace(one.states, largest=2000.0, ratio=1500.0))
+    apart = found(sound(layers=[one, sound_layer(0), one]))
+    sink = apart["sink"]
+    assert sink.message.startswith("2 of 12 heads rest on the first token (layers 0, 2, most in l")
+    assert sink.value == one.heads.sink.max() > sink.threshold == 0.3
+    assert apart["massive-activations"].message.startswith("layers 0, 2: up to 2000 in layer 0")
+
+
+def test_gradients_that_are_no_numbers_hide_no_others() -> None:
+    """They break in the last layer that has them, and the median is that of the others."""
+    both = sound(gradients=[gradients(np.inf), gradients(np.nan), gradients(), gradients(1e-4)])
+    both = replace(both, gradients=[*both.gradients, gradients()])  # type: ignore[misc]
+    broken, vanishing = find_all(both)
+    assert (broken.rule, broken.layer, broken.value) == ("gradient-not-finite", 1, 2)
+    assert broken.message == "layer 1: gradients are not finite, nor are those of 1 layer before it"
+    assert (vanishing.rule, vanishing.layer) == ("gradient-vanishing", 3)
+
+
 def test_bfloat16_rows_may_be_off_by_more() -> None:
     off = heads(row_sum=1e-3)
     assert "row-sum" in found(off) and "row-sum" not in found(replace(off, dtype="bf16"))
@@ -238,7 +265,7 @@ def test_findings_come_gravest_first() -> None:
 
 
 def test_what_a_model_does_not_show_is_not_judged() -> None:
-    blind = LayerSummary(None, None, float("nan"), np.zeros(0), 0)
+    blind = LayerSummary(None, None, float("nan"), *[np.zeros(0, int)] * 3, 0)
     assert find_all(sound(layers=[blind] * LAYERS, gradients=None, spectra={})) == []
 
 
@@ -252,6 +279,17 @@ def test_rows_are_put_together() -> None:
     np.testing.assert_allclose(both.heads.entropy, np.mean(each, 0))
     assert both.heads.leakage[1] == 0.25
     assert (both.leak_row[1], both.heads.leak_query[1], both.heads.leak_key[1]) == (1, 3, 8)
+
+
+def test_a_place_is_of_the_row_that_has_it() -> None:
+    on_seven, on_nine = maps.soft(N, T, 4), maps.soft(N, T, 5)
+    on_seven[1], on_nine[1] = 0.95 * maps.column(T, 7) + 0.05 * on_seven[1], maps.column(T, 9)
+    on_nine[3, 8] *= 0.5
+    both = with_layer(summarise_layer([layer(on_seven, 3), layer(on_nine, 4)]))
+    both = replace(both, token=lambda row, at: f"{at} of text {row}")
+    said = found(both)
+    assert said["single-column"].message.endswith("on one key, in row 1 on key 9 of text 1")
+    assert "weights of query 8 of text 1 in row 1 are off by 0.5" in said["row-sum"].message
 
 
 def test_heads_are_said_shortly() -> None:

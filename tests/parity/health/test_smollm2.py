@@ -21,7 +21,9 @@ def test_smollm2_has_sinks_and_no_collapse() -> None:
     found = {one.rule: one for one in report.findings}
     assert set(found) >= {"sink", "massive-activations"}
     assert {one.severity for one in report.findings} == {"information"}
-    assert 0.5 < found["sink"].value < 1 and report.loss < 5 < report.chance
+    count, _, total = found["sink"].message.split()[:3]
+    assert int(total) == 270 and int(count) > 135 and 0.9 < found["sink"].value < 1.001
+    assert report.loss < 5 < report.chance
 
 
 def test_it_collapses_where_its_queries_and_keys_grow() -> None:

@@ -191,6 +191,23 @@ def test_options_that_do_not_fit(data: str) -> None:
     assert "`causal` is not part" in run("tiny", "--data", data, "--mask", "causal", code=2)
 
 
+def test_a_condition_that_too_few_examples_cannot_meet_is_refused(tmp_path: Path) -> None:
+    few, texts = tmp_path / "few.jsonl", [{"text": f"text {i}"} for i in range(8)]
+    asked = {"prompt": "one and", "reference": " two"}
+
+    def of(*rows: dict[str, str], word: str) -> str:
+        few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return refused(data=str(few), baseline="tiny", fail_on=[word])
+
+    said = of(*texts[:7], word="perplexity>1%")
+    assert said.startswith("fail_on='perplexity>1%': 7 examples, and of fewer than 8 nothing is")
+    assert of(asked, word="worse").startswith("fail_on='worse': 1 example, ")
+    assert of(*texts, asked, word="bleu").startswith("fail_on='bleu': 1 example, ")
+    few.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    change = parity.measure_quality("tiny", few, baseline="tiny", fail_on=["worse"])
+    assert change.exit_code == 0 and change.examples == 8
+
+
 def test_models_of_other_tokens_are_not_compared(data: str) -> None:
     with pytest.raises(InputError, match="a vocabulary of 264, here 300"):
         parity.measure_quality(tiny(vocab_size=300), data, baseline=tiny())
