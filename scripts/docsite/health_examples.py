@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from unhealthy import Edited, leaking, on_column, one_vector, scaled, times
+from unhealthy import Edited, leaking, on_column, one_vector, overflowing, scaled, times
 
 import parity
 from parity.health.report import HealthReport
@@ -116,6 +116,11 @@ EXAMPLES = {
     ),
     "gradient-exploding": HealthExample(
         "up_proj of layer 2 times 1e-5, down_proj times 1e5: the same output", "whole", _balanced
+    ),
+    "gradient-not-finite": HealthExample(
+        "weights of layer 4 times 1e38 where what they are multiplied by is 0",
+        "value",
+        lambda: _health(overflowing(4), gradients=True),
     ),
     "gradient-vanishing": HealthExample(
         "output weights of layer 2 times a millionth",

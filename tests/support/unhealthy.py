@@ -36,6 +36,17 @@ def scaled(
     return in_memory(whole.config, weights, companions=companions(whole))
 
 
+def overflowing(layer: int) -> Checkpoint:
+    """Return a checkpoint whose gradients are not finite in a layer, and its forward pass is.
+
+    What the layer's huge weights are multiplied by is 0.
+    """
+    spoilt = scaled(1e38, "mlp.down_proj", layer=layer, of=scaled(0, "mlp.up_proj", layer=layer))
+    weights = {name: spoilt.read(name) for name in spoilt.tensors}
+    weights["lm_head.weight"] = weights["lm_head.weight"] * np.float32(1000)
+    return in_memory(spoilt.config, weights, companions=companions(spoilt))
+
+
 def companions(checkpoint: Checkpoint) -> Mapping[str, bytes]:
     """Return a checkpoint's tokenizer files by name."""
     return {name: read() for name, read in checkpoint.companions.items()}
