@@ -6,8 +6,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from jaxllama.command_line.failure import is_of_memory
 from jaxllama.errors import InputError, JaxLlamaError
 
 
@@ -77,9 +79,20 @@ def call(function: Callable[..., Any], asker: str, how: str, *arguments: Any) ->
     except (JaxLlamaError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(
-            f"{asker}: it raised {type(error).__name__}: {first_line(error)}; it is {how}"
+            f"{asker}: it raised {type(error).__name__}: {first_line(error)}{_place_of(error)}; "
+            f"it is {how}"
         ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the line of the user's function where an error began, if it got that far."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    if trace is None:
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
 
 
 def first_line(error: BaseException) -> str:

@@ -63,7 +63,7 @@ def _code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, JaxLlamaError):
         return error.exit_code, error.command
     more = "--debug shows the traceback"
-    if _is_of_memory(error):
+    if is_of_memory(error):
         remedy = "give fewer or shorter inputs, or one dtype at a time"
         return INTERNAL, f"out of memory: {line_of(error)}; {remedy}; {more}"
     if isinstance(error, ImportError) and (needs := _needs(error)):
@@ -88,7 +88,7 @@ def line_of(error: BaseException) -> str:
     return said if len(said) <= _LENGTH else f"{said[:_LENGTH]}..."
 
 
-def _is_of_memory(error: BaseException) -> bool:
+def is_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in Python, NumPy, JAX, PyTorch or the system."""
     if isinstance(error, MemoryError):
         return True

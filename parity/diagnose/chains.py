@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jaxllama.config import LlamaConfig
 from parity.diagnose.cause import LAST, CauseFile, Hypothesis, catalogue
 from parity.diagnose.compare_recording import name_short
 from parity.diagnose.edits.edit import EVERYWHERE, SOLVED, Edit, Explanation
@@ -52,6 +53,15 @@ USUAL = {
     "factor": (2.0, 4.0, 8.0, 16.0, 32.0),
     "context": (2048.0, 4096.0, 8192.0),
 }
+
+
+def usual_numbers(name: str, config: LlamaConfig) -> tuple[float, ...]:
+    """Return the numbers that others have for a constant, some of them made of a config's own."""
+    c = config
+    if name == "scale":
+        roots = (c.hidden_size, c.num_attention_heads, c.num_key_value_heads)
+        return (1.0, 1 / c.head_dim, *(float(number) ** -0.5 for number in roots))
+    return USUAL.get(name, ())
 
 
 def hidden_taps(tap: str, shown: frozenset[str], layers: int) -> list[str]:
@@ -378,7 +388,7 @@ def _solved(
             return None
         return chain.residual(chain.reference.with_changes(first.changes))
 
-    common = USUAL.get(edits[at].step, ())
+    common = usual_numbers(edits[at].step, chain.reference.config)
     if usual:
         yield from (filled(n) for n in common if not edits[at].changes_nothing(n))
         return

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jaxllama.errors import argument
 from parity.diagnose.cause import Hypothesis, catalogue
 from parity.diagnose.compare_recording import RecordingComparison
 from parity.diagnose.edits.edit import in_words
@@ -14,6 +15,9 @@ from parity.diagnose.mutated_reference import MutatedReference
 from parity.inputs import Inputs
 from parity.result import CauseReport, Experiment, NamedCause, Suspect, TapResult
 from parity.taps import split_name
+
+# Relative errors of a tap of float64 of which something was computed in float32.
+NARROW_INSIDE = 1e-9, 1e-5
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def describe_search(search: Search) -> CauseReport | None:
         )
     listed = [] if agrees else _suspects(search.suspects)
     if not steps:
+        if start.first.lane == "f64" and NARROW_INSIDE[0] < start.first.error < NARROW_INSIDE[1]:
+            evidence.append(
+                "an error of this size is what float32 inside a float64 model leaves, such as "
+                "tables of cosines and sines: make them in float64, or judge with "
+                f"{argument('dtype', 'f32')}"
+            )
         return CauseReport(
             id="",
             title="unexplained",

@@ -407,6 +407,7 @@ NOT_RUN = {
         for option in ("calibrate", "family", "mutants", "quick")
     },
     "jaxllama/cli_generate.py: --mesh": "takes several processes: test_hosts.py",
+    "parity/diagnose/describe.py: --dtype": "takes a model with tables of float32: test_search.py",
     "parity/subjects/jaxllama/streamed.py: --mesh": "is what is refused",
     "parity/runner/quality.py: --mode": "is what is refused",
     "parity/runner/quality.py: --quant": "takes a reader that is at fault",

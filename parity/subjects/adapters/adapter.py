@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError
+from parity import user_code
 from parity.inputs import Inputs
 from parity.subjects.adapters.framework import Values
 from parity.subjects.adapters.gradients import Backward
@@ -24,6 +25,9 @@ Call = Callable[[Any, Inputs], Any]
 # Of a module, a scenario, the first column of a call, one past its last, and the cache that the
 # call before returned, None at first: the result, and the cache.
 Decode = Callable[[Any, Inputs, int, int, Any], tuple[Any, Any]]
+# How a user's functions are called, as errors say it.
+CALLED = "run by call=, with the model and a scenario"
+DECODED = "run by decode=, with the model, a scenario, two columns and a cache"
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class AdaptedSubject:
         call = self._implementation.call
 
         def forward(stages: StageExchange) -> None:
-            self._pass(stages, inputs, None, lambda module: call(module, inputs))
+            self._pass(
+                stages, inputs, None, lambda module: self._asked(call, CALLED, module, inputs)
+            )
 
         return ThreadedRun(forward, self._config.num_hidden_layers, recorder=StageRecord)
 
@@ -124,7 +130,7 @@ class AdaptedSubject:
 
                 def chunk(module: Any, start: int = start, stop: int = stop) -> Any:
                     nonlocal cache
-                    returned = decode(module, inputs, start, stop, cache)
+                    returned = self._asked(decode, DECODED, module, inputs, start, stop, cache)
                     if not isinstance(returned, tuple) or len(returned) != 2:
                         raise InputError(
                             f"decode: returned {type(returned).__name__}, expected a tuple of two: "
@@ -138,6 +144,10 @@ class AdaptedSubject:
         return ThreadedRun(
             forward, self._config.num_hidden_layers, len(ranges), recorder=StageRecord
         )
+
+    def _asked(self, function: Callable[..., Any], how: str, *arguments: Any) -> Any:
+        """Call what the user gave; what it raises is no error of ours."""
+        return user_code.call(function, f"subject {self.name}", how, *arguments)
 
     def _pass(
         self,

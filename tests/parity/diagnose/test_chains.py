@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from witnesses import LLAMA3
 
+import parity
 from jaxllama.checkpoint import tiny
 from parity.diagnose import elsewhere
 from parity.diagnose.chains import chain_of, hidden_taps
@@ -215,3 +216,34 @@ def test_a_subject_that_shows_all_has_no_chain() -> None:
     found = compare_recording(recording, MutatedReference(CHECKPOINT), first)
     assert found.evidence is not None
     assert chain_of(recording, found.evidence) is None
+
+
+@pytest.mark.parametrize("of", ["hidden_size", "num_attention_heads"])
+def test_a_scale_of_another_dimension_is_named_where_no_scores_are_shown(of: str) -> None:
+    """A fused attention shows neither scores nor weights, and is given its scale as a number."""
+    scale = float(getattr(CHECKPOINT.config, of)) ** -0.5
+
+    class Scaled(TorchReference):
+        absent = frozenset({"layers.attn_scores", "layers.attn_probs"})
+        can_force = False
+
+        def scale(self) -> float:
+            return scale
+
+        def start(self, inputs: Any) -> Any:
+            run = super().start(inputs)
+            step = run.step
+            hidden = ("attn_scores", "attn_probs")
+            run.step = lambda *given: {  # type: ignore[method-assign]
+                n: v for n, v in step(*given).items() if not n.endswith(hidden)
+            }
+            return run
+
+    result = parity.run(
+        CHECKPOINT,
+        subject=lambda model, dtype: Scaled(CHECKPOINT),
+        **{"dtypes": "f64", "scenarios": "causal", "length": 31, "modes": "free"},
+    )
+    assert result.cause is not None
+    assert (result.cause.id, result.cause.confirmed) == ("score-scale", True)
+    assert float(result.cause.effective) == pytest.approx(scale, rel=1e-5)

@@ -343,3 +343,17 @@ def test_a_wrong_table_has_its_cause_where_operators_are_handed_the_right_one(mo
     assert result.cause.summary == (
         "unexplained: rope.inv_freq differs, and nothing that is computed by it"
     )
+
+
+class NarrowTables(TorchReference):
+    """Rotates by tables that were made in float32, of angles that were, too."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        noise = torch.sin(1e5 * cos) * 1e-7
+        return super().rotate(x, cos + noise, sin - noise)
+
+
+def test_an_error_of_float32_s_size_in_float64_is_said_to_be_one() -> None:
+    said = cause(NarrowTables(CHECKPOINT))
+    assert said.id == "" and "float32 inside a float64 model" in said.evidence[-1]
+    assert "float32 inside" not in str(cause(Uncatalogued(CHECKPOINT)).evidence)

@@ -229,3 +229,18 @@ def test_parameters_of_the_declared_dtype_bear_it_out() -> None:
         model, names=names, call=lambda model, i: model(i), config=CONFIG, dtype="bf16"
     )
     assert run(made).verdict == "equal"
+
+
+def test_what_a_users_call_raises_is_no_error_of_ours() -> None:
+    """A model that takes ids alone, called with a mask: the place and the reason, in one line."""
+    wrong = from_torch(
+        Model(),
+        names={"head": "logits"},
+        call=lambda model, i: model(i, "f32", i.mask),
+        config=CONFIG,
+    )
+    with pytest.raises(InputError) as caught:
+        run(wrong)
+    said = str(caught.value)
+    assert "it raised TypeError: Model.forward() takes from 2 to 3 positional arguments" in said
+    assert "(test_slips.py:" in said and "run by call=" in said and "\n" not in said
