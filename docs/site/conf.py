@@ -57,10 +57,13 @@ nitpick_ignore_regex = [
     ("py:.*", r"(jax|jaxlib|jaxtyping|flax|numpy|np|os|pathlib|collections|typing)\..*"),
     ("py:.*", r"'.*'|Path|ndarray|DTypeLike|(tuple|dict|list)\[.*"),
     # Of parts that are not for users.
-    ("py:.*", r".*\.(Cells|Int8Array|KernelArguments|KeptPictures|Parts|TorchReference)"),
     (
         "py:.*",
-        r"Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|PassSnapshot|Prompts|QualityReport",
+        r".*\.(AdaptedSubject|Cells|HasDict|Int8Array|KernelArguments|KeptPictures|Parts|TorchReference|TraceSubject)",
+    ),
+    (
+        "py:.*",
+        r"Array|Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|PassSnapshot|Prompts|QualityReport",
     ),
     ("py:.*", "SubjectSpec"),
 ]
