@@ -63,7 +63,7 @@ nitpick_ignore_regex = [
     ),
     (
         "py:.*",
-        r"Array|Backend|Dtypes|EmptyRow|Form|Index|MeshLike|Parts|PassSnapshot|Prompts|QualityReport",
+        r"Array|Backend|Dtypes|EmptyRow|Form|Index|Int|MeshLike|Parts|PassSnapshot|Prompts|QualityReport",
     ),
     ("py:.*", "SubjectSpec"),
 ]

@@ -122,17 +122,15 @@ def _entry(section: str, name: str) -> list[str]:
 def write(stage: Stage) -> None:
     """Write the pages of both packages."""
     import jaxllama
-    import jaxllama.health
     import parity
     import parity.subjects
 
-    packages = jaxllama, jaxllama.health, parity, parity.subjects
+    packages = jaxllama, parity, parity.subjects
     for package in packages:
         stage.write(f"api/{package.__name__}.md", page(package))
     text = (
-        "# Python\n\nWhat both packages export: [jaxllama](jaxllama.md) and [parity](parity.md); a "
-        "training step's own figures of [health](jaxllama.health.md); how a model of yours becomes "
-        "a [subject](parity.subjects.md).\n"
+        "# Python\n\nWhat both packages export: [jaxllama](jaxllama.md) and [parity](parity.md); "
+        "how a model of yours becomes a [subject](parity.subjects.md).\n"
     )
     names = toctree(*(package.__name__ for package in packages))
     stage.write("api/index.md", f"{text}\n{names}\n")

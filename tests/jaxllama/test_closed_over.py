@@ -116,6 +116,7 @@ CALLS: dict[str, Callable[[Stage], Any]] = {
     "KVCache.check_fits": lambda s: s.pending.check_fits(CONFIG, (B, T)),
     "next_token_loss": lambda s: loss.next_token_loss(s.logits, s.ids, valid=s.valid),
     "successors": lambda s: loss.successors(s.ids, valid=s.valid)[0],
+    "token_losses": lambda s: loss.token_losses(s.logits, s.ids),
     "attend": lambda s: s.attend(),
     "attend by dot_product": lambda s: s.attend(backend="dot_product"),
     "check_backend": lambda s: attention.check_backend("xla", jnp.dtype("float32"), 8),
