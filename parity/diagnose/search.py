@@ -222,7 +222,8 @@ def find_cause(
     # What is near its limit may be within it where fewer tokens are looked at.
     if found is not None or rounding or not same_checkpoint:
         return found
-    return describe_unused(row) if row.tap in SETUP_TAPS else describe_mixture(row)
+    moved = any(not one.passed and one.tap not in SETUP_TAPS for one in rows)
+    return describe_mixture(row) if moved or row.tap not in SETUP_TAPS else describe_unused(row)
 
 
 def _cause_in(
