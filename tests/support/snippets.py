@@ -48,6 +48,8 @@ _DEFAULTS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
+# What a machine that tests sets and a reader's does not: pytest and terminals print otherwise by it.
+_NOT_A_READERS = ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "FORCE_COLOR", "NO_COLOR", "PY_COLORS")
 # A shell's own, which no function call can stand for.
 _SHELL = {"|", ">", "<", "&", "&&", ";"}
 
@@ -209,6 +211,8 @@ def reading(place: Path) -> Iterator[Session]:
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }.items():
             patch.setenv(name, value)
+        for name in _NOT_A_READERS:
+            patch.delenv(name, raising=False)
         yield session
         session._forget_modules()
 
