@@ -279,13 +279,16 @@ def _advance(
     until: Int[Array, ""],
 ) -> _State:
     """Prefill if that has not happened yet, then decode until `until` tokens or all rows done."""
-    model = nnx.merge(graph, weights)
+
+    def bound(s: _State) -> tuple[_State, Llama]:
+        # To the state: what products want of the weights in another order or dtype would be taken
+        # out of the loop and be made at every call, though a prompt is read in the first alone and
+        # a head of 16 bits, widened, takes as long as two tokens.
+        s, held = jax.lax.optimization_barrier((s, weights))
+        return s, nnx.merge(graph, held)
 
     def prefill(s: _State) -> _State:
-        # Bound to the state: what a prompt's products want of the weights in another order would be
-        # taken out of this loop and be made at every call, though it runs in the first alone.
-        s, held = jax.lax.optimization_barrier((s, weights))
-        model = nnx.merge(graph, held)
+        s, model = bound(s)
         T = inputs.prompt.shape[1]
         valid = jnp.arange(T, dtype=jnp.int32)[None, :] < inputs.prompt_lengths[:, None]
         seen = None if s.seen is None else _mark(s.seen, inputs.prompt, valid)
@@ -294,13 +297,15 @@ def _advance(
         return _write(dataclasses.replace(s, cache=cache, seen=seen), logits, inputs)
 
     def decode(s: _State) -> _State:
+        s, model = bound(s)
         logits, cache = feed(model, s.cache, s.last[:, None], ~s.done[:, None])
         return _write(dataclasses.replace(s, cache=cache), logits, inputs)
 
     # A loop that runs at most once, where a `cond` would copy the whole cache when it does not.
     state = jax.lax.while_loop(lambda s: s.step == 0, prefill, state)
     state = jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), decode, state)
-    return state if model.sharding is None else _on_mesh(state, model.sharding)
+    sharding = nnx.merge(graph, weights).sharding
+    return state if sharding is None else _on_mesh(state, sharding)
 
 
 def _on_mesh(state: _State, sharding: ModelSharding) -> _State:

@@ -6,8 +6,10 @@ transpose or reshape any.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import permutations, product
 
 # Letters: B batch, T query, S key, N query heads, K kv heads, H head dim, R = H / 2 rotated pairs,
 # D model dim, F mlp dim, V vocabulary. Order is data flow: what stands further down is computed
@@ -124,6 +126,8 @@ LETTERS = {
     "O": "a weight's output features",
     "I": "a weight's input features",
 }
+# Layouts that are offered for an array that has another shape than its tap.
+_MOST_LAYOUTS = 3
 # What a tap is, by kind; where one has no value of its own, as a hidden cell, that is said.
 MEANINGS = {
     "rope.inv_freq": "frequencies of the rotation after scaling, radians a token; 0 is the fastest",
@@ -154,6 +158,40 @@ MEANINGS = {
     "cache.v": "values that are attended to, likewise",
     "loss": "mean cross-entropy of every real token's successor",
 }
+
+
+def layouts_like(shape: Sequence[int], axes: str, sizes: Sequence[int]) -> list[str]:
+    """Return layouts of a tap in which it would have a shape, those that move least first.
+
+    Args:
+        shape: of an array that is said to be the tap, and has not the tap's shape.
+        axes: the tap's, in letters.
+        sizes: of these.
+
+    >>> layouts_like((2, 9, 32), "BTNH", (2, 9, 4, 8)), layouts_like((2, 9), "BTNH", (2, 9, 4, 8))
+    (['BT(NH)'], [])
+    """
+    if len(shape) > len(axes) or math.prod(shape) != math.prod(sizes):
+        return []
+    found = []
+    for order in permutations(range(len(axes))):
+        for cuts in product((True, False), repeat=len(order) - 1):
+            groups = [[order[0]]]
+            for place, cut in zip(order[1:], cuts, strict=True):
+                groups.append([place]) if cut else groups[-1].append(place)
+            # Of axes in one, the canonical order alone: any other has the same shape.
+            if any(group != sorted(group) for group in groups):
+                continue
+            if [math.prod(sizes[i] for i in group) for group in groups] == list(shape):
+                letters = ["".join(axes[i] for i in group) for group in groups]
+                found.append("".join(f"({one})" if len(one) > 1 else one for one in letters))
+    return found[:_MOST_LAYOUTS]
+
+
+def layout_hint(shape: Sequence[int], axes: str, sizes: Sequence[int]) -> str:
+    """Return what to declare of an array with another shape than its tap; empty if nothing fits."""
+    fits = " or ".join(f'axes="{one}"' for one in layouts_like(shape, axes, sizes))
+    return fits and f"if it is the same laid out otherwise, declare {fits} in its Tap"
 
 
 def meaning_of(kind: str) -> str:

@@ -60,14 +60,12 @@ def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iter
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_in_a_hurry(request: pytest.FixtureRequest) -> None:
-    """Have XLA leave most optimisations out of programs of tests/jaxllama, which run once.
+    """Have XLA leave most optimisations out of programs, which run once here.
 
-    Here and in processes that are started from here. Not where a module is marked `optimised`, nor
-    in other tests: what users run is judged as it is compiled for them by those of `parity`.
+    In processes that are started from here, too. Not where a module is marked `optimised`: there
+    what users run is judged as it is compiled for them.
     """
-    module = request.node
-    ours = Path(__file__).parent / "jaxllama" in module.path.parents
-    hurried = ours and module.get_closest_marker("optimised") is None
+    hurried = request.node.get_closest_marker("optimised") is None
     if hurried != jax.config.read("jax_disable_most_optimizations"):
         jax.config.update("jax_disable_most_optimizations", hurried)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(hurried)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxllama import compilation_cache
+from jaxllama.command_line.console import SafeConsole
 from jaxllama.command_line.group import CHECKPOINT
 from jaxllama.command_line.interrupt import on_interrupt
+from jaxllama.command_line.layout import say
 from jaxllama.files.output import check_writable, write_text
 from parity.commands import options
-from parity.taps import AXES, LETTERS, dtype_of, meaning_of, template_of
+from parity.taps import AXES, LETTERS, dtype_of, layout_hint, meaning_of, template_of
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
@@ -48,7 +51,7 @@ def taps_command(
     document = {"schema_version": "1.0", "letters": LETTERS, "taps": rows}
     if made is not None:
         document |= {"subject": made.name}
-    _publish(document, _taps_text(rows, None if made is None else made.name), json_path)
+    _publish(document, partial(_taps_lines, rows, None if made is None else made.name), json_path)
 
 
 @on_interrupt()
@@ -62,7 +65,7 @@ def names_command(
 ) -> None:
     """Run a subject once, on a few tokens: what shows, under which names, and what does not."""
     report = look(checkpoint, subject, dtype, scenario, length)
-    _publish(report.to_json(), "\n".join(_names_lines(report)), json_path)
+    _publish(report.to_json(), lambda _: _names_lines(report), json_path)
     if report.faulty:
         raise typer.Exit(1)
 
@@ -107,31 +110,46 @@ def _made(checkpoint: str, subject: str, dtype: str | None) -> tuple[Subject, Ch
         return select.subject_factory(resolved, opened, opened.config)(lane), opened
 
 
-def _publish(document: dict[str, Any], text: str, path: Path | None) -> None:
+def _publish(
+    document: dict[str, Any], lines: Callable[[int | None], Iterable[str]], path: Path | None
+) -> None:
+    """Write a document, or print it, or print what `lines` makes of it in a terminal's columns."""
     written = json.dumps(document, indent=1)
     if options.is_stdout(path):
         typer.echo(written)
         return
     if path is not None:
         check_writable(path)
-    typer.echo(text)
+    console = SafeConsole()
+    say(console, lines(console.width if console.is_terminal else None))
     if path is not None:
         write_text(path, written + "\n")
 
 
-def _taps_text(rows: Sequence[dict[str, Any]], subject: str | None) -> str:
-    widths = [max(len(row[field]) for row in rows) for field in ("name", "axes", "dtype")]
-    lines = [f"{letter}  {what}" for letter, what in LETTERS.items()]
+def _taps_lines(
+    rows: Sequence[dict[str, Any]], subject: str | None, columns: int | None
+) -> Iterator[str]:
+    """Say what taps there are, a line each; two where a terminal has no room, which a file has."""
+    fields = "name", "axes", "dtype"
+    widths = [max(len(row[field]) for row in rows) for field in fields]
+    table = [
+        "  ".join(row[field].ljust(width) for field, width in zip(fields, widths, strict=True))
+        + f"  {row['meaning']}"
+        for row in rows
+    ]
+    if columns is not None and max(map(len, table)) + len("+ ") > columns:
+        table = [
+            f"{row['name']}\n    {row['axes']}, {row['dtype']}: {row['meaning']}" for row in rows
+        ]
+    yield from (f"{letter}  {what}" for letter, what in LETTERS.items())
+    yield ""
     if subject is not None:
         shown = sum(row["shown"] for row in rows)
-        lines.append(f"\n{subject} shows {shown} of {len(rows)} kinds; - is what it does not show")
-    lines.append("")
-    for row in rows:
+        yield f"{subject} shows {shown} of {len(rows)} kinds; - is what it does not show"
+        yield ""
+    for row, line in zip(rows, table, strict=True):
         mark = "" if subject is None else ("+ " if row["shown"] else "- ")
-        fields = zip((row["name"], row["axes"], row["dtype"]), widths, strict=True)
-        cells = "  ".join(text.ljust(width) for text, width in fields)
-        lines.append(f"{mark}{cells}  {row['meaning']}")
-    return "\n".join(lines)
+        yield from f"{mark}{line}".split("\n")
 
 
 def _names_lines(report: NamesReport) -> Iterator[str]:
@@ -165,4 +183,7 @@ def _layers(one: ShownTap) -> str:
 def _shape(one: ShownTap) -> str:
     axes = next(axes for kind, axes in AXES.items() if template_of(kind) == one.tap)
     said = f"{axes} {list(one.shape)}"
-    return said if one.shape == one.expected else f"{said}, expected {list(one.expected)}"
+    if one.shape == one.expected:
+        return said
+    hint = layout_hint(one.shape, axes, one.expected)
+    return f"{said}, expected {list(one.expected)}" + (f" ({hint})" if hint else "")

@@ -11,6 +11,7 @@ import numpy as np
 from parity.comparison import attention, logits
 from parity.comparison.difference import TapDifference, WorstElement, finite_difference
 from parity.comparison.reference import ReferenceTap
+from parity.taps import layout_hint
 
 
 def difference(
@@ -44,6 +45,8 @@ def _against(reference: ReferenceTap, subject: np.ndarray, locate: bool) -> TapD
         empty = np.zeros((1,))
         axes = ", ".join(reference.axes)
         problem = f"shape {subject.shape}, the reference has {reference.array.shape} ({axes})"
+        hint = layout_hint(subject.shape, reference.axes, reference.array.shape)
+        problem += f"; {hint}" if hint else ""
         return TapDifference(empty, empty, np.ones((1,), bool), problems=[problem], structural=True)
     if reference.kind in ("positions", "mask"):
         return _exact(reference, subject)

@@ -1,7 +1,8 @@
-"""What is compiled of stacked layers does not grow with their number."""
+"""What is compiled: no more for more stacked layers, and no copy of a weight in what writes."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -10,9 +11,12 @@ import pytest
 from flax import nnx
 from small_llama import CONFIG
 
+from jaxllama import generate as generation
 from jaxllama.forms import Form
 from jaxllama.masks import Tokens, causal
 from jaxllama.model import Llama
+from jaxllama.request import check_request
+from jaxllama.sampling import GREEDY
 
 pytestmark = pytest.mark.optimised
 
@@ -37,3 +41,44 @@ def test_126_stacked_layers_are_as_large_a_program_as_8(stage: str) -> None:
     assert sizes(126, "stacked")[which] <= 1.05 * sizes(8, "stacked")[which]
     # Negative control: unrolled layers are more of it.
     assert sizes(8, "unrolled")[which] > 2 * sizes(2, "unrolled")[which]
+
+
+def copies_of_weights(form: Form) -> set[str]:
+    """Return what a call that writes makes of weights before its loops, in words of the program."""
+    model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
+    request = check_request(
+        model,
+        [[1, 2, 3]] * 8,
+        max_new_tokens=16,
+        eos_ids=(),
+        seed=0,
+        cache=None,
+        cache_dtype=None,
+        every=8,
+    )
+    state = generation._begin(model, request, GREEDY, None)
+    inputs = generation._inputs(request, GREEDY)
+    graph, weights = nnx.split(model)
+    generation._advance.clear_cache()
+    lowered = generation._advance.lower(graph, weights, state, inputs, jnp.int32(8))
+    entry = (lowered.compile().as_text() or "").split("\nENTRY ")[1]
+    matrices = {tuple(sorted(w.shape)) for w in jax.tree.leaves(weights) if min(w.shape) > 8}
+    assert matrices and " while(" in entry
+    return {
+        f"{dtype}[{shape}]"
+        for dtype, shape, operation in re.findall(r"= (\w+)\[([\d,]+)\]\S* ([\w-]+)\(", entry)
+        if operation not in ("parameter", "get-tuple-element")
+        and tuple(sorted(int(n) for n in shape.split(",") if int(n) > 1)) in matrices
+    }
+
+
+@pytest.mark.ill_typed  # descriptions of arrays stand in for arrays
+@pytest.mark.parametrize("form", ["unrolled", "fused"])
+def test_a_call_that_writes_makes_nothing_of_weights_outside_its_loops(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not copies_of_weights(form)
+    # Negative control: XLA takes out of a loop what is the same each time, such as a wider head.
+    monkeypatch.setattr(jax.lax, "optimization_barrier", lambda held: held)
+    assert copies_of_weights(form)
+    generation._advance.clear_cache()

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminals import unreadable
 from typer.testing import CliRunner
 from witnesses import LAYERS, inputs_for, small
 
+from jaxllama.command_line.layout import say
 from parity.cli import app
+from parity.commands.names import _names_lines, _taps_lines
 from parity.subjects import from_callable
 from parity.subjects.base import Subject
 from parity.subjects.dry_run import dry_run
 from parity.subjects.torch_reference.subject import TorchReference
-from parity.taps import AXES, GRAD_TAPS, LETTERS, MEANINGS, meaning_of, template_of
+from parity.taps import AXES, GRAD_TAPS, LETTERS, MEANINGS, layouts_like, meaning_of, template_of
 
 CHECKPOINT = small()
 CONFIG = CHECKPOINT.config
@@ -96,6 +99,35 @@ def test_a_dry_run_tells_places_and_what_is_missing() -> None:
     bent = dry_run(adapted(flat=True), inputs_for(CHECKPOINT, "right_padded", 5), CONFIG)
     assert bent.faulty and bent.shown[0].expected == (3, 5, 96)
     assert bent.shown[0].shape == (15, 96)
+    said = next(line for line in _names_lines(bent) if "(15, 96)" in line or "[15, 96]" in line)
+    assert 'expected [3, 5, 96] (if it is the same laid out otherwise, declare axes="(BT)D"' in said
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "sizes", "fits"),
+    [
+        ((2, 9, 32), "BTNH", (2, 9, 4, 8), ["BT(NH)"]),
+        ((2, 4, 9, 8), "BTNH", (2, 9, 4, 8), ["BNTH"]),
+        ((18, 32), "BTNH", (2, 9, 4, 8), ["(BT)(NH)"]),
+        ((2, 9, 8, 4), "BTNH", (2, 9, 4, 8), ["BTHN"]),
+        # Sizes that do not tell axes apart.
+        ((4, 4, 8), "BTH", (4, 4, 8), ["BTH", "TBH"]),
+        ((2, 9, 33), "BTNH", (2, 9, 4, 8), []),
+        ((2, 9, 4, 8, 1), "BTNH", (2, 9, 4, 8), []),
+        ((9,), "BT", (2, 9), []),
+    ],
+)
+def test_layouts_of_another_shape_are_found(
+    shape: tuple[int, ...], axes: str, sizes: tuple[int, ...], fits: list[str]
+) -> None:
+    assert layouts_like(shape, axes, sizes) == fits
+
+
+def test_a_terminal_of_40_columns_shows_all_of_it() -> None:
+    rows = json.loads(parity("taps", "--subject", "dot_product", "--json", "-")[1])["taps"]
+    report = dry_run(adapted(flat=True), inputs_for(CHECKPOINT, "right_padded", 5), CONFIG)
+    assert unreadable(lambda c: say(c, _taps_lines(rows, "dot_product", c.width))) == []
+    assert unreadable(lambda c: say(c, _names_lines(report))) == []
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import parity
 from jaxllama.checkpoint import convert, open_checkpoint
 
+pytestmark = pytest.mark.optimised  # what users run first
 REFERENCES = ("torch", "hf", "meta")
 
 

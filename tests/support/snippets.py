@@ -48,7 +48,7 @@ _DEFAULTS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
-# What a machine that tests sets and a reader's does not: pytest and terminals print otherwise by it.
+# Set by machines that test, not by readers: pytest and terminals print otherwise by it.
 _NOT_A_READERS = ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "FORCE_COLOR", "NO_COLOR", "PY_COLORS")
 # A shell's own, which no function call can stand for.
 _SHELL = {"|", ">", "<", "&", "&&", ";"}

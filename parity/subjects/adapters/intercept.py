@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxllama.errors import InputError
 from parity.subjects.adapters.layouts import Tap
-from parity.subjects.adapters.shown import argument_of, array_of, item_of, resolved
+from parity.subjects.adapters.shown import argument_of, array_of, is_array, item_of, resolved
 from parity.subjects.adapters.targets import Target
 
 # Is given what a value is and the value, and returns what to go on with.
@@ -68,11 +68,12 @@ class CallInterceptor:
         if args:
             instance = self._original(args[0])
             found = self._targets.get((id(owner), attribute, instance), found)
-        offset = int(isinstance(owner, type))  # a method's first argument is the object
+        # A method's first argument is the object, which counts where it is an array itself.
+        bound = isinstance(owner, type) and not (args and is_array(args[0]))
         taps = [(one, tap) for one in found for tap in self._turn(one)]
         args, kwargs = list(args), dict(kwargs)
         for _, tap in (pair for pair in taps if pair[0].site.input):
-            holder, place = argument_of(original, args, kwargs, tap, bound=bool(offset))
+            holder, place = argument_of(original, args, kwargs, tap, bound=bound)
             holder[place] = self._seen(tap, array_of(holder[place], tap))
         result = original(*args, **kwargs)
         for _, tap in (pair for pair in taps if not pair[0].site.input):

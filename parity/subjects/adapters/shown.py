@@ -24,14 +24,14 @@ def resolved(result: Any, tap: Tap) -> Tap:
     """
     if tap.item != ONLY:
         return tap
-    if _is_array(result):
+    if is_array(result):
         return replace(tap, item=None)
     held: dict[Any, Any] = {}
     if isinstance(result, tuple | list):
         held = dict(enumerate(result))
     elif isinstance(result, Mapping):
         held = dict(result)
-    found = [item for item, value in held.items() if _is_array(value)]
+    found = [item for item, value in held.items() if is_array(value)]
     if len(found) != 1:
         raise InputError(
             f"names: {tap.name}: {len(found)} arrays are in {_described(result)}; say which: "
@@ -40,7 +40,8 @@ def resolved(result: Any, tap: Tap) -> Tap:
     return replace(tap, item=found[0])
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array, of any framework."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
@@ -70,7 +71,7 @@ def array_of(value: Any, tap: Tap) -> Any:
     Raises:
         InputError: it is something else, such as a tuple of which no item is named.
     """
-    if _is_array(value):
+    if is_array(value):
         return value
     if isinstance(value, int | float | list) and np.asarray(value).dtype.kind in "fiub":
         return np.asarray(value)
@@ -108,7 +109,7 @@ def argument_of(
         args: by place, `self` included.
         kwargs: by name.
         tap: what is named.
-        bound: whether its first argument is the object.
+        bound: whether its first argument is the object, which is not counted.
 
     Raises:
         InputError: the call has no such argument.

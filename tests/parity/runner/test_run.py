@@ -31,6 +31,7 @@ from parity.subjects.jaxllama.subject import JaxLlama
 from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import AXES
 
+pytestmark = pytest.mark.optimised  # a run as users have it
 PROMPT = (72, 101, 108, 108, 111, 32, 119)
 
 

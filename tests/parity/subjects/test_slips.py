@@ -18,6 +18,9 @@ from jaxllama.errors import InputError
 from parity.inputs import Inputs
 from parity.result import Result
 from parity.subjects import Tap, from_callable, from_torch
+from parity.subjects.adapters.intercept import CallInterceptor
+from parity.subjects.adapters.names import sites
+from parity.subjects.adapters.targets import find_targets
 from parity.subjects.base import Subject
 from parity.subjects.torch_reference.subject import TorchReference
 
@@ -126,6 +129,18 @@ def test_an_item_forgotten_or_not_there(form: Any, tap: Tap, said: str) -> None:
 def test_an_argument_by_place_or_by_name(called: Any, item: Any) -> None:
     result = run(subject({"head:input": Tap("logits", item=item)}, called=called))
     assert result.verdict == "equal" and result.compared == 1
+
+
+def test_an_arrays_own_method_is_given_the_array_first() -> None:
+    named = [Tap("layers.{i}.attn_scores"), Tap("mask", item=1)]
+    places = sites({"torch.Tensor.masked_fill():input": named})
+    seen: dict[str, Any] = {}
+    targets = find_targets(torch.nn.Identity(), "forward", places, 1)
+    watch = CallInterceptor(targets, 1, lambda tap, value: seen.setdefault(tap.name, value))
+    scores, hidden = torch.arange(3.0), torch.arange(3) > 1
+    with watch.watching():
+        scores.masked_fill(hidden, -1.0)
+    assert seen["layers.0.attn_scores"] is scores and seen["mask"] is hidden
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ CAUSE = Cause(
     ),
     sources=("llama2.c#286", "nanotron#427", "maxtext#581", "maxtext#1774"),
     taps=("q_proj", "k_proj"),
-    remedy="Permute q and k on conversion, each with its own head count.",
+    remedy=(
+        "Permute q and k on conversion, each with its own head count; of a subject that rotates "
+        "neighbours by rows in that order declare it: axes of q_proj and k_proj in (R2), as "
+        'in "BTN(R2)".'
+    ),
     rank=1,
 )
 

@@ -21,7 +21,8 @@ CAUSE = Cause(
     taps=("q_rope", "k_rope"),
     remedy=(
         "Rotate halves for weights in Hugging Face's layout; for Meta's, permute q and k or "
-        "rotate neighbours."
+        "rotate neighbours. Where the subject does so with rows in that order, declare it: axes "
+        'of q_rope and k_rope, q_proj and k_proj in (R2), as in "BTN(R2)".'
     ),
     rank=3,
 )

@@ -23,7 +23,8 @@ CAUSE = Cause(
     taps=("q_rope", "k_rope", "positions"),
     remedy=(
         "Pass positions explicitly: cumsum(valid) - 1 in a prompt, the row's own length in "
-        "decoding."
+        "decoding. Of a subject that can only count columns, declare it: "
+        'takes=Takes(positions="columns").'
     ),
     rank=6,
 )
