@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import jaxtyping
 import pytest
+from hurry import compile_in_a_hurry
 from hypothesis import HealthCheck, settings
 from jax._src import compilation_cache as of_jax
 from near_ties import pytest_terminal_summary  # noqa: F401 (a hook)
@@ -65,11 +66,7 @@ def _compiled_in_a_hurry(request: pytest.FixtureRequest) -> None:
     In processes that are started from here, too. Not where a module is marked `optimised`: there
     what users run is judged as it is compiled for them.
     """
-    hurried = request.node.get_closest_marker("optimised") is None
-    if hurried != jax.config.read("jax_disable_most_optimizations"):
-        jax.config.update("jax_disable_most_optimizations", hurried)
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(hurried)
-        jax.clear_caches()  # which do not tell the two kinds apart
+    compile_in_a_hurry(request.node.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture

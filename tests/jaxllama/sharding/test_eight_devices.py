@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# Two thirds of the time is LLVM's, making small programs fast: nothing is gained by that here.
-FLAGS = {
-    "JAX_NUM_CPU_DEVICES": "8",
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
+FLAGS = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 FILES = sorted(path.name for path in (ROOT / "tests/meshes").glob("test_*.py"))
 
 

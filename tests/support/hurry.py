@@ -1,0 +1,41 @@
+"""Programs that are compiled in a hurry: they run once here, and compiling is most of the time."""
+
+from __future__ import annotations
+
+import os
+from functools import wraps
+from typing import Any
+
+import jax
+import jaxlib
+from jax._src import compiler as of_jax
+
+# Kernels of loops by LLVM alone, without MLIR's passes before it, in one module: two thirds less.
+_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in _OPTIONS.items())
+# Names of options that another XLA may not have, and that end a process which is given one.
+_KNOWN = jaxlib.__version__.startswith("0.10.")
+_as_users = of_jax.get_compile_options
+_own_flags = os.environ.get("XLA_FLAGS", "")
+_as_users(1, 1)  # reads XLA_FLAGS, once for all: those below are for processes that are started
+
+
+@wraps(_as_users)
+def _in_a_hurry(*args: Any, **named: Any) -> Any:
+    asked = named.pop("env_options_overrides", None) or {}
+    return _as_users(*args, env_options_overrides=_OPTIONS | asked, **named)
+
+
+def compile_in_a_hurry(wanted: bool) -> None:
+    """Have XLA leave out what makes programs fast, here and in processes started from here; or not.
+
+    What one way has compiled does not serve the other.
+    """
+    if wanted == jax.config.read("jax_disable_most_optimizations"):
+        return
+    jax.config.update("jax_disable_most_optimizations", wanted)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(wanted)
+    if _KNOWN:
+        of_jax.get_compile_options = _in_a_hurry if wanted else _as_users
+        os.environ["XLA_FLAGS"] = f"{_own_flags} {_FLAGS if wanted else ''}".strip()
+    jax.clear_caches()  # which do not tell the two kinds apart
