@@ -59,14 +59,14 @@ def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iter
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_a_hurry(request: pytest.FixtureRequest) -> None:
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which compile, too
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Have XLA leave most optimisations out of programs, which run once here.
 
-    In processes that are started from here, too. Not where a module is marked `optimised`: there
+    In processes that are started from here, too. Not where a test is marked `optimised`: there
     what users run is judged as it is compiled for them.
     """
-    compile_in_a_hurry(request.node.get_closest_marker("optimised") is None)
+    compile_in_a_hurry(item.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture

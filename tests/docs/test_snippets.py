@@ -62,7 +62,12 @@ def problems(text: str, place: Path, page: Page) -> list[str]:
 
 
 @pytest.mark.ill_typed  # as readers have it: no annotations are checked
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+@pytest.mark.parametrize(
+    "page",
+    # A model of some size runs longer than it compiles.
+    [pytest.param(p, marks=[pytest.mark.optimised] * ("quality" in p.path)) for p in PAGES],
+    ids=lambda page: page.path,
+)
 def test_a_page_does_what_it_says(page: Page, tmp_path: Path) -> None:
     if page.linked:
         (tmp_path / "docs").symlink_to(ROOT / "docs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import draw_health_experiment as drawing
@@ -67,6 +68,24 @@ def test_thresholds_lie_beyond_sane_runs_alone() -> None:
     assert found["max_logit"] == 150 and found["update_ratio"] == pytest.approx(0.98)
     assert found["entropy"] == pytest.approx(0.0067) and found["residual"] == pytest.approx(0.013)
     assert found["loss_spike"] == usual.loss_spike  # never stricter than usual
+
+
+def test_sane_runs_are_made_again_and_held_to_what_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(rate: float, outcome: str, final: float) -> dict[str, object]:
+        return {"kind": asdict(KIND), "rate": rate, "outcome": outcome, "final": final}
+
+    def runs_of(kind: Kind, rates: list[float]) -> list[Run]:
+        made = [a_run([3.0] * 60, rate) for rate in rates]
+        made[0].extreme["entropy"] = 0.005
+        return made
+
+    monkeypatch.setattr(experiment, "runs_of", runs_of)
+    group = [told(1e-3, SANE, 3.0), told(1e-2, SANE, 3.01), told(1.0, DIVERGING, 9.0)]
+    assert experiment.sane_again({"runs": {"a": group}}, "a") == 1
+    with pytest.raises(ValueError, match=r"loss 3\.0000, was 2\.0000"):
+        experiment.sane_again({"runs": {"a": [told(1e-3, SANE, 2.0)]}}, "a")
 
 
 def test_both_the_frozen_and_the_shipped_thresholds_are_told_of() -> None:

@@ -21,8 +21,6 @@ from jaxllama.masks import BoundMask, Mask, Tokens, causal, explicit, padding, s
 from jaxllama.model import Llama
 from jaxllama.taps import Taps, untapped
 
-pytestmark = pytest.mark.optimised
-
 # Neither length is a whole number of blocks.
 B, T, S, N, K, H, SIZE = 2, 13, 21, 6, 3, 5, 4
 SCALE = 0.4
@@ -165,6 +163,7 @@ def _memory(backend: Any, tokens: int, *, gradient: bool) -> int:
     return int(found.temp_size_in_bytes)
 
 
+@pytest.mark.optimised
 def test_memory_of_a_prefill_is_linear_in_its_length() -> None:
     lengths = np.array([8192, 16384, 32768])
     needed = [_memory("xla", int(n), gradient=False) for n in lengths]
@@ -175,6 +174,7 @@ def test_memory_of_a_prefill_is_linear_in_its_length() -> None:
     assert whole[1] > 3.5 * whole[0] > 20 * needed[0]
 
 
+@pytest.mark.optimised
 def test_memory_of_a_gradient_is_linear_in_the_length() -> None:
     # A mask of T times T bytes, kept for the way back, would be seven eighths of the longer one's.
     short, long = (_memory("xla", n, gradient=True) for n in (8192, 32768))

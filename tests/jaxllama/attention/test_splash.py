@@ -24,8 +24,6 @@ from jaxllama.model import Llama
 from jaxllama.plan.devices import DEVICES
 from jaxllama.plan.topology import mesh_of
 
-pytestmark = pytest.mark.optimised
-
 # Two blocks of queries, neither of them full; more keys than queries, as of a cache.
 B, T, S, N, K, H = 2, 150, 170, 4, 2, 8
 SCALE = 0.61

@@ -13,8 +13,6 @@ from jaxllama.layers.linear import product
 from jaxllama.quantisation import Int4Array, Int8Array, Quantised
 from jaxllama.quantisation import product as ways
 
-pytestmark = pytest.mark.optimised
-
 OUT, INTO = 12, 40
 
 
@@ -86,6 +84,7 @@ def test_gradients_are_those_of_the_numbers(weight: Quantised) -> None:
     assert np.abs(expected).min() > 0
 
 
+@pytest.mark.optimised
 def test_a_product_in_digits_copies_no_weights() -> None:
     made = Int8Array.empty((256, 512))
     made[...] = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float32)
