@@ -31,7 +31,6 @@ from parity.subjects.jaxllama.subject import JaxLlama
 from parity.subjects.torch_reference.subject import TorchReference
 from parity.taps import AXES
 
-pytestmark = pytest.mark.optimised  # a run as users have it
 PROMPT = (72, 101, 108, 108, 111, 32, 119)
 
 
@@ -82,6 +81,7 @@ class _WrongWitness(TorchReference):
         return super().scores(q, k) * 1.0001
 
 
+@pytest.mark.optimised
 def test_a_clean_run_is_equal_in_every_mode() -> None:
     seen: list[tuple[int, int]] = []
     result = quick(
