@@ -81,7 +81,6 @@ class _WrongWitness(TorchReference):
         return super().scores(q, k) * 1.0001
 
 
-@pytest.mark.optimised
 def test_a_clean_run_is_equal_in_every_mode() -> None:
     seen: list[tuple[int, int]] = []
     result = quick(
