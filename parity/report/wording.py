@@ -157,10 +157,11 @@ def divergence_lines(first: Divergence, result: Result | None = None) -> Iterabl
         where += f" step {row.step}"
     yield f"first divergence: {row.tap} ({where})"
     yield f"  difference: {DIFFERENCES[first.difference]}"
-    yield (
-        f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
-        f"limit {row.limit:g}"
-    )
+    if row.error or not row.structural:  # of another shape nothing is measured
+        yield (
+            f"  error {row.error:.2e}, noise {row.noise:.2e}: {row.rho:.3g} times the noise, "
+            f"limit {row.limit:g}"
+        )
     if row.noise_from == "order: none":
         yield "  no order of summation can err by so much"
     elif row.noise_from.startswith("order: "):
