@@ -78,6 +78,7 @@ def look(
 
     from parity import scenarios
     from parity.runner.prompt import encoder, special_ids
+    from parity.runner.room import DRY_RUN_MAPS, check_room
     from parity.subjects.dry_run import dry_run
     from parity.subjects.takes import nothing_taken, takes_of
 
@@ -86,6 +87,8 @@ def look(
         made, opened = _made(checkpoint, subject, dtype)
         encode, _ = encoder(opened, None)
         specials = special_ids(opened)
+        measured = scenarios.shape(scenario, encode, opened.config, length=length)
+        check_room([measured], opened.config.num_attention_heads, maps=DRY_RUN_MAPS)
         inputs = scenarios.scenario(
             scenario, encode, opened.config, length=length, specials=specials
         )
