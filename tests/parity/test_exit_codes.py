@@ -14,9 +14,11 @@ from records import result, row
 
 from jaxllama.errors import InputError
 from parity import cli
+from parity.commands import names
 from parity.lint import case, linter
 from parity.report import html_file, json_file
 from parity.report.outputs import after_verdict, write_report
+from parity.subjects.dry_run import NamesReport
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "tiny", "--dtype", "f64", "--scenario", "causal", "--length", "7"]
@@ -175,6 +177,27 @@ def test_so_it_is_of_findings(
     assert (found, out) == (5, said) and "No space left" in err
     monkeypatch.setattr(linter, "lint", lambda _: 1 / 0)
     assert parity(*lint)[0] == 4
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_so_it_is_of_names(
+    parity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    said = NamesReport("x", "f32", "causal", (), ("norm",) * faulty, (), (), False, False, ())
+    monkeypatch.setattr(names, "look", lambda *_: said)
+    code, printed, _ = parity("names", "tiny", "--json", str(tmp_path / "x"))
+    assert code == faulty and (tmp_path / "x").stat().st_size
+    code, out, err = parity("names", "tiny", "--json", "/dev/full")
+    assert (code, out) == (5, printed) and "No space left" in err
+
+
+def test_a_list_is_no_verdict(parity) -> None:
+    code, out, err = parity("taps", "--json", "/dev/full")
+    assert (
+        code == 2
+        and out
+        and err == "parity: /dev/full: cannot be written: No space left on device\n"
+    )
 
 
 # Errors
