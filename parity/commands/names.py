@@ -90,7 +90,7 @@ def look(
         encode, _ = encoder(opened, None)
         specials = special_ids(opened)
         measured = scenarios.shape(scenario, encode, opened.config, length=length)
-        check_room([measured], opened.config.num_attention_heads, maps=DRY_RUN_MAPS)
+        check_room([measured], opened.config.num_attention_heads, maps=DRY_RUN_MAPS[made.dtype])
         inputs = scenarios.scenario(
             scenario, encode, opened.config, length=length, specials=specials
         )

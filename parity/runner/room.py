@@ -12,17 +12,21 @@ from jaxllama.errors import InputError, argument
 from jaxllama.memory import free_bytes, size_in_words
 from parity.scenarios import Shape
 
-# Float64 maps that are held at once, measured on `tiny` as the growth of a run's peak with the
-# length. Passes run one after another: the largest of those asked for counts.
+# Float64 maps that are held at once, by what is run: the growth of a run's peak on `tiny` with the
+# square of the length. Passes run one after another, and the largest of those asked for counts.
 _FREE = {"f64": 5.9, "f32": 4.5, "bf16": 4.5}
-_ISOLATED = 7.9
+_ISOLATED = 7.9  # of one dtype
+_SEVERAL = 10.0  # of all three, whose references are held side by side
 _STREAMED = 11.0
 DECODE_MAPS = 6.6
-GENERATE_MAPS = 2.0
-DRY_RUN_MAPS = 2.0
-_BACKWARD_OF_LAYER = 4.0
-# What is quantised is run beside the reference, which alone has maps of these.
-QUALITY_MAPS = 4.0
+GENERATE_MAPS = 6.0
+# Every layer keeps its own until gradients have been taken.
+_GRAD_OF_LAYER = 4.0
+_STEP_OF_LAYER = 1.8
+# Of `parity names`, by dtype: no reference runs beside it.
+DRY_RUN_MAPS = {"f64": 4.2, "f32": 2.0, "bf16": 2.0}
+# What is quantised runs beside the reference, free.
+QUALITY_MAPS = 4.5
 # What is captured is one implementation's scores and weights, in its own dtype.
 CAPTURED_MAPS = 1.0
 _MAP_BYTES = 8
@@ -67,14 +71,21 @@ def forward_maps(modes: Sequence[str], lanes: Sequence[str], *, streamed: bool) 
 
     Args:
         modes: of the run.
-        lanes: its dtypes, one of which is run at a time.
+        lanes: its dtypes.
         streamed: one layer is held at a time.
     """
     if streamed:
         return _STREAMED
-    return _ISOLATED if "isolated" in modes else max(_FREE[lane] for lane in lanes)
+    if "isolated" in modes:
+        return _SEVERAL if len(lanes) == len(_FREE) else _ISOLATED
+    return max(_FREE[lane] for lane in lanes)
 
 
-def backward_maps(layers: int) -> float:
-    """Return how many maps are held where gradients are taken: every layer keeps its own."""
-    return _BACKWARD_OF_LAYER * layers
+def grad_maps(layers: int) -> float:
+    """Return how many maps are held where gradients are compared."""
+    return _GRAD_OF_LAYER * layers
+
+
+def step_maps(layers: int) -> float:
+    """Return how many maps a step of training holds."""
+    return _STEP_OF_LAYER * layers

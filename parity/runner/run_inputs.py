@@ -63,16 +63,17 @@ def make_inputs(
     """
     longest = _longest_prompt(plan, config, length)
     measured = partial(shape, tokenizer=encode, config=config, prompt=prompt)
-    heads, backward = config.num_attention_heads, room.backward_maps(config.num_hidden_layers)
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
     forward = [measured(name, length=length) for name in plan.forward_scenarios]
     decoded = [one for one in forward if one.name in plan.decode_scenarios]
     passes = room.forward_maps(plan.modes, plan.dtypes, streamed=streamed)
     room.check_room(forward, heads, maps=passes)
     room.check_room(decoded, heads, maps=room.DECODE_MAPS)
     for name in plan.grad_scenarios:
-        room.check_room([measured(name, length=length)], heads, maps=backward)
+        room.check_room([measured(name, length=length)], heads, maps=room.grad_maps(layers))
     trained = [step.SCENARIO] if step.MODE in plan.modes else []
-    room.check_room([measured(name, length=length) for name in trained], heads, maps=backward)
+    steps = [measured(name, length=length) for name in trained]
+    room.check_room(steps, heads, maps=room.step_maps(layers))
     if longest is not None:
         prompts = [measured(_PROMPTS, length=longest)]
         room.check_room(prompts, heads, maps=room.GENERATE_MAPS)

@@ -187,6 +187,19 @@ def test_no_imitated_machine_alarms(name: str, place: Workload, lane: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("model", "scenario"), [("one_layer", "repeated@1900"), ("smollm2", "causal@5")]
+)
+def test_no_imitated_machine_alarms_on_many_equal_terms_and_trained_weights(
+    model: str, scenario: str
+) -> None:
+    """One order of each, for time; `parity selftest --calibrate` runs all."""
+    alone = Harness(model, "f32")  # gigabytes, which no later test is to keep
+    judged = alone.check_imitated(MACHINES["summed serially"], scenario, "free")
+    assert judged.verdict == "equal", judged.first
+    assert all(figure.seen <= figure.limit for figure in judged.figures)
+
+
+@pytest.mark.parametrize(
     ("name", "model"),
     [
         ("summed serially", "base"),
