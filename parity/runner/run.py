@@ -31,12 +31,19 @@ from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.lora_step import compare_lora_step, lora_settings
-from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan, taken_by
+from parity.runner.plan import (
+    Plan,
+    checkpoint_facts,
+    expected_taps,
+    left_out,
+    make_inputs,
+    make_plan,
+    taken_by,
+)
 from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.quality import run_quality
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
-from parity.runner.run_inputs import make_inputs
 from parity.scenarios import DEFAULT_SCENARIOS, Prompt
 from parity.subjects import select
 from parity.subjects.base import (

@@ -265,7 +265,7 @@ def test_a_length_beyond_memory_is_refused_before_anything_is_built(
     def built(*_: object, **__: object) -> None:
         raise AssertionError("something was allocated")
 
-    for module in ("parity.runner.run_inputs", "parity.runner.capture", "parity.scenarios"):
+    for module in ("parity.runner.plan", "parity.runner.capture", "parity.scenarios"):
         monkeypatch.setattr(f"{module}.scenario", built)
     words = [*words, str(tmp_path / "out")] if words[-1] == "-o" else words
     code, out, err = parity(*words)

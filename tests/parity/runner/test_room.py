@@ -12,9 +12,8 @@ from jaxllama.errors import InputError
 from jaxllama.memory import free_bytes
 from parity.inputs import batch_alike
 from parity.runner import room
-from parity.runner.plan import make_plan
+from parity.runner.plan import make_inputs, make_plan
 from parity.runner.room import check_room
-from parity.runner.run_inputs import make_inputs
 from parity.scenarios import SCENARIOS, Shape, scenario, shape
 
 HEADS, MAPS = 6, 4
