@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxllama.compilation_cache import NO_CACHE
 from jaxllama.errors import InputError
 from jaxllama.files.output import check_writable, write_text
 from parity.options import LANES
@@ -136,7 +137,8 @@ def at_hand(setting: Setting) -> bool:
 def measure(setting: Setting, model: str, options: Sequence[str]) -> dict[str, Any]:
     """Run parity in a process of its own, and return what a row says of it."""
     variables = {n: v for n, v in os.environ.items() if n not in SETTINGS}
-    variables |= {"JAX_PLATFORMS": "cpu", **setting.variables}
+    # What another row has compiled must not be loaded in this one's place.
+    variables |= {"JAX_PLATFORMS": "cpu", NO_CACHE: "1", **setting.variables}
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "result.json"
         command = ["run", model, *options, "--json", str(report)]

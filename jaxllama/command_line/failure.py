@@ -23,11 +23,20 @@ _EXTRAS = {
     "torch": "parity",
     "transformers": "parity",
     "safetensors": "parity",
+    "scipy": "parity",
     "PIL": "parity",
     "llama_models": "meta",
     "fairscale": "meta",
+    "rouge_score": "quality",
+    "sacrebleu": "quality",
+    "lm_eval": "eval",
+    "tqdm": "eval",
     "huggingface_hub": "hub",
+    "grain": "train",
+    "optax": "train",
 }
+# Of what is always installed, that which is imported under another name.
+_PUBLISHED_AS = {"orbax": "orbax-checkpoint"}
 
 
 def report_error(error: BaseException, program: str, *, debug: bool = False) -> int:
@@ -110,7 +119,7 @@ def _needs(error: ImportError) -> str | None:
         return None
     if isinstance(error, ModuleNotFoundError) and package and not _is_there(package):
         extra = _EXTRAS.get(package)
-        remedy = f"'jaxllama[{extra}]'" if extra else package
+        remedy = f"'jaxllama[{extra}]'" if extra else _PUBLISHED_AS.get(package, package)
         return f"needs the package {package}, which is not installed: pip install {remedy}"
     what = package or "a package"
     return f"{what} does not load here: {line_of(error)}; install the version in constraints.txt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from jaxllama.command_line.interrupt import on_interrupt
 from jaxllama.command_line.layout import say
 from jaxllama.files.output import check_writable, write_text
 from parity.commands import options
+from parity.report.outputs import after_verdict
 from parity.taps import AXES, LETTERS, dtype_of, layout_hint, meaning_of, template_of
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def names_command(
 ) -> None:
     """Run a subject once, on a few tokens: what shows, under which names, and what does not."""
     report = look(checkpoint, subject, dtype, scenario, length)
-    _publish(report.to_json(), lambda _: _names_lines(report), json_path)
+    _publish(report.to_json(), lambda _: _names_lines(report), json_path, after_verdict)
     if report.faulty:
         raise typer.Exit(1)
 
@@ -78,6 +80,7 @@ def look(
 
     from parity import scenarios
     from parity.runner.prompt import encoder, special_ids
+    from parity.runner.room import DRY_RUN_MAPS, check_room
     from parity.subjects.dry_run import dry_run
     from parity.subjects.takes import nothing_taken, takes_of
 
@@ -86,6 +89,8 @@ def look(
         made, opened = _made(checkpoint, subject, dtype)
         encode, _ = encoder(opened, None)
         specials = special_ids(opened)
+        measured = scenarios.shape(scenario, encode, opened.config, length=length)
+        check_room([measured], opened.config.num_attention_heads, maps=DRY_RUN_MAPS[made.dtype])
         inputs = scenarios.scenario(
             scenario, encode, opened.config, length=length, specials=specials
         )
@@ -111,9 +116,19 @@ def _made(checkpoint: str, subject: str, dtype: str | None) -> tuple[Subject, Ch
 
 
 def _publish(
-    document: dict[str, Any], lines: Callable[[int | None], Iterable[str]], path: Path | None
+    document: dict[str, Any],
+    lines: Callable[[int | None], Iterable[str]],
+    path: Path | None,
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Write a document, or print it, or print what `lines` makes of it in a terminal's columns."""
+    """Write a document, or print it, or print what `lines` makes of it in a terminal's columns.
+
+    Args:
+        document: what is written.
+        lines: what is printed.
+        path: where to; None for nowhere.
+        writing: what the file is written under: `after_verdict` where the lines are a verdict.
+    """
     written = json.dumps(document, indent=1)
     if options.is_stdout(path):
         typer.echo(written)
@@ -123,7 +138,8 @@ def _publish(
     console = SafeConsole()
     say(console, lines(console.width if console.is_terminal else None))
     if path is not None:
-        write_text(path, written + "\n")
+        with writing():
+            write_text(path, written + "\n")
 
 
 def _taps_lines(

@@ -6,6 +6,7 @@ Shape letters: B batch, N heads, T queries, S keys.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,12 +16,16 @@ import numpy as np
 from jaxllama import dtypes
 from jaxllama.errors import InputError, argument, join_problems
 from jaxllama.masks import Mask, Tokens, causal, padding, segments, window
+from jaxllama.memory import free_bytes, size_in_words
 from parity.lint.facts import Layout, ReadFacts, Side, read_axes, read_lengths, read_validity
 from parity.lint.reading import MaskReading, read
 from parity.lint.slots import Slots
 
 _FACTS = ("ids", "labels", "positions", "segments", "valid")
 Use = Literal["bool", "additive"]
+# What the rules hold at once of a query and a key: the growth of the peak of
+# `parity lint 'causal()'` with T x S (6.7 in each of three rows; 9 of a bool array, 12 of float32).
+_BYTES_OF_A_CELL = 7
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +124,7 @@ class Case:
         arrays = [*self.facts, *([] if self.mask is None else [self.mask])]
         problems += [f"shape {a.shape}: nothing in it" for a in arrays if not a.size]
         if not problems:
-            problems += self._misfits()
+            problems += self._too_large() or self._misfits()
         if problems:
             raise InputError(join_problems("lint", problems))
 
@@ -144,6 +149,21 @@ class Case:
                 f"{argument('queries', self.queries)}: the mask {shape} has {shape[-2]} queries"
             )
         return problems
+
+    def _too_large(self) -> list[str]:
+        """Return that memory does not hold the tables of queries and keys; none is made yet."""
+        (batch, t, s), free = self.sizes, free_bytes()
+        rows = batch if self.mask is None else max(1, self.mask.size // (t * s))
+        needed = _BYTES_OF_A_CELL * rows * t * s
+        if free is None or needed <= free:
+            return []
+        fits = max(1, math.isqrt(free // (_BYTES_OF_A_CELL * rows)))
+        long = f"{argument('queries', t)}" if self.queries is not None else f"{t} queries"
+        return [
+            f"{long}: tables of {rows} x {t} x {s} = [B, T, S] take at least "
+            f"{size_in_words(needed)}, and {size_in_words(free)} of this machine's memory are "
+            f"free; give at most {fits} queries and keys"
+        ]
 
     def _settle(self) -> list[str]:
         """Bring the facts into their one form; return what is wrong with them."""

@@ -29,8 +29,8 @@ from parity.noise.orders import TRIALS
 # another machine, and the figure that reports print is then the same on all of them.
 NEAR = 0.5
 # How much of an envelope counts as noise: limits of 4 times the noise are then twice the envelope.
-# Products stand at 0.95 of it at most where they are summed serially, as XLA does with AVX2, and at
-# 1.9 reversed; softmaxes at 2.4. What passes twice the envelope, or nearly, is tried.
+# Sums whose terms are not all alike stay below twice the envelope in every order that is tried
+# (tests/parity/noise/test_envelope.py). What passes that, or nearly, is tried.
 ENVELOPE_SHARE = 0.5
 TRIED = 0.75
 # Factors, or sums, that are in memory at once.

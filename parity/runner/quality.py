@@ -37,7 +37,7 @@ from parity.runner.again import describe_again
 from parity.runner.plan import Plan, checkpoint_facts, make_plan
 from parity.runner.prompt import encoder, token_texts
 from parity.runner.readings import compare_readings, second_reading
-from parity.runner.room import FORWARD_MAPS, check_room
+from parity.runner.room import QUALITY_MAPS, check_room
 from parity.scenarios import DEFAULT_LENGTHS, DEFAULT_SCENARIOS, Prompt, scenario, shape
 from parity.subjects import select
 from parity.subjects.base import Run, Subject
@@ -104,7 +104,7 @@ def run_quality(
         if prompt is None:
             tokens = checked_length(length, DEFAULT_LENGTHS[SCENARIO], config)
         shapes = [shape(n, encode, config, prompt=text, length=tokens) for n in plan.scenarios]
-        check_room(shapes, config.num_attention_heads, maps=FORWARD_MAPS)
+        check_room(shapes, config.num_attention_heads, maps=QUALITY_MAPS)
         inputs = [scenario(n, encode, config, prompt=text, length=tokens) for n in plan.scenarios]
         named = replace(named, name=_name(named, quant), cache_dtype=held)
         make = select.subject_factory(named, opened, config, quant=quant)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 from numpy.typing import DTypeLike
 
 from jaxllama.checkpoint import Checkpoint, open_checkpoint
-from jaxllama.config import LlamaConfig
 from jaxllama.errors import InputError, argument
 from jaxllama.train.config import LoraSettings
 from parity.comparison import tolerance
@@ -20,7 +18,7 @@ from parity.diagnose.casts import LANE, cast_notes
 from parity.diagnose.search import EXPLAINED, SECONDS, find_cause, refine_difference
 from parity.generation import compare as generated
 from parity.generation import run as generation
-from parity.generation.exchanges import CONTINUED, LEAST_PROMPT, PROMPT, prompt_rows
+from parity.generation.exchanges import prompt_rows
 from parity.inputs import Inputs, batch_alike, decode_chunks, inputs_facts, join_inputs
 from parity.locate import first_divergence, reading_divergence
 from parity.lockstep import timing
@@ -33,13 +31,20 @@ from parity.result import CauseReport, Divergence, Reading, Result, TapResult
 from parity.runner import environment, forward, gradients, step, vocabulary
 from parity.runner.again import describe_again
 from parity.runner.lora_step import compare_lora_step, lora_settings
-from parity.runner.plan import Plan, checkpoint_facts, expected_taps, left_out, make_plan, taken_by
+from parity.runner.plan import (
+    Plan,
+    checkpoint_facts,
+    expected_taps,
+    left_out,
+    make_inputs,
+    make_plan,
+    taken_by,
+)
 from parity.runner.precision import HIGHEST, check_precision
 from parity.runner.prompt import encoder, special_ids, token_texts
 from parity.runner.quality import run_quality
 from parity.runner.readings import as_read, compare_readings, explain_reading, second_reading
-from parity.runner.room import BACKWARD_MAPS, FORWARD_MAPS, check_room
-from parity.scenarios import DEFAULT_SCENARIOS, Prompt, Shape, Tokenizer, scenario, shape
+from parity.scenarios import DEFAULT_SCENARIOS, Prompt
 from parity.subjects import select
 from parity.subjects.base import (
     CheckpointLike,
@@ -184,15 +189,16 @@ def run(
             other = tokens.find_other(opened, alone=plan.modes == (tokens.MODE,))
         encode, encoding_notes = encoder(opened, prompt)
 
-        specials = special_ids(opened)
-        inputs, differentiated = _inputs(plan, truth.config, encode, prompt, length, specials)
+        given = make_inputs(
+            plan, truth.config, encode, prompt, length, special_ids(opened), streamed=stream
+        )
+        inputs, differentiated, prompts = given.forward, given.differentiated, given.prompts
         make = select.subject_factory(resolved, opened, config)
         refused: dict[str, str] = {}
         if plan.runs_model and not (isinstance(subject, str) and subject in select.NAMES):
             plan, inputs, differentiated, refused = taken_by(
                 plan, make(plan.dtypes[0]), inputs, differentiated
             )
-        prompts = _prompts(plan, truth.config, encode, prompt, length)
         variants = own_variants if shared is None else shared.variants
         passes, timed = _compare(
             plan, truth, make, inputs, differentiated, prompts, progress, timer, variants
@@ -203,8 +209,8 @@ def run(
             rest = vocabulary.compare_vocabulary(truth, make(widest), inputs)
             passes.append(rest.found)
         found = PassResult.join(passes, plan.dtypes)
-        if step.MODE in plan.modes:
-            passes = _step(plan, opened, truth, make, factors, encode, prompt, length, specials)
+        if given.step is not None:
+            passes = _step(plan, opened, truth, make, factors, given.step)
             found = PassResult.join([found, *passes])
         if other is not None:  # after the rest: they are sorted by dtype, and these have none
             found = PassResult.join([found, tokens.compare_tokens(opened, other)])
@@ -313,76 +319,21 @@ def _casts(
         return [f"how the subject casts was not looked at: {type(error).__name__}: {error}"]
 
 
-def _inputs(
-    plan: Plan,
-    config: LlamaConfig,
-    encode: Tokenizer,
-    prompt: Prompt | None,
-    length: int | None,
-    specials: Sequence[int],
-) -> tuple[list[Inputs], list[Inputs]]:
-    """Return what is run forwards and what is differentiated, once it is known to fit memory."""
-
-    def measured(names: Sequence[str]) -> list[Shape]:
-        return [shape(n, encode, config, prompt=prompt, length=length) for n in names]
-
-    def built(names: Sequence[str]) -> list[Inputs]:
-        return [
-            scenario(n, encode, config, prompt=prompt, length=length, specials=specials)
-            for n in names
-        ]
-
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    check_room(measured(plan.forward_scenarios), heads, maps=FORWARD_MAPS)
-    for name in plan.grad_scenarios:
-        check_room(measured([name]), heads, maps=BACKWARD_MAPS * layers)
-    inputs, differentiated = built(plan.forward_scenarios), built(plan.grad_scenarios)
-    gradients.check_inputs(differentiated)
-    return inputs, differentiated
-
-
 def _step(
     plan: Plan,
     opened: Checkpoint,
     truth: CheckpointLike,
     make: select.SubjectFactory,
     factors: LoraSettings | None,
-    encode: Tokenizer,
-    prompt: Prompt | None,
-    length: int | None,
-    specials: Sequence[int],
+    inputs: Inputs,
 ) -> list[PassResult]:
     """Return what a step of training showed; nothing of a subject that is not trained here."""
     subject = make(step.LANE)
     if not step.check_subject(subject, alone=plan.modes == (step.MODE,)):
         return []
-    inputs = scenario(
-        step.SCENARIO, encode, truth.config, prompt=prompt, length=length, specials=specials
-    )
-    gradients.check_inputs([inputs])
     if factors is not None:
         return [compare_lora_step(truth, opened, subject, inputs, factors)]
     return [step.compare_step(truth, subject, inputs, plan.mitigations)]
-
-
-def _prompts(
-    plan: Plan, config: LlamaConfig, encode: Tokenizer, prompt: Prompt | None, length: int | None
-) -> Inputs | None:
-    """Return what `generate` is given, if it is asked for: a ragged batch."""
-    if generated.MODE not in plan.modes:
-        return None
-    longest = PROMPT if length is None else length
-    if longest < LEAST_PROMPT:
-        raise InputError(
-            f"{argument('length', length)} with mode generate: expected at least {LEAST_PROMPT}, "
-            "for the shortest of its three prompts has a third of that and needs two tokens"
-        )
-    for problem in config.context_problems(
-        longest + CONTINUED, f"mode generate, prompts of {longest}", "leave out that mode"
-    ):
-        raise InputError(problem)
-    made = scenario("right_padded", encode, config, prompt=prompt, length=longest)
-    return replace(made, name="prompts")
 
 
 def _check_witnesses(plan: Plan, checkpoint: CheckpointLike) -> None:

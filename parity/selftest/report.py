@@ -34,6 +34,8 @@ def show(matrix: SelftestResult, console: Console, *, quiet: bool = False) -> No
     line = (injected if matrix.injections else "") + (
         f"{sums['false_alarms']} false alarms in {sums['clean_runs']} clean runs"
     )
+    if unfair := sum(not row.fair for row in matrix.clean):
+        line += f"; {unfair - sums['unheard']} of {unfair} unfair controls alarm"
     verdict = Text(line, style="bold green" if matrix.passed else "bold red")
     if quiet:
         say(console, [verdict, *_misses(matrix)])
@@ -51,6 +53,8 @@ def _show(matrix: SelftestResult, console: Console) -> None:
             print_table(console, made)
     say(console, _misses(matrix))
     say(console, [f"{matrix.seconds:.0f} s"])
+    if matrix.environment:
+        say(console, [f"machine: {matrix.environment['machine']['line']}"])
 
 
 def _misses(matrix: SelftestResult) -> Iterator[str]:

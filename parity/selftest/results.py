@@ -12,7 +12,8 @@ from parity.selftest.harness import Outcome
 from parity.selftest.machines.catalogue import MACHINES
 
 # 1.0: first published. 1.1: `machines`, `missed_controls`; `fair` of a clean run.
-SCHEMA_VERSION = "1.1"
+# 1.2: `environment`; `fair` of a machine, unfair ones among them.
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,19 @@ class CleanResult:
 
 @dataclass
 class SelftestResult:
-    """Everything a selftest found."""
+    """Everything a selftest found.
+
+    Attributes:
+        injections: a row for each fault.
+        clean: a row for each run without one.
+        seconds: it took.
+        environment: where, see `parity.runner.environment`.
+    """
 
     injections: list[Injection] = field(default_factory=list)
     clean: list[CleanResult] = field(default_factory=list)
     seconds: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def misses(self) -> list[Injection]:
@@ -148,8 +157,8 @@ class SelftestResult:
 
     @property
     def imitated(self) -> list[CleanResult]:
-        """Clean runs on imitated machines."""
-        return [row for row in self.clean if row.kind in MACHINES]
+        """Runs on imitated machines, the unfair ones' included."""
+        return [row for row in self.clean if row.kind in MACHINES or not row.fair]
 
     def summary(self) -> dict[str, int]:
         """Return the sums that scripts rely on."""
@@ -178,13 +187,14 @@ class SelftestResult:
             "calibration": [row.to_dict() for row in self.ranges],
             "machines": [
                 {
-                    **{n: getattr(row, n) for n in ("kind", "model", "scenario", "lane")},
+                    **{n: getattr(row, n) for n in ("kind", "model", "scenario", "lane", "fair")},
                     **asdict(figure),
                 }
                 for row in self.imitated
                 for figure in row.figures
             ],
             "seconds": round(self.seconds, 1),
+            "environment": self.environment,
         }
 
 

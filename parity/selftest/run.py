@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ import torch
 
 from jaxllama import compilation_cache
 from parity.options import Progress
+from parity.runner import environment
 from parity.selftest.clean_runs import CleanTask, calibration_runs, clean_runs
 from parity.selftest.fault import Fault
 from parity.selftest.faults import catalogue
@@ -78,7 +79,9 @@ def selftest(
         for index, row in found:
             rows[index] = row
             progress(tasks[index].kind, len(rows), len(tasks))
-    matrix = SelftestResult(seconds=time.perf_counter() - began)
+    with _one_thread():
+        facts = environment.describe()
+    matrix = SelftestResult(seconds=time.perf_counter() - began, environment=facts)
     for _, row in sorted(rows.items()):
         if isinstance(row, Injection):
             matrix.injections.append(row)
@@ -135,13 +138,21 @@ def _work(plan: SelftestPlan, batch: range) -> list[Row]:
 
 def perform(task: Task) -> Row:
     """Do one injection or clean run; a crash is written down, it must not end the selftest."""
+    with _one_thread():
+        try:
+            judged = _explained(task) if isinstance(task, Fault) else task.check(harnesses())
+            return _row(task, judged, "")
+        except Exception as error:
+            return _row(task, None, f"{type(error).__name__}: {error}"[:500])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Give PyTorch one thread: on matrices this small, several wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on matrices this small, threads wait for each other
+    torch.set_num_threads(1)
     try:
-        judged = _explained(task) if isinstance(task, Fault) else task.check(harnesses())
-        return _row(task, judged, "")
-    except Exception as error:
-        return _row(task, None, f"{type(error).__name__}: {error}"[:500])
+        yield
     finally:
         torch.set_num_threads(threads)
 

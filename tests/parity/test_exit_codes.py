@@ -14,9 +14,11 @@ from records import result, row
 
 from jaxllama.errors import InputError
 from parity import cli
-from parity.lint import linter
+from parity.commands import names
+from parity.lint import case, linter
 from parity.report import html_file, json_file
 from parity.report.outputs import after_verdict, write_report
+from parity.subjects.dry_run import NamesReport
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "tiny", "--dtype", "f64", "--scenario", "causal", "--length", "7"]
@@ -177,6 +179,27 @@ def test_so_it_is_of_findings(
     assert parity(*lint)[0] == 4
 
 
+@pytest.mark.parametrize("faulty", [False, True])
+def test_so_it_is_of_names(
+    parity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    said = NamesReport("x", "f32", "causal", (), ("norm",) * faulty, (), (), False, False, ())
+    monkeypatch.setattr(names, "look", lambda *_: said)
+    code, printed, _ = parity("names", "tiny", "--json", str(tmp_path / "x"))
+    assert code == faulty and (tmp_path / "x").stat().st_size
+    code, out, err = parity("names", "tiny", "--json", "/dev/full")
+    assert (code, out) == (5, printed) and "No space left" in err
+
+
+def test_a_list_is_no_verdict(parity) -> None:
+    code, out, err = parity("taps", "--json", "/dev/full")
+    assert (
+        code == 2
+        and out
+        and err == "parity: /dev/full: cannot be written: No space left on device\n"
+    )
+
+
 # Errors
 
 
@@ -229,6 +252,9 @@ def test_bad_usage_stays_2(parity) -> None:
         ["run", "tiny", "--mode", "grad", "--length", "131000"],
         ["run", "tiny", "--mode", "decode", "--scenario", "all", "--length", "131000"],
         ["run", "tiny", "--stream", "--length", "131000"],
+        ["run", "tiny", "--mode", "step", "--length", "131000"],
+        ["run", "tiny", "--mode", "generate", "--length", "131000"],
+        ["names", "tiny", "--length", "131000"],
         ["capture", "tiny", "--length", "131000", "-o"],
     ],
     ids=" ".join,
@@ -239,8 +265,8 @@ def test_a_length_beyond_memory_is_refused_before_anything_is_built(
     def built(*_: object, **__: object) -> None:
         raise AssertionError("something was allocated")
 
-    for module in ("run", "capture"):
-        monkeypatch.setattr(f"parity.runner.{module}.scenario", built)
+    for module in ("parity.runner.plan", "parity.runner.capture", "parity.scenarios"):
+        monkeypatch.setattr(f"{module}.scenario", built)
     words = [*words, str(tmp_path / "out")] if words[-1] == "-o" else words
     code, out, err = parity(*words)
     assert (code, out) == (2, "") and err.count("\n") == 1
@@ -248,6 +274,14 @@ def test_a_length_beyond_memory_is_refused_before_anything_is_built(
         assert said in err
     assert os.listdir(tmp_path) == []
     assert parity(*(word.replace("131000", "7") for word in words))[0] == 4  # it is built
+
+
+@pytest.mark.parametrize("queries", ["200000", "100000000"])
+def test_so_are_a_specs_queries(parity, monkeypatch: pytest.MonkeyPatch, queries: str) -> None:
+    monkeypatch.setattr(case, "free_bytes", lambda: 7 * 30_000**2)
+    code, out, err = parity("lint", "causal()", "--queries", queries)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"--queries {queries}: tables of" in err and "give at most 30000 queries" in err
 
 
 # Real processes

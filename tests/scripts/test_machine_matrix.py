@@ -160,11 +160,13 @@ def test_settings_reach_the_process_and_no_others_do(
     monkeypatch.setattr(matrix, "_CHILD", child)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("XLA_FLAGS", "--left-over")
+    monkeypatch.delenv("JAXLLAMA_NO_CACHE", raising=False)
     (setting,) = (one for one in matrix.settings() if one.name == "all held to SSE4.2")
     row = matrix.measure(setting, "tiny", ["--mode", "free"])
     told = row["machine"]["settings"]
     assert row["machine"]["n"] == 1 and "OMP_NUM_THREADS" not in told
     assert {name: told[name] for name in setting.variables} == setting.variables
+    assert told["JAXLLAMA_NO_CACHE"] == "1"  # each row compiles for itself
     assert row["versions"][:4] == ["run", "tiny", "--mode", "free"]
 
     monkeypatch.setattr(matrix, "_CHILD", "import sys; sys.exit('parity: no such model')")

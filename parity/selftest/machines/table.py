@@ -16,6 +16,8 @@ from parity.selftest.machines.catalogue import WORKLOADS
 # What a mode is called, and the mode whose limits it has.
 MODES = {"isolated": "isolated", "chained": "free", "free": "free"}
 QUANTITIES = ("rho", "peak")
+# What is said of an unfair one.
+MUST_ALARM = "must alarm"
 
 
 class RunFigures(Protocol):
@@ -29,6 +31,8 @@ class RunFigures(Protocol):
     def scenario(self) -> str: ...
     @property
     def lane(self) -> str: ...
+    @property
+    def fair(self) -> bool: ...
     @property
     def figures(self) -> tuple[Figure, ...]: ...
 
@@ -55,12 +59,13 @@ def _table(title: str, lane: str, runs: Sequence[RunFigures]) -> Table:
         heading = f"{mode}\nof {limits[0]:g} {limits[1]:g}"
         made.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
-        made.add_row(run.kind, *(_cell(run.figures, mode) for mode in modes))
+        cells = [_cell(run.figures, mode, over="red" if run.fair else "") for mode in modes]
+        made.add_row(run.kind if run.fair else f"{run.kind}: {MUST_ALARM}", *cells)
     return made
 
 
-def _cell(figures: Sequence[Figure], mode: str) -> Text:
-    """Return rho and the largest single element of a mode, red where one is over its limit."""
+def _cell(figures: Sequence[Figure], mode: str, *, over: str) -> Text:
+    """Return rho and the largest single element of a mode, styled where over the limit."""
     shown = [f for q in QUANTITIES for f in figures if (f.mode, f.quantity) == (mode, q)]
     text = " ".join(f"{f.seen:.{1 if f.seen >= 1 else 2}f}" for f in shown)
-    return Text(text, style="red" if any(f.seen > f.limit for f in shown) else "")
+    return Text(text, style=over if any(f.seen > f.limit for f in shown) else "")

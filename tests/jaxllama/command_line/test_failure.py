@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +17,7 @@ import pytest
 from jaxllama.command_line.failure import report_error
 from jaxllama.errors import InputError, ReportError, join_problems
 
+ROOT = Path(__file__).parents[3]
 PETABYTES = (10**8, 10**8)
 
 
@@ -83,14 +91,50 @@ def test_what_each_kind_gives(
     assert found == code and line.startswith(said), line
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "safetensors", "PIL"])
-def test_an_extra_is_named(
-    package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def normal(requirement: str) -> str:
+    """Return a requirement's name as indices compare them."""
+    (name,) = re.findall(r"^[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_missing_is_asked_for_as_pyproject_has_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every package that our sources import, and every one that an extra for users brings."""
     monkeypatch.setattr("jaxllama.command_line.failure._is_there", lambda _: False)
-    error = ModuleNotFoundError(f"No module named '{package}'", name=package)
-    code, said = said_of(error, capsys)
-    assert code == 2 and said.endswith("pip install 'jaxllama[parity]'\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {normal(one) for one in project["dependencies"]}
+    extras = {
+        extra: {normal(one) for one in wanted}
+        for extra, wanted in project["optional-dependencies"].items()
+        if extra not in ("docs", "dev")  # of who works on this project
+    }
+    published = metadata.packages_distributions()
+    asked_for = set()
+    for package in sorted(imported()):
+        asked = {normal(one) for one in published.get(package, [package])}
+        error = ModuleNotFoundError(f"No module named '{package}'", name=package)
+        code, said = said_of(error, capsys)
+        remedy = said.removesuffix("\n").rpartition("pip install ")[2]
+        extra = re.fullmatch(r"'jaxllama\[(.+)\]'", remedy)
+        brings = any(asked & wanted for wanted in extras.values())
+        assert code == 2 and bool(extra) == (brings and not asked & core), said
+        if brings or asked & core:  # others' Llamas say themselves what they need
+            assert asked & extras[extra[1]] if extra else normal(remedy) in asked, said
+        asked_for |= asked
+    assert set().union(core, *extras.values()) <= asked_for
+
+
+def imported() -> set[str]:
+    """Return the packages of others that ours import, anywhere in a file."""
+    found = set()
+    for path in (p for package in ("jaxllama", "parity") for p in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - {"jaxllama", "parity"} - sys.stdlib_module_names
 
 
 def test_a_message_that_cannot_be_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllama.errors import InputError
+from jaxllama.masks import causal
 from parity.lint import Case, lint
 from parity.lint.samples import LEFT_PADDED, PACKED, packed, tril
 
@@ -210,6 +211,28 @@ def test_heads_alone_do_not_tell_rows(heads):
 def test_numbers_that_cannot_be_are_refused(facts, said):
     with pytest.raises(InputError, match=said):
         case(ROWS[:, None], **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "cells"),
+    [
+        ({"spec": causal(), "queries": 5}, 25),
+        ({"spec": causal(), "queries": 5, "capacity": 9}, 45),
+        ({"spec": causal(), "lengths": np.array([5, 3]), "queries": 5}, 50),
+        ({"mask": ROWS[:, None].repeat(HEADS, 1)}, 2 * HEADS * 25),
+    ],
+)
+def test_tables_beyond_memory_are_refused_before_they_are_made(
+    facts, cells, monkeypatch: pytest.MonkeyPatch
+):
+    needed = 7 * cells
+    monkeypatch.setattr("parity.lint.case.free_bytes", lambda: needed)
+    Case(**facts)
+    monkeypatch.setattr("parity.lint.case.free_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match="memory are free; give at most"):
+        Case(**facts)
+    monkeypatch.setattr("parity.lint.case.free_bytes", lambda: None)  # cannot be told
+    Case(**facts)
 
 
 def test_queries_that_are_in_no_slot_are_refused():

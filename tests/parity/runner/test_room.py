@@ -11,8 +11,10 @@ from jaxllama.checkpoint.samples import TINY
 from jaxllama.errors import InputError
 from jaxllama.memory import free_bytes
 from parity.inputs import batch_alike
+from parity.runner import room
+from parity.runner.plan import make_inputs, make_plan
 from parity.runner.room import check_room
-from parity.scenarios import SCENARIOS, scenario, shape
+from parity.scenarios import SCENARIOS, Shape, scenario, shape
 
 HEADS, MAPS = 6, 4
 
@@ -65,6 +67,40 @@ def test_the_length_that_is_named_fits_and_the_next_does_not() -> None:
     check_room(shapes("causal", length=fits), HEADS, maps=MAPS, free=free)
     with pytest.raises(InputError):
         check_room(shapes("causal", length=fits + 1), HEADS, maps=MAPS, free=free)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, modes: str, lanes: str) -> dict[str, float]:
+    """Return by scenarios the most maps that a run is taken to hold."""
+    found: dict[str, float] = {}
+
+    def noted(measured: list[Shape], heads: int, *, maps: float) -> None:
+        if measured:
+            names = " ".join(one.name for one in measured)
+            found[names] = max(maps, found.get(names, 0))
+
+    monkeypatch.setattr(room, "check_room", noted)
+    plan = make_plan("torch", lanes, modes, "causal,packed", ())
+    make_inputs(plan, TINY, encode, None, 13, ())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("modes", "lanes", "maps"),
+    [
+        ("free", "f32", {"causal packed": 4.5}),
+        ("free", "f64,f32", {"causal packed": 5.9}),
+        ("free,decode", "f32", {"causal packed": 6.6}),
+        ("free,isolated,decode", "f32", {"causal packed": 7.9}),
+        ("free,isolated", "all", {"causal packed": 10.0}),
+        ("grad", "f64", dict.fromkeys(("causal", "packed"), 4.0 * TINY.num_hidden_layers)),
+        ("step", "f64", {"packed": 1.8 * TINY.num_hidden_layers}),
+        ("generate", "f64", {"right_padded": 6.0}),
+    ],
+)
+def test_a_mode_is_held_to_what_it_was_measured_to_hold(
+    monkeypatch: pytest.MonkeyPatch, modes: str, lanes: str, maps: dict[str, float]
+) -> None:
+    assert told(monkeypatch, modes, lanes) == pytest.approx(maps)
 
 
 def test_what_cannot_be_told_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ def test_a_family_is_injected_and_saved(
     document = json.loads(path.read_text())
     assert document["summary"]["injections"] == document["summary"]["located"] == 7
     assert document["misses"] == []
+    machine = document["environment"]["machine"]
+    assert machine["torch_threads"] == 1  # as the runs have it
+    assert f"machine: {machine['line']}" in " ".join(out.split())
     assert {row["family"] for row in document["injections"]} == {"R10", "E1"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -132,10 +133,12 @@ def test_another_library_is_exact_where_any_is() -> None:
 
 @pytest.mark.parametrize("lane", ["f32", "bf16"])
 def test_every_machine_gives_other_bits(lane: str) -> None:
-    """In what it shows; in float32 in each operator that it replaces, save one machine: this one.
+    """In what it shows, and in each operator that it replaces, save one machine: this one.
 
-    PyTorch on a processor with AVX-512 sums products of up to 139 terms serially and fused.
+    PyTorch on a processor with AVX-512 sums products of up to 139 terms serially and fused. What
+    machines change of a norm is lost where that is rounded to bfloat16, in all 24 of them.
     """
+    lost = {"norm"} if lane == "bf16" else set()
     at = harness("massive", lane)
     inputs, layers = at.inputs("causal@67"), at.checkpoint.config.num_hidden_layers
     reference = TorchReference(at.checkpoint, dtype=lane).start(inputs)
@@ -150,8 +153,8 @@ def test_every_machine_gives_other_bits(lane: str) -> None:
         shown = {split_name(n)[0] for stage in ours for n in stage}
         assert {split_name(n)[0] for stage in plain for n in stage} == shown | subject.absent
         assert subject.changed <= machine.replaces
-        this += [name] if subject.changed < machine.replaces else []
-    assert len(this) <= (1 if lane == "f32" else len(MACHINES)), this
+        this += [name] if machine.replaces - subject.changed - lost else []
+    assert len(this) <= 1, this
 
 
 def test_a_machine_without_effect_is_no_pass() -> None:
@@ -180,6 +183,19 @@ def test_no_imitated_machine_alarms(name: str, place: Workload, lane: str) -> No
     judged = harness(place.model, lane).check_imitated(MACHINES[name], place.scenario, "free")
     row = judged.first and judged.first.row
     assert judged.verdict == "equal", row
+    assert all(figure.seen <= figure.limit for figure in judged.figures)
+
+
+@pytest.mark.parametrize(
+    ("model", "scenario"), [("one_layer", "repeated@1900"), ("smollm2", "causal@5")]
+)
+def test_no_imitated_machine_alarms_on_many_equal_terms_and_trained_weights(
+    model: str, scenario: str
+) -> None:
+    """One order of each, for time; `parity selftest --calibrate` runs all."""
+    alone = Harness(model, "f32")  # gigabytes, which no later test is to keep
+    judged = alone.check_imitated(MACHINES["summed serially"], scenario, "free")
+    assert judged.verdict == "equal", judged.first
     assert all(figure.seen <= figure.limit for figure in judged.figures)
 
 
@@ -293,7 +309,12 @@ def test_a_selftest_runs_every_machine_and_the_unfair_one() -> None:
 
 
 def test_a_calibration_runs_every_machine_everywhere() -> None:
-    runs = [run for run in calibration_runs((101, 102)) if run.kind in MACHINES]
+    runs = [run for run in calibration_runs((101, 102)) if run.kind in MACHINES | UNFAIR]
+    unfair = [run for run in runs if run.kind in UNFAIR]
+    assert {(run.model, run.lane, run.fair) for run in unfair} == {
+        (f"{place.model}@101", "f32", False) for place in QUICK
+    }
+    runs = [run for run in runs if run.kind in MACHINES]
     assert len(runs) == len(MACHINES) * sum(len(place.lanes) for place in WORKLOADS)
     assert {run.model for run in runs} == {
         p.model if p.model == "smollm2" else f"{p.model}@101" for p in WORKLOADS
@@ -336,3 +357,20 @@ def test_machines_stand_in_tables_of_their_own() -> None:
     assert matrix.ranges == []
     saved = matrix.to_dict()["machines"]
     assert len(saved) == 6 * len(MACHINES) and saved[1]["seen"] == 7.03
+
+
+@pytest.mark.parametrize(("verdict", "heard"), [("divergent", 1), ("equal", 0)])
+def test_a_calibration_shows_what_must_alarm(verdict: str, heard: int) -> None:
+    loud = Figure("isolated", "rho", 4321.5, 4.0, "layers.0.down_proj")
+    (kind,) = UNFAIR
+    run = CleanResult(
+        kind, "smooth@101", "causal", "f32", "free", verdict, figures=(loud,), fair=False
+    )
+    matrix, out = SelftestResult(clean=[run]), io.StringIO()
+    show(matrix, Console(file=out, width=80))
+    said = out.getvalue()
+    assert said.startswith(f"0 false alarms in 0 clean runs; {heard} of 1 unfair controls alarm\n")
+    assert re.search(rf"{kind}: must alarm +4321.5 *\n", said)
+    assert ("NO ALARM" in said) == (not matrix.passed) == (not heard)
+    (saved,) = matrix.to_dict()["machines"]
+    assert not saved["fair"] and saved["seen"] == 4321.5
