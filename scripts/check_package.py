@@ -9,6 +9,7 @@ that an index refuses, an example that fails, a distribution that the bill of ma
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tarfile
@@ -69,8 +70,10 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         SystemExit: it failed.
     """
     words = [str(word) for word in command]
+    # A setting of who runs this, of which a build warns.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
         sys.exit(f"error: {' '.join(words)}: exit code {done.returncode}\n{done.stdout[-3000:]}")

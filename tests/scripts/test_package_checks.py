@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +35,24 @@ def test_a_file_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.missing(files, files[:2], files[:1]) == []
     said = check.missing(files, files[:1], [])
     assert [line.split(":")[0] for line in said] == ["tests/a.py", "parity/py.typed"]
+
+
+def listed(manifest: str, path: str) -> bool:
+    """Return whether a manifest takes a file of a folder along."""
+    for line in manifest.splitlines():
+        kind, *words = line.split() or [""]
+        if kind == "recursive-include" and path.startswith(f"{words[0]}/"):
+            return any(fnmatch(path.rpartition("/")[2], pattern) for pattern in words[1:])
+    return False
+
+
+def test_every_kind_of_file_goes_into_the_sdist() -> None:
+    manifest = (ROOT / "MANIFEST.in").read_text()
+    folders = "ci", "docs", "jaxllama", "parity", "scripts", "tests"
+    files = [str(f.relative_to(ROOT)) for one in folders for f in (ROOT / one).rglob("*.*")]
+    files = [f for f in files if (ROOT / f).is_file() and "__pycache__" not in f]
+    assert len(files) > 1000 and [f for f in files if not listed(manifest, f)] == []
+    assert not listed(manifest, "scripts/field/a.log") and not listed(manifest, "more/a.py")
 
 
 @pytest.mark.parametrize("line", ["warning: no files found", "SetuptoolsDeprecationWarning: x"])
