@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from generating import operands
 from small_llama import CONFIG
 
 from jaxllama import generate as generation
 from jaxllama.forms import Form
 from jaxllama.masks import Tokens, causal
 from jaxllama.model import Llama
-from jaxllama.request import check_request
-from jaxllama.sampling import GREEDY
 
 pytestmark = pytest.mark.optimised
 
@@ -46,23 +45,11 @@ def test_126_stacked_layers_are_as_large_a_program_as_8(stage: str) -> None:
 def copies_of_weights(form: Form) -> set[str]:
     """Return what a call that writes makes of weights before its loops, in words of the program."""
     model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
-    request = check_request(
-        model,
-        [[1, 2, 3]] * 8,
-        max_new_tokens=16,
-        eos_ids=(),
-        seed=0,
-        cache=None,
-        cache_dtype=None,
-        every=8,
-    )
-    state = generation._begin(model, request, GREEDY, None)
-    inputs = generation._inputs(request, GREEDY)
-    graph, weights = nnx.split(model)
+    graph, given = operands(model, [[1, 2, 3]] * 8, new=16)
     generation._advance.clear_cache()
-    lowered = generation._advance.lower(graph, weights, state, inputs, jnp.int32(8))
+    lowered = generation._advance.lower(graph, *given, jnp.int32(8))
     entry = (lowered.compile().as_text() or "").split("\nENTRY ")[1]
-    matrices = {tuple(sorted(w.shape)) for w in jax.tree.leaves(weights) if min(w.shape) > 8}
+    matrices = {tuple(sorted(w.shape)) for w in jax.tree.leaves(given[0]) if min(w.shape) > 8}
     assert matrices and " while(" in entry
     return {
         f"{dtype}[{shape}]"

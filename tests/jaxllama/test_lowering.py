@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from generating import operands
 from jax import export
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -21,7 +23,6 @@ from jaxllama.layers.linear import product
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import Tokens, causal, padding, window
 from jaxllama.model import Llama
-from jaxllama.request import check_request
 from jaxllama.sampling import Sampling
 from jaxllama.taps import Taps, Untapped, untapped
 
@@ -94,27 +95,11 @@ def flattened(function: Any, *operands: Any) -> Any:
 def test_the_whole_of_generation_lowers(form: Form) -> None:
     """Prefill, the loop of steps, sampling with all its filters, an int8 cache."""
     model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
-    request = check_request(
-        model,
-        [[1, 2, 3], [4, 5]],
-        max_new_tokens=4,
-        eos_ids=None,
-        seed=0,
-        cache=None,
-        cache_dtype="int8",
-        every=1,
-    )
     sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
-    state = generation._begin(model, request, sampling, None)
-    inputs = generation._inputs(request, sampling)
-    graph, weights = nnx.split(model)
-    exported = flattened(
-        lambda *operands: generation._advance(graph, *operands),
-        weights,
-        state,
-        inputs,
-        jnp.int32(4),
+    graph, given = operands(
+        model, [[1, 2, 3], [4, 5]], new=4, cache_dtype="int8", sampling=sampling
     )
+    exported = flattened(partial(generation._advance, graph), *given, jnp.int32(4))
     assert exported.mlir_module().count("stablehlo.while") >= 2
 
 
@@ -184,27 +169,8 @@ def test_a_long_prompt_is_read_by_splash_attention_on_a_tpu(
 ) -> None:
     jax.clear_caches()  # of the same calls, as they were traced for the other
     model = Llama(CONFIG, dtype="bfloat16", form=form, rngs=nnx.Rngs(0))
-    request = check_request(
-        model,
-        [[1] * prompt],
-        max_new_tokens=4,
-        eos_ids=None,
-        seed=0,
-        cache=None,
-        cache_dtype=None,
-        every=1,
-    )
-    sampling = Sampling()
-    state = generation._begin(model, request, sampling, None)
-    inputs = generation._inputs(request, sampling, fresh=knows_rules(model.backend))
-    graph, weights = nnx.split(model)
-    program = for_a_tpu(
-        lambda *operands: generation._advance(graph, *operands),
-        weights,
-        state,
-        inputs,
-        jnp.int32(4),
-    )
+    graph, given = operands(model, [[1] * prompt], new=4, fresh=knows_rules(model.backend))
+    program = for_a_tpu(partial(generation._advance, graph), *given, jnp.int32(4))
     told = traced_elsewhere == "tpu" and prompt == LONG
     assert program.count(KERNEL) == told  # one function, whoever calls it
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from generating import operands
 from jax import export
 from witnesses import LAYERS, small
 
@@ -18,8 +19,6 @@ from jaxllama.checkpoint import load_model
 from jaxllama.forms import Form
 from jaxllama.loss import next_token_loss
 from jaxllama.masks import Tokens, causal, padding
-from jaxllama.request import check_request
-from jaxllama.sampling import GREEDY
 
 # Lowering hands descriptions of arrays in where annotations say arrays.
 pytestmark = pytest.mark.ill_typed
@@ -31,20 +30,8 @@ D, H, K = CONFIG.hidden_size, CONFIG.head_dim, CONFIG.num_key_value_heads
 def compiled(mesh: str, form: Form) -> jax.stages.Compiled:
     """Return the program that generates, prefill and steps."""
     model = load_model(CHECKPOINT, dtype="float32", mesh=mesh, form=form)
-    request = check_request(
-        model,
-        [[1, 2, 3]] * ROWS,
-        max_new_tokens=20,
-        eos_ids=None,
-        seed=0,
-        cache=None,
-        cache_dtype=None,
-        every=1,
-    )
-    state = generation._begin(model, request, GREEDY, None)
-    inputs = generation._inputs(request, GREEDY)
-    graph, weights = nnx.split(model)
-    lowered = generation._advance.lower(graph, weights, state, inputs, jnp.int32(8))
+    graph, given = operands(model, [[1, 2, 3]] * ROWS, new=20)
+    lowered = generation._advance.lower(graph, *given, jnp.int32(8))
     return lowered.compile()
 
 
