@@ -82,14 +82,13 @@ def several_hosts(given: str = "auto") -> Iterator[None]:
     try:
         yield
         meet("the end")
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _SIGNS.search(str(error)):
-            raise
-        if "--debug" in sys.argv:
-            traceback.print_exception(error)
-        _end(f" (JAX: {' '.join(str(error).split())[:200]})")
     except Exception as error:
-        atexit.register(_leave, getattr(error, "exit_code", EXIT_CODE))
+        if jax.process_count() > 1 and (loss := _loss(error)):
+            if "--debug" in sys.argv:
+                traceback.print_exception(error)
+            _end(f" (JAX: {' '.join(loss.split())[:200]})")
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            atexit.register(_leave, getattr(error, "exit_code", EXIT_CODE))
         raise
     jax.distributed.shutdown()
     _watch_no_more()
@@ -117,6 +116,15 @@ def meet(what: str, seconds: int = WAITING_SECONDS) -> None:
                 f"come to {what} within {seconds} s; start all of them again"
             )
         raise
+
+
+def _loss(error: BaseException | None) -> str:
+    """Return what JAX said of a lost process, empty if it did not; others may have raised by it."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS.search(str(error)):
+            return str(error)
+        error = error.__cause__
+    return ""
 
 
 def is_first() -> bool:

@@ -12,12 +12,10 @@ from jax._src import compiler as of_jax
 
 # Kernels of loops by LLVM alone, without MLIR's passes before it, in one module: two thirds less.
 _OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in _OPTIONS.items())
-# Names of options that another XLA may not have, and that end a process which is given one.
-_KNOWN = jaxlib.__version__.startswith("0.10.")
+# Another XLA may not know them. And of several devices that share a CPU, programs so compiled have
+# been seen to wait for each other for ever, once they came out of the cache.
+_FIT = jaxlib.__version__.startswith("0.10.") and "JAX_NUM_CPU_DEVICES" not in os.environ
 _as_users = of_jax.get_compile_options
-_own_flags = os.environ.get("XLA_FLAGS", "")
-_as_users(1, 1)  # reads XLA_FLAGS, once for all: those below are for processes that are started
 
 
 @wraps(_as_users)
@@ -27,7 +25,7 @@ def _in_a_hurry(*args: Any, **named: Any) -> Any:
 
 
 def compile_in_a_hurry(wanted: bool) -> None:
-    """Have XLA leave out what makes programs fast, here and in processes started from here; or not.
+    """Have XLA leave out what makes programs fast, or not; the most of it in this process alone.
 
     What one way has compiled does not serve the other.
     """
@@ -35,7 +33,6 @@ def compile_in_a_hurry(wanted: bool) -> None:
         return
     jax.config.update("jax_disable_most_optimizations", wanted)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(wanted)
-    if _KNOWN:
+    if _FIT:
         of_jax.get_compile_options = _in_a_hurry if wanted else _as_users
-        os.environ["XLA_FLAGS"] = f"{_own_flags} {_FLAGS if wanted else ''}".strip()
     jax.clear_caches()  # which do not tell the two kinds apart

@@ -6,7 +6,9 @@ import gc
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import jax
 
@@ -29,10 +31,7 @@ def planted(module: str, before: str, after: str, *, compiled: bool = True) -> I
     old, new = (_functions(text, module) for text in (source, source.replace(before, after)))
     changed = {name: code for name, code in new.items() if not _alike(code, old[name])}
     assert changed, "the edit changes no function"
-    found = [
-        function for function in functions_of(module) if function.__code__.co_qualname in changed
-    ]
-    gc.freeze()
+    found = [one for one in _functions_of(module) if one.__code__.co_qualname in changed]
     assert found, "no function runs it"
     kept = [function.__code__ for function in found]
     for function in found:
@@ -72,19 +71,33 @@ def _alike(a: types.CodeType, b: types.CodeType) -> bool:
     return parts(a) == parts(b)
 
 
+@cache
+def _functions_of(module: str) -> list[types.FunctionType]:
+    """Return what a module's source has made; looked for once, for that is at all there is."""
+    found = functions_of(module)
+    _look()
+    gc.collect()
+    gc.freeze()  # no look at it again
+    return found
+
+
 def _forget(compiled: bool) -> None:
     """Forget what was traced of functions of both packages; what JAX has of its own it may keep."""
     if compiled:
-        for function in _jitted():
+        _look()
+        for function in list(_jitted):
             function.clear_cache()
 
 
-def _jitted() -> list[Any]:
-    """Return what `jax.jit` has made of functions that are not JAX's own."""
-    gc.unfreeze()  # what is frozen is not listed
+# What `jax.jit` has made of functions that are not JAX's own.
+_jitted: WeakSet[Any] = WeakSet()
+
+
+def _look() -> None:
+    """Note what was jitted since the last look; what is frozen was looked at."""
     kind = type(jax.jit(lambda: None))
-    return [
+    _jitted.update(
         one
         for one in gc.get_objects()
         if type(one) is kind and not str(getattr(one, "__module__", "")).startswith("jax.")
-    ]
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hosts_worker
+import jax
 import numpy as np
 import pytest
 from witnesses import small
@@ -22,7 +23,8 @@ from witnesses import small
 import parity
 from jaxllama import convert, open_checkpoint
 from jaxllama.checkpoint import validate
-from jaxllama.errors import InputError
+from jaxllama.errors import CheckpointError, InputError
+from jaxllama.sharding import hosts
 from jaxllama.sharding.hosts import EXIT_CODE, host_array, several_hosts
 
 ROOT = Path(__file__).parents[3]
@@ -153,6 +155,18 @@ def test_a_process_that_is_killed_ends_the_other(
         validate(open_checkpoint(path))
 
 
+def test_a_loss_is_told_from_other_errors_and_behind_those_that_it_made() -> None:
+    def caused(error: Exception, by: Exception) -> Exception:
+        error.__cause__ = by
+        return error
+
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    saving = caused(CheckpointError("step-1: cannot be written"), lost)
+    assert hosts._loss(lost) == hosts._loss(caused(ValueError(), saving)) == str(lost)
+    for other in (ValueError("gloo"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")):
+        assert not hosts._loss(other) and not hosts._loss(caused(CheckpointError("x"), other))
+
+
 def test_a_command_on_several_hosts_speaks_once(checkpoint: Path, tmp_path: Path) -> None:
     port = free_port()
     words = ["-m", "jaxllama", "generate", str(checkpoint), "Once", "--max-tokens", "4", "--json"]
@@ -260,7 +274,8 @@ def test_what_ends_a_process_after_it_met_nobody_is_not_called_that() -> None:
     words = """
 import os
 import jax
-from jaxllama.errors import InputError
+from jaxllama.errors import CheckpointError, InputError
+from jaxllama.sharding import hosts
 from jaxllama.sharding.hosts import several_hosts
 jax.device_put(1.0)
 try:

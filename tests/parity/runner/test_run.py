@@ -23,7 +23,7 @@ from parity.report.wording import summary
 from parity.result import Result
 from parity.runner import forward, run
 from parity.runner.plan import MODES, left_out, make_plan
-from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS
+from parity.scenarios import DEFAULT_SCENARIOS, SCENARIOS, scenario
 from parity.subjects import select
 from parity.subjects.base import Arrays
 from parity.subjects.jaxllama.run import JaxRun
@@ -346,7 +346,7 @@ def test_progress_counts_to_its_total() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 61])
 def test_decoding_feeds_every_column_once(length: int) -> None:
-    inputs = run.scenario("causal", lambda text: list(text.encode()), tiny().config, length=length)
+    inputs = scenario("causal", lambda text: list(text.encode()), tiny().config, length=length)
     chunks = decode_chunks(inputs)
     assert sum(chunks) == length and min(chunks) >= 1
     assert length < 9 or chunks[-DECODE_STEPS:] == [1] * DECODE_STEPS
