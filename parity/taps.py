@@ -189,7 +189,12 @@ def layouts_like(shape: Sequence[int], axes: str, sizes: Sequence[int]) -> list[
 
 
 def layout_hint(shape: Sequence[int], axes: str, sizes: Sequence[int]) -> str:
-    """Return what to declare of an array with another shape than its tap; empty if nothing fits."""
+    """Return what to declare of an array with another shape than its tap; empty if nothing fits.
+
+    Of a weight's gradient nothing: its parameter is declared, by heads and features.
+    """
+    if "O" in axes:
+        return ""
     fits = " or ".join(f'axes="{one}"' for one in layouts_like(shape, axes, sizes))
     return fits and f"if it is the same laid out otherwise, declare {fits} in its Tap"
 

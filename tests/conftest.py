@@ -63,8 +63,7 @@ def _annotations_unchecked_for_ill_typed(request: pytest.FixtureRequest) -> Iter
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Have XLA leave most optimisations out of programs, which run once here.
 
-    Not where a test is marked `optimised`: there
-    what users run is judged as it is compiled for them.
+    Not where a test is marked `optimised`: what users run is judged there, as compiled for them.
     """
     compile_in_a_hurry(item.get_closest_marker("optimised") is None)
 

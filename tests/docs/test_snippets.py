@@ -22,12 +22,14 @@ class Page:
         tolerance: by which share its figures may differ; cuts are for what differs by more.
         but: commands that begin so are left out.
         linked: whether its reader is in the repository: `docs` is there.
+        optimised: whether a model of some size runs in it, longer than it compiles.
     """
 
     path: str
     tolerance: float = 0.0
     but: str = ""
     linked: bool = False
+    optimised: bool = False
 
 
 PAGES = (
@@ -40,7 +42,7 @@ PAGES = (
         Page(f"{name}.md")
         for name in ("verdict", "comparison", "metrics", "exit-codes", "site/index")
     ),
-    Page("quality-example.md", TOLERANCE, linked=True),
+    Page("quality-example.md", TOLERANCE, linked=True, optimised=True),
     # Minutes of SmolLM2 are left out: what they show is tested on `tiny`.
     Page("kv-heads.md", TOLERANCE, but="parity quality", linked=True),
 )
@@ -64,8 +66,7 @@ def problems(text: str, place: Path, page: Page) -> list[str]:
 @pytest.mark.ill_typed  # as readers have it: no annotations are checked
 @pytest.mark.parametrize(
     "page",
-    # A model of some size runs longer than it compiles.
-    [pytest.param(p, marks=[pytest.mark.optimised] * ("quality" in p.path)) for p in PAGES],
+    [pytest.param(p, marks=pytest.mark.optimised if p.optimised else ()) for p in PAGES],
     ids=lambda page: page.path,
 )
 def test_a_page_does_what_it_says(page: Page, tmp_path: Path) -> None:

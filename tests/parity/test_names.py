@@ -15,11 +15,22 @@ from witnesses import LAYERS, inputs_for, small
 from jaxllama.command_line.layout import say
 from parity.cli import app
 from parity.commands.names import _names_lines, _taps_lines
+from parity.report.wording import summary
+from parity.runner import run
 from parity.subjects import from_callable
 from parity.subjects.base import Subject
 from parity.subjects.dry_run import dry_run
 from parity.subjects.torch_reference.subject import TorchReference
-from parity.taps import AXES, GRAD_TAPS, LETTERS, MEANINGS, layouts_like, meaning_of, template_of
+from parity.taps import (
+    AXES,
+    GRAD_TAPS,
+    LETTERS,
+    MEANINGS,
+    layout_hint,
+    layouts_like,
+    meaning_of,
+    template_of,
+)
 
 CHECKPOINT = small()
 CONFIG = CHECKPOINT.config
@@ -67,7 +78,7 @@ def test_names_of_a_subject(tmp_path: Path) -> None:
     assert {one["tap"] for one in document["shown"]} >= {"cache.{i}.k", "logits"}
 
 
-def adapted(leave_out: str = "", *, flat: bool = False) -> Subject:
+def adapted(leave_out: str = "", *, flat: bool = False, scale: float = 1.0) -> Subject:
     def shown(inputs: Any) -> dict[str, Any]:
         run = TorchReference(CHECKPOINT, dtype="f32").start(inputs)
         taps: dict[str, Any] = {}
@@ -76,6 +87,7 @@ def adapted(leave_out: str = "", *, flat: bool = False) -> Subject:
         found = {f"block{i}": taps[f"layers.{i}.output"] for i in range(LAYERS)}
         if flat:
             found = {name: value.reshape(-1, value.shape[-1]) for name, value in found.items()}
+        found = {name: scale * value for name, value in found.items()}
         found["scores"] = taps["logits"]
         return {name: value for name, value in found.items() if name != leave_out}
 
@@ -101,6 +113,21 @@ def test_a_dry_run_tells_places_and_what_is_missing() -> None:
     assert bent.shown[0].shape == (15, 96)
     said = next(line for line in _names_lines(bent) if "(15, 96)" in line or "[15, 96]" in line)
     assert 'expected [3, 5, 96] (if it is the same laid out otherwise, declare axes="(BT)D"' in said
+
+
+def test_a_run_says_what_to_declare_and_no_error_that_nobody_measured() -> None:
+    options = {"scenarios": "right_padded", "length": 9, "modes": "free", "seconds": 0.1}
+    result = run.run(CHECKPOINT, subject=adapted(flat=True), **options)
+    said = "\n".join(summary(result))
+    assert 'declare axes="(BT)D" in its Tap' in said and "  error " not in said
+    # A subject that is wrong, and not laid out otherwise, is told its error and no layout.
+    said = "\n".join(summary(run.run(CHECKPOINT, subject=adapted(scale=2.0), **options)))
+    assert "  error " in said and "declare axes" not in said
+
+
+def test_of_a_weights_gradient_no_layout_is_offered() -> None:
+    assert layouts_like((7, 5), "OI", (5, 7)) == ["IO"]
+    assert layout_hint((7, 5), "OI", (5, 7)) == "" != layout_hint((7, 5), "VD", (5, 7))
 
 
 @pytest.mark.parametrize(
