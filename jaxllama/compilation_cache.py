@@ -36,6 +36,8 @@ _OLDEST_JAX = (0, 10, 2)
 # Variables by which the same program becomes other code, or other code is chosen for it.
 _PREFIXES = ("DNNL_", "JAX_", "LIBTPU_", "NVIDIA_", "ONEDNN_", "PJRT_", "TF_XLA_", "XLA_")
 _VARIABLES = ("NPROC",)
+# The older way to have the CPU stand for several devices, in XLA_FLAGS.
+_COUNT = "xla_force_host_platform_device_count"
 # In /proc/cpuinfo, on x86, Arm, POWER and RISC-V. What a virtual machine shows of its flags may be
 # the same on two processors for which a compiler chooses differently, hence the rest.
 _PROCESSOR = (
@@ -54,8 +56,8 @@ def turn_on() -> None:
     """Keep what JAX compiles in this process from now on, in the user's cache folder.
 
     Nothing is done where the variable `JAXLLAMA_NO_CACHE` is set, nor where JAX has been given a
-    folder already (`jax_compilation_cache_dir`). What cannot be kept is compiled: one note on
-    standard error says why.
+    folder already (`jax_compilation_cache_dir`), nor where the CPU stands for several devices. What
+    cannot be kept is compiled: one note on standard error says why.
     """
     if os.environ.get(NO_CACHE):
         return
@@ -68,12 +70,23 @@ def turn_on() -> None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or isinstance(inside._cache, Entries):
         return
+    if _several_devices_share_the_cpu(config):
+        return
     if jax.__version_info__ < _OLDEST_JAX or not hasattr(inside, "_cache"):
         _say(f"not with jax {jax.__version__}")
         return
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     inside.reset_cache()  # which has it ask again whether there is one
     inside._cache = Entries(cache_directory() / "compiled")
+
+
+def _several_devices_share_the_cpu(config: Any) -> bool:
+    """Return whether one CPU stands for several devices, as in trials of a mesh.
+
+    A training on eight of them has been seen to wait for ever when its program came out of the
+    cache, some devices in one sum over all and some in another; never when it was compiled there.
+    """
+    return config.jax_num_cpu_devices > 1 or _COUNT in os.environ.get("XLA_FLAGS", "")
 
 
 def is_on() -> bool:

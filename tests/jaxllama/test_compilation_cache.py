@@ -322,17 +322,29 @@ def test_a_program_is_compiled_once_and_gives_the_same_bits(kept_programs: Path)
     assert all(result.tobytes() == alone.tobytes() for result in results)
 
 
-@pytest.mark.parametrize("why", ["variable", "option", "folder of the user's own"])
+@pytest.mark.parametrize(
+    "why", ["variable", "option", "folder of the user's own", "devices", "devices by XLA_FLAGS"]
+)
 def test_it_is_not_turned_on_where_it_is_not_wanted(kept_programs: Path, monkeypatch, why: str):
     if why == "variable":
         monkeypatch.setenv(NO_CACHE, "1")
     elif why == "option":
         monkeypatch.setenv(NO_CACHE, "")  # put back after the test
         compilation_cache.turn_off()
+    elif why == "devices":
+        monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", 2)
+    elif why == "devices by XLA_FLAGS":
+        monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     else:
         jax.config.update("jax_compilation_cache_dir", str(kept_programs))
     compilation_cache.turn_on()
     assert not compilation_cache.is_on()
+
+
+def test_it_is_turned_on_for_one_device(kept_programs: Path, monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", 1)
+    compilation_cache.turn_on()
+    assert compilation_cache.is_on()
 
 
 def test_an_older_jax_is_one_note(kept_programs: Path, monkeypatch, capfd):

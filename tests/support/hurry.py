@@ -12,10 +12,10 @@ from jax._src import compiler as of_jax
 
 # Kernels of loops by LLVM alone, without MLIR's passes before it, in one module: two thirds less.
 _OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-# Another XLA may not know them. And of several devices that share a CPU, programs so compiled have
-# been seen to wait for each other for ever, once they came out of the cache.
-_FIT = jaxlib.__version__.startswith("0.10.") and "JAX_NUM_CPU_DEVICES" not in os.environ
+# Another XLA may not know them.
+_FIT = jaxlib.__version__.startswith("0.10.")
 _as_users = of_jax.get_compile_options
+_hurried = False  # JAX's own setting comes from the environment, in a process that a test starts
 
 
 @wraps(_as_users)
@@ -29,8 +29,10 @@ def compile_in_a_hurry(wanted: bool) -> None:
 
     What one way has compiled does not serve the other.
     """
-    if wanted == jax.config.read("jax_disable_most_optimizations"):
+    global _hurried
+    if wanted == _hurried:
         return
+    _hurried = wanted
     jax.config.update("jax_disable_most_optimizations", wanted)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(wanted)
     if _FIT:
