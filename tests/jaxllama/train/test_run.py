@@ -150,13 +150,19 @@ def test_all_of_a_configuration_is_wrong_at_once(tmp_path: Path) -> None:
         "[optimiser] learning_rate = -1: expected a number above 0",
         "[optimiser] schedule = 'x': expected one of constant, linear, cosine",
         "[optimiser] clip = True: expected a number above 0",
-        "[run] steps = 0.5: expected a whole number of at least 1",
+        "[run] steps = 0.5: expected a whole number from 1 to 2147483647",
         "[model] mesh = 3: expected a text that is not empty",
         "[data] batch is missing: a whole number of at least 1",
     ):
         assert part in said
     with pytest.raises(ConfigError, match="3 parts"):
         config(tmp_path, optimiser={"accumulate": 3})
+    large = {"data": {"seed": 2**32}, "lora": {"seed": 2**64}, "run": {"steps": 2**31}}
+    with pytest.raises(
+        ConfigError, match=r"4 problems\n.*seed = 4294967296: .* from 0 to 4294967295\n"
+    ):
+        config(tmp_path, **large, optimiser={"learning_rate": 10**400})
+    assert config(tmp_path, data={"seed": 2**32 - 1}).data.seed == 2**32 - 1
     (tmp_path / "c.toml").write_text("[model")
     with pytest.raises(ConfigError, match="is no TOML"):
         read_config(tmp_path / "c.toml")
