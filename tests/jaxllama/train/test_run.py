@@ -176,7 +176,12 @@ def test_all_of_a_configuration_is_wrong_at_once(tmp_path: Path) -> None:
         ("short.txt", b"short", "too few for a batch of 4; give more text"),
         ("empty.txt", b"", "empty.txt"),
         ("bytes.txt", b"abc\n\xff", "line 2, is not UTF-8"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        (
+            "broken.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            "line 2 is no JSON: Expecting value at column 10",
+        ),
+        ("half.jsonl", b'"\\u00e9"\n"\\ud83d\\ude00"\n"\\ud800"\n', "line 3 has a lone surrogate"),
         ("absent.txt", None, "absent.txt"),
     ],
 )
@@ -201,6 +206,15 @@ def test_rows_beyond_the_context_are_refused_before_anything_is_loaded(
     said = r"^\[data\] length = 131073: 131073 tokens, .* a context of 131072 .*a smaller length"
     with pytest.raises(ConfigError, match=said):
         train(config(tmp_path, data={"length": 131073}))
+
+
+@pytest.mark.parametrize("mesh", ["foo=2", "data=4096"])
+def test_a_mesh_that_is_none_is_told_as_the_setting_that_it_is(mesh: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^\[model\] mesh(: axis 'foo'|='data=4096': takes)"
+    ) as said:
+        train(config(tmp_path, model={"mesh": mesh}))
+    assert "--mesh" not in said.value.command
 
 
 def test_nan_among_the_weights_is_one_error(tmp_path: Path) -> None:
