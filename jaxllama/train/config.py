@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -47,16 +46,20 @@ def _seed() -> Any:
     return _count(0, 0, 2**32 - 1)  # Grain's shuffle takes no more
 
 
-# TOML's whole numbers have no end, and stand for others, too.
-_LARGEST = sys.float_info.max
+# Of float32, in which rates and thresholds are computed with; beyond it is none that is meant.
+_LARGEST = 3.4e38
 
 
 def _positive(default: Any = MISSING) -> Any:
-    return _setting(lambda value: 0 < value <= _LARGEST, "a number above 0", default)
+    return _setting(
+        lambda value: 0 < value <= _LARGEST, f"a number above 0, at most {_LARGEST:g}", default
+    )
 
 
 def _not_negative(default: Any = MISSING) -> Any:
-    return _setting(lambda value: 0 <= value <= _LARGEST, "a number of at least 0", default)
+    return _setting(
+        lambda value: 0 <= value <= _LARGEST, f"a number from 0 to {_LARGEST:g}", default
+    )
 
 
 def _share(default: Any = MISSING) -> Any:

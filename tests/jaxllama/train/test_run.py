@@ -23,6 +23,7 @@ from jaxllama.errors import TrainingError
 from jaxllama.train import Progressed, Trained, TrainingRun, read_config, train
 from jaxllama.train.command import _left
 from jaxllama.train.config import TrainConfig
+from jaxllama.train.events import Events
 from jaxllama.train.state import SavedStates, latest_step
 
 Told = list[Progressed]
@@ -81,6 +82,15 @@ def test_the_loss_falls_and_a_checkpoint_is_written(whole: tuple[Trained, Told, 
     losses = np.float32(done.losses).tolist()
     assert [curve["train/loss"] for curve in curves] == losses
     assert all(curve["train/tokens_per_second"] > 0 for curve in curves)
+
+
+def test_a_number_beyond_float32_is_infinite_in_tensorboard(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    events.write(1, {"large": 1e300, "small": -1e-300, "none": np.nan, "one": 0.1})
+    events.close()
+    (file,) = tmp_path.iterdir()
+    found = [one.simple_value for one in read_events(file.read_bytes())[1].summary.value]
+    np.testing.assert_array_equal(found, np.float32([np.inf, 0, np.nan, 0.1]))
 
 
 def test_ctrl_c_leaves_a_state_that_goes_on_to_the_same_bits(
@@ -162,6 +172,8 @@ def test_all_of_a_configuration_is_wrong_at_once(tmp_path: Path) -> None:
         ConfigError, match=r"4 problems\n.*seed = 4294967296: .* from 0 to 4294967295\n"
     ):
         config(tmp_path, **large, optimiser={"learning_rate": 10**400})
+    with pytest.raises(ConfigError, match=r"1e\+39: expected a number above 0, at most 3\.4e\+38"):
+        config(tmp_path, optimiser={"learning_rate": 1e39})
     assert config(tmp_path, data={"seed": 2**32 - 1}).data.seed == 2**32 - 1
     (tmp_path / "c.toml").write_text("[model")
     with pytest.raises(ConfigError, match="is no TOML"):
