@@ -97,7 +97,8 @@ MITIGATIONS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "score cap 50": {"mitigation": {"score_cap": 50.0}, "run": {"export": False}},
     "logit cap 30": {"mitigation": {"logit_cap": 30.0}, "run": {"export": False}},
 }
-# So strict that every figure of every watched step is beyond it, and so told with its value.
+# So strict that every figure of every watched step is beyond it, and so told with its value; of
+# entropies those that have fallen.
 EVERYTHING = {
     "max_logit": 1e-30,
     "entropy": 1e30,

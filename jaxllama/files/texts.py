@@ -81,6 +81,16 @@ def read_lines(path: Path, text: str, take: Callable[[Any], Taken]) -> list[tupl
             continue
         try:
             value = json.loads(line)
+            if "\\u" in line:  # what is spelled out may be half of a character
+                json.dumps(value, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            problems.append(f"line {number} is no JSON: {error.msg} at column {error.colno}")
+            continue
+        except UnicodeEncodeError:
+            problems.append(
+                f"line {number} has a lone surrogate, which is no text; save it in UTF-8"
+            )
+            continue
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number} is no JSON: {error}")
             continue

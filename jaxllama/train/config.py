@@ -37,16 +37,29 @@ def _one_of(names: tuple[str, ...], default: Any = MISSING) -> Any:
     return _setting(lambda value: value in names, f"one of {', '.join(names)}", default)
 
 
-def _count(least: int, default: Any = MISSING) -> Any:
-    return _setting(lambda value: value >= least, f"a whole number of at least {least}", default)
+def _count(least: int, default: Any = MISSING, most: float = math.inf) -> Any:
+    words = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    return _setting(lambda value: least <= value <= most, f"a whole number {words}", default)
+
+
+def _seed() -> Any:
+    return _count(0, 0, 2**32 - 1)  # Grain's shuffle takes no more
+
+
+# Of float32, in which rates and thresholds are computed with; beyond it is none that is meant.
+_LARGEST = 3.4e38
 
 
 def _positive(default: Any = MISSING) -> Any:
-    return _setting(lambda value: 0 < value < math.inf, "a number above 0", default)
+    return _setting(
+        lambda value: 0 < value <= _LARGEST, f"a number above 0, at most {_LARGEST:g}", default
+    )
 
 
 def _not_negative(default: Any = MISSING) -> Any:
-    return _setting(lambda value: 0 <= value < math.inf, "a number of at least 0", default)
+    return _setting(
+        lambda value: 0 <= value <= _LARGEST, f"a number from 0 to {_LARGEST:g}", default
+    )
 
 
 def _share(default: Any = MISSING) -> Any:
@@ -90,7 +103,7 @@ class DataSettings:
     length: int = _count(2)
     batch: int = _count(1)
     packing: bool = True
-    seed: int = _count(0, 0)
+    seed: int = _seed()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +155,7 @@ class MitigationSettings:
 
     attention_dropout: float = _share(0.0)
     residual_dropout: float = _share(0.0)
-    seed: int = _count(0, 0)
+    seed: int = _seed()
     qk_norm: bool = False
     qk_clip: float | None = _positive(None)
     score_cap: float | None = _positive(None)
@@ -177,7 +190,7 @@ class RunSettings:
     """
 
     output: str = _text()
-    steps: int = _count(1)
+    steps: int = _count(1, most=2**31 - 1)  # the state counts in 32 bits
     save_every: int | None = _count(1, None)
     keep: int = _count(1, 2)
     export: bool = True
@@ -250,7 +263,7 @@ class LoraSettings:
         None,
     )
     rslora: bool = False
-    seed: int = _count(0, 0)
+    seed: int = _seed()
     adapter: str | None = _text(None)
 
     @property

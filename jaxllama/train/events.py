@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from jaxllama.checkpoint.orbax.lengths import crc32c
 from jaxllama.errors import InputError
 
@@ -52,9 +54,10 @@ class Events:
         """Note numbers of a step."""
         if self._file is None:
             return
+        with np.errstate(over="ignore"):  # beyond float32, which the format has, is infinity
+            packed = {n: np.float32(value).astype("<f4").tobytes() for n, value in figures.items()}
         values = b"".join(
-            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value))
-            for name, value in figures.items()
+            _bytes(1, _bytes(1, name.encode()) + b"\x15" + value) for name, value in packed.items()
         )
         when = _number(1, time.time()) + b"\x10" + _varint(step)
         self._file.write(record(when + _bytes(5, values)))

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllama.checkpoint import Checkpoint, load_model, open_checkpoint
-from jaxllama.errors import ConfigError, InputError, TrainingError
+from jaxllama.errors import ConfigError, InputError, TrainingError, in_python
 from jaxllama.sharding import ModelSharding, model_sharding
 from jaxllama.sharding.hosts import is_first
 from jaxllama.train.config import TrainConfig, read_config
@@ -127,7 +127,10 @@ class TrainingRun:
             raise ConfigError(problem)
         self.sharding: ModelSharding | None = None
         if settings.mesh is not None:
-            self.sharding = model_sharding(settings.mesh, numbers, "stacked")
+            try:
+                self.sharding = model_sharding(settings.mesh, numbers, "stacked")
+            except InputError as error:  # of which training has no option
+                raise ConfigError(f"[model] {in_python(error.marked)}") from None
         documents = encode_documents(texts, self.checkpoint.tokenizer(), numbers.eos_token_ids)
         self.rows = make_rows(documents, config.data, numbers.vocab_size)
         model = load_model(

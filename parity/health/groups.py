@@ -96,17 +96,17 @@ def check_groups(first: int, second: int, *, paired: bool, second_path: Path) ->
     Raises:
         InputError: too few texts, or pairs that do not match.
     """
+    held = f"{first} text{'s' * (first != 1)} against {second} of {second_path}"
     if paired and first != second:
         raise InputError(
-            f"{argument('paired', True)}: {first} texts against {second} of {second_path}; give "
-            "one line for each line, or leave it out"
+            f"{argument('paired', True)}: {held}; give one line for each line, or leave it out"
         )
     least = least_p(first, second, paired=paired)
     if least > ALPHA:
         need = "6 pairs" if paired else "4 texts of each group"
         raise InputError(
-            f"{first} texts against {second} of {second_path}: so few give a p of {least:.2g} at "
-            f"the least, and {ALPHA} is asked for; give at least {need}"
+            f"{held}: so few give a p of {least:.2g} at the least, and {ALPHA} is asked for; give "
+            f"at least {need}"
         )
 
 

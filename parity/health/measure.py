@@ -102,17 +102,18 @@ def measure(
                     )
                 found.rows[first + row].append(one)
                 if one.heads is not None:
-                    weights = taps["attn_probs"][row]
-                    found.pictures.add(
-                        layer, first + row, weights, seen[row], _flagged(one, subject.dtype)
-                    )
+                    shown = layer, first + row, taps["attn_probs"][row], seen[row]
+                    found.pictures.add(*shown, _flagged(one, subject.dtype))
                     if watch is not None:
-                        watch(layer, first + row, weights, seen[row])
+                        watch(*shown)
+                    del shown
+            del taps  # before the next layer's are made
             if progress is not None:
                 progress(what, number * layers + layer + 1, len(batches) * layers)
-        last = run.step()
-        _check_finite("", last, inputs)
-        found.losses += [_loss(last, inputs, row) for row in rows]
+        taps = dict(run.step())
+        _check_finite("", taps, inputs)
+        found.losses += [_loss(taps, inputs, row) for row in rows]
+        del taps
     return found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import draw_health_experiment as drawing
 import health_experiment as experiment
+import made_to_fail
 import pytest
 from health_experiment import ABOVE, DIVERGING, NEITHER, SANE, STRETCH, Kind, Run
 
@@ -130,7 +131,13 @@ def test_the_page_is_what_the_results_say(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (tmp_path / "health-experiment.svg").stat().st_size < 500_000
 
 
-def test_every_model_that_was_made_to_fail_is_named() -> None:
-    found = json.loads((ROOT / "docs" / "made-to-fail.json").read_text())
-    assert {one["checkpoint"] for one in found} == {"tiny", "smollm2"}
-    assert len(found) == 12 and all(one["named"] for one in found)
+def test_every_model_that_was_made_to_fail_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = json.loads((ROOT / "docs" / "made-to-fail.json").read_text())
+    assert {one["checkpoint"] for one in published} == {"tiny", "smollm2"}
+    assert len(published) == 12 and all(one["named"] for one in published)
+    made = [asdict(one) for one in made_to_fail.look("tiny")]
+    assert made == [one for one in published if one["checkpoint"] == "tiny"]
+    swapped = replace(made_to_fail.FAILURES[0], rules=made_to_fail.FAILURES[1].rules)
+    elsewhere = replace(made_to_fail.FAILURES[2], heads=(made_to_fail.HEAD + 1,))
+    monkeypatch.setattr(made_to_fail, "FAILURES", (swapped, elsewhere))
+    assert [one.named for one in made_to_fail.look("tiny")] == [False, False]

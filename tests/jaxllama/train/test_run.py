@@ -23,6 +23,7 @@ from jaxllama.errors import TrainingError
 from jaxllama.train import Progressed, Trained, TrainingRun, read_config, train
 from jaxllama.train.command import _left
 from jaxllama.train.config import TrainConfig
+from jaxllama.train.events import Events
 from jaxllama.train.state import SavedStates, latest_step
 
 Told = list[Progressed]
@@ -81,6 +82,15 @@ def test_the_loss_falls_and_a_checkpoint_is_written(whole: tuple[Trained, Told, 
     losses = np.float32(done.losses).tolist()
     assert [curve["train/loss"] for curve in curves] == losses
     assert all(curve["train/tokens_per_second"] > 0 for curve in curves)
+
+
+def test_a_number_beyond_float32_is_infinite_in_tensorboard(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    events.write(1, {"large": 1e300, "small": -1e-300, "none": np.nan, "one": 0.1})
+    events.close()
+    (file,) = tmp_path.iterdir()
+    found = [one.simple_value for one in read_events(file.read_bytes())[1].summary.value]
+    np.testing.assert_array_equal(found, np.float32([np.inf, 0, np.nan, 0.1]))
 
 
 def test_ctrl_c_leaves_a_state_that_goes_on_to_the_same_bits(
@@ -150,13 +160,21 @@ def test_all_of_a_configuration_is_wrong_at_once(tmp_path: Path) -> None:
         "[optimiser] learning_rate = -1: expected a number above 0",
         "[optimiser] schedule = 'x': expected one of constant, linear, cosine",
         "[optimiser] clip = True: expected a number above 0",
-        "[run] steps = 0.5: expected a whole number of at least 1",
+        "[run] steps = 0.5: expected a whole number from 1 to 2147483647",
         "[model] mesh = 3: expected a text that is not empty",
         "[data] batch is missing: a whole number of at least 1",
     ):
         assert part in said
     with pytest.raises(ConfigError, match="3 parts"):
         config(tmp_path, optimiser={"accumulate": 3})
+    large = {"data": {"seed": 2**32}, "lora": {"seed": 2**64}, "run": {"steps": 2**31}}
+    with pytest.raises(
+        ConfigError, match=r"4 problems\n.*seed = 4294967296: .* from 0 to 4294967295\n"
+    ):
+        config(tmp_path, **large, optimiser={"learning_rate": 10**400})
+    with pytest.raises(ConfigError, match=r"1e\+39: expected a number above 0, at most 3\.4e\+38"):
+        config(tmp_path, optimiser={"learning_rate": 1e39})
+    assert config(tmp_path, data={"seed": 2**32 - 1}).data.seed == 2**32 - 1
     (tmp_path / "c.toml").write_text("[model")
     with pytest.raises(ConfigError, match="is no TOML"):
         read_config(tmp_path / "c.toml")
@@ -170,7 +188,12 @@ def test_all_of_a_configuration_is_wrong_at_once(tmp_path: Path) -> None:
         ("short.txt", b"short", "too few for a batch of 4; give more text"),
         ("empty.txt", b"", "empty.txt"),
         ("bytes.txt", b"abc\n\xff", "line 2, is not UTF-8"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        (
+            "broken.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            "line 2 is no JSON: Expecting value at column 10",
+        ),
+        ("half.jsonl", b'"\\u00e9"\n"\\ud83d\\ude00"\n"\\ud800"\n', "line 3 has a lone surrogate"),
         ("absent.txt", None, "absent.txt"),
     ],
 )
@@ -195,6 +218,15 @@ def test_rows_beyond_the_context_are_refused_before_anything_is_loaded(
     said = r"^\[data\] length = 131073: 131073 tokens, .* a context of 131072 .*a smaller length"
     with pytest.raises(ConfigError, match=said):
         train(config(tmp_path, data={"length": 131073}))
+
+
+@pytest.mark.parametrize("mesh", ["foo=2", "data=4096"])
+def test_a_mesh_that_is_none_is_told_as_the_setting_that_it_is(mesh: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^\[model\] mesh(: axis 'foo'|='data=4096': takes)"
+    ) as said:
+        train(config(tmp_path, model={"mesh": mesh}))
+    assert "--mesh" not in said.value.command
 
 
 def test_nan_among_the_weights_is_one_error(tmp_path: Path) -> None:

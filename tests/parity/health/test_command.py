@@ -168,7 +168,9 @@ def test_texts_that_are_none(tmp_path: Path) -> None:
         ": byte 0xff at offset 9, line 2, is not UTF-8; save the text as UTF-8"
     )
     lines = b'{"text": "long enough for it"}\n{"text": \n'
-    assert said(lines, "a.jsonl").startswith(": line 2 is no JSON: Expecting value")
+    assert said(lines, "a.jsonl") == ": line 2 is no JSON: Expecting value at column 10"
+    lines = b'"\\ud83d\\ude00 is whole, and long enough"\n"\\ud800 is not, long as it is"\n'
+    assert said(lines, "a.jsonl").startswith(": line 2 has a lone surrogate, which is no text")
     lines = b'{"text": "long enough for it"}\n{"txt": "x"}\n17\n'
     found = said(lines, "a.jsonl")
     assert "line 2 is an object with txt, expected an object with a text" in found
