@@ -14,7 +14,7 @@ from beartype.roar import BeartypeCallHintForwardRefException, BeartypeDecorHint
 
 # Calls of a function that are checked in each process: the same code that is run a thousand times
 # for a search or a selftest is not made surer by it, and took six parts of seven of the time.
-CHECKED_CALLS = 25
+CHECKED_CALLS = 5
 
 # The numeric tower: an int where a float is annotated is right, as type checkers have it.
 _CONF = BeartypeConf(is_pep484_tower=True)
