@@ -1,20 +1,37 @@
 """Hold compile time and memory to the ratios kept in docs/performance-guard.json; exit 1 below one.
 
-A ratio compares this model with another, or with the size of its own weights, in one run on one
-machine, so that a slow machine fails nothing.
+A ratio compares this model with another, with the size of its own weights, or what attention health
+of 2,048 tokens takes with 3 GB; in one run on one machine, so that a slow machine fails nothing.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 KEPT = Path(__file__).parent.parent / "docs" / "performance-guard.json"
 RUN = (
     "bench smollm2 --variants jaxllama,tunix --dtype f32 --prompt 128 --batch 1 --rounds 1 --quiet"
 )
+HEALTH = "health smollm2 --text CHANGELOG.md --length 2048 --quiet"
+MOST_OF_HEALTH = 3e9
+
+
+def most_memory(command: Sequence[str]) -> int:
+    """Run a command and return the most bytes that its process held.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another exit code than 0 or 1, a verdict's.
+    """
+    process = subprocess.Popen(command, cwd=KEPT.parents[1])
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 1):
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def fallen(found: Mapping[str, float], kept: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -29,7 +46,7 @@ def fallen(found: Mapping[str, float], kept: Mapping[str, Mapping[str, float]]) 
 
 
 def main() -> int:
-    """Run the benchmark and compare."""
+    """Run the benchmark and attention health, and compare."""
     kept = json.loads(KEPT.read_text())
     with tempfile.TemporaryDirectory() as work:
         made = Path(work) / "bench.json"
@@ -37,6 +54,8 @@ def main() -> int:
         subprocess.run(command, check=True)
         ratios = json.loads(made.read_text())["ratios"]
     found = {name: ratio["median"] for name, ratio in ratios.items()}
+    most = most_memory([sys.executable, "-m", "parity", *HEALTH.split()])
+    found["health_2048_memory_vs_3_gb"] = MOST_OF_HEALTH / most
     problems = fallen(found, kept)
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
