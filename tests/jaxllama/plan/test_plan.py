@@ -271,6 +271,22 @@ def test_a_device_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
             plan(replace(request, compiler="device"))
 
 
+def test_a_devices_own_compiler_is_asked_about_fewer_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(question: dict[str, Any], sizes: Sizes) -> dict[str, int]:
+        asked.append(question)
+        return {"arguments": 1, "activations": 2, "temporaries": 3}
+
+    monkeypatch.setattr(process, "_ask", answer)
+    for why, name in ((None, "int4:8"), ("it is not installed", None)):
+        monkeypatch.setattr(process, "why_not", lambda device, count, why=why: why)
+        result = plan(check_plan("tiny", device="h100", context=32, quant="int4:8"))
+        assert asked[-1]["quant"] == name and asked[-1]["own"] == (why is None)
+        said = any("the program with none in fewer bits" in note for note in result.notes)
+        assert said == (why is not None)
+
+
 def test_a_slice_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for installed in (object(), None):
         monkeypatch.setattr(topology, "find_spec", lambda name, found=installed: found)
