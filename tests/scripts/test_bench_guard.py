@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,26 @@ def test_what_has_fallen_is_said(
     lines = guard.fallen(found, KEPT)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+def test_a_second_start_is_held_to_the_first_in_one_cache(
+    guard: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, places = iter([1.0, 7.0, 7.0, 9.0]), []
+
+    def started(command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        assert guard.NO_CACHE not in env and "generate" in command
+        places.append(env["JAXLLAMA_CACHE"])
+
+    def usage(_: int) -> SimpleNamespace:
+        return SimpleNamespace(ru_utime=next(used), ru_stime=0.5)
+
+    monkeypatch.setenv(guard.NO_CACHE, "1")
+    monkeypatch.setattr(guard, "open_checkpoint", lambda *_, **__: SimpleNamespace(path="here"))
+    monkeypatch.setattr(guard.resource, "getrusage", usage)
+    monkeypatch.setattr(guard.subprocess, "run", started)
+    assert guard.second_start() == 3.0
+    assert len(places) == 2 and len({*places}) == 1
 
 
 def test_what_is_kept_allows_for_what_was_measured(guard: ModuleType) -> None:
