@@ -45,7 +45,7 @@ def plan(request: PlanRequest, say: Callable[[str], None] = lambda line: None) -
         # The one that was asked for may be better than those that were tried.
         better = found is None or (given is not None and given.devices < found.devices)
         if given is not None and better and given.fits(request.device):
-            found, gave_up = given, False
+            found = given
     notes = _notes(request, given, [one for one in (given, found) if one is not None])
     return PlanResult(request, given, found, tried, gave_up, notes)
 
