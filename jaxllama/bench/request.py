@@ -13,6 +13,7 @@ from jaxllama.bench.variants import VARIANTS
 from jaxllama.dtypes import parse, short_name
 from jaxllama.errors import InputError, argument, join_problems, meant
 from jaxllama.memory import free_bytes, size_in_words
+from jaxllama.quantisation import cache_bytes
 
 if TYPE_CHECKING:
     from jaxllama.checkpoint import Checkpoint
@@ -107,7 +108,7 @@ def check_request(
     dtypes = _dtypes(dtype, problems)
     for name, value in (("rounds", rounds), ("new_tokens", new_tokens)):
         if not 1 <= value <= _MOST:
-            problems.append(f"{argument(name, value)}: expected a whole number of at least 1")
+            problems.append(f"{argument(name, value)}: expected a whole number from 1 to {_MOST}")
     if not seconds > 0:
         problems.append(f"{argument('seconds', seconds)}: expected more than 0")
     available = machine.available_threads()
@@ -184,11 +185,16 @@ def _memory(opened: Checkpoint, request: BenchRequest) -> list[str]:
     free = free_bytes()
     stored = sum(info.nbytes // info.dtype.itemsize for info in opened.tensors.values())
     widest = max(parse(dtype).itemsize for dtype in request.dtypes)
-    needed = len(request.variants) * (_PROCESS_BYTES + int(_WEIGHTS_TIMES * stored * widest))
+    cache = max(
+        cache_bytes(opened.config, one.batch, one.context, parse(one.dtype))
+        for one in request.measures
+    )
+    count = len(request.variants)
+    needed = count * (_PROCESS_BYTES + int(_WEIGHTS_TIMES * stored * widest) + cache)
     if free is None or needed <= free:
         return []
     return [
-        f"{len(request.variants)} variants take about {size_in_words(needed)} together, and "
-        f"{size_in_words(free)} of this machine's memory are free; give fewer "
-        f"{argument('variants')}"
+        f"{count} variants take about {size_in_words(needed)} together, and {size_in_words(free)} "
+        f"of this machine's memory are free; give fewer {argument('variants')}, or a smaller "
+        f"{argument('batch')} or {argument('prompt')}"
     ]

@@ -19,6 +19,7 @@ from jaxllama.sharding.mesh import Sizes
 
 # A TPU's compiler takes a minute for a call of prefill, and some for the largest meshes.
 PATIENCE_SECONDS = 900
+CPU = "the CPU's"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def measure(request: PlanRequest, sizes: Sizes) -> MeasuredPrograms:
     except _CompilerLostError as error:
         raise InputError(f"plan: the programs were not compiled: {error}") from error
     widened = min(request.dtype.itemsize, request.cache_dtype.itemsize) < 4
-    return MeasuredPrograms(**found, compiler="the CPU's", widened=widened, note=note)
+    return MeasuredPrograms(**found, compiler=CPU, widened=widened, note=note)
 
 
 def question(request: PlanRequest, sizes: Sizes, *, own: bool) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def question(request: PlanRequest, sizes: Sizes, *, own: bool) -> dict[str, Any]
         own: whether the device's own compiler is asked.
     """
     wide = np.dtype(np.float32).name
+    quant = None if request.quant is None else request.quant.name
     return {
         "config": request.config.to_hf(),
         "mesh": sizes,
@@ -92,6 +94,8 @@ def question(request: PlanRequest, sizes: Sizes, *, own: bool) -> dict[str, Any]
         "chunk": request.chunk,
         "dtype": request.dtype.name if own else wide,
         "cache_dtype": request.cache_dtype.name if own else wide,
+        # The CPU's compiler would widen all layers' weights at once.
+        "quant": quant if own else None,
         "device": None if request.device is None else request.device.name,
         "own": own,
     }

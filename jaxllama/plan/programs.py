@@ -20,7 +20,11 @@ from jaxllama.generate import feed
 from jaxllama.model import Llama
 from jaxllama.plan.backend import running_on
 from jaxllama.plan.memory import abstract_cache
+from jaxllama.quantisation.arrays import hollow
+from jaxllama.quantisation.choice import QuantScheme
 from jaxllama.sharding import ModelSharding
+from jaxllama.sharding.parameters import on_leaves
+from jaxllama.sharding.rules import Names
 
 # A TPU's compiler refuses what is more than the chip has, and says how much it is.
 _TOO_MUCH = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\)")
@@ -41,19 +45,34 @@ class ProgramBytes:
 
 
 def abstract_model(
-    config: LlamaConfig, dtype: np.dtype, sharding: ModelSharding
+    config: LlamaConfig, dtype: np.dtype, sharding: ModelSharding, quant: QuantScheme | None = None
 ) -> tuple[nnx.GraphDef[Llama], Any]:
-    """Return a stacked model without values, as `nnx.split` does; each array knows its place."""
+    """Return a stacked model without values, as `nnx.split` does; each array knows its place.
+
+    Args:
+        config: the model's.
+        dtype: of its arithmetic, and of weights that are not quantised.
+        sharding: where its arrays lie.
+        quant: how products are held, if in fewer bits.
+    """
     graph, state = nnx.split(
         nnx.eval_shape(
             lambda: Llama(config, dtype=dtype, sharding=sharding, rngs=nnx.Rngs(0), form="stacked")
         )
     )
+
+    def described(array: Any, names: Names) -> jax.ShapeDtypeStruct:
+        where = sharding.of(names, array.shape)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
     placed = {}
     for path, held in nnx.to_flat_state(state):
-        one = held.get_value()
-        where = sharding.of_parameter(path, one.shape)
-        placed[path] = held.replace(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=where))
+        array = held.get_value()
+        names = sharding.names_of(path, len(array.shape))
+        if (how := None if quant is None else quant.of(path, config)) is not None:
+            parts = how.parts(array.shape[-1], sharding.parts(names, array.shape))
+            array = how.empty(array.shape, parts, hollow)
+        placed[path] = held.replace(on_leaves(described, array, names))
     return graph, nnx.from_flat_state(placed)
 
 
@@ -108,6 +127,7 @@ def passes(
     dtype: np.dtype,
     cache_dtype: np.dtype,
     platform: str,
+    quant: QuantScheme | None = None,
 ) -> tuple[ProgramBytes, ProgramBytes]:
     """Return what a call of prefill and a step of decoding take on each device.
 
@@ -120,9 +140,10 @@ def passes(
         dtype: of weights and arithmetic.
         cache_dtype: of keys and values.
         platform: whose ways the model takes.
+        quant: how products are held, if in fewer bits.
     """
     with running_on(platform):
-        graph, weights = abstract_model(config, dtype, sharding)
+        graph, weights = abstract_model(config, dtype, sharding, quant)
     cache = abstract_cache(config, rows, slots, cache_dtype, sharding)
     prefill, step = (
         program_bytes(graph, weights, cache, tokens, sharding, platform) for tokens in (chunk, 1)

@@ -85,7 +85,7 @@ class PlanResult:
         cheapest: of the mesh with the fewest devices that fits; None if none does, or no device is
             named.
         tried: meshes that were compiled in search of it.
-        gave_up: whether more could have been tried.
+        gave_up: whether more could have been tried: cheaper ones, where one was found.
         notes: what is assumed, and what was left out.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxllama.memory import size_in_words
 from jaxllama.plan.devices import USABLE
 from jaxllama.plan.memory import DeviceShare, abstract_sharding
-from jaxllama.plan.process import measure
+from jaxllama.plan.process import CPU, measure
 from jaxllama.plan.request import PlanRequest
 from jaxllama.plan.result import MeshPlan, PlanResult
 from jaxllama.plan.search import cheapest, share_of
@@ -45,7 +45,7 @@ def plan(request: PlanRequest, say: Callable[[str], None] = lambda line: None) -
         # The one that was asked for may be better than those that were tried.
         better = found is None or (given is not None and given.devices < found.devices)
         if given is not None and better and given.fits(request.device):
-            found, gave_up = given, False
+            found = given
     notes = _notes(request, given, [one for one in (given, found) if one is not None])
     return PlanResult(request, given, found, tried, gave_up, notes)
 
@@ -71,10 +71,10 @@ def _notes(request: PlanRequest, given: MeshPlan | None, shown: list[MeshPlan]) 
         f"prefill in calls of {request.chunk} tokens a row on a cache of {request.context}; "
         "layers are stacked and scanned, attention is that of the backend xla"
     )
-    if request.quant is not None:
+    if request.quant is not None and any(one.measured.compiler == CPU for one in shown):
         notes.append(
-            f"{request.quant.name}: weights as held and read; activations and temporaries those "
-            f"of the program in {request.dtype.name}"
+            f"{request.quant.name}: weights as held and read; activations and temporaries those of "
+            "the program with none in fewer bits"
         )
     for reason in {one.measured.note for one in shown if one.measured.note}:
         notes.append(f"the device's own compiler was not asked: {reason}")

@@ -12,8 +12,8 @@ from jaxllama.plan.result import MeshPlan, prefill_seconds, step_seconds
 from jaxllama.sharding.layout import mesh_problems
 from jaxllama.sharding.mesh import Sizes, mesh_in_words
 
-# Of each two programs are compiled.
-MOST_TRIED = 8
+# Of each two programs are compiled. Where none fits, the best of some larger numbers of devices.
+MOST_TRIED, MOST_LARGER = 8, 4
 
 
 def share_of(request: PlanRequest, sizes: Sizes) -> DeviceShare:
@@ -74,16 +74,21 @@ def cheapest(
         say: told of each that is tried.
 
     Returns:
-        The plan of it, or None; how many were tried; and whether others were left.
+        The plan of it, or None; how many were tried; and whether others were left that would be
+        cheaper, or any if it is None.
     """
     known = candidates(request, device)
-    for tried, (sizes, share) in enumerate(known[:MOST_TRIED], 1):
+    first, larger = known[:MOST_TRIED], dict[int, tuple[Sizes, DeviceShare]]()
+    for one in known[MOST_TRIED:]:
+        if (count := math.prod(one[0].values())) > math.prod(first[-1][0].values()):
+            larger.setdefault(count, one)
+    asked = [*first, *list(larger.values())[:MOST_LARGER]]
+    for tried, (sizes, share) in enumerate(asked, 1):
         say(f"compiling for {mesh_in_words(sizes)}")
         found = plan_of(sizes, share)
         if found.fits(device):
-            return found, tried, False
-    tried = min(len(known), MOST_TRIED)
-    return None, tried, len(known) > tried
+            return found, tried, known.index((sizes, share)) >= tried
+    return None, len(asked), len(known) > len(asked)
 
 
 def _meshes(most_tensor: int) -> Iterator[Sizes]:

@@ -90,7 +90,10 @@ def _verdict(result: PlanResult) -> str:
         return ""
     if result.cheapest is not None:
         count, mesh = result.cheapest.devices, mesh_in_words(result.cheapest.sizes)
-        return f"cheapest that fits: {count} x {device.name}, --mesh {mesh}"
+        which = (
+            "fits, and cheaper ones were not all tried" if result.gave_up else "cheapest that fits"
+        )
+        return f"{which}: {count} x {device.name}, --mesh {mesh}"
     if result.gave_up:
         return (
             f"no mesh that fits was found in {result.tried} tries; give fewer rows or tokens, or "

@@ -17,6 +17,7 @@ from jaxllama.dtypes import parse
 from jaxllama.plan.devices import DEVICES
 from jaxllama.plan.programs import passes
 from jaxllama.plan.topology import mesh_of
+from jaxllama.quantisation import checked_quant
 from jaxllama.sharding import ModelSharding
 
 
@@ -39,6 +40,7 @@ def answer(question: dict[str, Any]) -> dict[str, int]:
         cache_dtype=np.dtype(parse(question["cache_dtype"])),
         # Where no device is named, as on any accelerator.
         platform="gpu" if device is None else device.platform,
+        quant=checked_quant(question["quant"], config),
     )
     return {
         "arguments": step.arguments,

@@ -374,6 +374,7 @@ ELSEWHERE = {
 # Not run, and why.
 NOT_RUN = {
     "jaxllama/attention/backends.py: --dtype": "takes a GPU with cuDNN",
+    "jaxllama/bench/request.py: --batch": "takes a machine with too little memory",
     "jaxllama/bench/request.py: --variants": "takes a machine with too little memory",
     "jaxllama/bench/run.py: --seconds": "says what ended the run",
     "jaxllama/checkpoint/hub/download.py: hf auth login": "takes an account of the Hub",

@@ -381,8 +381,12 @@ def test_generate_writes_the_same_with_and_without(tmp_path: Path):
     cold = outside(tmp_path, *GENERATE)
     entries = files(tmp_path / "compiled")
     assert entries
+    written = {path: path.stat() for path in entries}
     warm = outside(tmp_path, *GENERATE)
     assert files(tmp_path / "compiled") == entries
+    for path, before in written.items():  # the second start reads each, and compiles none anew
+        now = path.stat()
+        assert now.st_ino == before.st_ino and now.st_mtime_ns > before.st_mtime_ns
     assert without.returncode == cold.returncode == warm.returncode == 0, cold.stderr
     assert without.stdout == cold.stdout == warm.stdout != ""
     assert without.stderr == cold.stderr == warm.stderr == ""

@@ -36,8 +36,9 @@ def test_a_mesh_is_equal(mesh: str) -> None:
     assert result.subject == "jaxllama-sharded" and f"mesh={mesh!r}" in result.command
 
 
-def test_a_step_of_training_on_a_mesh_is_equal() -> None:
-    result = run("data=2,fsdp=2,tensor=2", "step")
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_of_training_on_a_mesh_is_equal(mesh: str) -> None:
+    result = run(mesh, "step")
     assert result.verdict == "equal" and result.rows, result.first_divergence
 
 

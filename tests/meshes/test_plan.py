@@ -28,7 +28,7 @@ MESHES = ["tensor=8", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2", "fsdp=8", "da
 DTYPES = [("float32", "float32"), ("bfloat16", "float32")]
 
 
-def planned(mesh: str, dtype: str, cache_dtype: str) -> DeviceShare:
+def planned(mesh: str, dtype: str, cache_dtype: str, quant: str | None = None) -> DeviceShare:
     return device_share(
         CHECKPOINT.config,
         parse_mesh(mesh),
@@ -36,6 +36,7 @@ def planned(mesh: str, dtype: str, cache_dtype: str) -> DeviceShare:
         slots=SLOTS,
         dtype=jnp.dtype(dtype),
         cache_dtype=jnp.dtype(cache_dtype),
+        quant=checked_quant(quant, CHECKPOINT.config),
     )
 
 
@@ -49,8 +50,10 @@ def on_a_device(tree: Any) -> int:
     return held.popitem()[1]
 
 
-def loaded(mesh: str, dtype: str, cache_dtype: str) -> tuple[Any, KVCache]:
-    model = load_model(CHECKPOINT, dtype=dtype, form="stacked", mesh=mesh)
+def loaded(
+    mesh: str, dtype: str, cache_dtype: str, quant: str | None = None
+) -> tuple[Any, KVCache]:
+    model = load_model(CHECKPOINT, dtype=dtype, form="stacked", mesh=mesh, quant=quant)
     cache = KVCache.empty(model.config, ROWS, SLOTS, cache_dtype, sharding=model.sharding)
     return model, cache
 
@@ -116,9 +119,9 @@ def test_a_wrong_share_differs(module: str, edit: tuple[str, str], field: str) -
     assert getattr(found, field) > getattr(honest, field)
 
 
-def lowered_with_values(mesh: str, tokens: int) -> ProgramBytes:
+def lowered_with_values(mesh: str, tokens: int, quant: str | None = None) -> ProgramBytes:
     """Return what the compiler says of a call on a model that is there."""
-    model, cache = loaded(mesh, "float32", "float32")
+    model, cache = loaded(mesh, "float32", "float32", quant)
     assert model.sharding is not None
     whole = model.sharding.of((), ())
     ids = jax.device_put(np.zeros((ROWS, tokens), np.int32), whole)
@@ -129,7 +132,8 @@ def lowered_with_values(mesh: str, tokens: int) -> ProgramBytes:
     return ProgramBytes(found.argument_size_in_bytes, found.temp_size_in_bytes + made)
 
 
-def test_programs_are_those_of_a_loaded_model() -> None:
+@pytest.mark.parametrize("quant", [None, "int8", "int4:8"])
+def test_programs_are_those_of_a_loaded_model(quant: str | None) -> None:
     mesh = "fsdp=2,tensor=4"
     model, _ = loaded(mesh, "float32", "float32")
     assert model.sharding is not None
@@ -143,11 +147,12 @@ def test_programs_are_those_of_a_loaded_model() -> None:
         dtype=wide,
         cache_dtype=wide,
         platform="cpu",
+        quant=checked_quant(quant, model.config),
     )
-    assert prefill == lowered_with_values(mesh, CHUNK)
-    assert step == lowered_with_values(mesh, 1)
+    assert prefill == lowered_with_values(mesh, CHUNK, quant)
+    assert step == lowered_with_values(mesh, 1, quant)
     # Of other calls they are others'.
     assert prefill.temporaries > step.temporaries > 0
     # What the compiler is handed is what is counted: weights, cache, ids and which are real.
-    share = planned(mesh, "float32", "float32")
+    share = planned(mesh, "float32", "float32", quant)
     assert step.arguments == share.weights + share.cache + ROWS * (4 + 1)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -40,6 +40,23 @@ def test_what_has_fallen_is_said(
     lines = guard.fallen(found, KEPT)
     assert len(lines) == len(said)
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+def test_a_second_start_is_held_to_the_first_in_one_cache(
+    guard: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, places = iter([6.0, 2.0]), []
+
+    def used_by(command: list[str], environment: dict[str, str]) -> SimpleNamespace:
+        assert guard.NO_CACHE not in environment and "generate" in command
+        places.append(environment["JAXLLAMA_CACHE"])
+        return SimpleNamespace(ru_utime=next(seconds), ru_stime=0.0)
+
+    monkeypatch.setenv(guard.NO_CACHE, "1")
+    monkeypatch.setattr(guard, "open_checkpoint", lambda *_, **__: SimpleNamespace(path="here"))
+    monkeypatch.setattr(guard, "used_by", used_by)
+    assert guard.second_start() == 3.0
+    assert len(places) == 2 and len({*places}) == 1
 
 
 def test_what_is_kept_allows_for_what_was_measured(guard: ModuleType) -> None:

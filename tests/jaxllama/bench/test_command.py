@@ -95,8 +95,8 @@ def test_our_own_failure_is_the_commands(
         (["--prompt", "0"], "--prompt 0: expected whole numbers from 1 to 1048576"),
         (["--prompt", "9" * 30], "expected whole numbers from 1 to 1048576"),
         (["--batch", "1,x"], "--batch 1,x: expected whole numbers"),
-        (["--rounds", "0"], "--rounds 0: expected a whole number of at least 1"),
-        (["--new-tokens", "0"], "--new-tokens 0: expected a whole number of at least 1"),
+        (["--rounds", "0"], "--rounds 0: expected a whole number from 1 to 1048576"),
+        (["--new-tokens", "9999999"], "--new-tokens 9999999: expected a whole number from 1 to"),
         (["--seconds", "nan"], "--seconds nan: expected more than 0"),
         (["--threads", "100000"], "--threads 100000: expected 1 to "),
         (
@@ -116,15 +116,25 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     assert said in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "free", "said"),
+    [
+        ([], 10**9, "2 variants take about 1.01 GB together, and 1 GB of this machine's memory"),
+        (["--batch", "1000000"], 10**10, "and 10 GB of this machine's memory"),  # of its cache
+    ],
+)
 def test_too_little_memory_is_said_before_it_is_used(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    more: list[str],
+    free: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run, "PeerProcess", None)
-    monkeypatch.setattr(request, "free_bytes", lambda: 10**9)
-    code, _, err = bench(capsys, "tiny", "--variants", "jaxllama,floor")
-    assert code == 2
-    assert "2 variants take about 1 GB together, and 1 GB of this machine's memory" in err
-    assert "give fewer --variants" in err
+    monkeypatch.setattr(request, "free_bytes", lambda: free)
+    code, _, err = bench(capsys, "tiny", "--variants", "jaxllama,floor", *more)
+    assert code == 2 and said in err
+    assert "give fewer --variants, or a smaller --batch or --prompt" in err
 
 
 def test_all_that_is_wrong_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from jaxllama.plan.devices import DEVICES
 from jaxllama.plan.memory import DeviceShare
 from jaxllama.plan.process import MeasuredPrograms
 from jaxllama.plan.request import check_plan
-from jaxllama.plan.result import MeshPlan, step_seconds
+from jaxllama.plan.result import MeshPlan, PlanResult, step_seconds
 from jaxllama.plan.run import plan
 from jaxllama.plan.terminal import show
 from jaxllama.presets import PRESETS
@@ -157,14 +157,32 @@ def test_the_mesh_that_was_asked_for_is_one_of_those_that_may_fit(
     assert unreadable(lambda console: show(found, console)) == []
     check_verdict_last(lambda console: show(found, console))
     lines = terminal_lines(lambda console: show(found, console), 120)
-    assert lines[0].startswith("cheapest that fits: 128 x h100") and lines[1].startswith(
-        "llama-3.1-405b: "
-    )
+    assert lines[0].startswith("fits, and cheaper ones were not all tried: 128 x h100")
+    assert lines[1].startswith("llama-3.1-405b: ")
 
 
 def test_a_search_ends() -> None:
     found, tried = found_for(10**12, device="h100")
-    assert found is None and len(tried) == search.MOST_TRIED
+    assert found is None
+    assert search.MOST_TRIED < len(tried) <= search.MOST_TRIED + search.MOST_LARGER
+
+
+def test_a_search_goes_on_to_larger_meshes_and_says_so() -> None:
+    """Of the fewest devices there are more meshes than are tried, and none fits."""
+    request, tried = check_plan("405b", batch=8, device="h100", quant="int8"), []
+
+    def plan_of(sizes: Sizes, part: DeviceShare) -> MeshPlan:
+        tried.append(math.prod(sizes.values()))
+        made = 10**9 if tried[-1] >= 128 else 10**12
+        return MeshPlan(sizes, part, fake(made, made))
+
+    assert request.device is not None
+    found, count, left = search.cheapest(request, request.device, plan_of, lambda line: None)
+    assert found is not None and found.devices == 128 and left
+    assert count == len(tried) and tried == sorted(tried) and tried.count(128) == 1
+    shown = PlanResult(request, None, found, count, left, ())
+    said = terminal_lines(lambda console: show(shown, console), 120)[0]
+    assert said.startswith("fits, and cheaper ones were not all tried: 128 x h100")
 
 
 def test_a_fault_in_the_order_is_seen() -> None:
@@ -269,6 +287,22 @@ def test_a_device_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(f"jaxllama[{extra}]" in note for note in result.notes)
         with pytest.raises(InputError, match=f"jaxllama.{extra}.' brings it"):
             plan(replace(request, compiler="device"))
+
+
+def test_a_devices_own_compiler_is_asked_about_fewer_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(question: dict[str, Any], sizes: Sizes) -> dict[str, int]:
+        asked.append(question)
+        return {"arguments": 1, "activations": 2, "temporaries": 3}
+
+    monkeypatch.setattr(process, "_ask", answer)
+    for why, name in ((None, "int4:8"), ("it is not installed", None)):
+        monkeypatch.setattr(process, "why_not", lambda device, count, why=why: why)
+        result = plan(check_plan("tiny", device="h100", context=32, quant="int4:8"))
+        assert asked[-1]["quant"] == name and asked[-1]["own"] == (why is None)
+        said = any("the program with none in fewer bits" in note for note in result.notes)
+        assert said == (why is not None)
 
 
 def test_a_slice_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
