@@ -94,8 +94,9 @@ def generate(
 ) -> None:
     """Continue a text, or chat, showing tokens as they come."""
     from jaxllama.dtypes import parse
-    from jaxllama.errors import InputError
+    from jaxllama.errors import InputError, join_problems
     from jaxllama.model import Llama
+    from jaxllama.request import seeds_of
     from jaxllama.sampling import Sampling
     from jaxllama.sharding.hosts import is_first, several_hosts
 
@@ -116,6 +117,8 @@ def generate(
     )
     shown: list[str] = []
     speaks = True
+    if problems := seeds_of(seed, 1)[1]:
+        raise InputError(join_problems("generate", problems))
 
     def run(ids: Sequence[int]) -> TextGeneration:
         return _show(
@@ -127,7 +130,7 @@ def generate(
             quiet=quiet or as_json or not speaks,
             cache_tokens=cache_tokens,
             cache_dtype=held,
-            max_new_tokens=_new_tokens(opened.config, len(ids), max_tokens),
+            max_new_tokens=_new_tokens(opened.config, len(ids), max_tokens, cache_tokens),
             sampling=sampling,
             seed=seed,
             stop=stop or (),
@@ -150,7 +153,7 @@ def generate(
             ids = tokenizer.encode(text)
         elif prompt is not None:
             ids = tokenizer.encode_chat(_messages(system, prompt))
-        _new_tokens(opened.config, len(ids), max_tokens)
+        _new_tokens(opened.config, len(ids), max_tokens, cache_tokens)
         model = Llama.from_pretrained(opened, dtype=wanted, quant=quant, mesh=mesh)
         if not chat:
             results = [_as_dict(run(ids))]
@@ -193,15 +196,18 @@ def _open(
     return opened
 
 
-def _new_tokens(config: LlamaConfig, prompt: int, wanted: int | None) -> int:
-    """Return most tokens to write after a prompt of so many, once they fit the context."""
+def _new_tokens(config: LlamaConfig, prompt: int, wanted: int | None, slots: int | None) -> int:
+    """Return most tokens to write after a prompt of so many, once they fit context and cache."""
     from jaxllama.errors import InputError
-    from jaxllama.request import context_problems
+    from jaxllama.request import capacity_problems, context_problems
 
     room = config.within_context(prompt + DEFAULT_TOKENS) - prompt
     # Where there is no room at all, not for one.
     new_tokens = max(1, room) if wanted is None else wanted
-    for problem in context_problems(config, prompt, new_tokens):
+    problems = context_problems(config, prompt, new_tokens)
+    if slots is not None:
+        problems += capacity_problems(slots, prompt, new_tokens)
+    for problem in problems:
         raise InputError(f"generate: {problem}")
     return new_tokens
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 # Options of the commands that have another name than the argument they become.
 _OPTIONS = {
+    "capacity": "cache-tokens",
     "dtypes": "dtype",
     "intended": "expect",
     "ids": "input-ids",

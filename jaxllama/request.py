@@ -82,7 +82,7 @@ def check_request(
             f"eos_ids {unknown}: no such tokens, the vocabulary has ids 0 to {V - 1}; give ids of "
             "this model's tokenizer, or () to write until max_new_tokens"
         )
-    seeds, seed_problems = _seeds(seed, len(rows))
+    seeds, seed_problems = seeds_of(seed, len(rows))
     problems += seed_problems
     dtype = model.dtype
     try:
@@ -132,7 +132,8 @@ def _prompts(prompts: Any, vocabulary: int) -> tuple[list[np.ndarray], list[str]
     return rows, problems
 
 
-def _seeds(seed: Any, rows: int) -> tuple[list[int], list[str]]:
+def seeds_of(seed: Any, rows: int) -> tuple[list[int], list[str]]:
+    """Return a seed for each row, and what is to be said of them."""
     if _whole(seed) and 0 <= seed < 2**32:
         # Not seed + row: seeds 0 and 1 would then share all their rows but one.
         others = (np.random.SeedSequence((int(seed), row)) for row in range(1, rows))
@@ -191,17 +192,35 @@ def _room(
     needed = [sum(counts) + int(new_tokens) for counts in zip(held, prompt_lengths, strict=True)]
     row = needed.index(max(needed))
     if cache is not None and needed[row] > cache.capacity:
-        said = _in_words(held[row], prompt_lengths[row], new_tokens)
-        room = int(new_tokens) - needed[row] + cache.capacity
-        lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else "or "
-        return [
-            f"cache too small: row {row} needs {said} = {needed[row]} slots, the cache has "
-            f"{cache.capacity}; make it with capacity {needed[row]} or more, {lower}"
-            "shorten the prompt"
-        ]
+        asked = prompt_lengths[row], int(new_tokens)
+        return capacity_problems(cache.capacity, *asked, held=held[row], row=row)
     return context_problems(
         model.config, prompt_lengths[row], int(new_tokens), held=held[row], what=f"row {row}: "
     )
+
+
+def capacity_problems(
+    capacity: int, prompt: int, new_tokens: int, *, held: int = 0, row: int = 0
+) -> list[str]:
+    """Say that a row does not fit a cache; nothing where it does.
+
+    Args:
+        capacity: slots of the cache.
+        prompt: tokens of the prompt.
+        new_tokens: most that are to be written.
+        held: tokens that the cache holds already.
+        row: which it is.
+    """
+    needed = held + prompt + new_tokens
+    if needed <= capacity:
+        return []
+    room = new_tokens - needed + capacity
+    lower = f"give {argument('max_new_tokens', room)}, or " if room > 0 else "or "
+    return [
+        f"cache too small: row {row} needs {_in_words(held, prompt, new_tokens)} = {needed} slots, "
+        f"the cache has {capacity}; make it with {argument('capacity', needed)} or more, {lower}"
+        "shorten the prompt"
+    ]
 
 
 def context_problems(

@@ -153,7 +153,7 @@ def test_one_answer_to_one_message(capsys: pytest.CaptureFixture[str]) -> None:
         (["tiny", "Ab", "--temperature", "-1"], "temperature -1.0: expected 0 (greedy) or"),
         (["tiny", "Ab", "--max-tokens", "0"], "--max-tokens 0: expected an integer of at"),
         (["tiny", "Ab", "--cache-tokens", "6"], "cache too small: row 0 needs 2 prompt tokens"),
-        (["tiny", "Ab", "--cache-tokens", "0"], "capacity 0: both must be at least 1"),
+        (["tiny", "Ab", "--cache-tokens", "0"], "the cache has 0; make it with --cache-tokens 258"),
         (["tiny", ""], "prompt 0 is empty"),
         (["tiny", "Ab", "--stop", ""], "--stop '': expected a text of at least one character"),
         (["tiny", "Ab", "--seed", "-3"], "--seed -3: expected integers from 0"),
@@ -200,9 +200,11 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["A" * 131_080], "131080 prompt tokens + 1 new ones: 131081 tokens, and the"),
         (["Hi", "--chat", "--max-tokens", "131072"], "new ones: 1310"),
         (["--chat", "--max-tokens", "131073"], "0 prompt tokens + 131073 new ones: 131073 tokens"),
+        (["Ab", "--max-tokens", "8", "--cache-tokens", "3"], "make it with --cache-tokens 10 or"),
+        (["Ab", "--seed", "-1"], "--seed -1: expected integers from 0"),
     ],
 )
-def test_a_text_beyond_the_context_is_refused_before_anything_is_loaded(
+def test_what_cannot_be_written_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: list[str], said: str
 ) -> None:
     unloaded(monkeypatch)

@@ -82,7 +82,7 @@ def _pending(tokens: int) -> KVCache:
             [[1] * 9],
             {"cache": _cache(capacity=16), "max_new_tokens": 8},
             "cache too small: row 0 needs 9 prompt tokens + 8 new ones = 17 slots, the cache has "
-            "16; make it with capacity 17 or more, give max_new_tokens=7, or shorten",
+            "16; make it with capacity=17 or more, give max_new_tokens=7, or shorten",
         ),
         ([[1]], {"cache": _cache(head_dim=8)}, "(layers, kv heads, head dim) (3, 2, 8)"),
         ([[1]], {"cache": lambda: _pending(2)}, "a call with 2 tokens a row is still pending"),
