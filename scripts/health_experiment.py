@@ -1,7 +1,7 @@
 """Does the early warning come in time? Small trainings from sane learning rates to absurd ones.
 
-Thresholds are chosen on seeds 0 to 2 of the small model and frozen; what is told of them is of
-seeds 3 to 5 and of a larger model. What counts as diverging and as sane is defined here, before
+Thresholds are chosen on seeds 0 to 5 of the small model and frozen; what is told of them is of
+seeds 6 to 8 and of a larger model. What counts as diverging and as sane is defined here, before
 any run:
 
 - diverging: the loss is not finite, or is above its start by 0.5 for 50 steps on end;
@@ -56,7 +56,7 @@ from parity.runner import machine
 ROOT = Path(__file__).parents[1]
 # Seven pages of docs as they once were: text that no later edit changes.
 TEXTS = ROOT / "docs" / "health-experiment-texts.jsonl"
-CHOSEN_ON, JUDGED_ON, DRAWN = (0, 1, 2), (3, 4, 5), 3
+CHOSEN_ON, JUDGED_ON, DRAWN = (0, 1, 2, 3, 4, 5), (6, 7, 8), 6
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 6e-1, 1.0, 3.0)
 STEPS, WARMUP, EVERY = 150, 20, 10
 ABOVE, STRETCH, WITHIN = 0.5, 50, 0.25
@@ -81,7 +81,7 @@ SIZES: Mapping[str, LlamaConfig] = {
         num_key_value_heads=2,
     ),
 }
-GROUPS = (("small, seeds 3-5", "small", JUDGED_ON), ("larger, seeds 3-5", "larger", JUDGED_ON))
+GROUPS = (("small, seeds 6-8", "small", JUDGED_ON), ("larger, seeds 6-8", "larger", JUDGED_ON))
 # What is done against failures, at rates at which there are any.
 HARD_RATES = (0.1, 0.6, 1.0)
 WARMED = "warm-up"

@@ -17,7 +17,7 @@ from jaxllama.train.config import MonitorSettings
 from jaxllama.train.watch import HealthWarning
 
 ROOT = Path(__file__).parents[2]
-KIND = Kind("small", "f32", warmup=False, seed=3)
+KIND = Kind("small", "f32", warmup=False, seed=6)
 PUBLISHED = json.loads((ROOT / "docs" / "health-experiment.json").read_text())
 
 
@@ -115,8 +115,8 @@ def test_one_run_that_diverges_is_warned_in_time_and_one_that_is_sane_is_silent(
     assert sane.diverged is None and sane.warned is None and sane.losses[-1] < sane.losses[0] - 1
     told = {
         run["rate"]: run["losses"][:2]
-        for run in PUBLISHED["runs"]["small, seeds 3-5"]
-        if run["kind"] == {"size": "small", "dtype": "f32", "warmup": False, "seed": 3}
+        for run in PUBLISHED["runs"]["small, seeds 6-8"]
+        if run["kind"] == {"size": "small", "dtype": "f32", "warmup": False, "seed": 6}
     }
     assert told[1e-3] == pytest.approx(sane.losses[:2], rel=1e-3)
 
