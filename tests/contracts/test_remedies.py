@@ -144,6 +144,12 @@ CASES = [
         "jaxllama generate {base} abc --max-tokens 12 --cache-tokens 16",
     ),
     Case(
+        ("jaxllama/request.py: --cache-tokens",),
+        "jaxllama generate {base} abc --max-tokens 30 --cache-tokens 16",
+        "make it with --cache-tokens 33 or more",
+        "jaxllama generate {base} abc --max-tokens 30 --cache-tokens 33",
+    ),
+    Case(
         ("parity/lint/facts.py: --layout",),
         "parity lint {mask} --lengths [3,4]",
         "say what the first axis is by --layout",

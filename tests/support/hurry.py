@@ -30,7 +30,7 @@ def compile_in_a_hurry(wanted: bool) -> None:
     What one way has compiled does not serve the other.
     """
     global _hurried
-    if wanted == _hurried:
+    if wanted == _hurried == jax.config.read("jax_disable_most_optimizations"):
         return
     _hurried = wanted
     jax.config.update("jax_disable_most_optimizations", wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,14 +29,6 @@ DROPOUT = {"attention_dropout": 0.2, "residual_dropout": 0.1, "seed": 4}
 ALL = DROPOUT | {"qk_norm": True, "score_cap": 20.0, "logit_cap": 30.0}
 NO_MODEL = {"export": False}
 DOUBLE = {"dtype": "f64", "param_dtype": "f64"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """A program takes longer to optimise than to run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
