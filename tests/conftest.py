@@ -24,6 +24,7 @@ from jax._src import compilation_cache as of_jax
 from near_ties import pytest_terminal_summary  # noqa: F401 (a hook)
 
 from jaxllama import compilation_cache
+from jaxllama.memory import free_bytes
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -37,6 +38,21 @@ compilation_cache.turn_on()
 
 # A shell that starts pytest in its background has it ignore interrupts, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The most that a process of tests was seen to hold.
+_A_WORKER = 6e9
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than there are processors, where there is memory for so many.
+
+    A tenth of the tests' time is waiting: for processes that they start, for limits to pass.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return cores + 1 if (free_bytes() or 0) > (cores + 1) * _A_WORKER else cores
+
 
 # Derandomised: a red run is red again, for everybody. No deadline: the first example compiles.
 settings.register_profile(
