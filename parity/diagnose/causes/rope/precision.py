@@ -42,6 +42,14 @@ EDITS = (
         "{value.dtype}",
         "the run's dtype",
     ),
+    # Of many positions no rounding changes any: the search knows whether it has.
+    NamedEdits(
+        "positions {value.said}",
+        (Pattern("rounding", "positions"),),
+        "{value.dtype}",
+        "exact",
+        searched=True,
+    ),
 )
 
 
