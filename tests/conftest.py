@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import jaxtyping
 import pytest
+from heap import keep_freed_memory
 from hurry import compile_in_a_hurry
 from hypothesis import HealthCheck, settings
 from jax._src import compilation_cache as of_jax
@@ -32,6 +33,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Thousands of tests and their modules are made here and stay: no collection need look at them.
 gc.disable()
+
+keep_freed_memory()
 
 # As the commands do: processes of one run, and files of one process, compile the same programs.
 compilation_cache.turn_on()

@@ -8,6 +8,20 @@ import sys
 
 # Less than this is not worth a walk through all objects of a process.
 _WORTH_A_WALK = 100_000_000
+# Less than this is soon asked for again, and the system hands it out page by page.
+_WORTH_RETURNING = 500_000_000
+
+
+class _Usage(ctypes.Structure):
+    """What glibc's mallinfo2 says of its heaps, in bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
 
 def release_freed_memory() -> None:
@@ -16,10 +30,18 @@ def release_freed_memory() -> None:
     By itself it returns the top of its heap alone, where arrays of up to 32 MB lie among small
     objects.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries lack it
-        if trim is not None:
-            trim(0)
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    # Other C libraries lack both, and glibc before 2.33 the second.
+    trim, usage = (getattr(library, name, None) for name in ("malloc_trim", "mallinfo2"))
+    if trim is None:
+        return
+    if usage is not None:
+        usage.restype = _Usage
+        if usage().fordblks < _WORTH_RETURNING:
+            return
+    trim(0)
 
 
 def collect(held: int) -> None:

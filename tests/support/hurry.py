@@ -15,6 +15,8 @@ _OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_spli
 # Another XLA may not know them.
 _FIT = jaxlib.__version__.startswith("0.10.")
 _as_users = of_jax.get_compile_options
+_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in _OPTIONS.items())
+_own_flags = os.environ.get("XLA_FLAGS", "")
 _hurried = False  # JAX's own setting comes from the environment, in a process that a test starts
 
 
@@ -25,7 +27,7 @@ def _in_a_hurry(*args: Any, **named: Any) -> Any:
 
 
 def compile_in_a_hurry(wanted: bool) -> None:
-    """Have XLA leave out what makes programs fast, or not; the most of it in this process alone.
+    """Have XLA leave out what makes programs fast, or not, here and in processes started here.
 
     What one way has compiled does not serve the other.
     """
@@ -37,4 +39,9 @@ def compile_in_a_hurry(wanted: bool) -> None:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(wanted)
     if _FIT:
         of_jax.get_compile_options = _in_a_hurry if wanted else _as_users
+        jax.devices()  # after which this process does not look at the variable
+        flags = (_own_flags, _FLAGS if wanted else "")
+        os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+        if not os.environ["XLA_FLAGS"]:
+            del os.environ["XLA_FLAGS"]
     jax.clear_caches()  # which do not tell the two kinds apart

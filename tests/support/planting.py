@@ -76,7 +76,6 @@ def _functions_of(module: str) -> list[types.FunctionType]:
     """Return what a module's source has made; looked for once, for that is at all there is."""
     found = functions_of(module)
     _look()
-    gc.collect()
     gc.freeze()  # no look at it again
     return found
 
