@@ -32,13 +32,14 @@ def small(
     tied: bool = False,
     scaling: RopeScaling | None = LLAMA3,
     dtype: str = "float32",
+    layers: int = LAYERS,
     **overrides: Any,
 ) -> Checkpoint:
     """Return the `tiny` sample with fewer layers and choices of the matrix."""
     return tiny(
         seed,
         dtype,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
         tie_word_embeddings=tied,
