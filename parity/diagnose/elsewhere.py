@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jaxllama.config import LlamaConfig
@@ -28,12 +28,14 @@ class Elsewhere:
             that they only decide between explanations.
         usual_probes: those of them that are masked by rules that the run's scenarios have. What was
             read off single rows or columns has to hold there too: it may be an accident of these.
+        shorter: half of what is diagnosed: a number that goes with the length is no constant.
         before: what has been found to be wrong already.
     """
 
     recordings: Sequence[Recording] = ()
     probes: Sequence[Recording] = ()
     usual_probes: Sequence[Recording] = ()
+    shorter: Sequence[Recording] = ()
     before: tuple[Hypothesis, ...] = ()
 
     def fails(self, hypothesis: Hypothesis, reference: MutatedReference) -> str:
@@ -41,6 +43,8 @@ class Elsewhere:
         found = self._fails(self.recordings, hypothesis, reference)
         if not found and _is_of_places(hypothesis):
             found = self._fails(self.usual_probes, hypothesis, reference)
+        if not found and hypothesis.mask is None and hypothesis.positions is None:
+            found = self._fails(self.shorter, hypothesis, reference)
         return found
 
     def doubts(self, hypothesis: Hypothesis, reference: MutatedReference) -> bool:
@@ -124,14 +128,21 @@ def record_elsewhere(
         chunks = decode_chunks(cut) if recording.mode == "decode" else None
         return record(recording.subject, cut, chunks, recording.layers)
 
-    taken = []
-    for probe in probes:
-        try:
-            taken.append(recorded(probe))
-        except Exception:  # a subject need not take what the run did not ask of it
-            continue
+    def taken_of(asked: Sequence[Inputs]) -> Iterator[Recording]:
+        for one in asked:
+            try:
+                yield recorded(one)
+            except Exception:  # a subject need not take what the run did not ask of it
+                continue
+
+    taken = list(taken_of(probes))
+    length = recording.inputs.tokens.shape[1] // 2
+    half = replace(
+        first_columns(recording.inputs, length), name=f"{recording.inputs.name} of {length} tokens"
+    )
+    shorter = list(taken_of([half] if half.valid.any() else []))
     rules = {(one.segments is None, one.window is None) for one in inputs}
     usual = [
         one for one in taken if (one.inputs.segments is None, one.inputs.window is None) in rules
     ]
-    return Elsewhere([recorded(one) for one in others], taken, usual)
+    return Elsewhere([recorded(one) for one in others], taken, usual, shorter)

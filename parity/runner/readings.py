@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -35,7 +34,7 @@ def second_reading(asked: object, opened: Checkpoint) -> Source | None:
     """
     if isinstance(asked, Checkpoint) or opened.path is None:
         return None
-    return open_source(Path(opened.path))
+    return open_source(opened.path)
 
 
 def compare_readings(subject: Checkpoint, source: Source, *, weights: bool = True) -> Reading:

@@ -15,7 +15,7 @@ def open_source(path: Path) -> Source:
         CheckpointError: what jaxllama has read cannot be read by other means.
     """
     try:
-        return _open(path)
+        return _open(Path(path))
     except Exception as error:  # each library raises its own kinds
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
         reason = (missing or type(error).__name__).splitlines()[0][:200]

@@ -77,3 +77,15 @@ def test_an_edit_of_the_source_is_explained(
     assert found is not None and found.confirmed
     # Where these rows do not tell it from another, that one is named, and it beside it.
     assert any(said in line for line in (found.summary, *found.evidence))
+
+
+def test_a_number_that_goes_with_the_length_is_no_constant() -> None:
+    """Scores are multiplied by how many queries there are: 61 here, and fewer of fewer."""
+    with planted(
+        "jaxllama.attention.backends",
+        "attend_reference(q, k, v, dense, scale, tap)",
+        "attend_reference(q, k, v, dense, q.shape[1], tap)",
+    ):
+        found = run.run(CHECKPOINT, dtypes="f64", modes="free", scenarios="causal", length=61).cause
+    assert found is not None and not found.confirmed
+    assert any("causal of 30 tokens" in line for line in (found.summary, *found.evidence))
