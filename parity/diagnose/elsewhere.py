@@ -43,7 +43,7 @@ class Elsewhere:
         found = self._fails(self.recordings, hypothesis, reference)
         if not found and _is_of_places(hypothesis):
             found = self._fails(self.usual_probes, hypothesis, reference)
-        if not found and hypothesis.mask is None and hypothesis.positions is None:
+        if not found and _is_of_numbers(hypothesis):
             found = self._fails(self.shorter, hypothesis, reference)
         return found
 
@@ -77,6 +77,12 @@ def _is_of_places(hypothesis: Hypothesis) -> bool:
     """Return whether edits hold in some rows or columns of a batch alone."""
     axes = (axis for change in hypothesis.changes for axis, _ in change.scope.axes)
     return not {*axes}.isdisjoint("BT")
+
+
+def _is_of_numbers(hypothesis: Hypothesis) -> bool:
+    """Return whether it is edits, some of which have a number that was solved for."""
+    edited = bool(hypothesis.changes) and all(change.edits for change in hypothesis.changes)
+    return edited and any(edit.template for change in hypothesis.changes for edit in change.edits)
 
 
 def inputs_like(
