@@ -28,7 +28,8 @@ class Elsewhere:
             that they only decide between explanations.
         usual_probes: those of them that are masked by rules that the run's scenarios have. What was
             read off single rows or columns has to hold there too: it may be an accident of these.
-        shorter: half of what is diagnosed: a number that goes with the length is no constant.
+        shorter: half of what is diagnosed, `MOST_COLUMNS` at most: a number that goes with the
+            length is no constant.
         before: what has been found to be wrong already.
     """
 
@@ -126,7 +127,7 @@ def record_elsewhere(
 
     others = [one for one in inputs if one.name != recording.inputs.name]
     probes = probe_inputs(recording.inputs)
-    share = MOST_BYTES // max(1, len(others) + len(probes))
+    share = MOST_BYTES // (len(others) + len(probes) + 1)  # and half of what is diagnosed
 
     def recorded(one: Inputs) -> Recording:
         cut = first_columns(one, min(one.tokens.shape[1], MOST_COLUMNS))
@@ -142,7 +143,7 @@ def record_elsewhere(
                 continue
 
     taken = list(taken_of(probes))
-    length = recording.inputs.tokens.shape[1] // 2
+    length = min(recording.inputs.tokens.shape[1] // 2, MOST_COLUMNS)
     half = replace(
         first_columns(recording.inputs, length), name=f"{recording.inputs.name} of {length} tokens"
     )

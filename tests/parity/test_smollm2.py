@@ -10,8 +10,6 @@ import pytest
 
 import parity
 from jaxllama.checkpoint import convert, open_checkpoint
-from parity.runner.readings import compare_readings
-from parity.sources.open import open_source
 
 pytestmark = pytest.mark.optimised  # what users run first
 REFERENCES = ("torch", "hf", "meta")
@@ -40,7 +38,7 @@ def test_a_wrong_rotary_base_is_found_where_it_starts() -> None:
 
 
 def test_smollm2_is_equal_in_every_format_on_its_way_round(tmp_path: Path) -> None:
-    """HF, Meta, Orbax, GGUF, HF: the same to other readers, bit by bit, and to PyTorch at last."""
+    """HF, Meta, Orbax, GGUF and HF again: the same digests, and PyTorch agrees each time."""
     source, digests = open_checkpoint("smollm2"), []
     original = source
     for stage, to in enumerate(("meta", "orbax", "gguf", "hf")):
@@ -49,8 +47,10 @@ def test_smollm2_is_equal_in_every_format_on_its_way_round(tmp_path: Path) -> No
         digests.append(dict(result.digests))
         source = open_checkpoint(result.target)
         assert source.format == to
-        reading = compare_readings(source, open_source(result.target))
-        assert not reading.differences and reading.tensors == len(original.tensors)
+        judged = parity.run(
+            result.target, dtypes="f32", scenarios="right_padded", modes="free", length=12
+        )
+        assert judged.exit_code == 0 and judged.compared == judged.expected
         if stage:
             for file in (tmp_path / f"{stage - 1}").rglob("*"):
                 if file.is_file():
@@ -59,7 +59,3 @@ def test_smollm2_is_equal_in_every_format_on_its_way_round(tmp_path: Path) -> No
     text = "Round and round, 12345 times."
     assert source.tokenizer().encode(text) == original.tokenizer().encode(text)
     assert source.config == original.config
-    judged = parity.run(
-        result.target, dtypes="f32", scenarios="right_padded", modes="free", length=12
-    )
-    assert judged.exit_code == 0 and judged.compared == judged.expected

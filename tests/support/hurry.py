@@ -18,7 +18,8 @@ _OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_spli
 _FIT = jaxlib.__version__.startswith("0.10.")
 _as_users = of_jax.get_compile_options
 _FLAGS = " ".join(f"--{name}={value}".lower() for name, value in _OPTIONS.items())
-_own_flags = os.environ.get("XLA_FLAGS", "")
+# Those of the process that started this one are none of the user's, if it was in a hurry.
+_own_flags = os.environ.pop("XLA_FLAGS", "").replace(_FLAGS, "").strip()
 _hurried = False  # JAX's own setting comes from the environment, in a process that a test starts
 
 
@@ -45,6 +46,16 @@ def _context() -> Any:
     return _thread.context
 
 
+def _set_flags(*flags: str) -> None:
+    """Set those of processes that are started from here on; none if all are empty."""
+    os.environ.pop("XLA_FLAGS", None)
+    if said := " ".join(filter(None, flags)):
+        os.environ["XLA_FLAGS"] = said
+
+
+_set_flags(_own_flags)
+
+
 def compile_in_a_hurry(wanted: bool) -> None:
     """Have XLA leave out what makes programs fast, or not, here and in processes started here.
 
@@ -60,8 +71,5 @@ def compile_in_a_hurry(wanted: bool) -> None:
         of_jax.get_compile_options = _in_a_hurry if wanted else _as_users
         mlir.make_ir_context = _context if wanted else _make_context
         jax.devices()  # after which this process does not look at the variable
-        flags = (_own_flags, _FLAGS if wanted else "")
-        os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
-        if not os.environ["XLA_FLAGS"]:
-            del os.environ["XLA_FLAGS"]
+        _set_flags(_own_flags, _FLAGS if wanted else "")
     jax.clear_caches()  # which do not tell the two kinds apart
